@@ -1,0 +1,255 @@
+"""Training text: the target's own answers, and its own users' questions, written by the target on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddsim.errors import DdsimError
+
+from .checkpoint import ModelConfig, Weights
+from .lockstep import Lockstep
+
+
+@dataclass
+class PromptPool:
+    """Token ids that documents begin with.
+
+    ``tokens`` is int32 [prompts, longest] and ``lengths`` int32 [prompts]. ``self_written[i]`` marks a prompt that ends
+    where a user's turn begins: the target writes that turn itself, then answers it after ``opening``, the chat template's
+    opening of an assistant turn.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    self_written: np.ndarray
+    opening: np.ndarray
+    end_of_turn: int
+
+    @classmethod
+    def build(cls, prompts: Sequence[Sequence[int]], user_opening: Sequence[int], opening: Sequence[int],
+              end_of_turn: int, self_written_share: float) -> PromptPool:  # fmt: skip
+        """Pad prompts into one array and mix in ``self_written_share`` of documents that start at ``user_opening``."""
+        extra = round(len(prompts) * self_written_share / (1 - self_written_share))
+        rows = [list(p) for p in prompts] + [list(user_opening)] * extra
+        lengths = np.array([len(r) for r in rows], np.int32)
+        tokens = np.zeros((len(rows), max(int(lengths.max()), len(opening))), np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        written = np.arange(len(rows)) >= len(prompts)
+        return cls(tokens, lengths, written, np.array(opening, np.int32), end_of_turn)
+
+    def save(self, path: str | Path) -> None:
+        """Write the pool as ``.npz`` (arrays only, no pickle)."""
+        np.savez_compressed(path, tokens=self.tokens.astype(np.uint16), lengths=self.lengths,
+                            self_written=self.self_written, opening=self.opening,
+                            end_of_turn=np.int32(self.end_of_turn))  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> PromptPool:
+        """Read a pool that ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file["tokens"].astype(np.int32), file["lengths"], file["self_written"], file["opening"],
+                       int(file["end_of_turn"]))  # fmt: skip
+
+
+def looping(rows: Tensor, longest_period: int = 40) -> Tensor:
+    """Which rows, int [slots, window], end in a repetition: three periods of at most ``longest_period``, 36 tokens at least."""
+    found = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
+    for period in range(1, longest_period + 1):
+        tail = max(3 * period, 36)
+        if tail + period > rows.shape[1]:
+            break
+        found |= (rows[:, -tail:] == rows[:, -tail - period : -period]).all(1)
+    return found
+
+
+class Writer:
+    """Slots that write documents back to back: prompt, answer, next prompt, in rows of ``length`` tokens.
+
+    The first ``sampling`` slots can sample; the others answer greedily and take no self-written prompts.
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights, pool: PromptPool, *, slots: int, length: int,
+                 longest: int, sampled_share: float = 0.3, seed: int = 0) -> None:  # fmt: skip
+        device = weights["model.embed_tokens.weight"].device
+        self.model = Lockstep(config, weights, slots, length)
+        self.slots, self.length, self.longest, self.device = slots, length, longest, device
+        self.sampling = slots // 2
+        self.seed = seed
+        generator = np.random.default_rng(seed)
+        plain = np.flatnonzero(~pool.self_written)
+        count = len(pool.lengths)
+        orders = [generator.permutation(count), generator.permutation(plain)]
+        # Row ``count`` of the pool is the opening of an assistant turn: a self-written question continues there.
+        tokens = np.concatenate([pool.tokens, np.zeros((1, pool.tokens.shape[1]), np.int32)])
+        tokens[count, : len(pool.opening)] = pool.opening
+        self.pool = torch.from_numpy(tokens).to(device)
+        self.pool_lengths = torch.tensor([*pool.lengths, len(pool.opening)], dtype=torch.long, device=device)
+        self.self_written = torch.tensor([*pool.self_written, False], device=device)
+        self.opening_row, self.end_of_turn = count, pool.end_of_turn
+        # Sampled temperatures 0.6-1.0; of the sampling slots' answers as many are greedy as the share asks for.
+        greedy = 1 - min(1.0, sampled_share * slots / self.sampling)
+        temperatures = generator.uniform(0.6, 1.0, 1 << 16) * (generator.random(1 << 16) >= greedy)
+        self.temperatures = torch.tensor(temperatures, dtype=torch.float32, device=device)
+        self.orders = [torch.tensor(order, dtype=torch.long, device=device) for order in orders]
+        self.next = torch.zeros(2, dtype=torch.long, device=device)
+
+        def vector(dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(slots, dtype=dtype, device=device)
+
+        self.token, self.start, self.prompt, self.forced = vector(), vector(), vector(), vector()
+        self.generated, self.answering, self.kill = vector(torch.bool), vector(torch.bool), vector(torch.bool)
+        self.reply_temperature = vector(torch.float32)
+        self.step = torch.zeros((), dtype=torch.long, device=device)
+        self.rows = torch.zeros(slots, length, dtype=torch.long, device=device)
+        self.row_generated = torch.zeros(slots, length, dtype=torch.bool, device=device)
+        self.row_start = torch.zeros(slots, length, dtype=torch.long, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def _begin(self, ended: Tensor) -> None:
+        """Give each slot that ended the next prompt in order; its first token comes next."""
+        for side, part in enumerate((slice(0, self.sampling), slice(self.sampling, self.slots))):
+            wants = ended[part]
+            ticket = self.next[side] + wants.long().cumsum(0) - 1
+            self.next[side] += wants.sum()
+            prompt = self.orders[side][ticket % len(self.orders[side])]
+            self.prompt[part] = torch.where(wants, prompt, self.prompt[part])
+            if side == 0:
+                temperature = self.temperatures[ticket % len(self.temperatures)]
+                self.reply_temperature[part] = torch.where(wants, temperature, self.reply_temperature[part])
+        self.forced.masked_fill_(ended, 0)
+        self.answering.copy_(torch.where(ended, ~self.self_written[self.prompt], self.answering))
+
+    def _advance(self) -> None:
+        hidden = self.model.hidden(self.token, self.step, self.start)
+        logits = self.model.logits(hidden)
+        chosen = logits.argmax(-1)
+        m = self.sampling
+        temperature = torch.where(self.answering[:m], self.reply_temperature[:m], 1.0)
+        noise = torch.empty_like(logits[:m]).exponential_().log_()
+        sampled = (logits[:m] / temperature.clamp_min(1e-3)[:, None] - noise).argmax(-1)
+        chosen[:m] = torch.where(temperature > 0, sampled, chosen[:m])
+
+        turn_over = self.generated & (self.token == self.end_of_turn)
+        ended = (turn_over & self.answering) | (self.step + 1 - self.start >= self.longest) | self.kill
+        asked = turn_over & ~self.answering & ~ended
+        self.prompt.masked_fill_(asked, self.opening_row)
+        self.forced.masked_fill_(asked, 0)
+        self.answering |= asked
+        self._begin(ended)
+        self.kill.zero_()
+        scripted = self.forced < self.pool_lengths[self.prompt]
+        script = self.pool[self.prompt, self.forced.clamp_max(self.pool.shape[1] - 1)].long()
+        self.token.copy_(torch.where(scripted, script, chosen))
+        self.forced += scripted
+        self.generated.copy_(~scripted)
+        self.step += 1
+        self.start.copy_(torch.where(ended, self.step, self.start))
+        self._store()
+
+    def _store(self) -> None:
+        at = self.step.clamp_max(self.length - 1).view(1)
+        self.rows.index_copy_(1, at, self.token[:, None])
+        self.row_generated.index_copy_(1, at, self.generated[:, None])
+        self.row_start.index_copy_(1, at, self.start[:, None])
+
+    def wave(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Write one row a slot.
+
+        Returns
+        -------
+        tokens : uint16 ndarray [slots, length]
+        starts : uint16 ndarray [slots, length]
+            Row position at which the token's document starts.
+        generated : bool ndarray [slots, length]
+            False for prompt tokens.
+        """
+        everyone = torch.ones(self.slots, dtype=torch.bool, device=self.device)
+        self.step.zero_()
+        self.start.zero_()
+        self.generated.zero_()
+        self._begin(everyone)
+        self.token.copy_(self.pool[self.prompt, 0].long())
+        self.forced.fill_(1)
+        self._store()
+        advance: Callable[[], Any] = self._advance
+        if self.device.type == "cuda":
+            if self.graph is None:
+                self._capture()
+            assert self.graph is not None
+            advance = self.graph.replay
+        for t in range(1, self.length):
+            advance()
+            if t % 64 == 0 and t >= 192:
+                self.kill |= looping(self.rows[:, t - 159 : t + 1]) & self.generated
+        return (
+            self.rows.cpu().numpy().astype(np.uint16),
+            self.row_start.cpu().numpy().astype(np.uint16),
+            self.row_generated.cpu().numpy(),
+        )
+
+    def _capture(self) -> None:
+        # Warm-up runs advance the state; saving it keeps the first wave what the seed says it is.
+        state = [self.token, self.start, self.prompt, self.forced, self.generated, self.answering, self.kill, self.step,
+                 self.reply_temperature, self.next, self.rows, self.row_generated, self.row_start]  # fmt: skip
+        saved = [tensor.clone() for tensor in state]
+        torch.cuda.manual_seed(self.seed)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._advance()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance()
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+        self.graph = graph
+
+
+def generate(
+    config: ModelConfig,
+    weights: Weights,
+    pool: PromptPool,
+    *,
+    seconds: float,
+    slots: int = 2048,
+    length: int = 1024,
+    longest: int = 576,
+    seed: int = 0,
+    progress: Callable[[str], None] = print,
+) -> dict[str, np.ndarray]:
+    """Write training text for about ``seconds``.
+
+    Returns
+    -------
+    dict
+        ``tokens`` uint16 [rows, length], ``starts`` uint16 and ``generated`` bool of the same shape.
+
+    Raises
+    ------
+    DdsimError
+        A prompt is longer than a document may be.
+    """
+    if int(pool.lengths.max()) >= longest:
+        raise DdsimError(f"prompt {int(pool.lengths.argmax())}: {int(pool.lengths.max())} tokens, but documents end at {longest}")
+    with torch.inference_mode():
+        writer = Writer(config, weights, pool, slots=slots, length=length, longest=longest, seed=seed)
+        begun = time.perf_counter()
+        waves = []
+        while not waves or (time.perf_counter() - begun) * (1 + 1 / len(waves)) < seconds:
+            waves.append(writer.wave())
+            elapsed = time.perf_counter() - begun
+            written = len(waves) * slots * length
+            progress(f"wave {len(waves)}: {written / 1e6:.1f}M tokens, {written / elapsed / 1e3:.0f}k tokens/s")
+    names = ("tokens", "starts", "generated")
+    return {name: np.concatenate([wave[i] for wave in waves]) for i, name in enumerate(names)}

@@ -1,0 +1,284 @@
+"""Record dense traces: the target writes its answers, then the drafter's marginals at every position of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddsim.errors import DdsimError
+from ddsim.trace import TraceWriter
+
+from . import dense
+from .checkpoint import DrafterConfig, ModelConfig, Weights, checkpoint_folder, load_drafter, load_target
+from .lockstep import Lockstep, head_logits
+from .sampling import choose, top_candidates, uniforms
+from .workloads import Prompt, encode, load_prompts
+
+
+def write_answers(
+    config: ModelConfig,
+    weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    random: Sequence[np.ndarray] | None = None,
+) -> list[list[int]]:
+    """The target's own answers to several prompts, written side by side.
+
+    Parameters
+    ----------
+    prompts : sequence of sequence of int
+        Token ids.
+    max_new_tokens : int
+        Answers end there or with an end-of-text token, which is part of the answer.
+    random : sequence of float64 arrays [max_new_tokens], optional
+        ``uniforms`` of each prompt; needed above temperature 0.
+
+    Returns
+    -------
+    list of list of int
+        Token ids of each answer, at least one each.
+    """
+    device = weights["model.embed_tokens.weight"].device
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    longest = int(lengths.max())
+    total = longest + max_new_tokens
+    rows = torch.zeros(len(prompts), total, dtype=torch.long, device=device)
+    for i, prompt in enumerate(prompts):
+        rows[i, : len(prompt)] = torch.tensor(prompt, device=device)
+    dice = None if random is None else torch.tensor(np.stack([u[:max_new_tokens] for u in random]), device=device)
+    stops = torch.tensor(config.eos_token_ids or (-1,), device=device)
+    model = Lockstep(config, weights, len(prompts), total)
+    start = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    step = torch.zeros((), dtype=torch.long, device=device)
+    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    with torch.inference_mode():
+        for t in range(total - 1):
+            step.fill_(t)
+            hidden = model.hidden(rows[:, t], step, start)
+            written = t + 1 - lengths  # index in the answer of the token that comes next
+            if t + 1 < int(lengths.min()):
+                continue
+            u = None if dice is None else dice.gather(1, written.clamp(0, max_new_tokens - 1)[:, None])[:, 0]
+            token = choose(model.logits(hidden), temperature, u)
+            rows[:, t + 1] = torch.where(written < 0, rows[:, t + 1], token)
+            stopped |= (written >= 0) & torch.isin(rows[:, t + 1], stops)
+            if t % 16 == 0 and bool((stopped | (written + 1 >= max_new_tokens)).all()):
+                break
+    answers = []
+    for row, prompt in zip(rows.tolist(), prompts, strict=True):
+        answer = row[len(prompt) : len(prompt) + max_new_tokens]
+        ends = [i for i, token in enumerate(answer) if token in config.eos_token_ids]
+        answers.append(answer[: ends[0] + 1] if ends else answer)
+    return answers
+
+
+def marginals(
+    target: ModelConfig,
+    target_weights: Weights,
+    layers: list[dense.TargetLayer],
+    drafter: DrafterConfig,
+    drafter_weights: Weights,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    candidates: int,
+    positions_per_pass: int = 128,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The drafter's marginals at every position of an answer, many blocks a pass.
+
+    Returns
+    -------
+    logprobs : float32 ndarray [len(answer), horizon, candidates]
+        Rounded and ordered as in a trace; -inf at the last position, which starts no round.
+    token_ids : int32 ndarray of the same shape
+    """
+    device = target_weights["model.embed_tokens.weight"].device
+    tokens = torch.tensor([[*prompt, *answer]], device=device)
+    here = torch.arange(tokens.shape[1], device=device)[None]
+    count = min(candidates, target.vocab_size)
+    logprobs = np.full((len(answer), drafter.horizon, count), -np.inf, np.float32)
+    token_ids = np.zeros(logprobs.shape, np.int32)
+    with torch.inference_mode():
+        features, _ = dense.target_features(
+            target, target_weights, layers, tokens, here, dense.causal_attention, drafter.target_layer_ids
+        )
+        for first in range(0, len(answer) - 1, positions_per_pass):
+            last = min(first + positions_per_pass, len(answer) - 1)
+            anchors = torch.arange(len(prompt) + first, len(prompt) + last, device=device)
+            context = len(prompt) + last
+            inputs, block_positions = dense.block_inputs(drafter, tokens[:, anchors], anchors[None])
+            mask = dense.block_mask(anchors, context, drafter.block_size)
+            hidden = dense.drafter_hidden(
+                drafter, drafter_weights, features[:, :context], here[:, :context],
+                F.embedding(inputs, target_weights["model.embed_tokens.weight"]), block_positions,
+                dense.masked_attention(mask),
+            )  # fmt: skip
+            drafted = hidden[0].unflatten(0, (-1, drafter.block_size))[:, 1:]
+            values, ids = top_candidates(head_logits(drafted, target_weights["lm_head.weight"]), count)
+            logprobs[first:last] = values.cpu().numpy()
+            token_ids[first:last] = ids.cpu().numpy()
+    return logprobs, token_ids
+
+
+def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str) -> None:
+    """Refuse a drafter that was not made for the target."""
+    if drafter.hidden_size != target.hidden_size:
+        raise DdsimError(f"{name}: hidden size {drafter.hidden_size}, but the target's is {target.hidden_size}")
+    if drafter.vocab_size != target.vocab_size:
+        raise DdsimError(f"{name}: vocabulary {drafter.vocab_size}, but the target's is {target.vocab_size}")
+    if max(drafter.target_layer_ids) >= target.num_layers:
+        raise DdsimError(
+            f"{name}: reads target layer {max(drafter.target_layer_ids)}, but the target has {target.num_layers} layers"
+        )
+    if not 0 <= drafter.mask_token_id < target.vocab_size:
+        raise DdsimError(f"{name}: mask token {drafter.mask_token_id} lies outside the vocabulary")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, or of a folder's safetensors together."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself."""
+    if device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def provenance(target: str, drafter: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Versions, models and device of a measurement or recording."""
+    packages = ("ddsim", "torch", "transformers", "numpy", "numba")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except Exception:  # run from a source tree without installation
+            versions[package] = "source"
+    return {
+        "target": target,
+        "drafter": drafter,
+        "drafter_sha256": sha256(checkpoint_folder(drafter)),
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": versions,
+    }
+
+
+def record(
+    *,
+    target: str,
+    drafter: str,
+    prompts: Sequence[str],
+    out: str | Path,
+    temperature: float = 0.0,
+    max_new_tokens: int = 128,
+    max_budget: int = 512,
+    device: str = "cpu",
+    dtype: str = "float32",
+    seed: int = 0,
+    limit: int | None = None,
+    batch: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+    encoded: dict[tuple[str, str], list[int]] | None = None,
+) -> Path:
+    """Record a dense trace.
+
+    Parameters
+    ----------
+    target, drafter : str
+        As ``load_target`` and ``load_drafter`` take them.
+    prompts : sequence of str
+        Workload names or JSONL files.
+    out : path
+        Folder of the trace. An interrupted recording continues there.
+    temperature : float
+        0 for the target's greedy answers, otherwise its samples.
+    max_new_tokens, max_budget : int
+        Length of an answer, and the largest budget that the trace answers exactly.
+    limit : int, optional
+        At most so many prompts of each workload.
+    batch : int
+        Answers written side by side; finished batches survive a crash.
+    progress : callable, optional
+        Called with (sequences done, sequences in all).
+    encoded : dict, optional
+        Token ids by (workload, prompt id), for machines without the tokenizer.
+
+    Returns
+    -------
+    Path
+        ``out``.
+
+    Raises
+    ------
+    DdsimError
+        A prompt file, checkpoint or existing trace does not fit.
+    """
+    if max_new_tokens < 2:
+        raise DdsimError(f"max_new_tokens {max_new_tokens}: a trace needs answers of at least 2 tokens")
+    if temperature < 0:
+        raise DdsimError(f"temperature {temperature}: must be 0 or more")
+    torch_dtype = getattr(torch, dtype, None)
+    if not isinstance(torch_dtype, torch.dtype):
+        raise DdsimError(f"dtype {dtype!r}: unknown; use float32 or bfloat16")
+    chosen: list[Prompt] = []
+    for name in prompts:
+        chosen += load_prompts(name)[:limit]
+    config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
+    drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device)
+    check_pair(config, drafter_shape, drafter)
+    layers = dense.target_layers(config, weights)
+    source = provenance(target, drafter, device, torch_dtype) | {
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "recorded": time.strftime("%Y-%m-%d"),
+    }
+    with TraceWriter(
+        out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source
+    ) as writer:
+        done = {(str(workload), str(prompt), float(t)) for workload, prompt, t in writer.done}
+        todo = [p for p in chosen if (p.workload, p.id, float(np.float32(temperature))) not in done]
+        finished = len(chosen) - len(todo)
+        for first in range(0, len(todo), batch):
+            part = todo[first : first + batch]
+            ids = [encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in part]
+            random = None if temperature == 0 else [uniforms(seed, p.id, max_new_tokens) for p in part]
+            answers = write_answers(
+                config, weights, ids, max_new_tokens=max_new_tokens, temperature=temperature, random=random
+            )
+            for prompt, prompt_ids, answer in zip(part, ids, answers, strict=True):
+                logprobs, token_ids = marginals(
+                    config, weights, layers, drafter_shape, drafter_weights, prompt_ids, answer, candidates=max_budget
+                )
+                writer.add_sequence(
+                    prompt_id=prompt.id,
+                    workload=prompt.workload,
+                    temperature=temperature,
+                    prompt_tokens=len(prompt_ids),
+                    tokens=np.asarray(answer, np.int32),
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                )
+                finished += 1
+                if progress is not None:
+                    progress(finished, len(chosen))
+            writer.flush()
+    return Path(out)
