@@ -105,7 +105,8 @@ def test_single_ideas_are_many_and_checked_by_hand() -> None:
 
 
 def test_hundreds_of_functions() -> None:
-    names = Counter(re.findall(r"def (\w+)\(", "\n".join(text for kind, text in labelled() if kind == "code")))
+    code = "\n".join(text for kind, text in labelled() if kind == "code")
+    names = Counter(re.findall(r"def (\w+)\(", code))
     assert len(names) > 2000
     assert max(names.values()) < 100
 

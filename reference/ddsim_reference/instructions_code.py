@@ -709,8 +709,8 @@ def render_stub(idea: Idea, rng: np.random.Generator) -> str:
         lines = [f"{idea.name}({a}) {arrow} {r}" for a, r in examples]
         text = f"{quote}\n    {doc}\n\n    {title}\n    " + "\n    ".join(lines) + f"\n    {quote}"
     elif style < 0.93:
-        args = "\n".join(f"        {name} ({kind}): see above." for name, kind in idea.parameters)
-        text = f"{quote}{doc}\n\n    Args:\n{args}\n\n    Returns:\n        {idea.returns}\n    {quote}"
+        args = "\n".join(f"        {name} ({kind}): the input." for name, kind in idea.parameters)
+        text = f"{quote}{doc}\n\n    Args:\n{args}\n\n    Returns:\n        {idea.returns}: the result.\n    {quote}"
     else:
         text = f"{quote}{doc}{quote}"
     return f"{head}{line}\n    {text}".strip("\n")
