@@ -253,3 +253,21 @@ def generate(
             progress(f"wave {len(waves)}: {written / 1e6:.1f}M tokens, {written / elapsed / 1e3:.0f}k tokens/s")
     names = ("tokens", "starts", "generated")
     return {name: np.concatenate([wave[i] for wave in waves]) for i, name in enumerate(names)}
+
+
+def build_pool(tokenizer: Any, prompts: Sequence[str], *, self_written_share: float, end_of_turn: int,
+               longest: int = 400) -> PromptPool:  # fmt: skip
+    """Encode instructions with the target's chat template; ones of more than ``longest`` tokens are left out.
+
+    The template's own text around a user's message gives the openings of the user's and the assistant's turns.
+    """
+    mark = "@@ddsim@@"
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False)
+    before, after = whole.split(mark)
+    opening = tokenizer(after, add_special_tokens=False)["input_ids"]
+    if opening[0] != end_of_turn:
+        raise DdsimError("the chat template does not close a user's turn with the end-of-text token; self-written turns need it")
+    texts = [before + prompt + after for prompt in prompts]
+    encoded = [ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(ids) <= longest]
+    user_opening = tokenizer(before, add_special_tokens=False)["input_ids"]
+    return PromptPool.build(encoded, user_opening, opening[1:], end_of_turn, self_written_share)

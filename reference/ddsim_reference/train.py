@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ddsim.errors import DdsimError
 
@@ -114,7 +115,11 @@ class Muon:
         self.matrices = [name for name, p in parameters.items() if p.ndim == 2]
         self.momentum = {name: torch.zeros_like(parameters[name]) for name in self.matrices}
         vectors = [p for p in parameters.values() if p.ndim != 2]
-        self.adam = torch.optim.AdamW(vectors, lr=vector_rate, betas=(0.9, 0.99), weight_decay=0.0, foreach=True)
+        on_gpu = vectors[0].is_cuda
+        self.adam = torch.optim.AdamW(
+            vectors, lr=torch.tensor(vector_rate), betas=(0.9, 0.99), weight_decay=0.0, foreach=on_gpu, capturable=on_gpu
+        )
+        self.scale = torch.ones((), device=vectors[0].device)
         self.groups: dict[tuple[int, int], list[str]] = {}
         for name in self.matrices:
             tall, wide = sorted(parameters[name].shape, reverse=True)
@@ -130,9 +135,9 @@ class Muon:
         return x
 
     @torch.no_grad()
-    def step(self, scale: float) -> None:
-        """One update with both learning rates times ``scale``; gradients are consumed."""
-        for (tall, wide), names in self.groups.items():
+    def step(self) -> None:
+        """One update with both learning rates times ``self.scale``, a tensor so that a CUDA graph can hold the step."""
+        for (tall, _), names in self.groups.items():
             updates = []
             for name in names:
                 gradient = self.parameters[name].grad
@@ -141,12 +146,13 @@ class Muon:
                 update = gradient.lerp(self.momentum[name], 0.95)
                 updates.append(update if update.shape[0] >= update.shape[1] else update.T)
             moved = self._orthogonal(torch.stack(updates))
-            rate = self.matrix_rate * scale * math.sqrt(tall / wide)
+            # Moonlight's scaling (arXiv 2502.16982): an update's RMS is 0.2, as AdamW's typically is.
+            rate = self.scale * (-0.2 * self.matrix_rate * math.sqrt(tall))
             for name, update in zip(names, moved, strict=True):
                 parameter = self.parameters[name]
-                parameter.add_(update if parameter.shape[0] >= parameter.shape[1] else update.T, alpha=-rate)
+                parameter.add_((update if parameter.shape[0] >= parameter.shape[1] else update.T) * rate)
         for group in self.adam.param_groups:
-            group["lr"] = self.vector_rate * scale
+            group["lr"] = self.vector_rate * self.scale
         self.adam.step()
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -218,19 +224,22 @@ class Attention:
     def __init__(self, rows: int, length: int, anchors: int, block_size: int, device: str) -> None:
         self.length, self.block_size = length, block_size
         self.flex = device.startswith("cuda")
-        self.starts = torch.zeros(rows, length, dtype=torch.long, device=device)
-        self.anchors = torch.zeros(rows, anchors, dtype=torch.long, device=device)
-        self.anchor_starts = torch.zeros(rows, anchors, dtype=torch.long, device=device)
+        self.starts = torch.zeros(rows, length, dtype=torch.int32, device=device)
+        self.anchors = torch.zeros(rows, anchors, dtype=torch.int32, device=device)
+        self.anchor_starts = torch.zeros(rows, anchors, dtype=torch.int32, device=device)
         self.target_mask: Any = None
         self.drafter_mask: Any = None
+        starts, anchors_, anchor_starts = self.starts, self.anchors, self.anchor_starts
 
-    def _causal(self, b: Any, h: Any, q: Any, k: Any) -> Any:
-        return (k <= q) & (k >= self.starts[b, q])
+        def causal(b: Any, h: Any, q: Any, k: Any) -> Any:
+            return (k <= q) & (k >= starts[b, q])
 
-    def _blocks(self, b: Any, h: Any, q: Any, k: Any) -> Any:
-        block = q // self.block_size
-        before = (k < self.anchors[b, block]) & (k >= self.anchor_starts[b, block])
-        return before | ((k >= self.length) & ((k - self.length) // self.block_size == block))
+        def blocks(b: Any, h: Any, q: Any, k: Any) -> Any:
+            block = q // block_size
+            before = (k < anchors_[b, block]) & (k >= anchor_starts[b, block])
+            return before | ((k >= length) & ((k - length) // block_size == block))
+
+        self._causal, self._blocks = causal, blocks
 
     def update(self, batch: Batch) -> None:
         """Point both masks at a new batch. The mask objects stay, so that compiled code stays valid."""
@@ -249,43 +258,46 @@ class Attention:
         q = torch.arange(max(length, queries), device=b.device)[None, :, None]
         k = torch.arange(length + queries, device=b.device)[None, None]
         self.target_mask = dense.masked_attention(self._causal(b, 0, q[:, :length], k[..., :length])[:, None])
-        self.drafter_mask = dense.masked_attention(
-            self._blocks_dense(b, q[:, :queries], k)[:, None]
-        )
-
-    def _blocks_dense(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        mask = self._blocks(b, 0, q, k)
-        return mask
+        seen = self._blocks(b, 0, q[:, :queries], k)
+        self.drafter_mask = dense.masked_attention(seen[:, None])
 
     def _update_flex(self) -> None:
         rows, length = self.starts.shape
         size, per = self.BLOCK, self.BLOCK // self.block_size
         queries = self.anchors.shape[1] * self.block_size
         device = self.starts.device
-        q_blocks, context_blocks = torch.arange(length // size, device=device), torch.arange(length // size, device=device)
-        first = self.starts.view(rows, -1, size).amin(2) // size
-        causal = (context_blocks <= q_blocks[:, None]) & (context_blocks >= first[..., None])
-        low = self.anchor_starts.view(rows, -1, per).amin(2) // size
-        high = (self.anchors.view(rows, -1, per).amax(2) - 1) // size
-        before = (context_blocks >= low[..., None]) & (context_blocks <= high[..., None])
+        k_block = torch.arange(length // size, device=device)
+        q_block = k_block[:, None]
+        starts = self.starts.view(rows, -1, size)
+        causal = (k_block <= q_block) & (k_block >= starts.amin(2, keepdim=True) // size)
+        causal_full = (k_block < q_block) & (k_block * size >= starts.amax(2, keepdim=True))
+        anchors, anchor_starts = self.anchors.view(rows, -1, per), self.anchor_starts.view(rows, -1, per)
+        before = (k_block >= anchor_starts.amin(2, keepdim=True) // size) & (
+            k_block <= (anchors.amax(2, keepdim=True) - 1) // size
+        )
+        before_full = (k_block * size >= anchor_starts.amax(2, keepdim=True)) & (
+            (k_block + 1) * size <= anchors.amin(2, keepdim=True)
+        )
         own = torch.eye(queries // size, dtype=torch.bool, device=device).expand(rows, -1, -1)
-        self.target_mask = self._renewed(self.target_mask, causal, self._causal, (length, length))
+        none = torch.zeros_like(own)
+        self.target_mask = self._renewed(self.target_mask, causal, causal_full, self._causal, (length, length))
         self.drafter_mask = self._renewed(
-            self.drafter_mask, torch.cat((before, own), 2), self._blocks, (queries, length + queries)
-        )
+            self.drafter_mask, torch.cat((before, own), 2), torch.cat((before_full, none), 2), self._blocks,
+            (queries, length + queries),
+        )  # fmt: skip
 
-    def _renewed(self, old: Any, blocks: Tensor, rule: Callable[..., Any], lengths: tuple[int, int]) -> Any:
-        from torch.nn.attention.flex_attention import BlockMask
-
-        blocks = blocks[:, None]
-        order = blocks.int().argsort(dim=-1, descending=True, stable=True).int()
-        new = BlockMask.from_kv_blocks(
-            blocks.sum(-1).int(), order, BLOCK_SIZE=self.BLOCK, mask_mod=rule, seq_lengths=lengths
-        )
+    def _renewed(self, old: Any, seen: Tensor, full: Tensor, rule: Callable[..., Any], lengths: tuple[int, int]) -> Any:
+        """A block mask from blocks [rows, queries, keys] that are seen at all, and that are seen whole."""
+        tables: list[Tensor] = []
+        for blocks in ((seen & ~full)[:, None], (seen & full)[:, None]):
+            order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+            tables += [blocks.sum(-1).int(), order.int()]
+        new = BlockMask.from_kv_blocks(*tables, BLOCK_SIZE=self.BLOCK, mask_mod=rule, seq_lengths=lengths)
         if old is None:
             return new
-        for name in ("kv_num_blocks", "kv_indices", "q_num_blocks", "q_indices"):
-            getattr(old, name).copy_(getattr(new, name))
+        for name in ("num_blocks", "indices"):
+            for side in ("kv", "q", "full_kv", "full_q"):
+                getattr(old, f"{side}_{name}").copy_(getattr(new, f"{side}_{name}"))
         return old
 
     def target(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -293,8 +305,6 @@ class Attention:
         if not self.flex:
             attended: Tensor = self.target_mask(query, key, value)
             return attended
-        from torch.nn.attention.flex_attention import flex_attention
-
         return flex_attention(query, key, value, block_mask=self.target_mask, enable_gqa=True)  # type: ignore[return-value]
 
     def drafter(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -302,8 +312,6 @@ class Attention:
         if not self.flex:
             attended: Tensor = self.drafter_mask(query, key, value)
             return attended
-        from torch.nn.attention.flex_attention import flex_attention
-
         return flex_attention(query, key, value, block_mask=self.drafter_mask, enable_gqa=True)  # type: ignore[return-value]
 
 
@@ -363,6 +371,9 @@ class Trainer:
             parameter.requires_grad_()
         self.optimizer = Muon(self.parameters, matrix_rate, vector_rate)
         self.order = torch.zeros(0, dtype=torch.long)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.batch = self._held_out(0)
+        self.last_loss = torch.zeros((), device=self.device)
 
     def _features(self, batch: Batch, ids: Sequence[int]) -> Tensor:
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.starts
@@ -464,26 +475,47 @@ class Trainer:
                 lengths.append(float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean()))
         return float(np.mean(losses)), float(np.mean(lengths))
 
+    def _update(self) -> None:
+        loss, _, _ = self.loss(self.batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        fc = self.parameters["fc.weight"].grad
+        assert fc is not None
+        # Documents' first tokens reach fc a thousand times larger than the rest and would drown its momentum.
+        fc.mul_((1.0 / fc.norm().clamp_min(1e-6)).clamp_max(1.0))
+        self.optimizer.step()
+        self.last_loss.copy_(loss.detach())
+
+    def _capture(self) -> None:
+        """Put the whole update in a CUDA graph: the small target's launches would otherwise cost a third of the time."""
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._update()
+        self.graph = graph
+
     def run(self, seconds: float, total_seconds: float, progress: Callable[[str], None] = print, every: int = 500) -> None:
         """Train for ``seconds`` of a run of ``total_seconds``, over which the learning rates follow a cosine to zero."""
         begun = time.perf_counter()
-        before = self.elapsed
+        before, first = self.elapsed, self.step
         while True:
             self.elapsed = before + time.perf_counter() - begun
             if self.elapsed - before >= seconds or self.elapsed >= total_seconds:
                 break
-            loss, _, _ = self.loss(draw(self.corpus, self._next_rows(), self.anchors, self.generator))
-            loss.backward()  # type: ignore[no-untyped-call]
-            fc = self.parameters["fc.weight"].grad
-            assert fc is not None
-            # Documents' first tokens reach fc a thousand times larger than the rest and would drown its momentum.
-            fc.mul_((1.0 / fc.norm().clamp_min(1e-6)).clamp_max(1.0))
+            batch = draw(self.corpus, self._next_rows(), self.anchors, self.generator)
+            for name, tensor in vars(batch).items():
+                getattr(self.batch, name).copy_(tensor)
             warm = min(1.0, (self.step + 1) / 100)
-            self.optimizer.step(warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.elapsed / total_seconds))))
+            self.optimizer.scale.fill_(warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.elapsed / total_seconds))))
+            if self.graph is not None:
+                self.graph.replay()
+            else:
+                self._update()
+                if self.device.startswith("cuda") and self.step - first == 3:
+                    self._capture()
             self.step += 1
             if self.step % every == 0:
                 held_out, length = self.evaluate()
-                progress(f"step {self.step}, {self.elapsed:.0f} s: loss {loss.item():.3f}, held out {held_out:.3f}, "
+                progress(f"step {self.step}, {self.elapsed:.0f} s: loss {float(self.last_loss):.3f}, held out {held_out:.3f}, "
                          f"chain {length:.3f} at uniform anchors")  # fmt: skip
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
@@ -517,7 +549,7 @@ class Trainer:
         for key, value in state.items():
             if key.startswith("adam."):
                 _, index, field = key.split(".")
-                adam["state"].setdefault(int(index), {})[field] = value.cpu() if field == "step" else value
+                adam["state"].setdefault(int(index), {})[field] = value if self.device.startswith("cuda") else value.cpu()
         self.optimizer.adam.load_state_dict(adam)
         self.elapsed, self.step = float(state["progress"][0]), int(state["progress"][1])
         self.generator.manual_seed(self.step + 1)
