@@ -1,0 +1,1268 @@
+"""Dense traces: what a drafter proposed at every position of recorded texts, as a folder of Parquet files.
+
+A trace is a folder of shards ``part-NNNNN.parquet`` (zstd), one row per position of a sequence, whole sequences only, in
+order. Any Parquet tool reads them::
+
+    pandas.read_parquet("traces/humaneval")
+
+===========  =============  =====================================================================================
+column       type           meaning
+===========  =============  =====================================================================================
+sequence     int32          number of the sequence in this folder, from 0
+prompt_id    string         name of the prompt that the sequence answers
+workload     string         name of the set of prompts
+temperature  float32        at which the target wrote the answer; 0 is greedy
+position     int32          p, from 0 in every sequence; x[0] is the first generated token
+token        int32          x[p], which the target committed
+context      int32          tokens committed before x[p]: length of the prompt + p
+counts       list<uint16>   candidates kept for depths 1..horizon; empty at the last position, which starts no round
+token_ids    list<uint16>   candidates of depth 1, then those of depth 2, ... (``int32`` for vocabularies above 65,536)
+logprobs     list<float16>  their log-probabilities: descending within a depth, equal ones by ascending token id
+===========  =============  =====================================================================================
+
+The candidates of depth d at position p are the drafter's marginal for x[p + d]. Only those that some tree of at most
+``max_budget`` nodes uses are kept, so the trace is exact up to that budget and says nothing beyond it.
+
+The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``, ``horizon``,
+``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests`` (a hash of the content of each
+sequence) and ``checksum`` (a hash of this object). Files in the folder whose names start with ``_`` or ``.`` are no shards;
+``_pieces.parquet`` (id, piece), if present, gives the text of tokens.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import DdsimError
+
+SCHEMA_VERSION = 1
+DEFAULT_MAX_BUDGET = 512
+ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
+PIECES_FILE = "_pieces.parquet"
+# Entries of a provenance that may differ between two runs of one recording.
+CHANGING_PROVENANCE = ("recorded", "date", "seconds")
+# Row groups hold whole sequences, about so many positions; a reader holds one of them at a time.
+POSITIONS_PER_GROUP = 8192
+POSITIONS_PER_SHARD = 65536
+
+_INDEX_COLUMNS = ["sequence", "prompt_id", "workload", "temperature", "position", "context"]
+_ROW_COLUMNS = ["token", "counts", "token_ids", "logprobs"]
+
+
+def round_logprobs(logprobs: ArrayLike) -> NDArray[np.float32]:
+    """Round log-probabilities down to what float16 can hold.
+
+    Recorder and decoder pass the drafter's marginals through this, so both build the same trees: sums of at most a few dozen
+    such values are exact in float64 whatever their order. Rounding down keeps the sum of a row's probabilities at or below 1.
+
+    Parameters
+    ----------
+    logprobs : array_like of float32, any shape
+        Log-probabilities (natural logarithm), 0 at most.
+
+    Returns
+    -------
+    float32 ndarray, same shape
+        The largest float16 value that is not above each input; -inf below -65,504. NaN stays NaN.
+
+    Examples
+    --------
+    >>> round_logprobs([-0.1, -1e-9]).tolist()
+    [-0.10003662109375, -5.960464477539063e-08]
+    """
+    exact = np.asarray(logprobs, np.float32)
+    with np.errstate(over="ignore"):
+        half = exact.astype(np.float16)
+        half = np.where(half.astype(np.float32) > exact, np.nextafter(half, np.float16(-np.inf)), half)
+    return half.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SequenceInfo:
+    """What is known of a recorded sequence without reading its candidates."""
+
+    workload: str
+    prompt_id: str
+    temperature: float
+    prompt_tokens: int
+    length: int
+    """Committed tokens = positions."""
+    digest: str
+    """Hash of the sequence's whole content."""
+
+
+@dataclass(frozen=True)
+class TraceBlock:
+    """Some whole sequences of a trace, in memory: S sequences, P positions, M kept (token, log-probability) pairs.
+
+    The candidates of depth d at position p (row p·L + d − 1 of P·L) are ``token_ids[a:b]`` and ``logprobs[a:b]`` with
+    ``a, b = offsets[p * L + d - 1], offsets[p * L + d]``.
+    """
+
+    horizon: int
+    first_sequence: int
+    """Number of the block's first sequence in the trace."""
+    tokens: NDArray[np.int32]
+    """[P] committed tokens x."""
+    context: NDArray[np.int32]
+    """[P] tokens committed before each."""
+    sequence: NDArray[np.int32]
+    """[P] number of the sequence in the trace."""
+    starts: NDArray[np.int64]
+    """[S + 1] sequence s is positions starts[s] : starts[s + 1]."""
+    offsets: NDArray[np.int64]
+    """[P * L + 1] where each row of candidates starts in the next two."""
+    token_ids: NDArray[np.int32]
+    """[M] candidates."""
+    logprobs: NDArray[np.float32]
+    """[M] their log-probabilities, descending within a row."""
+    prompt_id: list[str]
+    """[S]"""
+    workload: list[str]
+    """[S]"""
+    temperature: NDArray[np.float32]
+    """[S]"""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, position: int) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+        """Candidates and log-probabilities of depths 1..L at a position of the block."""
+        edges = self.offsets[position * self.horizon : (position + 1) * self.horizon + 1]
+        return [(self.token_ids[a:b], self.logprobs[a:b]) for a, b in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One sequence: T positions."""
+
+    tokens: NDArray[np.int32]  # [T]
+    counts: NDArray[np.int32]  # [T, L]; zeros at the last position
+    token_ids: NDArray[np.int32]  # [M]
+    logprobs: NDArray[np.float32]  # [M]
+
+
+class _Source(Protocol):
+    """Where sequences come from."""
+
+    infos: list[SequenceInfo]
+
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+        """The sequences with these ascending numbers."""
+        ...
+
+
+class Trace:
+    """A recording that replays read: drafter's marginals and committed tokens, position by position.
+
+    Made by ``open_trace`` or ``Trace.from_arrays``. Candidates are read from disk only while ``blocks`` runs.
+
+    Attributes
+    ----------
+    meta : dict
+        ``schema_version``, ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance`` (what all parts of the
+        trace agree on) and ``provenances`` (that of each part).
+    sequences : tuple of SequenceInfo
+    path : Path or None
+        The folder, or the first of several; None in memory.
+    """
+
+    def __init__(
+        self, meta: dict[str, Any], entries: Sequence[tuple[_Source, int]], folders: Sequence[Path] = ()
+    ) -> None:
+        self.meta = meta
+        self.sequences = tuple(source.infos[i] for source, i in entries)
+        self._entries = tuple(entries)
+        self._folders = tuple(folders)
+        self._pieces: dict[int, str] | None = None
+
+    def __len__(self) -> int:
+        """Positions."""
+        return sum(info.length for info in self.sequences)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Trace: {len(self)} positions, {len(self.sequences)} sequences, workloads {', '.join(self.workloads)}, "
+            f"horizon {self.horizon}, exact to budget {self.max_budget}>"
+        )
+
+    @property
+    def horizon(self) -> int:
+        """Positions that a draft proposes, L."""
+        return int(self.meta["horizon"])
+
+    @property
+    def max_budget(self) -> int:
+        """The largest budget that the trace answers exactly, N."""
+        return int(self.meta["max_budget"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self.meta["vocab_size"])
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, or the first of several; None in memory."""
+        return self._folders[0] if self._folders else None
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Names of the workloads, in order of appearance."""
+        return tuple(dict.fromkeys(info.workload for info in self.sequences))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures, ascending."""
+        return tuple(sorted({info.temperature for info in self.sequences}))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: the same for the same sequences in the same order, however they are stored."""
+        shape = [self.horizon, self.max_budget, self.vocab_size]
+        return hashlib.sha256(
+            json.dumps([shape, [info.digest for info in self.sequences]]).encode()
+        ).hexdigest()
+
+    def check_budget(self, budget: int) -> None:
+        """Refuse a budget that the trace can't answer exactly.
+
+        Raises
+        ------
+        DdsimError
+            ``budget`` is negative or above ``max_budget``.
+        """
+        if budget < 0:
+            raise DdsimError(f"budget {budget}: must be 0 or more")
+        if budget > self.max_budget:
+            where = self.path or "this trace"
+            raise DdsimError(
+                f"budget {budget}: {where} keeps candidates for budgets up to {self.max_budget} only; "
+                "choose a smaller one or record with a larger max_budget"
+            )
+
+    def select(
+        self,
+        workload: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        prompts: Iterable[str] | None = None,
+    ) -> Trace:
+        """The part of the trace with the given workload(s), temperature and prompt names; no copy.
+
+        Raises
+        ------
+        DdsimError
+            No sequence is left.
+
+        Examples
+        --------
+        >>> trace = Trace.from_arrays([[1, 2]] * 2, [np.ones((2, 1, 1))] * 2, [np.zeros((2, 1, 1))] * 2, workload=["a", "b"])
+        >>> len(trace.select(workload="b"))
+        2
+        """
+        workloads = None if workload is None else {workload} if isinstance(workload, str) else set(workload)
+        names = None if prompts is None else set(prompts)
+        kept = [
+            entry
+            for entry, info in zip(self._entries, self.sequences, strict=True)
+            if (workloads is None or info.workload in workloads)
+            and (temperature is None or np.float32(info.temperature) == np.float32(temperature))
+            and (names is None or info.prompt_id in names)
+        ]
+        if not kept:
+            raise DdsimError(
+                f"no sequence with workload {workload}, temperature {temperature} and the given prompts; the trace has "
+                f"workloads {', '.join(self.workloads)} at temperatures {', '.join(map(str, self.temperatures))}"
+            )
+        return Trace(self.meta, kept, self._folders)
+
+    def blocks(self, max_positions: int = 8192) -> Iterator[TraceBlock]:
+        """Whole sequences, in order, about ``max_positions`` positions at a time (a longer sequence comes alone).
+
+        Raises
+        ------
+        DdsimError
+            Content is damaged or breaks an invariant; the line names file, row and reason.
+        """
+        pending: list[_Rows] = []
+        size = first = 0
+        for number, rows in enumerate(self._load()):
+            if pending and size + len(rows.tokens) > max_positions:
+                yield self._block(first, pending)
+                pending, size, first = [], 0, number
+            pending.append(rows)
+            size += len(rows.tokens)
+        if pending:
+            yield self._block(first, pending)
+
+    def _load(self) -> Iterator[_Rows]:
+        """All sequences, opening each source once per run of neighbouring sequences."""
+        i = 0
+        while i < len(self._entries):
+            source, j = self._entries[i][0], i
+            while j < len(self._entries) and self._entries[j][0] is source:
+                j += 1
+            yield from source.load([k for _, k in self._entries[i:j]])
+            i = j
+
+    def _block(self, first: int, parts: list[_Rows]) -> TraceBlock:
+        infos = self.sequences[first : first + len(parts)]
+        lengths = np.array([info.length for info in infos])
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        counts = np.concatenate([part.counts.ravel() for part in parts])
+        here = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return TraceBlock(
+            horizon=self.horizon,
+            first_sequence=first,
+            tokens=np.concatenate([part.tokens for part in parts]),
+            context=(here + np.repeat([info.prompt_tokens for info in infos], lengths)).astype(np.int32),
+            sequence=np.repeat(np.arange(first, first + len(parts)), lengths).astype(np.int32),
+            starts=starts,
+            offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            logprobs=np.concatenate([part.logprobs for part in parts]),
+            prompt_id=[info.prompt_id for info in infos],
+            workload=[info.workload for info in infos],
+            temperature=np.array([info.temperature for info in infos], np.float32),
+        )
+
+    def check(self) -> None:
+        """Read everything once; raises ``DdsimError`` at the first thing that is wrong."""
+        for _ in self._load():
+            pass
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Tokens as text: their pieces if the trace comes with them, ``<id>`` otherwise."""
+        if self._pieces is None:
+            self._pieces = {}
+            for folder in self._folders:
+                if (folder / PIECES_FILE).exists():
+                    self._pieces |= _read_pieces(folder / PIECES_FILE)
+        return "".join(self._pieces.get(int(i), f"<{int(i)}>") for i in ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write this trace (or selection, or merger) as a new folder of few, large shards."""
+        provenance = self.meta["provenance"]
+        with TraceWriter(
+            path,
+            horizon=self.horizon,
+            max_budget=self.max_budget,
+            vocab_size=self.vocab_size,
+            provenance=provenance,
+            resume=False,
+        ) as writer:
+            for info, rows in zip(self.sequences, self._load(), strict=True):
+                writer._append(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        tokens: Any,
+        token_ids: Any,
+        logprobs: Any,
+        *,
+        workload: str | Sequence[str] = "",
+        prompt_id: str | Sequence[str] | None = None,
+        context0: int | Sequence[int] = 0,
+        temperature: float | Sequence[float] = 0.0,
+        max_budget: int | None = None,
+        vocab_size: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace in memory, from arrays of one sequence or lists of arrays of several.
+
+        Parameters
+        ----------
+        tokens : int array [T], or a list of such
+            Committed tokens.
+        token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K]: the last position starts no round), or lists
+            Candidates of depths 1..L and their log-probabilities, descending; -inf for none. They are taken as they are:
+            candidates beyond the K given don't exist.
+        workload, prompt_id, context0, temperature : one value, or one per sequence
+            ``context0`` is the length of the prompt. Prompts are numbered unless named.
+        max_budget : int, optional
+            Largest budget that may be asked of the trace; 512 by default.
+        vocab_size : int, optional
+            By default the largest token + 1.
+
+        Raises
+        ------
+        DdsimError
+            Not marginals, or lengths that don't match; names sequence, position and depth.
+
+        Examples
+        --------
+        >>> logprobs = np.log(np.full((3, 2, 2), [0.6, 0.3]))
+        >>> trace = Trace.from_arrays([5, 6, 7], np.full((3, 2, 2), [6, 7]), logprobs, max_budget=6)
+        >>> len(trace), trace.horizon, next(trace.blocks()).offsets[-1]
+        (3, 2, np.int64(8))
+        """
+        several = isinstance(tokens, (list, tuple)) and len(tokens) > 0 and np.ndim(tokens[0]) > 0
+        if not several:
+            tokens, token_ids, logprobs = [tokens], [token_ids], [logprobs]
+        count = len(tokens)
+        if count == 0 or len(token_ids) != count or len(logprobs) != count:
+            raise DdsimError(
+                f"{count} sequences of tokens, {len(token_ids)} of token_ids and {len(logprobs)} of logprobs: must be equally "
+                "many, at least one"
+            )
+
+        def spread(name: str, value: Any) -> list[Any]:
+            values = [value] * count if isinstance(value, str) or np.ndim(value) == 0 else list(value)
+            if len(values) != count:
+                raise DdsimError(f"{name}: {len(values)} values for {count} sequences")
+            return values
+
+        workloads, contexts = spread("workload", workload), spread("context0", context0)
+        temperatures = spread("temperature", temperature)
+        names = [str(i) for i in range(count)] if prompt_id is None else spread("prompt_id", prompt_id)
+        most = DEFAULT_MAX_BUDGET if max_budget is None else int(max_budget)
+        size = vocab_size
+        if size is None:
+            pairs = zip(token_ids, logprobs, strict=True)
+            used = [int(np.max(np.asarray(i)[np.asarray(v) > -np.inf], initial=0)) for i, v in pairs]
+            size = 1 + max(*used, *(int(np.max(x, initial=0)) for x in tokens))
+        meta = _metadata(_horizon_of(logprobs[0]), most, int(size), dict(provenance or {}))
+        rows, infos, seen = [], [], set[tuple[str, str, float]]()
+        for i in range(count):
+            part = _sparse(f"sequence {i}", meta, tokens[i], token_ids[i], logprobs[i])
+            rows.append(part)
+            info = _describe(str(workloads[i]), str(names[i]), temperatures[i], int(contexts[i]), part)
+            _check_new(seen, info.workload, info.prompt_id, info.temperature, f"sequence {i}")
+            infos.append(info)
+        source = _Memory(infos, rows)
+        return cls(meta | {"provenances": [meta["provenance"]]}, [(source, i) for i in range(count)])
+
+
+def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
+    """Open a trace: a folder of shards, a folder of such folders, a pattern with ``*``, or a list of any of these.
+
+    Several folders are read one after the other as one trace; they must agree in horizon, largest budget, vocabulary, target
+    and drafter. Only the index of the sequences is read now; candidates are read and checked as ``blocks`` streams them.
+
+    Parameters
+    ----------
+    path : str, Path, or sequence of them
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    DdsimError
+        Nothing there, or a damaged, newer or inconsistent file; the line names file, row and reason.
+    """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    folders = [folder for one in paths for folder in _trace_folders(Path(one))]
+    if not folders:
+        raise DdsimError("no trace given")
+    metas: list[tuple[Path, dict[str, Any]]] = []
+    entries: list[tuple[_Source, int]] = []
+    seen: set[tuple[str, str, float]] = set()
+    for folder in dict.fromkeys(folders):
+        for shard in _shards(folder):
+            metas.append((shard.path, shard.meta))
+            _check_agree(*metas[0], *metas[-1], ("target", "drafter", "drafter_sha256"))
+            for i, info in enumerate(shard.infos):
+                where = f"{shard.path}: row {shard.starts[i]}"
+                _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
+                entries.append((shard, i))
+    first = metas[0][1]
+    provenances: list[dict[str, Any]] = []
+    for _, meta in metas:
+        if meta["provenance"] not in provenances:
+            provenances.append(meta["provenance"])
+    agreed = {k: v for k, v in provenances[0].items() if all(k in p and p[k] == v for p in provenances)}
+    return Trace(
+        first | {"provenance": agreed, "provenances": provenances}, entries, list(dict.fromkeys(folders))
+    )
+
+
+class TraceWriter:
+    """Writes a trace shard by shard, so that a run killed at any moment leaves a readable trace and can be continued.
+
+    Shards are written under a temporary name, synced to disk and renamed. Use it as a context manager: leaving the block
+    flushes complete sequences, also after an error.
+
+    Parameters
+    ----------
+    path : str or Path
+        Folder, made if need be.
+    horizon : int
+        Positions that a draft proposes, L.
+    max_budget : int
+        Largest budget N that the trace must answer exactly. Of each row only the candidates that some tree of N nodes uses
+        are kept.
+    vocab_size : int
+    provenance : mapping
+        Where the numbers come from (models, device, versions ...); JSON values.
+    resume : bool
+        Continue a trace that is already there. It must have the same shape and provenance, dates aside.
+
+    Attributes
+    ----------
+    done : set of (workload, prompt_id, temperature)
+        Sequences on disk or added; the temperature as float32 holds it.
+
+    Raises
+    ------
+    DdsimError
+        A trace is there already and ``resume`` is false, or it is another recording.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> with TraceWriter(folder, horizon=1, max_budget=2, vocab_size=9, provenance={"target": "toy"}) as writer:
+    ...     writer.add_sequence(prompt_id="a", workload="toy", temperature=0.0, prompt_tokens=4, tokens=np.array([3, 5]),
+    ...                         token_ids=np.array([[[5, 7]], [[0, 0]]]), logprobs=np.log([[[0.5, 0.25]], [[0.5, 0.25]]]))
+    >>> len(open_trace(folder))
+    2
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        horizon: int,
+        max_budget: int,
+        vocab_size: int,
+        provenance: Mapping[str, Any],
+        resume: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.done: set[tuple[str, str, float]] = set()
+        self._meta = _metadata(horizon, max_budget, vocab_size, json.loads(json.dumps(dict(provenance))))
+        self._pending: list[tuple[SequenceInfo, _Rows]] = []
+        self._positions = 0
+        self._shard = self._sequence = 0
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DdsimError(f"{self.path}: can't be made a folder ({error.strerror})") from None
+        if any(self.path.glob("part-*.parquet")):
+            if not resume:
+                raise DdsimError(f"{self.path}: holds a trace already; choose another folder")
+            for shard in _shards(self.path):
+                keys = set(self._meta["provenance"]) | set(shard.meta["provenance"])
+                _check_agree(
+                    shard.path, shard.meta, None, self._meta, sorted(keys.difference(CHANGING_PROVENANCE))
+                )
+                self.done |= {(info.workload, info.prompt_id, info.temperature) for info in shard.infos}
+                self._shard += 1
+                self._sequence += len(shard.infos)
+        for leftover in self.path.glob(".part-*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
+
+    def add_sequence(
+        self,
+        *,
+        prompt_id: str,
+        workload: str,
+        temperature: float,
+        prompt_tokens: int,
+        tokens: ArrayLike,
+        token_ids: ArrayLike,
+        logprobs: ArrayLike,
+    ) -> None:
+        """Add the answer to one prompt; it reaches the disk with the next ``flush``.
+
+        Parameters
+        ----------
+        prompt_id, workload, temperature
+            Name the sequence; a name can be used once.
+        prompt_tokens : int
+            Length of the prompt in tokens.
+        tokens : int array [T]
+            The answer.
+        token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K])
+            The K most likely tokens of each marginal and their log-probabilities, descending, -inf for none. The last
+            position starts no round and is ignored. Values are rounded by ``round_logprobs`` and ties ordered by token id.
+            K must reach ``max_budget`` (or the vocabulary) unless rows end sooner: otherwise the trace might lack a candidate.
+
+        Raises
+        ------
+        DdsimError
+            Not marginals, wrong shapes, tokens outside the vocabulary, or a name used before; nothing is added then.
+        """
+        where = f"{workload} {prompt_id}"
+        _check_new(set(self.done), workload, prompt_id, float(np.float32(temperature)), where)
+        rounded = round_logprobs(logprobs)
+        _check_descending(where, rounded)
+        ids = np.array(token_ids)
+        if ids.shape == rounded.shape:
+            rounded, ids = _order_ties(rounded, ids)
+        rows = _sparse(where, self._meta, tokens, ids, rounded, prune=True)
+        self._append(workload, prompt_id, temperature, prompt_tokens, rows)
+
+    def _append(
+        self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows
+    ) -> None:
+        """Add a sequence whose rows are checked and pruned."""
+        info = _describe(workload, prompt_id, temperature, prompt_tokens, rows)
+        self._pending.append((info, rows))
+        self.done.add((info.workload, info.prompt_id, info.temperature))
+        self._positions += info.length
+        if self._positions >= POSITIONS_PER_SHARD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last time as one more shard; does nothing if that is nothing."""
+        if not self._pending:
+            return
+        _write_shard(self.path / f"part-{self._shard:05d}.parquet", self._meta, self._sequence, self._pending)
+        self._shard += 1
+        self._sequence += len(self._pending)
+        self._pending, self._positions = [], 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+
+def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
+    """Put the text of tokens beside a trace (``_pieces.parquet``), for ``Trace.text``."""
+    ids = sorted(pieces)
+    table = pa.table(
+        {"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())}
+    )
+    _replace(Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+
+def _metadata(horizon: int, max_budget: int, vocab_size: int, provenance: dict[str, Any]) -> dict[str, Any]:
+    for name, value in (("horizon", horizon), ("max_budget", max_budget), ("vocab_size", vocab_size)):
+        if not 1 <= value < 2**31:
+            raise DdsimError(f"{name} {value}: must be 1 or more")
+    if max_budget > 65535:
+        raise DdsimError(f"max_budget {max_budget}: at most 65535 can be recorded")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "horizon": int(horizon),
+        "block_size": int(horizon) + 1,
+        "max_budget": int(max_budget),
+        "vocab_size": int(vocab_size),
+        "provenance": provenance,
+    }
+
+
+def _digest(workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> str:
+    """Hash of a sequence's content, the same whether it lies in a file or in memory."""
+    half = rows.logprobs.astype(np.float16)
+    exact = np.array_equal(half.astype(np.float32), rows.logprobs)
+    logprobs = half.astype("<f2") if exact else rows.logprobs.astype("<f4")
+    head = [workload, prompt_id, temperature, prompt_tokens, len(rows.tokens), logprobs.dtype.str]
+    digest = hashlib.sha256(json.dumps(head).encode())
+    for part in (
+        rows.tokens.astype("<i4"),
+        rows.counts.astype("<i4"),
+        rows.token_ids.astype("<i4"),
+        logprobs,
+    ):
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()[:32]
+
+
+def _describe(
+    workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows
+) -> SequenceInfo:
+    temperature = float(np.float32(temperature))
+    if not (0 <= temperature < np.inf):
+        raise DdsimError(f"{workload} {prompt_id}: temperature {temperature} must be 0 or more")
+    if not 0 <= prompt_tokens < 2**31 - len(rows.tokens):
+        raise DdsimError(f"{workload} {prompt_id}: a prompt of {prompt_tokens} tokens")
+    digest = _digest(workload, prompt_id, temperature, int(prompt_tokens), rows)
+    return SequenceInfo(workload, prompt_id, temperature, int(prompt_tokens), len(rows.tokens), digest)
+
+
+def _horizon_of(logprobs: Any) -> int:
+    shape = np.shape(logprobs)
+    if len(shape) != 3:
+        raise DdsimError(f"logprobs of shape {shape}: must be [positions, depths, candidates]")
+    return int(shape[1])
+
+
+def _sparse(
+    where: str, meta: Mapping[str, Any], tokens: Any, token_ids: Any, logprobs: Any, prune: bool = False
+) -> _Rows:
+    """Check dense arrays of one sequence and keep the candidates that exist (``prune``: and that trees can use)."""
+    horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
+    x, ids, values = np.asarray(tokens), np.asarray(token_ids), np.asarray(logprobs)
+    if x.ndim != 1 or len(x) == 0 or len(x) > 0 and x.dtype.kind not in "iu":
+        raise DdsimError(
+            f"{where}: tokens must be a row of at least one integer, got shape {x.shape} of {x.dtype}"
+        )
+    if ids.shape != values.shape or values.ndim != 3 or len(values) not in (len(x), len(x) - 1):
+        raise DdsimError(
+            f"{where}: {len(x)} tokens, token_ids of shape {ids.shape}, logprobs of shape {values.shape}: "
+            f"must be [{len(x)}, horizon, candidates]"
+        )
+    if values.shape[1] != horizon:
+        raise DdsimError(f"{where}: {values.shape[1]} depths, but the horizon is {horizon}")
+    if np.any((x < 0) | (x >= vocab)):
+        p = int(np.argmax((x < 0) | (x >= vocab)))
+        raise DdsimError(f"{where}: token {x[p]} at position {p} lies outside the vocabulary of {vocab}")
+    rounds = len(x) - 1
+    width = values.shape[2]
+    ids, values = ids[:rounds], np.ascontiguousarray(values[:rounds], np.float32)
+    _check_descending(where, values)
+    exists = values > -np.inf
+    counts = np.zeros((len(x), horizon), np.int32)
+    if rounds and width:
+        if prune:
+            from .tree import kept_pairs  # imports Numba, which readers of traces can do without
+
+            counts[:rounds] = kept_pairs(values, most)
+            full = (counts[:rounds] == width) & (width < min(most, vocab))
+            if full.any():
+                p, d = (int(v) for v in np.argwhere(full)[0])
+                raise DdsimError(
+                    f"{where}: position {p}, depth {d + 1}: all {width} candidates matter up to budget {most}; "
+                    f"give {min(most, vocab)} of them"
+                )
+        else:
+            counts[:rounds] = exists.sum(-1)
+        kept = np.arange(width) < counts[:rounds, :, None]
+    else:
+        kept = exists
+    rows = _Rows(x.astype(np.int32), counts, ids[kept].astype(np.int64), values[kept])
+    bad = _first_bad_row(rows.counts, rows.token_ids, rows.logprobs, vocab, ties_ordered=False)
+    if bad is not None:
+        raise DdsimError(f"{where}: position {bad[0]}, depth {bad[1] + 1}: {bad[2]}")
+    # The sum is over all that was given: pruning could hide a row that is no marginal.
+    sums = np.exp(values, dtype=np.float64).sum(-1)
+    if np.any(sums > 1 + ROW_SUM_TOLERANCE):
+        p, d = (int(v) for v in np.argwhere(sums > 1 + ROW_SUM_TOLERANCE)[0])
+        raise DdsimError(
+            f"{where}: position {p}, depth {d + 1}: probabilities sum to {sums[p, d]:.6g}, above 1"
+        )
+    depth = np.repeat(np.arange(rows.counts.size), rows.counts.ravel())
+    order = np.lexsort((rows.token_ids, depth))
+    twice = (np.diff(depth[order]) == 0) & (np.diff(rows.token_ids[order]) == 0)
+    if twice.any():
+        row = int(depth[order][int(np.argmax(twice))])
+        token = int(rows.token_ids[order][int(np.argmax(twice))])
+        raise DdsimError(
+            f"{where}: position {row // horizon}, depth {row % horizon + 1}: token {token} twice"
+        )
+    return _Rows(rows.tokens, rows.counts, rows.token_ids.astype(np.int32), rows.logprobs)
+
+
+def _check_descending(where: str, values: NDArray[np.floating[Any]]) -> None:
+    """Refuse dense rows that aren't descending log-probabilities with any -inf at the end."""
+    if values.ndim != 3:
+        return  # the shapes are refused later
+    for what, bad in (
+        ("not a number", np.isnan(values)),
+        ("positive", values > 0),
+        (
+            "not in descending order",
+            np.pad(values[..., 1:] > values[..., :-1], [(0, 0), (0, 0), (min(1, values.shape[2]), 0)]),
+        ),
+    ):
+        if bad.any():
+            p, d, k = (int(v) for v in np.argwhere(bad)[0])
+            raise DdsimError(
+                f"{where}: position {p}, depth {d + 1}: log-probability {values[p, d, k]:g} of candidate {k} is {what}"
+            )
+
+
+def _order_ties(values: NDArray[np.float32], ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Order equal values (made so by rounding) by token id, where they aren't yet."""
+    wrong = (
+        (values[..., 1:] == values[..., :-1]) & (ids[..., 1:] < ids[..., :-1]) & (values[..., 1:] > -np.inf)
+    )
+    for p, d in np.argwhere(wrong.any(-1)):
+        order = np.lexsort((ids[p, d], -values[p, d]))
+        values[p, d], ids[p, d] = values[p, d][order], ids[p, d][order]
+    return values, ids
+
+
+def _first_bad_row(
+    counts: NDArray[np.int32], ids: NDArray[Any], values: NDArray[np.float32], vocab: int, ties_ordered: bool
+) -> tuple[int, int, str] | None:
+    """The first (position, depth index, reason) whose kept candidates can't be a marginal, if any."""
+    depths = counts.shape[1]
+    sizes = counts.ravel().astype(np.int64)
+    ends = np.cumsum(sizes)
+    inner = np.ones(len(values), bool)  # pairs that have a predecessor in their row
+    inner[(ends - sizes)[sizes > 0]] = False
+    before, here = values[:-1], values[1:]
+    unordered = np.zeros(len(values), bool)
+    unordered[1:] = here > before
+    if ties_ordered:
+        unordered[1:] |= (here == before) & (ids[1:] <= ids[:-1])
+    full = ends[sizes > 0] - sizes[sizes > 0]
+    sums = np.add.reduceat(np.exp(values, dtype=np.float64), full) if len(full) else np.zeros(0)
+    gap = np.zeros(counts.shape, bool)
+    gap[:, 1:] = (counts[:, 1:] > 0) & (counts[:, :-1] == 0)
+    candidates = [
+        (~(values <= 0) | ~np.isfinite(values), "log-probability {value:g} is not finite and 0 or less"),
+        (inner & unordered, "log-probabilities are not in descending order (ties: ascending token id)"),
+        ((ids < 0) | (ids >= vocab), "token {token} lies outside the vocabulary of {vocab}"),
+    ]
+    found: list[tuple[int, str]] = []
+    for bad, text in candidates:
+        if bad.any():
+            i = int(np.argmax(bad))
+            row = int(np.searchsorted(ends, i, side="right"))
+            found.append((row, text.format(value=float(values[i]), token=int(ids[i]), vocab=vocab)))
+    if len(full) and sums.max() > 1 + ROW_SUM_TOLERANCE:
+        i = int(np.argmax(sums > 1 + ROW_SUM_TOLERANCE))
+        found.append((int(np.flatnonzero(sizes > 0)[i]), f"probabilities sum to {sums[i]:.6g}, above 1"))
+    if gap.any():
+        found.append((int(np.argmax(gap)), "candidates after a depth without any"))
+    if not found:
+        return None
+    row, reason = min(found, key=lambda item: item[0])
+    return row // depths, row % depths, reason
+
+
+def _check_new(
+    seen: set[tuple[str, str, float]], workload: str, prompt_id: str, temperature: float, where: str
+) -> None:
+    if (workload, prompt_id, temperature) in seen:
+        raise DdsimError(
+            f"{where}: the answer to prompt {prompt_id!r} of workload {workload!r} at temperature {temperature:g} is in the "
+            "trace already"
+        )
+    seen.add((workload, prompt_id, temperature))
+
+
+def _check_agree(
+    path: Path,
+    meta: Mapping[str, Any],
+    other_path: Path | None,
+    other: Mapping[str, Any],
+    keys: Iterable[str],
+) -> None:
+    """Refuse to join recordings that differ in shape or in the given entries of their provenance."""
+    right = "this run" if other_path is None else f"{other_path}"
+    pairs = [(name, meta[name], other[name]) for name in ("horizon", "max_budget", "vocab_size")]
+    for key in keys:
+        ours, theirs = meta["provenance"].get(key), other["provenance"].get(key)
+        if other_path is None or (ours is not None and theirs is not None):
+            pairs.append((key, ours, theirs))
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise DdsimError(
+                f"{path}: recorded with {name} {ours}, {right} has {theirs}; they can't be one trace"
+            )
+
+
+class _Memory:
+    """Sequences in memory."""
+
+    def __init__(self, infos: list[SequenceInfo], rows: list[_Rows]) -> None:
+        self.infos = infos
+        self._rows = rows
+
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+        return (self._rows[i] for i in wanted)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _trace_folders(path: Path) -> list[Path]:
+    """The folders with shards that a path means."""
+    if "*" in str(path):
+        matches = [Path(match) for match in sorted(glob.glob(str(path)))]
+        folders = [match for match in matches if any(match.glob("part-*.parquet"))]
+        if not folders:
+            raise DdsimError(f"{path}: no folder with a trace matches")
+        return folders
+    if path.is_file():
+        raise DdsimError(f"{path}: is a file; a trace is a folder, give {path.parent}")
+    if not path.is_dir():
+        raise DdsimError(f"{path}: no such trace")
+    if any(path.glob("part-*.parquet")):
+        return [path]
+    folders = sorted(
+        child for child in path.iterdir() if child.is_dir() and any(child.glob("part-*.parquet"))
+    )
+    if not folders:
+        raise DdsimError(f"{path}: no trace there (no part-*.parquet, also not one folder down)")
+    return folders
+
+
+def _shards(folder: Path) -> Iterator[_Shard]:
+    """The shards of a folder, their indices checked."""
+    expected = 0
+    for path in sorted(folder.glob("part-*.parquet")):
+        shard = _Shard(path)
+        if shard.first != expected:
+            raise DdsimError(
+                f"{path}: row 0: starts with sequence {shard.first}, expected {expected}; is a shard missing?"
+            )
+        expected += len(shard.infos)
+        yield shard
+
+
+class _Shard:
+    """One file of a trace: its index in memory, its rows on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _Reading(path) as file:
+            self.meta = _read_meta(path, file.metadata.metadata)
+            self.first = int(self.meta.pop("first_sequence"))
+            digests = self.meta.pop("digests")
+            self._check_schema(file.schema_arrow)
+            groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+            table = file.read(columns=_INDEX_COLUMNS)
+        self.infos, self.starts = self._read_index(table, digests)
+        edges = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
+        cuts = np.searchsorted(self.starts, edges)
+        if len(groups) and not np.array_equal(self.starts[cuts], edges):
+            raise DdsimError(
+                f"{path}: a row group ends inside a sequence; write traces with ddsim.TraceWriter"
+            )
+        self._cuts = cuts  # sequences cuts[g] : cuts[g + 1] are row group g
+
+    def fail(self, row: int, reason: str) -> DdsimError:
+        return DdsimError(f"{self.path}: row {row}: {reason}")
+
+    def _check_schema(self, schema: pa.Schema) -> None:
+        id_type = _id_type(self.meta["vocab_size"])
+        wanted = {column.name: column.type for column in _schema(id_type)}
+        for name, kind in wanted.items():
+            if name not in schema.names:
+                raise DdsimError(f"{self.path}: column {name} is missing")
+            actual = schema.field(name).type
+            if pa.types.is_list(kind):
+                same = pa.types.is_list(actual) and actual.value_type == kind.value_type
+            else:
+                same = actual == kind
+            if not same:
+                raise DdsimError(f"{self.path}: column {name} is {actual}, expected {kind}")
+
+    def _read_index(
+        self, table: pa.Table, digests: list[str]
+    ) -> tuple[list[SequenceInfo], NDArray[np.int64]]:
+        for name in _INDEX_COLUMNS:
+            if table[name].null_count:
+                row = int(np.argmax(table[name].is_null().to_numpy(zero_copy_only=False)))
+                raise self.fail(row, f"{name} is missing")
+        rows = table.num_rows
+        if rows == 0:
+            raise DdsimError(f"{self.path}: has no rows")
+        number, position, context, temperature = (
+            table[name].to_numpy() for name in ("sequence", "position", "context", "temperature")
+        )
+        new = np.ones(rows, bool)
+        new[1:] = number[1:] != number[:-1]
+        starts = np.flatnonzero(new)
+        bounds = np.append(starts, rows).astype(np.int64)
+        lengths = np.diff(bounds)
+        which = np.cumsum(new) - 1
+        names = [table[name].combine_chunks().dictionary_encode() for name in ("prompt_id", "workload")]
+        codes = [name.indices.to_numpy() for name in names]
+        checks = [
+            (number != self.first + which, "sequence {number} is out of order"),
+            (position != np.arange(rows) - starts[which], "position {position} is out of order"),
+            (
+                context != context[starts][which] + np.arange(rows) - starts[which],
+                "context {context} doesn't follow",
+            ),
+            (context < 0, "context {context} is negative"),
+            (
+                (codes[0] != codes[0][starts][which]) | (codes[1] != codes[1][starts][which]),
+                "prompt changes inside a sequence",
+            ),
+            (~((temperature >= 0) & (temperature < np.inf)), "temperature {temperature} must be 0 or more"),
+            (temperature != temperature[starts][which], "temperature changes inside a sequence"),
+        ]
+        for bad, text in checks:
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise self.fail(row, text.format(
+                    number=number[row], position=position[row], context=context[row], temperature=temperature[row]
+                ))  # fmt: skip
+        if len(digests) != len(starts):
+            raise DdsimError(
+                f"{self.path}: {len(starts)} sequences, but hashes of {len(digests)}; was the file edited?"
+            )
+        prompts, workloads = (name.dictionary.to_pylist() for name in names)
+        infos = [
+            SequenceInfo(
+                workload=workloads[codes[1][start]],
+                prompt_id=prompts[codes[0][start]],
+                temperature=float(temperature[start]),
+                prompt_tokens=int(context[start]),
+                length=int(length),
+                digest=digest,
+            )
+            for start, length, digest in zip(starts, lengths, digests, strict=True)
+        ]
+        return infos, bounds
+
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+        """Sequences by their ascending numbers in the file, reading only the row groups that hold them."""
+        numbers = np.asarray(wanted)
+        groups = np.searchsorted(self._cuts, numbers, side="right") - 1
+        with _Reading(self.path) as file:
+            for group in np.unique(groups):
+                table = file.read_row_group(int(group), columns=_ROW_COLUMNS)
+                yield from self._parse(table, int(group), numbers[groups == group])
+
+    def _parse(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[_Rows]:
+        """Sequences ``wanted`` of a row group, its rows checked."""
+        a, b = int(self._cuts[group]), int(self._cuts[group + 1])
+        base = int(self.starts[a])
+        horizon, vocab = int(self.meta["horizon"]), int(self.meta["vocab_size"])
+        positions = int(self.starts[b]) - base
+        if table.num_rows != positions:
+            raise self.fail(
+                base, f"{table.num_rows} rows in a row group of {positions}; was the file edited?"
+            )
+        lists = {name: self._list(table, name, base) for name in ("counts", "token_ids", "logprobs")}
+        token = table["token"]
+        if token.null_count:
+            raise self.fail(
+                base + int(np.argmax(token.is_null().to_numpy(zero_copy_only=False))), "token is missing"
+            )
+        tokens = token.to_numpy()
+        last = np.zeros(positions, bool)
+        last[self.starts[a + 1 : b + 1] - base - 1] = True
+        depth_edges, flat_counts = lists["counts"]
+        pair_edges, ids = lists["token_ids"]
+        value_edges, half = lists["logprobs"]
+        sizes = np.diff(depth_edges)
+        self._refuse(base, (tokens < 0) | (tokens >= vocab), f"token lies outside the vocabulary of {vocab}")
+        self._refuse(base, last & (sizes != 0), "the last position of a sequence has candidates")
+        self._refuse(base, ~last & (sizes != horizon), f"counts of other than {horizon} depths")
+        counts = np.zeros((positions, horizon), np.int32)
+        counts[~last] = flat_counts.reshape(-1, horizon)
+        totals = counts.sum(1)
+        self._refuse(base, np.diff(pair_edges) != totals, "token_ids are not as many as counts say")
+        self._refuse(base, np.diff(value_edges) != totals, "logprobs are not as many as counts say")
+        self._refuse(
+            base,
+            totals > self.meta["max_budget"],
+            f"more candidates than a budget of {self.meta['max_budget']} can use",
+        )
+        values = half.astype(np.float32)
+        bad = _first_bad_row(counts, ids, values, vocab, ties_ordered=True)
+        if bad is not None:
+            raise self.fail(base + bad[0], f"depth {bad[1] + 1}: {bad[2]}")
+        pair_edges = pair_edges - pair_edges[0]
+        for i in wanted:
+            p, q = int(self.starts[i]) - base, int(self.starts[i + 1]) - base
+            m, n = int(pair_edges[p]), int(pair_edges[q])
+            rows = _Rows(tokens[p:q].astype(np.int32), counts[p:q], ids[m:n].astype(np.int32), values[m:n])
+            info = self.infos[i]
+            if (
+                _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows)
+                != info.digest
+            ):
+                raise self.fail(
+                    base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited"
+                )
+            yield rows
+
+    def _list(self, table: pa.Table, name: str, base: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Edges and values of a list column."""
+        column = table[name].combine_chunks()
+        if column.null_count:
+            raise self.fail(
+                base + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), f"{name} is missing"
+            )
+        edges = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.slice(edges[0], edges[-1] - edges[0])
+        if values.null_count:
+            row = (
+                np.searchsorted(
+                    edges - edges[0], int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))), "right"
+                )
+                - 1
+            )
+            raise self.fail(base + int(row), f"a value in {name} is missing")
+        return edges, values.to_numpy()
+
+    def _refuse(self, base: int, bad: NDArray[np.bool_], reason: str) -> None:
+        if bad.any():
+            raise self.fail(base + int(np.argmax(bad)), reason)
+
+
+class _Reading:
+    """A Parquet file open for reading, whose every failure becomes one clear line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> pq.ParquetFile:
+        try:
+            self._file = pq.ParquetFile(self._path, page_checksum_verification=True, memory_map=False)
+        except Exception as error:  # noqa: BLE001 - damaged files raise whatever they like
+            raise self._line(error) from None
+        return self._file
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if isinstance(error, Exception) and not isinstance(error, DdsimError):
+            raise self._line(error) from None
+
+    def _line(self, error: Exception) -> DdsimError:
+        detail = " ".join(str(error).split())[:160] or type(error).__name__
+        return DdsimError(f"{self._path}: can't be read as Parquet, it is truncated or damaged ({detail})")
+
+
+def _read_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    try:
+        meta = json.loads((metadata or {})[b"ddsim"])
+        version = int(meta["schema_version"])
+    except (KeyError, TypeError, ValueError):
+        raise DdsimError(
+            f"{path}: is no shard of a ddsim trace (no readable metadata under 'ddsim')"
+        ) from None
+    if version > SCHEMA_VERSION:
+        raise DdsimError(
+            f"{path}: has schema version {version}, this ddsim reads up to {SCHEMA_VERSION}; upgrade ddsim"
+        )
+    if meta.pop("checksum", None) != _checksum(meta):
+        raise DdsimError(f"{path}: metadata differs from its checksum; the file was edited or is damaged")
+    return dict(meta)
+
+
+def _checksum(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _id_type(vocab_size: int) -> pa.DataType:
+    return pa.uint16() if vocab_size <= 65536 else pa.int32()
+
+
+def _schema(id_type: pa.DataType) -> pa.Schema:
+    return pa.schema(
+        [
+            ("sequence", pa.int32()),
+            ("prompt_id", pa.string()),
+            ("workload", pa.string()),
+            ("temperature", pa.float32()),
+            ("position", pa.int32()),
+            ("token", pa.int32()),
+            ("context", pa.int32()),
+            ("counts", pa.list_(pa.uint16())),
+            ("token_ids", pa.list_(id_type)),
+            ("logprobs", pa.list_(pa.float16())),
+        ]
+    )
+
+
+def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> pa.Table:
+    """Rows of some sequences."""
+    lengths = np.array([info.length for info, _ in parts])
+    here = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    rounds = np.concatenate([np.arange(length) < length - 1 for length in lengths])
+    counts = np.concatenate([rows.counts for _, rows in parts])
+
+    def spread(values: Sequence[Any], dtype: type) -> NDArray[Any]:
+        return np.repeat(np.array(values, dtype), lengths)
+
+    def lists(kind: pa.DataType, sizes: NDArray[np.int64], values: NDArray[Any]) -> pa.Array:
+        edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(edges), pa.array(values, kind))
+
+    ids = np.concatenate([rows.token_ids for _, rows in parts])
+    logprobs = np.concatenate([rows.logprobs for _, rows in parts]).astype(np.float16)
+    totals = counts.sum(1, dtype=np.int64)
+    columns = [
+        pa.array(spread(range(first, first + len(parts)), np.int32)),
+        pa.array(spread([info.prompt_id for info, _ in parts], object), pa.string()),
+        pa.array(spread([info.workload for info, _ in parts], object), pa.string()),
+        pa.array(spread([info.temperature for info, _ in parts], np.float32)),
+        pa.array(here),
+        pa.array(np.concatenate([rows.tokens for _, rows in parts])),
+        pa.array(here + spread([info.prompt_tokens for info, _ in parts], np.int32)),
+        lists(pa.uint16(), rounds * counts.shape[1], counts[rounds].ravel().astype(np.uint16)),
+        lists(schema.field("token_ids").type.value_type, totals, ids),
+        lists(pa.float16(), totals, logprobs),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _write_shard(
+    path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]
+) -> None:
+    full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts]}
+    full["checksum"] = _checksum(full)
+    schema = _schema(_id_type(meta["vocab_size"]))
+    tables, start, size = [], 0, 0
+    for i, (info, _) in enumerate(parts):
+        if i > start and size + info.length > POSITIONS_PER_GROUP:
+            tables.append(_table(schema, first + start, parts[start:i]))
+            start, size = i, 0
+        size += info.length
+    tables.append(_table(schema, first + start, parts[start:]))
+
+    def write(file: Any) -> None:
+        with pq.ParquetWriter(file, schema, **_PARQUET_OPTIONS) as writer:
+            writer.add_key_value_metadata({"ddsim": json.dumps(full)})
+            for table in tables:
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
+
+    _replace(path, write)
+
+
+# Measured on the recordings of SmolLM2-135M: see tests/test_trace.py for what these save.
+_PARQUET_OPTIONS: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 15,
+    "use_dictionary": ["prompt_id", "workload"],
+    "column_encoding": {
+        "token_ids.list.element": "BYTE_STREAM_SPLIT",
+        "logprobs.list.element": "BYTE_STREAM_SPLIT",
+    },
+    "write_statistics": False,
+    "write_page_checksum": True,
+    "store_schema": False,
+}
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Let ``write`` fill a file that appears under its name only once it is complete and on disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename too must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DdsimError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+def _read_pieces(path: Path) -> dict[int, str]:
+    with _Reading(path) as file:
+        table = file.read()
+        return dict(zip(table["id"].to_pylist(), table["piece"].to_pylist(), strict=True))
