@@ -1,7 +1,7 @@
 """Dense traces: what a drafter proposed at every position of recorded texts, as a folder of Parquet files.
 
-A trace is a folder of shards ``part-NNNNN.parquet`` (zstd), one row per position of a sequence, whole sequences only, in
-order. Any Parquet tool reads them::
+A trace is a folder of shards ``part-NNNNN.parquet`` (zstd), one row per position of a sequence, whole
+sequences only, in order. Any Parquet tool reads them::
 
     pandas.read_parquet("traces/humaneval")
 
@@ -15,18 +15,20 @@ temperature  float32        at which the target wrote the answer; 0 is greedy
 position     int32          p, from 0 in every sequence; x[0] is the first generated token
 token        int32          x[p], which the target committed
 context      int32          tokens committed before x[p]: length of the prompt + p
-counts       list<uint16>   candidates kept for depths 1..horizon; empty at the last position, which starts no round
-token_ids    list<uint16>   candidates of depth 1, then those of depth 2, ... (``int32`` for vocabularies above 65,536)
-logprobs     list<float16>  their log-probabilities: descending within a depth, equal ones by ascending token id
-===========  =============  =====================================================================================
+counts       list<uint16>   candidates kept for depths 1..horizon; empty at the last position, which starts no
+round token_ids    list<uint16>   candidates of depth 1, then those of depth 2, ... (``int32`` for
+vocabularies above 65,536) logprobs     list<float16>  their log-probabilities: descending within a depth,
+equal ones by ascending token id ===========  =============  =====================================================================================
 
-The candidates of depth d at position p are the drafter's marginal for x[p + d]. Only those that some tree of at most
-``max_budget`` nodes uses are kept, so the trace is exact up to that budget and says nothing beyond it.
+The candidates of depth d at position p are the drafter's marginal for x[p + d]. Only those that some tree of
+at most ``max_budget`` nodes uses are kept, so the trace is exact up to that budget and says nothing beyond
+it.
 
-The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``, ``horizon``,
-``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests`` (a hash of the content of each
-sequence) and ``checksum`` (a hash of this object). Files in the folder whose names start with ``_`` or ``.`` are no shards;
-``_pieces.parquet`` (id, piece), if present, gives the text of tokens.
+The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``,
+``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests``
+(a hash of the content of each sequence) and ``checksum`` (a hash of this object). Files in the folder whose
+names start with ``_`` or ``.`` are no shards; ``_pieces.parquet`` (id, piece), if present, gives the text of
+tokens.
 """
 
 from __future__ import annotations
@@ -66,8 +68,9 @@ _ROW_COLUMNS = ["token", "counts", "token_ids", "logprobs"]
 def round_logprobs(logprobs: ArrayLike) -> NDArray[np.float32]:
     """Round log-probabilities down to what float16 can hold.
 
-    Recorder and decoder pass the drafter's marginals through this, so both build the same trees: sums of at most a few dozen
-    such values are exact in float64 whatever their order. Rounding down keeps the sum of a row's probabilities at or below 1.
+    Recorder and decoder pass the drafter's marginals through this, so both build the same trees: sums of at
+    most a few dozen such values are exact in float64 whatever their order. Rounding down keeps the sum of a
+    row's probabilities at or below 1.
 
     Parameters
     ----------
@@ -107,10 +110,11 @@ class SequenceInfo:
 
 @dataclass(frozen=True)
 class TraceBlock:
-    """Some whole sequences of a trace, in memory: S sequences, P positions, M kept (token, log-probability) pairs.
+    """Some whole sequences of a trace, in memory: S sequences, P positions, M kept (token, log-probability)
+    pairs.
 
-    The candidates of depth d at position p (row p·L + d − 1 of P·L) are ``token_ids[a:b]`` and ``logprobs[a:b]`` with
-    ``a, b = offsets[p * L + d - 1], offsets[p * L + d]``.
+    The candidates of depth d at position p (row p·L + d − 1 of P·L) are ``token_ids[a:b]`` and
+    ``logprobs[a:b]`` with ``a, b = offsets[p * L + d - 1], offsets[p * L + d]``.
     """
 
     horizon: int
@@ -174,8 +178,8 @@ class Trace:
     Attributes
     ----------
     meta : dict
-        ``schema_version``, ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance`` (what all parts of the
-        trace agree on) and ``provenances`` (that of each part).
+        ``schema_version``, ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance`` (what
+        all parts of the trace agree on) and ``provenances`` (that of each part).
     sequences : tuple of SequenceInfo
     path : Path or None
         The folder, or the first of several; None in memory.
@@ -232,7 +236,8 @@ class Trace:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the content: the same for the same sequences in the same order, however they are stored."""
+        """SHA-256 of the content: the same for the same sequences in the same order, however they are
+        stored."""
         shape = [self.horizon, self.max_budget, self.vocab_size]
         return hashlib.sha256(
             json.dumps([shape, [info.digest for info in self.sequences]]).encode()
@@ -290,8 +295,14 @@ class Trace:
             )
         return Trace(self.meta, kept, self._folders)
 
+    def subset(self, numbers: Iterable[int]) -> Trace:
+        """The sequences with these numbers (places in ``sequences``), in the order of the trace; no copy."""
+        kept = [self._entries[i] for i in sorted({int(i) for i in numbers})]
+        return Trace(self.meta, kept, self._folders)
+
     def blocks(self, max_positions: int = 8192) -> Iterator[TraceBlock]:
-        """Whole sequences, in order, about ``max_positions`` positions at a time (a longer sequence comes alone).
+        """Whole sequences, in order, about ``max_positions`` positions at a time (a longer sequence comes
+        alone).
 
         Raises
         ------
@@ -389,9 +400,10 @@ class Trace:
         ----------
         tokens : int array [T], or a list of such
             Committed tokens.
-        token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K]: the last position starts no round), or lists
-            Candidates of depths 1..L and their log-probabilities, descending; -inf for none. They are taken as they are:
-            candidates beyond the K given don't exist.
+        token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K]: the last position starts no
+        round), or lists
+            Candidates of depths 1..L and their log-probabilities, descending; -inf for none. They are taken
+            as they are: candidates beyond the K given don't exist.
         workload, prompt_id, context0, temperature : one value, or one per sequence
             ``context0`` is the length of the prompt. Prompts are numbered unless named.
         max_budget : int, optional
@@ -449,10 +461,12 @@ class Trace:
 
 
 def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
-    """Open a trace: a folder of shards, a folder of such folders, a pattern with ``*``, or a list of any of these.
+    """Open a trace: a folder of shards, a folder of such folders, a pattern with ``*``, or a list of any of
+    these.
 
-    Several folders are read one after the other as one trace; they must agree in horizon, largest budget, vocabulary, target
-    and drafter. Only the index of the sequences is read now; candidates are read and checked as ``blocks`` streams them.
+    Several folders are read one after the other as one trace; they must agree in horizon, largest budget,
+    vocabulary, target and drafter. Only the index of the sequences is read now; candidates are read and
+    checked as ``blocks`` streams them.
 
     Parameters
     ----------
@@ -494,10 +508,11 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
 
 
 class TraceWriter:
-    """Writes a trace shard by shard, so that a run killed at any moment leaves a readable trace and can be continued.
+    """Writes a trace shard by shard, so that a run killed at any moment leaves a readable trace and can be
+    continued.
 
-    Shards are written under a temporary name, synced to disk and renamed. Use it as a context manager: leaving the block
-    flushes complete sequences, also after an error.
+    Shards are written under a temporary name, synced to disk and renamed. Use it as a context manager:
+    leaving the block flushes complete sequences, also after an error.
 
     Parameters
     ----------
@@ -506,8 +521,8 @@ class TraceWriter:
     horizon : int
         Positions that a draft proposes, L.
     max_budget : int
-        Largest budget N that the trace must answer exactly. Of each row only the candidates that some tree of N nodes uses
-        are kept.
+        Largest budget N that the trace must answer exactly. Of each row only the candidates that some tree of
+        N nodes uses are kept.
     vocab_size : int
     provenance : mapping
         Where the numbers come from (models, device, versions ...); JSON values.
@@ -591,14 +606,16 @@ class TraceWriter:
         tokens : int array [T]
             The answer.
         token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K])
-            The K most likely tokens of each marginal and their log-probabilities, descending, -inf for none. The last
-            position starts no round and is ignored. Values are rounded by ``round_logprobs`` and ties ordered by token id.
-            K must reach ``max_budget`` (or the vocabulary) unless rows end sooner: otherwise the trace might lack a candidate.
+            The K most likely tokens of each marginal and their log-probabilities, descending, -inf for none.
+            The last position starts no round and is ignored. Values are rounded by ``round_logprobs`` and
+            ties ordered by token id. K must reach ``max_budget`` (or the vocabulary) unless rows end sooner:
+            otherwise the trace might lack a candidate.
 
         Raises
         ------
         DdsimError
-            Not marginals, wrong shapes, tokens outside the vocabulary, or a name used before; nothing is added then.
+            Not marginals, wrong shapes, tokens outside the vocabulary, or a name used before; nothing is
+            added then.
         """
         where = f"{workload} {prompt_id}"
         _check_new(set(self.done), workload, prompt_id, float(np.float32(temperature)), where)
@@ -648,7 +665,7 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     _replace(Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-# --- content ---------------------------------------------------------------------------------------------------------
+# --- content ------------------------------------------------------------------
 
 
 def _metadata(horizon: int, max_budget: int, vocab_size: int, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -706,10 +723,11 @@ def _horizon_of(logprobs: Any) -> int:
 def _sparse(
     where: str, meta: Mapping[str, Any], tokens: Any, token_ids: Any, logprobs: Any, prune: bool = False
 ) -> _Rows:
-    """Check dense arrays of one sequence and keep the candidates that exist (``prune``: and that trees can use)."""
+    """Check dense arrays of one sequence and keep the candidates that exist (``prune``: and that trees can
+    use)."""
     horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
     x, ids, values = np.asarray(tokens), np.asarray(token_ids), np.asarray(logprobs)
-    if x.ndim != 1 or len(x) == 0 or len(x) > 0 and x.dtype.kind not in "iu":
+    if x.ndim != 1 or len(x) == 0 or x.dtype.kind not in "iu":
         raise DdsimError(
             f"{where}: tokens must be a row of at least one integer, got shape {x.shape} of {x.dtype}"
         )
@@ -882,7 +900,7 @@ class _Memory:
         return (self._rows[i] for i in wanted)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------
 
 
 def _trace_folders(path: Path) -> list[Path]:
@@ -1115,7 +1133,7 @@ class _Reading:
     def __enter__(self) -> pq.ParquetFile:
         try:
             self._file = pq.ParquetFile(self._path, page_checksum_verification=True, memory_map=False)
-        except Exception as error:  # noqa: BLE001 - damaged files raise whatever they like
+        except Exception as error:
             raise self._line(error) from None
         return self._file
 
