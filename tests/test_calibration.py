@@ -1,0 +1,115 @@
+"""Calibration: keeps order, finds what was put in, judged on prompts it has not seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddsim.calibration import Calibration, fit_calibration, fit_isotonic, reliability, split_prompts, wilson
+from ddsim.errors import DdsimError
+from ddsim.trace import Trace
+
+L, V = 3, 16
+
+
+def overdispersed(temperature: float, prompts: int = 24, length: int = 70) -> Trace:
+    """Every depth knows the same distribution of a position; the truth is drawn from it sharpened."""
+    rng = np.random.default_rng(0)
+    parts = []
+    for _ in range(prompts):
+        logits = rng.normal(size=(length + L, V)) * 2
+        logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        sharp = np.exp(logprobs / temperature)
+        tokens = np.array([rng.choice(V, p=row / row.sum()) for row in sharp[:length]])
+        rows = np.stack([logprobs[1 + d : 1 + d + length] for d in range(L)], 1)
+        ids = np.argsort(-rows, -1)
+        parts.append((tokens, ids, np.take_along_axis(rows, ids, -1)))
+    tokens, ids, values = (list(column) for column in zip(*parts, strict=True))
+    return Trace.from_arrays(tokens, ids, values, max_budget=48)
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return overdispersed(0.7)
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_held_out_bias_shrinks(trace: Trace, kind: str) -> None:
+    calibration, report = fit_calibration(trace, kind)
+    before = (report["predicted_before"] / report["realised"] - 1).abs().mean()
+    after = (report["predicted_after"] / report["realised"] - 1).abs().mean()
+    assert after < before / 3
+    if kind == "temperature":
+        assert np.abs(calibration.temperatures - 0.7).max() < 0.07
+
+
+def test_parts_share_no_prompt(trace: Trace) -> None:
+    train, test = split_prompts(trace, 0.25, seed=1)
+    names = [{info.prompt_id for info in part.sequences} for part in (train, test)]
+    assert len(names[0]) == 6 and not names[0] & names[1] and len(names[0] | names[1]) == 24
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.integers(0, 2**32))
+def test_order_and_absence_survive(values: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = rng.integers(0, 50, 30).astype(float) + (np.arange(30) == 0)
+    logs, acceptance = fit_isotonic(
+        nodes, rng.binomial(nodes.astype(int), 0.3), nodes * np.linspace(-9, -0.1, 30)
+    )
+    assert np.all(np.diff(acceptance) >= 0)
+    gains = np.sort(np.array(values, np.float32))[::-1]
+    calibration = Calibration("isotonic", logs, acceptance, np.ones(0), {})
+    fitted = calibration.apply_gains(gains)
+    assert fitted.dtype == np.float32 and np.all(np.diff(fitted) <= 0) and fitted.max() <= 1
+    assert np.array_equal(fitted > 0, gains > 0)
+
+
+def test_temperature_rows_by_hand() -> None:
+    rows = np.log(np.array([0.6, 0.2, 0.5], np.float32))
+    calibration = Calibration("temperature", np.ones(0), np.ones(0), np.array([0.5, 1.0]), {})
+    fitted = np.exp(calibration.apply_rows(rows, np.array([0, 2, 3])))
+    normaliser = 0.36 + 0.04 + 0.2 * 0.2  # the missing fifth counts as one candidate as likely as the last
+    assert fitted == pytest.approx([0.36 / normaliser, 0.04 / normaliser, 0.5], rel=2e-3)
+    with pytest.raises(DdsimError, match="horizon"):
+        calibration.apply_rows(rows, np.array([0, 1, 2, 3]))
+
+
+def test_reliability_counts(trace: Trace) -> None:
+    table = reliability(trace)
+    positions = 24 * (70 - L)
+    assert (table.by_depth["count"] == positions).all() and (table.by_budget["count"] == positions).all()
+    assert (table.by_depth["low"] <= table.by_depth["realised"]).all()
+    assert table.by_probability["count"].sum() == positions * 48
+    low, high = wilson([0, 5], [0, 5])
+    assert (low[0], high[0]) == (0, 1) and 0.5 < low[1] < high[1] <= 1
+
+
+def test_json(trace: Trace, tmp_path: Path) -> None:
+    for kind in ("isotonic", "temperature"):
+        calibration, _ = fit_calibration(trace, kind)
+        calibration.save(tmp_path / "c.json")
+        again = Calibration.load(tmp_path / "c.json")
+        assert again.kind == kind and again.provenance == calibration.provenance
+        for name in ("log_gains", "acceptance", "temperatures"):
+            assert np.array_equal(getattr(again, name), getattr(calibration, name))
+    text = (tmp_path / "c.json").read_text()
+    for bad in (
+        text[:50],
+        text.replace('"schema_version": 1', '"schema_version": 9'),
+        text.replace('"temperature"', '"x"'),
+    ):
+        (tmp_path / "c.json").write_text(bad)
+        with pytest.raises(DdsimError, match=r"c\.json"):
+            Calibration.load(tmp_path / "c.json")
+
+
+def test_refusals(trace: Trace) -> None:
+    with pytest.raises(DdsimError, match="unknown calibration"):
+        fit_calibration(trace, "platt")
+    with pytest.raises(DdsimError, match="2 prompts"):
+        fit_calibration(trace.select(prompts=["0"]))
