@@ -366,7 +366,7 @@ def wilson(successes: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64],
 
     Examples
     --------
-    >>> [float(round(v, 3)) for v in wilson(5, 10)]
+    >>> [round(float(v), 3) for v in wilson(5, 10)]
     [0.237, 0.763]
     """
     z = 1.959963984540054

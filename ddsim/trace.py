@@ -201,7 +201,8 @@ class Trace:
 
     def __repr__(self) -> str:
         return (
-            f"<Trace: {len(self)} positions, {len(self.sequences)} sequences, workloads {', '.join(self.workloads)}, "
+            f"<Trace: {len(self)} positions, {len(self.sequences)} sequences, "
+            f"workloads {', '.join(self.workloads)}, "
             f"horizon {self.horizon}, exact to budget {self.max_budget}>"
         )
 
@@ -276,7 +277,8 @@ class Trace:
 
         Examples
         --------
-        >>> trace = Trace.from_arrays([[1, 2]] * 2, [np.ones((2, 1, 1))] * 2, [np.zeros((2, 1, 1))] * 2, workload=["a", "b"])
+        >>> ids, logprobs = [np.ones((2, 1, 1), int)] * 2, [np.zeros((2, 1, 1))] * 2
+        >>> trace = Trace.from_arrays([[1, 2]] * 2, ids, logprobs, workload=["a", "b"])
         >>> len(trace.select(workload="b"))
         2
         """
@@ -291,8 +293,10 @@ class Trace:
         ]
         if not kept:
             raise DdsimError(
-                f"no sequence with workload {workload}, temperature {temperature} and the given prompts; the trace has "
-                f"workloads {', '.join(self.workloads)} at temperatures {', '.join(map(str, self.temperatures))}"
+                f"no sequence with workload {workload}, temperature {temperature} and the given prompts; "
+                "the trace has "
+                f"workloads {', '.join(self.workloads)} at "
+                f"temperatures {', '.join(map(str, self.temperatures))}"
             )
         return Trace(self.meta, kept, self._folders)
 
@@ -445,7 +449,8 @@ class Trace:
         count = len(tokens)
         if count == 0 or len(token_ids) != count or len(logprobs) != count:
             raise DdsimError(
-                f"{count} sequences of tokens, {len(token_ids)} of token_ids and {len(logprobs)} of logprobs: must be equally "
+                f"{count} sequences of tokens, {len(token_ids)} of token_ids and {len(logprobs)} of "
+                "logprobs: must be equally "
                 "many, at least one"
             )
 
@@ -559,9 +564,10 @@ class TraceWriter:
     --------
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
-    >>> with TraceWriter(folder, horizon=1, max_budget=2, vocab_size=9, provenance={"target": "toy"}) as writer:
-    ...     writer.add_sequence(prompt_id="a", workload="toy", temperature=0.0, prompt_tokens=4, tokens=np.array([3, 5]),
-    ...                         token_ids=np.array([[[5, 7]], [[0, 0]]]), logprobs=np.log([[[0.5, 0.25]], [[0.5, 0.25]]]))
+    >>> arrays = {"tokens": [3, 5], "token_ids": [[[5, 7]]], "logprobs": np.log([[[0.5, 0.25]]])}
+    >>> name = {"prompt_id": "a", "workload": "toy", "temperature": 0.0, "prompt_tokens": 4}
+    >>> with TraceWriter(folder, horizon=1, max_budget=2, vocab_size=9, provenance={}) as writer:
+    ...     writer.add_sequence(**name, **arrays)
     >>> len(open_trace(folder))
     2
     """
@@ -772,7 +778,8 @@ def _sparse(
             if full.any():
                 p, d = (int(v) for v in np.argwhere(full)[0])
                 raise DdsimError(
-                    f"{where}: position {p}, depth {d + 1}: all {width} candidates matter up to budget {most}; "
+                    f"{where}: position {p}, depth {d + 1}: all {width} candidates matter "
+                    f"up to budget {most}; "
                     f"give {min(most, vocab)} of them"
                 )
         else:
@@ -826,7 +833,8 @@ def _check_descending(where: str, values: NDArray[np.floating[Any]]) -> None:
         if bad.any():
             p, d, k = (int(v) for v in np.argwhere(bad)[0])
             raise DdsimError(
-                f"{where}: position {p}, depth {d + 1}: log-probability {values[p, d, k]:g} of candidate {k} is {what}"
+                f"{where}: position {p}, depth {d + 1}: "
+                f"log-probability {values[p, d, k]:g} of candidate {k} is {what}"
             )
 
 
@@ -886,7 +894,8 @@ def _check_new(
 ) -> None:
     if (workload, prompt_id, temperature) in seen:
         raise DdsimError(
-            f"{where}: the answer to prompt {prompt_id!r} of workload {workload!r} at temperature {temperature:g} is in the "
+            f"{where}: the answer to prompt {prompt_id!r} of workload {workload!r} at "
+            f"temperature {temperature:g} is in the "
             "trace already"
         )
     seen.add((workload, prompt_id, temperature))
@@ -1040,7 +1049,8 @@ class _Shard:
             if bad.any():
                 row = int(np.argmax(bad))
                 raise self.fail(row, text.format(
-                    number=number[row], position=position[row], context=context[row], temperature=temperature[row]
+                    number=number[row], position=position[row],
+                    context=context[row], temperature=temperature[row],
                 ))  # fmt: skip
         if len(digests) != len(starts):
             raise DdsimError(
@@ -1271,7 +1281,8 @@ def _write_shard(
 
 
 # Measured on synthetic marginals of 79 pairs a position: 129 bytes of token ids (PLAIN; byte streams 133,
-# dictionary 171) and 106 of log-probabilities (byte streams; PLAIN 126, dictionary 139); level 3 takes 8 % more.
+# dictionary 171) and 106 of log-probabilities (byte streams; PLAIN 126, dictionary 139); level 3 takes
+# 6 % more.
 _PARQUET_OPTIONS: dict[str, Any] = {
     "compression": "zstd",
     "compression_level": 19,

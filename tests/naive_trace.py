@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def best_nodes(rows: NDArray[np.floating], budget: int) -> list[tuple[int, ...]]:
-    """Rank tuples of the ``budget`` best nodes of one position's rows [L, K], best first, by a heap of children."""
+    """Rank tuples of the ``budget`` best nodes of rows [L, K], best first, by a heap of children."""
 
     def children(node: tuple[int, ...], total: float) -> list[tuple[float, tuple[int, ...]]]:
         depth = len(node)
