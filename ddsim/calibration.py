@@ -171,9 +171,7 @@ class Calibration:
             values = array(need(document, key, where), f"{where}: {key}")
             if key == "log_gains":
                 bad = [
-                    v
-                    for v in values
-                    if isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v)
+                    v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v)
                 ]
                 if bad:
                     raise DdsimError(f"{where}: {key}: {bad[0]!r} is no finite number")
@@ -310,9 +308,7 @@ def reliability(trace: Trace, calibration: Calibration | None = None) -> Reliabi
         if not use.any():
             continue
         truth = _truth(block)
-        logprobs = (
-            block.logprobs if calibration is None else calibration.apply_rows(block.logprobs, block.offsets)
-        )
+        logprobs = block.logprobs if calibration is None else calibration.apply_rows(block.logprobs, block.offsets)
         gains, ranks, _ = gains_and_ranks(logprobs, block.offsets, truth, horizon, most)
         sizes = np.diff(block.offsets).reshape(-1, horizon)
         has = (sizes > 0) & use[:, None]
@@ -341,9 +337,7 @@ def reliability(trace: Trace, calibration: Calibration | None = None) -> Reliabi
         )
     if positions == 0:
         raise DdsimError("calibration: no position of these sequences has a full horizon of truth")
-    budgets = np.array(
-        sorted({n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if n <= most} | {most})
-    )
+    budgets = np.array(sorted({n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if n <= most} | {most}))
     forecast = 1 + np.cumsum(predicted)[budgets - 1] / positions
     outcome = 1 + np.cumsum(realised)[budgets - 1] / positions
     return Reliability(
@@ -375,9 +369,7 @@ def wilson(successes: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64],
     rate = np.asarray(successes, np.float64) / safe
     centre = (rate + z * z / (2 * safe)) / (1 + z * z / safe)
     half = z / (1 + z * z / safe) * np.sqrt(rate * (1 - rate) / safe + z * z / (4 * safe * safe))
-    return np.where(n > 0, np.maximum(centre - half, 0), 0.0), np.where(
-        n > 0, np.minimum(centre + half, 1), 1.0
-    )
+    return np.where(n > 0, np.maximum(centre - half, 0), 0.0), np.where(n > 0, np.minimum(centre + half, 1), 1.0)
 
 
 def _rates(labels: dict[str, NDArray[Any]], sums: NDArray[np.float64]) -> pd.DataFrame:
@@ -404,16 +396,12 @@ def _node_counts(trace: Trace) -> tuple[NDArray[np.float64], NDArray[np.float64]
     total = np.zeros((3, bins))
     for block in trace.blocks():
         use = _uncensored(block)
-        gains, ranks, _ = gains_and_ranks(
-            block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget
-        )
+        gains, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget)
         gains, ranks = gains[use], ranks[use]
         logs = np.log(gains[gains > 0].astype(np.float64))
         position, depth = np.nonzero(ranks <= trace.max_budget)
         hits = np.log(gains[position, ranks[position, depth] - 1].astype(np.float64))
-        where, hit = (
-            np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) for v in (logs, hits)
-        )
+        where, hit = (np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) for v in (logs, hits))
         total += np.stack(
             [
                 np.bincount(where, minlength=bins),

@@ -43,9 +43,7 @@ def export_table(table: pd.DataFrame, path: str | Path) -> None:
         elif target.suffix == ".csv":
             file.write(table.to_csv(index=False).encode())
         else:
-            file.write(
-                table.to_json(orient="records", lines=target.suffix == ".jsonl", double_precision=15).encode()
-            )
+            file.write(table.to_json(orient="records", lines=target.suffix == ".jsonl", double_precision=15).encode())
 
     _replace(target, write)
 
@@ -141,9 +139,7 @@ def export_budgets(
     """
     c, b, n = (np.asarray(v) for v in (contexts, batches, budgets))
     if c.ndim != 1 or b.ndim != 1 or n.shape != (len(c), len(b)) or n.size == 0:
-        raise DdsimError(
-            f"{path}: {c.size} contexts and {b.size} batches need as many budgets, got shape {n.shape}"
-        )
+        raise DdsimError(f"{path}: {c.size} contexts and {b.size} batches need as many budgets, got shape {n.shape}")
     for name, values in (("contexts", c), ("batches", b)):
         if values.dtype.kind not in "iu" or values[0] < 0 or np.any(np.diff(values) <= 0):
             raise DdsimError(f"{path}: {name} must be ascending whole numbers")

@@ -241,9 +241,7 @@ class Trace:
         """SHA-256 of the content: the same for the same sequences in the same order, however they are
         stored."""
         shape = [self.horizon, self.max_budget, self.vocab_size]
-        return hashlib.sha256(
-            json.dumps([shape, [info.digest for info in self.sequences]]).encode()
-        ).hexdigest()
+        return hashlib.sha256(json.dumps([shape, [info.digest for info in self.sequences]]).encode()).hexdigest()
 
     def check_budget(self, budget: int) -> None:
         """Refuse a budget that the trace can't answer exactly.
@@ -523,9 +521,7 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
         if meta["provenance"] not in provenances:
             provenances.append(meta["provenance"])
     agreed = {k: v for k, v in provenances[0].items() if all(k in p and p[k] == v for p in provenances)}
-    return Trace(
-        first | {"provenance": agreed, "provenances": provenances}, entries, list(dict.fromkeys(folders))
-    )
+    return Trace(first | {"provenance": agreed, "provenances": provenances}, entries, list(dict.fromkeys(folders)))
 
 
 class TraceWriter:
@@ -597,9 +593,7 @@ class TraceWriter:
                 raise DdsimError(f"{self.path}: holds a trace already; choose another folder")
             for shard in _shards(self.path):
                 keys = set(self._meta["provenance"]) | set(shard.meta["provenance"])
-                _check_agree(
-                    shard.path, shard.meta, None, self._meta, sorted(keys.difference(CHANGING_PROVENANCE))
-                )
+                _check_agree(shard.path, shard.meta, None, self._meta, sorted(keys.difference(CHANGING_PROVENANCE)))
                 self.done |= {(info.workload, info.prompt_id, info.temperature) for info in shard.infos}
                 self._shard += 1
                 self._sequence += len(shard.infos)
@@ -649,9 +643,7 @@ class TraceWriter:
         rows = _sparse(where, self._meta, tokens, ids, rounded, prune=True)
         self._append(workload, prompt_id, temperature, prompt_tokens, rows)
 
-    def _append(
-        self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows
-    ) -> None:
+    def _append(self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> None:
         """Add a sequence whose rows are checked and pruned."""
         info = _describe(workload, prompt_id, temperature, prompt_tokens, rows)
         self._pending.append((info, rows))
@@ -681,9 +673,7 @@ class TraceWriter:
 def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     """Put the text of tokens beside a trace (``_pieces.parquet``), for ``Trace.text``."""
     ids = sorted(pieces)
-    table = pa.table(
-        {"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())}
-    )
+    table = pa.table({"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())})
     _replace(Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
@@ -723,9 +713,7 @@ def _digest(workload: str, prompt_id: str, temperature: float, prompt_tokens: in
     return digest.hexdigest()[:32]
 
 
-def _describe(
-    workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows
-) -> SequenceInfo:
+def _describe(workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> SequenceInfo:
     temperature = float(np.float32(temperature))
     if not (0 <= temperature < np.inf):
         raise DdsimError(f"{workload} {prompt_id}: temperature {temperature} must be 0 or more")
@@ -750,9 +738,7 @@ def _sparse(
     horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
     x, ids, values = np.asarray(tokens), np.asarray(token_ids), np.asarray(logprobs)
     if x.ndim != 1 or len(x) == 0 or x.dtype.kind not in "iu":
-        raise DdsimError(
-            f"{where}: tokens must be a row of at least one integer, got shape {x.shape} of {x.dtype}"
-        )
+        raise DdsimError(f"{where}: tokens must be a row of at least one integer, got shape {x.shape} of {x.dtype}")
     if ids.shape != values.shape or values.ndim != 3 or len(values) not in (len(x), len(x) - 1):
         raise DdsimError(
             f"{where}: {len(x)} tokens, token_ids of shape {ids.shape}, logprobs of shape {values.shape}: "
@@ -795,18 +781,14 @@ def _sparse(
     sums = np.exp(values, dtype=np.float64).sum(-1)
     if np.any(sums > 1 + ROW_SUM_TOLERANCE):
         p, d = (int(v) for v in np.argwhere(sums > 1 + ROW_SUM_TOLERANCE)[0])
-        raise DdsimError(
-            f"{where}: position {p}, depth {d + 1}: probabilities sum to {sums[p, d]:.6g}, above 1"
-        )
+        raise DdsimError(f"{where}: position {p}, depth {d + 1}: probabilities sum to {sums[p, d]:.6g}, above 1")
     depth = np.repeat(np.arange(rows.counts.size), rows.counts.ravel())
     order = np.lexsort((rows.token_ids, depth))
     twice = (np.diff(depth[order]) == 0) & (np.diff(rows.token_ids[order]) == 0)
     if twice.any():
         row = int(depth[order][int(np.argmax(twice))])
         token = int(rows.token_ids[order][int(np.argmax(twice))])
-        raise DdsimError(
-            f"{where}: position {row // horizon}, depth {row % horizon + 1}: token {token} twice"
-        )
+        raise DdsimError(f"{where}: position {row // horizon}, depth {row % horizon + 1}: token {token} twice")
     return _Rows(rows.tokens, rows.counts, rows.token_ids.astype(np.int32), rows.logprobs)
 
 
@@ -833,16 +815,13 @@ def _check_descending(where: str, values: NDArray[np.floating[Any]]) -> None:
         if bad.any():
             p, d, k = (int(v) for v in np.argwhere(bad)[0])
             raise DdsimError(
-                f"{where}: position {p}, depth {d + 1}: "
-                f"log-probability {values[p, d, k]:g} of candidate {k} is {what}"
+                f"{where}: position {p}, depth {d + 1}: log-probability {values[p, d, k]:g} of candidate {k} is {what}"
             )
 
 
 def _order_ties(values: NDArray[np.float32], ids: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """Order equal values (made so by rounding) by token id, where they aren't yet."""
-    wrong = (
-        (values[..., 1:] == values[..., :-1]) & (ids[..., 1:] < ids[..., :-1]) & (values[..., 1:] > -np.inf)
-    )
+    wrong = (values[..., 1:] == values[..., :-1]) & (ids[..., 1:] < ids[..., :-1]) & (values[..., 1:] > -np.inf)
     for p, d in np.argwhere(wrong.any(-1)):
         order = np.lexsort((ids[p, d], -values[p, d]))
         values[p, d], ids[p, d] = values[p, d][order], ids[p, d][order]
@@ -917,9 +896,7 @@ def _check_agree(
             pairs.append((key, ours, theirs))
     for name, ours, theirs in pairs:
         if ours != theirs:
-            raise DdsimError(
-                f"{path}: recorded with {name} {ours}, {right} has {theirs}; they can't be one trace"
-            )
+            raise DdsimError(f"{path}: recorded with {name} {ours}, {right} has {theirs}; they can't be one trace")
 
 
 class _Memory:
@@ -950,9 +927,7 @@ def _trace_folders(path: Path) -> list[Path]:
         raise DdsimError(f"{path}: no such trace")
     if any(path.glob("part-*.parquet")):
         return [path]
-    folders = sorted(
-        child for child in path.iterdir() if child.is_dir() and any(child.glob("part-*.parquet"))
-    )
+    folders = sorted(child for child in path.iterdir() if child.is_dir() and any(child.glob("part-*.parquet")))
     if not folders:
         raise DdsimError(f"{path}: no trace there (no part-*.parquet, also not one folder down)")
     return folders
@@ -987,9 +962,7 @@ class _Shard:
         edges = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
         cuts = np.searchsorted(self.starts, edges)
         if len(groups) and not np.array_equal(self.starts[cuts], edges):
-            raise DdsimError(
-                f"{path}: a row group ends inside a sequence; write traces with ddsim.TraceWriter"
-            )
+            raise DdsimError(f"{path}: a row group ends inside a sequence; write traces with ddsim.TraceWriter")
         self._cuts = cuts  # sequences cuts[g] : cuts[g + 1] are row group g
 
     def fail(self, row: int, reason: str) -> DdsimError:
@@ -1009,9 +982,7 @@ class _Shard:
             if not same:
                 raise DdsimError(f"{self.path}: column {name} is {actual}, expected {kind}")
 
-    def _read_index(
-        self, table: pa.Table, digests: list[str]
-    ) -> tuple[list[SequenceInfo], NDArray[np.int64]]:
+    def _read_index(self, table: pa.Table, digests: list[str]) -> tuple[list[SequenceInfo], NDArray[np.int64]]:
         for name in _INDEX_COLUMNS:
             if table[name].null_count:
                 row = int(np.argmax(table[name].is_null().to_numpy(zero_copy_only=False)))
@@ -1086,15 +1057,11 @@ class _Shard:
         horizon, vocab = int(self.meta["horizon"]), int(self.meta["vocab_size"])
         positions = int(self.starts[b]) - base
         if table.num_rows != positions:
-            raise self.fail(
-                base, f"{table.num_rows} rows in a row group of {positions}; was the file edited?"
-            )
+            raise self.fail(base, f"{table.num_rows} rows in a row group of {positions}; was the file edited?")
         lists = {name: self._list(table, name, base) for name in ("counts", "token_ids", "logprobs")}
         token = table["token"]
         if token.null_count:
-            raise self.fail(
-                base + int(np.argmax(token.is_null().to_numpy(zero_copy_only=False))), "token is missing"
-            )
+            raise self.fail(base + int(np.argmax(token.is_null().to_numpy(zero_copy_only=False))), "token is missing")
         tokens = token.to_numpy()
         last = np.zeros(positions, bool)
         last[self.starts[a + 1 : b + 1] - base - 1] = True
@@ -1125,13 +1092,8 @@ class _Shard:
             m, n = int(pair_edges[p]), int(pair_edges[q])
             rows = _Rows(tokens[p:q].astype(np.int32), counts[p:q], ids[m:n].astype(np.int32), values[m:n])
             info = self.infos[i]
-            if (
-                _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows)
-                != info.digest
-            ):
-                raise self.fail(
-                    base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited"
-                )
+            if _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows) != info.digest:
+                raise self.fail(base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited")
             yield rows
 
     def _list(self, table: pa.Table, name: str, base: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -1188,9 +1150,7 @@ def _read_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, 
         meta = json.loads((metadata or {})[b"ddsim"])
         version = int(meta["schema_version"])
     except (KeyError, TypeError, ValueError):
-        raise DdsimError(
-            f"{path}: is no shard of a ddsim trace (no readable metadata under 'ddsim')"
-        ) from None
+        raise DdsimError(f"{path}: is no shard of a ddsim trace (no readable metadata under 'ddsim')") from None
     if version > SCHEMA_VERSION:
         raise DdsimError(
             f"{path}: has schema version {version}, this ddsim reads up to {SCHEMA_VERSION}; upgrade ddsim"
@@ -1257,9 +1217,7 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _R
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write_shard(
-    path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]
-) -> None:
+def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> None:
     full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts]}
     full["checksum"] = _checksum(full)
     schema = _schema(_id_type(meta["vocab_size"]))

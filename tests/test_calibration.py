@@ -58,9 +58,7 @@ def test_parts_share_no_prompt(trace: Trace) -> None:
 def test_order_and_absence_survive(values: list[float], seed: int) -> None:
     rng = np.random.default_rng(seed)
     nodes = rng.integers(0, 50, 30).astype(float) + (np.arange(30) == 0)
-    logs, acceptance = fit_isotonic(
-        nodes, rng.binomial(nodes.astype(int), 0.3), nodes * np.linspace(-9, -0.1, 30)
-    )
+    logs, acceptance = fit_isotonic(nodes, rng.binomial(nodes.astype(int), 0.3), nodes * np.linspace(-9, -0.1, 30))
     assert np.all(np.diff(acceptance) >= 0)
     gains = np.sort(np.array(values, np.float32))[::-1]
     calibration = Calibration("isotonic", logs, acceptance, np.ones(0), {})

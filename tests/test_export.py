@@ -16,9 +16,7 @@ from ddsim.trace import Trace
 
 @pytest.fixture
 def trace() -> Trace:
-    return Trace.from_arrays(
-        [1, 2, 3], np.tile([2, 3], (3, 2, 1)), np.log(np.full((3, 2, 2), [0.5, 0.25])), context0=4
-    )
+    return Trace.from_arrays([1, 2, 3], np.tile([2, 3], (3, 2, 1)), np.log(np.full((3, 2, 2), [0.5, 0.25])), context0=4)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "json", "jsonl"])

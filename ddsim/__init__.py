@@ -1,0 +1,52 @@
+"""ddsim: how big should a draft tree be? The public names, each imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+#: Public name -> module that defines it. NumPy and Numba load only when a name is asked for.
+_HOME = {
+    "DdsimError": "errors",
+    "DraftTree": "tree",
+    "draft_chain": "tree",
+    "draft_tree": "tree",
+    "tree_gains": "tree",
+    "Trace": "trace",
+    "TraceWriter": "trace",
+    "open_trace": "trace",
+    "Profile": "profiles",
+    "read_profile": "profiles",
+    "CostModel": "cost",
+    "fit_cost": "cost",
+    "optimal_budget": "budget",
+    "Policy": "policy",
+    "Autoregressive": "policy",
+    "DFlash": "policy",
+    "DDTree": "policy",
+    "CaDDTree": "policy",
+    "RoundRatio": "policy",
+    "LongRun": "policy",
+    "BestFixed": "policy",
+    "Hindsight": "policy",
+    "parse_policy": "policy",
+    "ReplayResult": "replay",
+    "replay": "replay",
+    "plan": "replay",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ddsim' has no attribute {name!r}")
+    value = getattr(import_module(f"ddsim.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

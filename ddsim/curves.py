@@ -1,0 +1,241 @@
+"""Shapes that a latency curve can take, fitted to points with SciPy: convex, isotonic, buckets, roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
+    """Values at ``x`` of the non-decreasing convex curve nearest to ``y`` by weighted least squares.
+
+    f(x) = a + b (x - x_0) + Σ_k c_k max(0, x - x_k) with a, b, c_k ≥ 0 and hinges at the inner points; the best convex
+    curve is of this form, so nothing is lost by the basis. Solved as non-negative least squares (``scipy.optimize.nnls``).
+
+    Parameters
+    ----------
+    x : float64 [m], strictly ascending
+    y, weights : float64 [m]
+
+    Returns
+    -------
+    float64 [m]
+
+    Examples
+    --------
+    >>> convex_curve(np.array([1.0, 2, 3]), np.array([1.0, 3, 3]), np.ones(3)).round(6).tolist()
+    [1.333333, 2.333333, 3.333333]
+    """
+    from scipy.optimize import (
+        nnls,
+    )  # imported where it is used: SciPy's optimisers cost a third of a second to import
+
+    span = x[-1] - x[0]
+    basis = np.column_stack([np.ones(len(x)), *(np.maximum(0.0, x - k) / span for k in x[:-1])])
+    rows = np.sqrt(weights)
+    columns = np.linalg.norm(basis * rows[:, None], axis=0)
+    solution = nnls(basis * rows[:, None] / columns, y * rows, maxiter=100 * len(x))[0] / columns
+    slopes = np.cumsum(solution[1:]) / span
+    return np.concatenate([[0.0], np.cumsum(slopes * np.diff(x))]) + float(solution[0])
+
+
+def isotonic_curve(y: FloatArray, weights: FloatArray) -> FloatArray:
+    """The non-decreasing sequence nearest to ``y`` by weighted least squares (``scipy.optimize.isotonic_regression``)."""
+    from scipy.optimize import isotonic_regression
+
+    return np.asarray(isotonic_regression(y, weights=weights).x, np.float64)
+
+
+def robust(fit: Callable[[FloatArray], FloatArray], y: FloatArray, weights: FloatArray, rounds: int = 8) -> FloatArray:
+    """Fit again with points far off the curve weighted down (Huber's weights on log residuals).
+
+    A point counts as far off beyond three robust standard deviations, and never below 1 %: the steps of a real curve are not
+    outliers, a measurement disturbed for all its repeats is.
+    """
+    values = fit(weights)
+    for _ in range(rounds):
+        residual = np.abs(np.log(y / np.maximum(values, 1e-3 * y)))
+        cut = max(3 * 1.4826 * float(np.median(residual)), 0.01)
+        if residual.max() <= cut:
+            break
+        values = fit(weights * np.minimum(1.0, cut / np.maximum(residual, 1e-300)))
+    return values
+
+
+def find_buckets(tokens: FloatArray, seconds: FloatArray, errors: FloatArray) -> tuple[int, ...]:
+    """The padded sizes that explain the curves best: ends of the runs of token counts that cost the same.
+
+    Optimal partition by dynamic programming: Σ over runs of the weighted squared deviation of log seconds from the run's mean,
+    plus a Bayesian price (half a log n per level, counted as in BIC) for every run.
+
+    Parameters
+    ----------
+    tokens : float64 [m], strictly ascending
+    seconds : float64 [m, curves], NaN where a curve has no point
+    errors : float64 [m, curves]
+        Relative standard deviation of every point.
+
+    Returns
+    -------
+    tuple of int
+        Last token count of every run, ascending; the last one is ``tokens[-1]``.
+    """
+    m = len(tokens)
+    there = np.isfinite(seconds)
+    w = np.where(there, 1.0 / np.where(there, errors, 1.0) ** 2, 0.0)
+    logs = np.where(there, np.log(np.where(there, seconds, 1.0)), 0.0)
+    logs -= np.where(there, logs, 0.0).sum(0) / np.maximum(
+        there.sum(0), 1
+    )  # centred: the sums of squares below cancel less
+    zero = np.zeros((1, seconds.shape[1]))
+    s0, s1, s2 = (np.concatenate([zero, np.cumsum(v, axis=0)]) for v in (w, w * logs, w * logs**2))
+    price = np.log(max(2, int(there.sum()))) * (seconds.shape[1] + 1)
+    best = np.zeros(m + 1)
+    start = np.zeros(m + 1, np.int64)
+    for j in range(1, m + 1):
+        n0 = s0[j] - s0[:j]
+        within = s2[j] - s2[:j] - np.divide((s1[j] - s1[:j]) ** 2, n0, out=np.zeros_like(n0), where=n0 > 0)
+        total = best[:j] + np.maximum(within, 0.0).sum(1) + price
+        start[j] = int(np.argmin(total))
+        best[j] = total[start[j]]
+    ends = []
+    j = m
+    while j > 0:
+        ends.append(int(tokens[j - 1]))
+        j = int(start[j])
+    return tuple(reversed(ends))
+
+
+def bucket_levels(tokens: FloatArray, seconds: FloatArray, buckets: Sequence[int]) -> tuple[FloatArray, FloatArray]:
+    """Cost of every bucket of one curve: the median of its points; a bucket without points lies on the line between others.
+
+    Buckets past the last point are dropped; a point past the last bucket is a bucket of its own.
+
+    Returns
+    -------
+    ends, levels : float64 [buckets]
+    """
+    known = np.array(buckets, np.float64)
+    known = np.concatenate([known, tokens[tokens > known[-1]]])
+    of = np.searchsorted(known, tokens, side="left")
+    filled = np.unique(of)
+    levels = np.array([np.median(seconds[of == k]) for k in filled])
+    ends = known[: filled[-1] + 1]
+    return ends, np.interp(ends, known[filled], levels)
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """seconds(t, c, b) = launch + (M^p + F^p)^(1/p), M = weights + kv·b·c, F = token·t + attention·t·c.
+
+    ``t`` tokens over the batch, ``c`` context per request, ``b`` requests. M is the time to read weights and KV cache, F the
+    time of the arithmetic; a smooth maximum, p = 1 their sum, p → ∞ the larger. With ``buckets``, t is padded first.
+    """
+
+    launch: float
+    weights: float
+    kv: float
+    token: float
+    attention: float
+    sharpness: float
+    buckets: tuple[int, ...] | None = None
+
+    def seconds(self, tokens: FloatArray, context: FloatArray, batch: FloatArray) -> FloatArray:
+        """Seconds of one verification pass, elementwise."""
+        theta = np.array([self.launch, self.weights, self.kv, self.token, self.attention, 1.0 / self.sharpness])
+        return _roofline(theta, pad(tokens, self.buckets), context, batch)[0]
+
+    def to_json(self) -> dict[str, object]:
+        """Parameters in seconds (launch, weights), seconds per context token (kv), per token, per token and context token."""
+        return asdict(self)
+
+
+def pad(tokens: FloatArray, buckets: Sequence[int] | None) -> FloatArray:
+    """Every token count as its bucket; counts past the last bucket as they are."""
+    if buckets is None:
+        return tokens
+    ends = np.array(buckets, np.float64)
+    return np.where(
+        tokens <= ends[-1],
+        ends[np.minimum(np.searchsorted(ends, tokens, side="left"), len(ends) - 1)],
+        tokens,
+    )
+
+
+def _roofline(theta: FloatArray, t: FloatArray, c: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Roofline seconds [n] and their derivatives [n, 6] by launch, weights, kv, token, attention and 1/p."""
+    launch, weights, kv, token, attention, s = theta
+    memory = weights + kv * b * c
+    flops = token * t + attention * t * c
+    high, low = np.maximum(memory, flops), np.minimum(memory, flops)
+    ratio = np.divide(low, high, out=np.zeros_like(high), where=high > 0)
+    log_ratio = np.log(np.maximum(ratio, 1e-300))
+    power = np.exp(log_ratio / s)  # (low / high)^p, with p = 1 / s
+    total = high * (1.0 + power) ** s
+    d_high = (1.0 + power) ** (s - 1.0)
+    d_low = d_high * np.where(ratio > 0, np.exp(log_ratio * (1.0 / s - 1.0)), float(s == 1.0))
+    d_memory = np.where(memory >= flops, d_high, d_low)
+    d_flops = np.where(memory >= flops, d_low, d_high)
+    d_s = total * (np.log1p(power) - power / (1.0 + power) * log_ratio / s)
+    jacobian = np.column_stack([np.ones_like(t), d_memory, d_memory * b * c, d_flops * t, d_flops * t * c, d_s])
+    return launch + total, jacobian
+
+
+def fit_roofline(
+    tokens: FloatArray,
+    context: FloatArray,
+    batch: FloatArray,
+    seconds: FloatArray,
+    errors: FloatArray,
+    buckets: tuple[int, ...] | None = None,
+    guess: tuple[float, float, float] | None = None,
+) -> Roofline:
+    """Fit a :class:`Roofline` by robust least squares on log residuals (``scipy.optimize.least_squares``).
+
+    Parameters
+    ----------
+    tokens, context, batch, seconds : float64 [n]
+    errors : float64 [n]
+        Relative standard deviation of every point.
+    buckets : tuple of int, optional
+        Sizes that the engine pads to.
+    guess : (weights, kv, token) in seconds, optional
+        What the device's data sheet says; one of the starting points.
+    """
+    from scipy.optimize import least_squares
+
+    t = pad(tokens, buckets)
+    least, most = float(seconds.min()), float(seconds.max())
+    # Parameters are fitted in units in which each is about 1.
+    unit = np.array(
+        [least, least, least / max(1.0, float((batch * context).max())), most / t.max(),
+         most / max(1.0, float((t * context).max())), 1.0]
+    )  # fmt: skip
+    logs = np.log(seconds)
+
+    def residuals(x: FloatArray) -> FloatArray:
+        return np.asarray((np.log(np.maximum(_roofline(x * unit, t, context, batch)[0], 1e-12)) - logs) / errors)
+
+    def jacobian(x: FloatArray) -> FloatArray:
+        value, slope = _roofline(x * unit, t, context, batch)
+        return np.asarray(slope * unit / (np.maximum(value, 1e-12) * errors)[:, None])
+
+    starts = [np.array([0.2, 0.7, 0.02, 0.6, 0.02, s]) for s in (0.15, 0.6)]
+    if guess is not None:
+        weights, kv, token = guess
+        rest = max(0.05, 1.0 - weights / least)
+        starts.append(np.array([rest, weights / unit[1], kv / unit[2], token / unit[3], 0.01, 0.3]))
+    fits = [
+        least_squares(
+            residuals, start, jac=jacobian, bounds=([0.0] * 5 + [0.02], [np.inf] * 5 + [1.0]), loss="soft_l1", f_scale=3.0,
+            x_scale="jac", ftol=1e-10, xtol=1e-10, gtol=1e-10, max_nfev=200,
+        )
+        for start in starts
+    ]  # fmt: skip
+    x = min(fits, key=lambda f: float(f.cost)).x * unit
+    return Roofline(float(x[0]), float(x[1]), float(x[2]), float(x[3]), float(x[4]), float(1.0 / x[5]), buckets)

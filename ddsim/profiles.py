@@ -1,0 +1,292 @@
+"""Latency profiles: what was measured, where, how often, and the medians with error bars that fits are made from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim import jsonfile
+from ddsim.errors import DdsimError
+
+KIND = "ddsim-profile"
+SCHEMA_VERSION = 1
+CONSTANTS = ("bandwidth_bytes_per_s", "flops_per_s", "weight_bytes", "kv_bytes_per_token", "flops_per_token")
+KEYS = ("schema_version", "kind", "provenance", "buckets", "verify", "draft", "host", *CONSTANTS)
+RESAMPLES = 400
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class VerifySample:
+    """Repeated seconds of one verification pass: ``tokens`` over the whole batch, ``context`` per request."""
+
+    tokens: int
+    context: int
+    batch: int
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DraftSample:
+    """Repeated seconds of one drafter pass over a batch."""
+
+    context: int
+    batch: int
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HostSample:
+    """Repeated seconds that a round spends outside drafter and target (tree building, sampling, bookkeeping)."""
+
+    seconds: tuple[float, ...]
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Points:
+    """One point per measured (tokens, context, batch): the median of its repeats and a bootstrap error bar.
+
+    Attributes
+    ----------
+    tokens, context, batch : int64 [M]
+        Sorted by batch, then context, then tokens; each combination once.
+    seconds, low, high : float64 [M]
+        Median over repeats and the 95 % bootstrap interval of that median.
+    error : float64 [M]
+        Bootstrap standard deviation of the median, seconds; 0 for a point without repeats.
+    repeats : int64 [M]
+    """
+
+    tokens: IntArray
+    context: IntArray
+    batch: IntArray
+    seconds: FloatArray
+    low: FloatArray
+    high: FloatArray
+    error: FloatArray
+    repeats: IntArray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, which: NDArray[Any]) -> Points:
+        """The points chosen by a mask or by indices."""
+        return Points(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What verification and drafting cost on one device, as measured.
+
+    Parameters
+    ----------
+    verify : sequence of VerifySample
+        At least 2 token counts at every (context, batch) that occurs.
+    draft : sequence of DraftSample
+        May be empty where there is no drafter; drafting then costs nothing but host time.
+    host : sequence of HostSample
+    provenance : dict
+        Device, model, dtype, versions, date; anything that is JSON.
+    buckets : sequence of int, optional
+        Token counts that the engine pads to (CUDA-graph sizes), ascending. None: not padded, or not known.
+    bandwidth_bytes_per_s, flops_per_s, weight_bytes, kv_bytes_per_token, flops_per_token : float, optional
+        What is known of device and model; starting values for the ``roofline`` fit.
+
+    Raises
+    ------
+    DdsimError
+        One line that names the entry and what is wrong with it.
+
+    Examples
+    --------
+    >>> p = Profile([VerifySample(1, 512, 1, (0.010, 0.011)), VerifySample(64, 512, 1, (0.014,))])
+    >>> [float(s) for s in p.points().seconds]
+    [0.0105, 0.014]
+    """
+
+    verify: Sequence[VerifySample]
+    draft: Sequence[DraftSample] = ()
+    host: Sequence[HostSample] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    buckets: Sequence[int] | None = None
+    bandwidth_bytes_per_s: float | None = None
+    flops_per_s: float | None = None
+    weight_bytes: float | None = None
+    kv_bytes_per_token: float | None = None
+    flops_per_token: float | None = None
+
+    def __post_init__(self) -> None:
+        checked = _parse(_document(self), "profile")
+        for name, value in checked.items():  # sequences become tuples, numbers plain Python numbers
+            object.__setattr__(self, name, value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The profile as the JSON object that files hold."""
+        return _document(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], where: str = "profile") -> Profile:
+        """A profile from its JSON object; ``where`` names the file in error messages."""
+        jsonfile.check_header(document, {KIND: SCHEMA_VERSION}, where)
+        return cls(**_parse(document, where))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the profile as JSON, whole or not at all."""
+        jsonfile.write_document(path, self.to_json())
+
+    def points(self, seed: int = 0) -> Points:
+        """Median and bootstrap error bar of every measured (tokens, context, batch); samples of the same point are pooled.
+
+        The bars of a point depend on its own repeats (and ``seed``) only, so leaving others out changes nothing.
+        """
+        pooled: dict[tuple[int, int, int], list[float]] = {}
+        for s in self.verify:
+            pooled.setdefault((s.batch, s.context, s.tokens), []).extend(s.seconds)
+        keys = sorted(pooled)
+        rows = np.array([_median_and_bar(np.array(pooled[key]), seed) for key in keys])
+        batch, context, tokens = np.array(keys, np.int64).T
+        return Points(tokens, context, batch, *rows.T, np.array([len(pooled[key]) for key in keys], np.int64))
+
+
+def read_profile(path: str | os.PathLike[str]) -> Profile:
+    """Read a profile file.
+
+    Raises
+    ------
+    DdsimError
+        One line: which file, which entry, what is wrong.
+    """
+    return Profile.from_json(jsonfile.read_document(path, {KIND: SCHEMA_VERSION}), str(path))
+
+
+def write_profile(profile: Profile, path: str | os.PathLike[str]) -> None:
+    """Write a profile file, whole or not at all."""
+    profile.save(path)
+
+
+def _median_and_bar(seconds: FloatArray, seed: int) -> tuple[float, float, float, float]:
+    """Median, 2.5 % and 97.5 % bootstrap quantiles of it, and its bootstrap standard deviation."""
+    median = float(np.median(seconds))
+    if len(seconds) == 1:
+        return median, median, median, 0.0
+    draws = np.random.default_rng([seed, len(seconds)]).integers(0, len(seconds), (RESAMPLES, len(seconds)))
+    medians = np.median(seconds[draws], axis=1)
+    low, high = np.quantile(medians, (0.025, 0.975))
+    return median, float(low), float(high), float(medians.std())
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python numbers, so that they pass as what they are and can be written."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _document(p: Profile) -> dict[str, Any]:
+    def seconds(sample: VerifySample | DraftSample | HostSample) -> list[float]:
+        return [_plain(s) for s in sample.seconds]
+
+    def samples(name: str, kind: type) -> Iterable[Any]:
+        for i, sample in enumerate(getattr(p, name)):
+            if not isinstance(sample, kind):
+                raise DdsimError(f"profile: {name}[{i}]: must be a {kind.__name__}, is {type(sample).__name__}")
+            yield sample
+
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "provenance": dict(p.provenance),
+    }
+    document["buckets"] = None if p.buckets is None else [_plain(b) for b in p.buckets]
+    for name in CONSTANTS:
+        if getattr(p, name) is not None:
+            document[name] = _plain(getattr(p, name))
+    document["verify"] = [
+        {
+            "tokens": _plain(s.tokens),
+            "context": _plain(s.context),
+            "batch": _plain(s.batch),
+            "seconds": seconds(s),
+        }
+        for s in samples("verify", VerifySample)
+    ]
+    document["draft"] = [
+        {"context": _plain(s.context), "batch": _plain(s.batch), "seconds": seconds(s)}
+        for s in samples("draft", DraftSample)
+    ]
+    document["host"] = [{"batch": _plain(s.batch), "seconds": seconds(s)} for s in samples("host", HostSample)]
+    return document
+
+
+def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a Profile from its JSON object, all checks made."""
+    jsonfile.mapping(document, where, KEYS)
+    fields: dict[str, Any] = {
+        "provenance": jsonfile.mapping(jsonfile.need(document, "provenance", where), f"{where}: provenance")
+    }
+    fields["verify"] = tuple(
+        VerifySample(e["tokens"], e["context"], e["batch"], e["seconds"])
+        for e in _entries(document, "verify", where, {"tokens": 1, "context": 0, "batch": 1}, 1)
+    )
+    fields["draft"] = tuple(
+        DraftSample(e["context"], e["batch"], e["seconds"])
+        for e in _entries(document, "draft", where, {"context": 0, "batch": 1})
+    )
+    fields["host"] = tuple(
+        HostSample(e["seconds"], e["batch"]) for e in _entries(document, "host", where, {"batch": 1})
+    )
+    buckets = document.get("buckets")
+    if buckets is not None:
+        buckets = [
+            jsonfile.integer(b, f"{where}: buckets[{i}]", 1)
+            for i, b in enumerate(jsonfile.array(buckets, f"{where}: buckets", 1))
+        ]
+        for i in range(1, len(buckets)):
+            if buckets[i] <= buckets[i - 1]:
+                raise DdsimError(f"{where}: buckets[{i}]: {buckets[i]} does not exceed the {buckets[i - 1]} before it")
+        buckets = tuple(buckets)
+    fields["buckets"] = buckets
+    for name in CONSTANTS:
+        value = document.get(name)
+        fields[name] = None if value is None else jsonfile.number(value, f"{where}: {name}", positive=True)
+
+    counts: dict[tuple[int, int], set[int]] = {}
+    for i, s in enumerate(fields["verify"]):
+        if s.tokens < s.batch:
+            raise DdsimError(
+                f"{where}: verify[{i}]: {s.tokens} tokens for a batch of {s.batch}; tokens counts the whole batch"
+            )
+        counts.setdefault((s.context, s.batch), set()).add(s.tokens)
+    for (context, batch), tokens in counts.items():
+        if len(tokens) < 2:
+            raise DdsimError(
+                f"{where}: verify needs at least 2 token counts at context {context}, batch {batch}; it has only {min(tokens)}"
+            )
+    return fields
+
+
+def _entries(
+    document: dict[str, Any], name: str, where: str, integers: dict[str, int], at_least: int = 0
+) -> list[dict[str, Any]]:
+    """The checked samples of one list: whole numbers with their minima, and at least one duration."""
+    raw = document.get(name, []) if name == "host" else jsonfile.need(document, name, where)
+    entries = []
+    for i, entry in enumerate(jsonfile.array(raw, f"{where}: {name}", at_least)):
+        place = f"{where}: {name}[{i}]"
+        entry = jsonfile.mapping(entry, place, (*integers, "seconds"))
+        values: dict[str, Any] = {}
+        for key, minimum in integers.items():
+            value = 1 if name == "host" and key not in entry else jsonfile.need(entry, key, place)
+            values[key] = jsonfile.integer(value, f"{place}.{key}", minimum)
+        seconds = jsonfile.array(jsonfile.need(entry, "seconds", place), f"{place}.seconds", 1)
+        values["seconds"] = tuple(
+            jsonfile.number(s, f"{place}.seconds[{j}]", positive=True) for j, s in enumerate(seconds)
+        )
+        entries.append(values)
+    return entries

@@ -1,0 +1,541 @@
+"""Draft trees from marginals: best-first trees, their gains, the ranks of true paths, and forests.
+
+A node is a tuple of candidate ranks (k1, ..., kd); its path log-probability is the float64 sum of its rows' values from depth 1
+down. Best-first order is by path log-probability, descending, then by rank tuple, lexicographically ascending (a prefix comes
+before its extensions). The tree of budget n is the first n nodes in this order: a maximum-weight prefix-closed set, and trees of
+growing budgets are nested. Candidates of log-probability -inf are absent.
+
+Marginals are rows of log-probabilities, descending. Of one position: a dense [L, K] array or a list of L rows. Of P positions:
+compressed rows, where the candidates of depth d at position p are ``logprobs[offsets[p * L + d - 1] : offsets[p * L + d]]``.
+
+Large inputs are split over ``numba.get_num_threads()`` threads by position; results don't depend on their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _kernels
+from .errors import DdsimError
+
+NO_RANK = _kernels.NO_RANK
+"""Rank of a node that isn't among the first N."""
+ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
+MAX_TREE = 1 << 20  # nodes; guards against a budget typed wrongly, which would only be refused by the allocator
+
+_Rows = tuple[NDArray[Any], NDArray[np.int64], int]
+
+
+@dataclass(frozen=True, eq=False)
+class DraftTree:
+    """A draft tree of n nodes below a root, best first; node 0 is the root.
+
+    Examples
+    --------
+    >>> tree = draft_tree([[-0.5, -1.5], [-0.2, -2.0]], budget=3)
+    >>> tree.parents.tolist(), tree.depths.tolist(), tree.ranks.tolist()
+    ([-1, 0, 1, 0], [0, 1, 2, 1], [-1, 0, 0, 1])
+    >>> tree.mask().astype(int).tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+    """
+
+    parents: NDArray[np.int32]
+    """[n + 1] index of the parent, always smaller than the node's own; -1 for the root."""
+    depths: NDArray[np.int32]
+    """[n + 1] 0 for the root."""
+    ranks: NDArray[np.int32]
+    """[n + 1] rank of the node's candidate in the row of its depth, from 0; -1 for the root."""
+    logprobs: NDArray[np.float64]
+    """[n + 1] path log-probability; 0 for the root."""
+
+    def __len__(self) -> int:
+        """Nodes with the root: tokens that verification sends through the target."""
+        return len(self.parents)
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Attention inside the tree, bool [n + 1, n + 1]: row i is True at node i and at its ancestors."""
+        mask = np.zeros((len(self), len(self)), np.bool_)
+        _kernels.ancestor_mask(self.parents, mask)
+        return mask
+
+    def packed_mask(self) -> NDArray[np.uint64]:
+        """``mask()`` in bits, uint64 [n + 1, ceil((n + 1) / 64)]: node j is bit j % 64, from the least, of word j // 64."""
+        mask = np.zeros((len(self), (len(self) + 63) // 64), np.uint64)
+        _kernels.packed_mask(self.parents, mask)
+        return mask
+
+
+def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check: bool = True) -> DraftTree:
+    """Build the best-first tree of one position.
+
+    Parameters
+    ----------
+    logprobs : [L, K] array or list of L rows, float32 or float64
+        Marginals of the next L positions, each row descending; -inf marks absent candidates.
+    budget : int
+        Nodes without the root. The tree is smaller if no more nodes exist.
+    check : bool
+        Refuse rows that can't be marginals. Leave it out where the rows are known to be sound and microseconds count.
+
+    Returns
+    -------
+    DraftTree
+        argmax over prefix-closed trees T of ``budget`` nodes of Σ_{v in T} exp(path log-probability of v).
+
+    Raises
+    ------
+    DdsimError
+        A row that can't be a marginal (named), or a negative budget.
+
+    Examples
+    --------
+    >>> draft_tree([[-0.5, -1.5], [-0.2, -2.0]], budget=4).logprobs.tolist()
+    [0.0, -0.5, -0.7, -1.5, -1.7]
+    """
+    most = _budget(budget, "budget")
+    flat, offsets, horizon = _rows_of_one(logprobs)
+    if check:
+        _check(flat, offsets, horizon)
+    parents = np.empty(most + 1, np.int32)
+    depths = np.empty(most + 1, np.int32)
+    ranks = np.empty(most + 1, np.int32)
+    values = np.empty(most + 1, np.float64)
+    n = 1 + _kernels.draft_tree(flat, offsets, horizon, most, parents, depths, ranks, values)
+    return DraftTree(parents[:n], depths[:n], ranks[:n], values[:n])
+
+
+def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
+    """Build the chain of best candidates, DFlash's draft: the tree restricted to one node a depth.
+
+    Parameters
+    ----------
+    logprobs : [L, K] array or list of L rows, float32 or float64
+        As for `draft_tree`. The chain ends before the first row without candidates.
+
+    Returns
+    -------
+    DraftTree
+        At most L nodes and the root.
+
+    Examples
+    --------
+    >>> draft_chain([[-0.5, -1.5], [-0.25, -2.0]]).logprobs.tolist()
+    [0.0, -0.5, -0.75]
+    """
+    flat, offsets, horizon = _rows_of_one(logprobs)
+    _check(flat, offsets, horizon)
+    depth = 0
+    while depth < horizon and offsets[depth] < offsets[depth + 1] and flat[offsets[depth]] > -np.inf:
+        depth += 1
+    best = flat[offsets[:depth]].astype(np.float64)
+    steps = np.arange(depth + 1, dtype=np.int32)
+    ranks = np.zeros(depth + 1, np.int32)
+    ranks[0] = -1
+    return DraftTree(steps - np.int32(1), steps, ranks, np.concatenate([[0.0], np.cumsum(best)]))
+
+
+def chain_tree(horizon: int) -> DraftTree:
+    """Shape of the chain of ``horizon`` nodes when no marginals are at hand; its log-probabilities are NaN below the root.
+
+    Examples
+    --------
+    >>> chain_tree(2).parents.tolist()
+    [-1, 0, 1]
+    """
+    tree = draft_chain(np.zeros((horizon, 1)))
+    tree.logprobs[1:] = np.nan
+    return tree
+
+
+def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> NDArray[np.float32]:
+    """Gains g[1..N] of one position: what each further node adds to the expected acceptance length.
+
+    Parameters
+    ----------
+    logprobs : [L, K] array or list of L rows, float32 or float64
+        As for `draft_tree`.
+    max_budget : int
+        N.
+
+    Returns
+    -------
+    float32 [N]
+        Path probabilities of the N best nodes, descending, 0 where no more nodes exist. Φ*(n) = Σ_{i ≤ n} g[i] is concave, and
+        1 + Φ*(n) is the expected acceptance length at budget n.
+
+    Raises
+    ------
+    DdsimError
+        A row that can't be a marginal (named), or a negative budget.
+
+    Examples
+    --------
+    >>> tree_gains([[-0.5, -1.5], [-0.2, -2.0]], 4).round(3).tolist()
+    [0.6069999933242798, 0.4970000088214874, 0.2230000048875809, 0.18299999833106995]
+    """
+    flat, offsets, horizon = _rows_of_one(logprobs)
+    _check(flat, offsets, horizon)
+    truth = np.full((1, horizon), -1, np.int32)
+    return gains_and_ranks(flat, offsets, truth, horizon, max_budget, check=False)[0][0]
+
+
+def gains_and_ranks(
+    logprobs: NDArray[np.floating[Any]],
+    offsets: NDArray[np.int64],
+    truth_ranks: NDArray[np.int32],
+    horizon: int,
+    max_budget: int,
+    *,
+    check: bool = True,
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.uint8]]:
+    """Gains of the best-first trees at P positions, and when each true path enters them.
+
+    Parameters
+    ----------
+    logprobs : float32 or float64 [M]
+        Compressed rows (see the module), each descending.
+    offsets : int64 [P * L + 1]
+        Where each row starts in ``logprobs``.
+    truth_ranks : int32 [P, L]
+        Index of the true token x[p + d] in row (p, d), -1 if it isn't there; see `true_ranks`.
+    horizon : int
+        L.
+    max_budget : int
+        N.
+    check : bool
+        Refuse rows that can't be marginals.
+
+    Returns
+    -------
+    gains : float32 [P, N]
+        As `tree_gains`, a row a position.
+    ranks : int32 [P, L]
+        1-based place in best-first order of the node of the first d true tokens, `NO_RANK` if it isn't among the first N nodes.
+        A tree of budget n ≤ N accepts as many drafted tokens as there are d with ranks[p, d - 1] ≤ n.
+    chain : uint8 [P]
+        Accepted tokens of the chain: leading depths whose true token is candidate 0.
+
+    Raises
+    ------
+    DdsimError
+        Shapes that don't fit together, or a row that can't be a marginal (named).
+
+    Examples
+    --------
+    >>> logprobs = np.log([0.6, 0.4, 0.8, 0.2])  # one position, two depths
+    >>> gains, ranks, chain = gains_and_ranks(logprobs, np.array([0, 2, 4]), np.array([[1, 0]]), 2, 4)
+    >>> gains.round(2).tolist(), ranks.tolist(), chain.tolist()
+    ([[0.6000000238418579, 0.47999998927116394, 0.4000000059604645, 0.3199999928474426]], [[3, 4]], [0])
+    """
+    flat, starts, positions = _compressed(logprobs, offsets, horizon)
+    most = _budget(max_budget, "max_budget")
+    truth = _frozen(truth_ranks, np.int32)
+    if truth.shape != (positions, horizon):
+        raise DdsimError(
+            f"truth_ranks has shape {truth.shape}; offsets and horizon {horizon} say {(positions, horizon)}"
+        )
+    if check:
+        _check(flat, starts, horizon)
+    gains = np.empty((positions, most), np.float32)
+    ranks = np.empty((positions, horizon), np.int32)
+    chain = np.empty(positions, np.uint8)
+
+    def work(first: int, last: int) -> None:
+        _kernels.gains_and_ranks(flat, starts, truth, horizon, first, last, gains, ranks, chain, _kernels.POWERS)
+
+    _split(work, positions)
+    return gains, ranks, chain
+
+
+def true_ranks(
+    token_ids: NDArray[np.integer[Any]],
+    offsets: NDArray[np.int64],
+    tokens: NDArray[np.int32],
+    sequence_starts: NDArray[np.int64],
+    horizon: int,
+) -> NDArray[np.int32]:
+    """Find the true token of every row.
+
+    Parameters
+    ----------
+    token_ids : int [M]
+        Candidates, compressed rows as for `gains_and_ranks`.
+    offsets : int64 [P * L + 1]
+    tokens : int32 [P]
+        Committed tokens of S sequences one after another.
+    sequence_starts : int64 [S + 1]
+        Where each sequence starts in ``tokens``, then P.
+    horizon : int
+        L.
+
+    Returns
+    -------
+    int32 [P, L]
+        Index of x[p + d] in row (p, d), -1 if it isn't there or lies beyond the sequence's end.
+
+    Examples
+    --------
+    >>> true_ranks(np.array([7, 5, 5, 7]), np.array([0, 2, 4, 4, 4]), np.array([9, 5]), np.array([0, 2]), 2).tolist()
+    [[1, -1], [-1, -1]]
+    """
+    _, starts, positions = _compressed(token_ids, offsets, horizon)
+    committed = _frozen(tokens, np.int32)
+    bounds = _frozen(sequence_starts, np.int64)
+    if committed.shape != (positions,):
+        raise DdsimError(f"tokens has shape {committed.shape}; offsets and horizon {horizon} say {(positions,)}")
+    if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != positions or np.any(np.diff(bounds) < 0):
+        raise DdsimError(f"sequence_starts must rise from 0 to the {positions} positions")
+    ids = _frozen(token_ids, np.int32)
+    ranks = np.empty((positions, horizon), np.int32)
+    _kernels.true_ranks(ids, starts, committed, bounds, horizon, 0, len(bounds) - 1, ranks)
+    return ranks
+
+
+def kept_pairs(logprobs: NDArray[np.floating[Any]], max_budget: int, *, check: bool = True) -> NDArray[np.int32]:
+    """Count the candidates of each row that trees of at most ``max_budget`` nodes use.
+
+    Node (0, ..., 0, k) at depth d comes first of all nodes that use candidate k of that row, so the candidate matters only if this
+    node is among the first N. Dropping the others changes no tree, gain or rank at any budget up to N.
+
+    Parameters
+    ----------
+    logprobs : float32 or float64 [P, L, K]
+        Rows descending.
+    max_budget : int
+        N.
+    check : bool
+        Refuse rows that can't be marginals.
+
+    Returns
+    -------
+    int32 [P, L]
+        How many leading candidates to keep; at most N over the rows of a position.
+
+    Examples
+    --------
+    >>> kept_pairs(np.log([[[0.9, 0.1], [0.5, 0.5]]]), 3).tolist()
+    [[1, 2]]
+    """
+    dense = _floats(logprobs)
+    if dense.ndim != 3:
+        raise DdsimError(f"logprobs has shape {dense.shape}; kept_pairs needs [positions, horizon, candidates]")
+    positions, horizon, width = dense.shape
+    most = _budget(max_budget, "max_budget")
+    kept = np.zeros((positions, horizon), np.int32)
+    if most == 0 or horizon == 0:
+        return kept
+    flat = dense.reshape(-1)
+    starts = _frozen(np.arange(positions * horizon + 1, dtype=np.int64) * width, np.int64)
+    if check:
+        _check(flat, starts, horizon)
+    _split(lambda first, last: _kernels.kept_pairs(flat, starts, horizon, most, first, last, kept), positions)
+    return kept
+
+
+def forest_gains(gains: ArrayLike, total: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Merge the gains of B requests that are verified together.
+
+    Parameters
+    ----------
+    gains : float32 [B, N]
+        Rows descending, 0 where no more nodes exist.
+    total : int
+        Nodes of the forest, without the B roots.
+
+    Returns
+    -------
+    merged : float32 [total]
+        The largest gains of all, descending; 0 where no more nodes exist.
+    owners : int32 [total]
+        Request that each node belongs to, -1 where no more nodes exist. Equal gains: the smaller request first. The trees' budgets
+        at n nodes are the counts of owners[:n].
+
+    Examples
+    --------
+    >>> merged, owners = forest_gains([[0.5, 0.25], [0.75, 0.25]], 3)
+    >>> merged.tolist(), owners.tolist()
+    ([0.75, 0.5, 0.25], [1, 0, 0])
+    """
+    rows = np.asarray(gains, np.float32)
+    most = _budget(total, "total")
+    if rows.ndim != 2:
+        raise DdsimError(f"gains has shape {rows.shape}; forest_gains needs [requests, budget]")
+    if not np.all(rows >= 0) or np.any(rows[:, 1:] > rows[:, :-1]):
+        bad = int(np.argmax(~np.all(rows >= 0, axis=1) | np.any(rows[:, 1:] > rows[:, :-1], axis=1)))
+        raise DdsimError(f"gains of request {bad} are not descending numbers from 0")
+    flat = rows.reshape(-1)
+    # Stable, and it profits from the rows' own order.
+    first = np.argsort(-flat, kind="stable")[:most]
+    first = first[flat[first] > 0]
+    merged = np.zeros(most, np.float32)
+    owners = np.full(most, -1, np.int32)
+    merged[: len(first)] = flat[first]
+    owners[: len(first)] = first // rows.shape[1]
+    return merged, owners
+
+
+def draft_forest(requests: Sequence[ArrayLike | Sequence[ArrayLike]], total: int) -> list[DraftTree]:
+    """Build the trees of B requests that together hold the ``total`` best nodes.
+
+    Parameters
+    ----------
+    requests : list of B marginals, each as for `draft_tree`
+    total : int
+        Nodes of all trees, without the B roots.
+
+    Returns
+    -------
+    list of B DraftTree
+        Nodes are taken by path log-probability, descending; equal ones from the smaller request first.
+
+    Examples
+    --------
+    >>> [len(tree) - 1 for tree in draft_forest([[[-0.5, -3.0]], [[-0.25, -1.0]]], 3)]
+    [1, 2]
+    """
+    most = _budget(total, "total")
+    trees = [draft_tree(rows, most) for rows in requests]
+    if not trees:
+        return []
+    values = np.concatenate([tree.logprobs[1:] for tree in trees])
+    owners = np.repeat(np.arange(len(trees)), [len(tree) - 1 for tree in trees])
+    sizes = np.bincount(owners[np.argsort(-values, kind="stable")[:most]], minlength=len(trees))
+    return [
+        DraftTree(*(part[: n + 1] for part in (tree.parents, tree.depths, tree.ranks, tree.logprobs)))
+        for tree, n in zip(trees, sizes, strict=True)
+    ]
+
+
+def check_marginals(
+    logprobs: ArrayLike | Sequence[ArrayLike],
+    offsets: NDArray[np.int64] | None = None,
+    horizon: int | None = None,
+) -> None:
+    """Refuse what can't be marginals: NaN, positive or rising log-probabilities, probabilities that sum above 1 + 1e-4.
+
+    Parameters
+    ----------
+    logprobs : [L, K] or [P, L, K] array, list of L rows, or with ``offsets`` the compressed rows [M]
+    offsets : int64 [P * L + 1], optional
+    horizon : int, optional
+        L, needed with ``offsets``.
+
+    Raises
+    ------
+    DdsimError
+        Names the first bad row and what is wrong with it.
+
+    Examples
+    --------
+    >>> check_marginals([[-0.5, -1.5], [-0.2, -0.1]])
+    Traceback (most recent call last):
+        ...
+    ddsim.errors.DdsimError: logprobs at depth 2 rise; sort each row in descending order
+    """
+    if offsets is not None:
+        if horizon is None:
+            raise DdsimError("check_marginals with offsets needs the horizon too")
+        flat, starts, _ = _compressed(np.asarray(logprobs), offsets, horizon)
+        _check(flat, starts, horizon)
+        return
+    dense = logprobs if isinstance(logprobs, np.ndarray) else None
+    if dense is not None and dense.ndim == 3:
+        positions, depth, width = dense.shape
+        starts = _frozen(np.arange(positions * depth + 1, dtype=np.int64) * width, np.int64)
+        _check(_floats(dense).reshape(-1), starts, depth)
+        return
+    _check(*_rows_of_one(logprobs))
+
+
+_REASONS = {
+    1: "hold NaN; every candidate needs a log-probability",
+    2: "are positive; log-probabilities are natural logarithms of probabilities, at most 0",
+    3: "rise; sort each row in descending order",
+    4: f"have probabilities that sum above 1 + {ROW_SUM_TOLERANCE:g}; normalise each row by log-softmax",
+}
+
+
+def _check(flat: NDArray[Any], offsets: NDArray[np.int64], horizon: int) -> None:
+    """Raise if a compressed row can't be a marginal."""
+    row, reason = _kernels.first_bad_row(flat, offsets, ROW_SUM_TOLERANCE, 0, len(offsets) - 1, _kernels.POWERS)
+    if row >= 0:
+        place = f"depth {row % horizon + 1}"
+        if len(offsets) - 1 > horizon:
+            place = f"position {row // horizon}, {place}"
+        raise DdsimError(f"logprobs at {place} {_REASONS[reason]}")
+
+
+def _budget(budget: int, name: str) -> int:
+    """Budget as a plain int, if it is one."""
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or not 0 <= budget <= MAX_TREE:
+        raise DdsimError(f"{name} is {budget!r}; it must be a whole number of nodes from 0 to {MAX_TREE}")
+    return int(budget)
+
+
+def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
+    """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
+    view = np.ascontiguousarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
+
+
+def _floats(array: ArrayLike) -> NDArray[Any]:
+    """Log-probabilities as read-only float64 if they come so, else float32."""
+    given = np.asarray(array)
+    if given.dtype.kind not in "fiu":
+        raise DdsimError(f"logprobs are of type {given.dtype}; give float32 or float64")
+    return _frozen(given, np.float32 if given.dtype in (np.float32, np.float16) else np.float64)
+
+
+def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
+    """Compressed rows of one position, from [L, K] or a list of rows."""
+    if isinstance(logprobs, np.ndarray):
+        dense = _floats(logprobs)
+        if dense.ndim != 2:
+            raise DdsimError(f"logprobs has shape {dense.shape}; one position needs [horizon, candidates]")
+        horizon, width = dense.shape
+        return dense.reshape(-1), _frozen(np.arange(0, horizon * width + 1, max(width, 1)), np.int64), horizon
+    rows = [np.asarray(row) for row in logprobs]  # type: ignore[union-attr]
+    if any(row.ndim != 1 for row in rows):
+        raise DdsimError("logprobs must be rows of numbers, one row a depth")
+    offsets = np.cumsum([0, *(len(row) for row in rows)])
+    flat = np.concatenate(rows) if rows else np.empty(0, np.float32)
+    return _floats(flat), _frozen(offsets, np.int64), len(rows)
+
+
+def _compressed(values: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows:
+    """Check that offsets cut ``values`` into whole positions; return both, and the number of positions."""
+    flat = np.asarray(values)
+    starts = _frozen(offsets, np.int64)
+    if horizon < 1:
+        raise DdsimError(f"horizon is {horizon}; it must be at least 1")
+    if flat.ndim != 1 or starts.ndim != 1 or len(starts) % horizon != 1 % horizon or len(starts) < 1:
+        raise DdsimError(
+            f"shapes {flat.shape} and {starts.shape} of rows and offsets are not those of horizon {horizon}"
+        )
+    if starts[0] < 0 or starts[-1] > len(flat) or np.any(starts[1:] < starts[:-1]):
+        raise DdsimError(f"offsets must not fall and must stay within the {len(flat)} candidates")
+    return (_floats(flat) if flat.dtype.kind == "f" else flat), starts, (len(starts) - 1) // horizon
+
+
+def _split(work: Callable[[int, int], None], items: int) -> None:
+    """Run ``work(first, last)`` over all items, on threads if there are many.
+
+    Threads of our own, not Numba's: those end the process when two callers meet in a kernel, or after a fork.
+    """
+    threads = min(numba.get_num_threads(), items // 256 + 1)
+    if threads <= 1:
+        work(0, items)
+        return
+    # Several pieces a thread even out positions that cost more; the first compiles before the others start.
+    bounds = np.linspace(0, items, 4 * threads + 1).astype(int).tolist()
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]:
+            done.result()
