@@ -217,7 +217,9 @@ def load_target(
         tokenizer = _tokenizer(folder) if with_tokenizer else None
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    missing = [key for key in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight") if key not in weights]
+    missing = [
+        key for key in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight") if key not in weights
+    ]
     if missing:
         raise DdsimError(f"{name}: tensor {missing[0]!r} is missing")
     return config, weights, tokenizer
@@ -301,7 +303,9 @@ def load_drafter(
         if key not in weights:
             raise DdsimError(f"{folder}: tensor {key!r} is missing")
         if tuple(weights[key].shape) != shape:
-            raise DdsimError(f"{folder}: tensor {key!r} has shape {tuple(weights[key].shape)}, config.json implies {shape}")
+            raise DdsimError(
+                f"{folder}: tensor {key!r} has shape {tuple(weights[key].shape)}, config.json implies {shape}"
+            )
     return drafter, weights
 
 

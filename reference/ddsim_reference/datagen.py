@@ -241,7 +241,9 @@ def generate(
         A prompt is longer than a document may be.
     """
     if int(pool.lengths.max()) >= longest:
-        raise DdsimError(f"prompt {int(pool.lengths.argmax())}: {int(pool.lengths.max())} tokens, but documents end at {longest}")
+        raise DdsimError(
+            f"prompt {int(pool.lengths.argmax())}: {int(pool.lengths.max())} tokens, but documents end at {longest}"
+        )
     with torch.inference_mode():
         writer = Writer(config, weights, pool, slots=slots, length=length, longest=longest, seed=seed)
         begun = time.perf_counter()
@@ -262,11 +264,15 @@ def build_pool(tokenizer: Any, prompts: Sequence[str], *, self_written_share: fl
     The template's own text around a user's message gives the openings of the user's and the assistant's turns.
     """
     mark = "@@ddsim@@"
-    whole = tokenizer.apply_chat_template([{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False
+    )
     before, after = whole.split(mark)
     opening = tokenizer(after, add_special_tokens=False)["input_ids"]
     if opening[0] != end_of_turn:
-        raise DdsimError("the chat template does not close a user's turn with the end-of-text token; self-written turns need it")
+        raise DdsimError(
+            "the chat template does not close a user's turn with the end-of-text token; self-written turns need it"
+        )
     texts = [before + prompt + after for prompt in prompts]
     encoded = [ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(ids) <= longest]
     user_opening = tokenizer(before, add_special_tokens=False)["input_ids"]

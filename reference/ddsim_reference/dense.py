@@ -205,9 +205,7 @@ def drafter_hidden(
     context_rope = rope_table(context_positions, config.head_dim, config.rope_theta)
     x = noise
     for layer in drafter_layers(config, weights):
-        x = layer_function(
-            x, context, layer, block_rope, context_rope, config.head_dim, config.rms_norm_eps, attend
-        )
+        x = layer_function(x, context, layer, block_rope, context_rope, config.head_dim, config.rms_norm_eps, attend)
     return rms_norm(x, weights["norm.weight"], config.rms_norm_eps)
 
 

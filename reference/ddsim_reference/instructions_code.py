@@ -1,6 +1,6 @@
 """Programming instructions for drafter training: functions composed from small parts, with true examples."""
 
-# ruff: noqa: E501, SIM905 (tables of text: one entry a line is easier to read and to extend)
+# ruff: noqa: SIM905 (tables of text: one entry a line is easier to read and to extend)
 
 from __future__ import annotations
 
@@ -83,16 +83,48 @@ _REDUCES = (
     ("sorted", "Return {m} as a list in ascending order.", "List[int]", "sorted(values)"),
     ("descending", "Give back {m}, sorted from high to low.", "List[int]", "sorted(values, reverse=True)"),
     ("distinct", "Return how many different values occur among {m}.", "int", "len(set(values))"),
-    ("highest", "Find the largest of {m}. If there are none, return None.", "Optional[int]", "max(values, default=None)"),
-    ("lowest", "Find the smallest of {m}. If there are none, return None.", "Optional[int]", "min(values, default=None)"),
-    ("average", "Compute the mean of {m}, or 0.0 when there is nothing to average.", "float",
-     "round(sum(values) / len(values), 2) if values else 0.0"),
-    ("spread", "Return the gap between the largest and the smallest of {m}, zero if fewer than two qualify.", "int",
-     "max(values) - min(values) if len(values) > 1 else 0"),
-    ("first", "Return the first of {m}, or None if the list holds none.", "Optional[int]", "values[0] if values else None"),
-    ("last", "Return the last of {m}, or None if the list holds none.", "Optional[int]", "values[-1] if values else None"),
-    ("running_total", "Return the running totals of {m} as a list.", "List[int]",
-     "[sum(values[:i + 1]) for i in range(len(values))]"),
+    (
+        "highest",
+        "Find the largest of {m}. If there are none, return None.",
+        "Optional[int]",
+        "max(values, default=None)",
+    ),
+    (
+        "lowest",
+        "Find the smallest of {m}. If there are none, return None.",
+        "Optional[int]",
+        "min(values, default=None)",
+    ),
+    (
+        "average",
+        "Compute the mean of {m}, or 0.0 when there is nothing to average.",
+        "float",
+        "round(sum(values) / len(values), 2) if values else 0.0",
+    ),
+    (
+        "spread",
+        "Return the gap between the largest and the smallest of {m}, zero if fewer than two qualify.",
+        "int",
+        "max(values) - min(values) if len(values) > 1 else 0",
+    ),
+    (
+        "first",
+        "Return the first of {m}, or None if the list holds none.",
+        "Optional[int]",
+        "values[0] if values else None",
+    ),
+    (
+        "last",
+        "Return the last of {m}, or None if the list holds none.",
+        "Optional[int]",
+        "values[-1] if values else None",
+    ),
+    (
+        "running_total",
+        "Return the running totals of {m} as a list.",
+        "List[int]",
+        "[sum(values[:i + 1]) for i in range(len(values))]",
+    ),
     ("unique", "Return {m} without repeats, in order of first appearance.", "List[int]", "list(dict.fromkeys(values))"),
 )
 _LIST_NAMES = ("numbers", "values", "nums", "items", "data", "readings", "scores", "entries", "amounts")
@@ -142,20 +174,37 @@ _PAIR_REDUCES = (
     ("total", "Return the total of all {p}", "int", "sum(values)"),
     ("count_even", "Count the even numbers among the {p}", "int", "sum(v % 2 == 0 for v in values)"),
     ("count_negative", "Count the negative numbers among the {p}", "int", "sum(v < 0 for v in values)"),
-    ("all_positive", "Check for positive values only: return False if zero or a negative number is among the {p}", "bool", "all(v > 0 for v in values)"),
+    (
+        "all_positive",
+        "Check for positive values only: return False if zero or a negative number is among the {p}",
+        "bool",
+        "all(v > 0 for v in values)",
+    ),
     ("any_zero", "Tell whether zero is among the {p}", "bool", "0 in values"),
 )
 _PAIRINGS = (
     ("neighbours", "of neighbouring elements in the list", "zip(xs, xs[1:])", 1),
     ("two_apart", "of elements that are two places apart", "zip(xs, xs[2:])", 1),
-    ("mirrored", "of each element of the first half and its mirror image in the second half",
-     "zip(xs[:len(xs) // 2], xs[::-1])", 1),
+    (
+        "mirrored",
+        "of each element of the first half and its mirror image in the second half",
+        "zip(xs[:len(xs) // 2], xs[::-1])",
+        1,
+    ),
     ("cyclic", "of neighbouring elements, the list being taken as a circle", "zip(xs, xs[1:] + xs[:1])", 1),
     ("aligned", "of elements at equal positions of both lists, up to the shorter one's end", "zip(xs, ys)", 2),
-    ("crossed", "of each element of the first list with the element of the second that lies as far from its end",
-     "zip(xs, ys[::-1])", 2),
-    ("all_pairs", "of every element of the first list with every element of the second",
-     "((x, y) for x in xs for y in ys)", 2),
+    (
+        "crossed",
+        "of each element of the first list with the element of the second that lies as far from its end",
+        "zip(xs, ys[::-1])",
+        2,
+    ),
+    (
+        "all_pairs",
+        "of every element of the first list with every element of the second",
+        "((x, y) for x in xs for y in ys)",
+        2,
+    ),
 )
 
 
@@ -247,29 +296,81 @@ _CHARS = (
 _CHAR_OPS = (
     ("strip", "Delete all {c} from the string and return what is left.", "str", "''.join(c for c in s if not ({e}))"),
     ("keep", "Return only the {c} of the string, in their original order.", "str", "''.join(c for c in s if {e})"),
-    ("star", "Replace every one of the {c} in the string by an asterisk.", "str", "''.join('*' if {e} else c for c in s)"),
-    ("double", "Write each of the {c} in the string twice and leave the rest as it is.", "str",
-     "''.join(c * 2 if {e} else c for c in s)"),
-    ("last", "Move all {c} to the end of the string without changing the order within both groups.", "str",
-     "''.join(c for c in s if not ({e})) + ''.join(c for c in s if {e})"),
-    ("positions", "Return the indices at which the string has {c}.", "List[int]", "[i for i, c in enumerate(s) if {e}]"),
-    ("share", "Return the share of {c} in the string as a float rounded to two places; an empty string gives 0.0.",
-     "float", "round(sum(1 for c in s if {e}) / len(s), 2) if s else 0.0"),
-    ("first", "Return the index of the first of the {c}, or -1 if the string has none.", "int",
-     "next((i for i, c in enumerate(s) if {e}), -1)"),
-    ("longest_run", "Return the length of the longest unbroken run of {c}.", "int",
-     "max((len(p) for p in ''.join('x' if {e} else ' ' for c in s).split()), default=0)"),
-    ("mirror", "Reverse the order of the {c} only; everything else stays in its place.", "str",
-     "(lambda q: ''.join(q.pop() if {e} else c for c in s))([c for c in s if {e}])"),
-    ("most_common", "Return the {c} that occur most often (several in case of a tie), joined in alphabetical order.", "str",
-     "(lambda q: ''.join(sorted(c for c in set(q) if q.count(c) == max(map(q.count, q)))))([c for c in s if {e}])"),
-    ("swap_case", "Swap the case of the {c} and leave other characters alone.", "str",
-     "''.join(c.swapcase() if {e} else c for c in s)"),
-    ("tally", "Return a dictionary that tells how many times each of the {c} appears.", "Dict[str, int]",
-     "(lambda q: {{c: q.count(c) for c in dict.fromkeys(q)}})([c for c in s if {e}])"),
-    ("ranks", ("Count the {c} in the first half and in the second half of the string (the middle character belongs to the "
-     "second) and return both counts as a tuple."), "Tuple[int, int]",
-     "(sum(1 for c in s[:len(s) // 2] if {e}), sum(1 for c in s[len(s) // 2:] if {e}))"),
+    (
+        "star",
+        "Replace every one of the {c} in the string by an asterisk.",
+        "str",
+        "''.join('*' if {e} else c for c in s)",
+    ),
+    (
+        "double",
+        "Write each of the {c} in the string twice and leave the rest as it is.",
+        "str",
+        "''.join(c * 2 if {e} else c for c in s)",
+    ),
+    (
+        "last",
+        "Move all {c} to the end of the string without changing the order within both groups.",
+        "str",
+        "''.join(c for c in s if not ({e})) + ''.join(c for c in s if {e})",
+    ),
+    (
+        "positions",
+        "Return the indices at which the string has {c}.",
+        "List[int]",
+        "[i for i, c in enumerate(s) if {e}]",
+    ),
+    (
+        "share",
+        "Return the share of {c} in the string as a float rounded to two places; an empty string gives 0.0.",
+        "float",
+        "round(sum(1 for c in s if {e}) / len(s), 2) if s else 0.0",
+    ),
+    (
+        "first",
+        "Return the index of the first of the {c}, or -1 if the string has none.",
+        "int",
+        "next((i for i, c in enumerate(s) if {e}), -1)",
+    ),
+    (
+        "longest_run",
+        "Return the length of the longest unbroken run of {c}.",
+        "int",
+        "max((len(p) for p in ''.join('x' if {e} else ' ' for c in s).split()), default=0)",
+    ),
+    (
+        "mirror",
+        "Reverse the order of the {c} only; everything else stays in its place.",
+        "str",
+        "(lambda q: ''.join(q.pop() if {e} else c for c in s))([c for c in s if {e}])",
+    ),
+    (
+        "most_common",
+        "Return the {c} that occur most often (several in case of a tie), joined in alphabetical order.",
+        "str",
+        "(lambda q: ''.join(sorted(c for c in set(q) if q.count(c) == max(map(q.count, q)))))([c for c in s if {e}])",
+    ),
+    (
+        "swap_case",
+        "Swap the case of the {c} and leave other characters alone.",
+        "str",
+        "''.join(c.swapcase() if {e} else c for c in s)",
+    ),
+    (
+        "tally",
+        "Return a dictionary that tells how many times each of the {c} appears.",
+        "Dict[str, int]",
+        "(lambda q: {{c: q.count(c) for c in dict.fromkeys(q)}})([c for c in s if {e}])",
+    ),
+    (
+        "ranks",
+        (
+            "Count the {c} in the first half and in the second half of the string (the middle character belongs to the "
+            "second) and return both counts as a tuple."
+        ),
+        "Tuple[int, int]",
+        "(sum(1 for c in s[:len(s) // 2] if {e}), sum(1 for c in s[len(s) // 2:] if {e}))",
+    ),
 )
 
 
@@ -312,24 +413,59 @@ _WORD_CONDITIONS = (
 _WORD_OPS = (
     ("count_words", "Count the words {c}.", "int", "len(q)"),
     ("list_words", "Return a list of the words {c}, in the order in which they appear.", "List[str]", "q"),
-    ("drop_words", "Remove the words {c} and return the remaining sentence, joined by single spaces.", "str",
-     "' '.join(w for w in ws if w not in q)"),
-    ("reverse_words", "Spell the words {c} backwards and leave the others unchanged.", "str",
-     "' '.join(w[::-1] if w in q else w for w in ws)"),
-    ("shout_words", "Write the words {c} in capitals and leave the others unchanged.", "str",
-     "' '.join(w.upper() if w in q else w for w in ws)"),
-    ("longest_word", ("Among the words {c}, return the longest; the earlier one wins a tie, and without any such word "
-     "return an empty string."), "str", "max(q, key=len, default='')"),
-    ("sort_words", "Return the words {c}, sorted alphabetically without regard to case.", "List[str]",
-     "sorted(q, key=str.lower)"),
-    ("word_lengths", "Return a dictionary from each of the words {c} to its length.", "Dict[str, int]",
-     "{{w: len(w) for w in q}}"),
+    (
+        "drop_words",
+        "Remove the words {c} and return the remaining sentence, joined by single spaces.",
+        "str",
+        "' '.join(w for w in ws if w not in q)",
+    ),
+    (
+        "reverse_words",
+        "Spell the words {c} backwards and leave the others unchanged.",
+        "str",
+        "' '.join(w[::-1] if w in q else w for w in ws)",
+    ),
+    (
+        "shout_words",
+        "Write the words {c} in capitals and leave the others unchanged.",
+        "str",
+        "' '.join(w.upper() if w in q else w for w in ws)",
+    ),
+    (
+        "longest_word",
+        (
+            "Among the words {c}, return the longest; the earlier one wins a tie, and without any such word "
+            "return an empty string."
+        ),
+        "str",
+        "max(q, key=len, default='')",
+    ),
+    (
+        "sort_words",
+        "Return the words {c}, sorted alphabetically without regard to case.",
+        "List[str]",
+        "sorted(q, key=str.lower)",
+    ),
+    (
+        "word_lengths",
+        "Return a dictionary from each of the words {c} to its length.",
+        "Dict[str, int]",
+        "{{w: len(w) for w in q}}",
+    ),
     ("join_words", "Join the words {c} with hyphens.", "str", "'-'.join(q)"),
-    ("initials", "Return the first letters of the words {c} as one uppercase string.", "str",
-     "''.join(w[0] for w in q).upper()"),
+    (
+        "initials",
+        "Return the first letters of the words {c} as one uppercase string.",
+        "str",
+        "''.join(w[0] for w in q).upper()",
+    ),
     ("total_letters", "Return how many characters the words {c} have together.", "int", "sum(map(len, q))"),
-    ("last_word", "Return the last of the words {c}, or None if the sentence has no such word.", "Optional[str]",
-     "q[-1] if q else None"),
+    (
+        "last_word",
+        "Return the last of the words {c}, or None if the sentence has no such word.",
+        "Optional[str]",
+        "q[-1] if q else None",
+    ),
 )
 
 
@@ -347,10 +483,17 @@ def sentence_idea(rng: np.random.Generator) -> Idea:
         passing = _function("ws", f"[w for w in ws if {condition}]")(pool)
         ws = [pick(rng, passing) if passing and rng.random() < 0.4 else w for w in pool[: int(size)]]
         examples.append((repr(ws) if as_list else repr(" ".join(ws)), repr(run(ws))))
-    arg, kind = (pick(rng, ("words", "tokens", "tags")), "List[str]") if as_list else (
-        pick(rng, ("sentence", "text", "line")), "str")
+    arg, kind = (
+        (pick(rng, ("words", "tokens", "tags")), "List[str]")
+        if as_list
+        else (pick(rng, ("sentence", "text", "line")), "str")
+    )
     doc = op[1].format(c=phrase)
-    doc += "" if as_list else pick(rng, (" Words are separated by single spaces.", "", " The sentence has no punctuation."))
+    doc += (
+        ""
+        if as_list
+        else pick(rng, (" Words are separated by single spaces.", "", " The sentence has no punctuation."))
+    )
     return Idea(f"{op[0]}_{slug}", ((arg, kind),), op[2], doc, tuple(examples))
 
 
@@ -367,30 +510,90 @@ _THINGS = (
     ("pages", "book", "number of pages", ("Dune", "Emma", "Ulysses", "Walden", "Hamlet", "Beowulf")),
 )
 _DICT_OPS = (
-    ("at_least", "Return the {ks} whose {v} is at least `limit`, sorted by name.", "List[str]", True,
-     "sorted(k for k in d if d[k] >= n)"),
-    ("below", "Build a new dictionary with only those {ks} whose {v} is below `limit`.", "Dict[str, int]", True,
-     "{k: v for k, v in d.items() if v < n}"),
-    ("top", "Return the name of the {k} with the greatest {v}; ties go to the name that comes first alphabetically.", "str",
-     False, "min(d, key=lambda k: (-d[k], k))"),
-    ("ranking", "Return all {ks} ordered by falling {v}, and by name where that is equal.", "List[str]", False,
-     "sorted(d, key=lambda k: (-d[k], k))"),
-    ("shares", "Return a dictionary with the percentage of the total that each {k} has, rounded to one decimal.",
-     "Dict[str, float]", False, "{k: round(100 * v / sum(d.values()), 1) for k, v in d.items()}"),
-    ("grouped", "Group the {ks}: map each {v} to the sorted list of those that have it.", "Dict[int, List[str]]", False,
-     "{v: sorted(k for k in d if d[k] == v) for v in d.values()}"),
-    ("raised", "Return a copy in which every {v} is increased by `limit`; the argument itself must not change.",
-     "Dict[str, int]", True, "{k: v + n for k, v in d.items()}"),
-    ("middle", "Return the average {v} over all {ks}, rounded to two decimals.", "float", False,
-     "round(sum(d.values()) / len(d), 2)"),
-    ("nearest", "Return the {k} whose {v} is nearest to `limit`. The alphabetically first one wins a tie.", "str", True,
-     "min(d, key=lambda k: (abs(d[k] - n), k))"),
-    ("initials", "Sum the {v} of all {ks} that share a first letter and return a dictionary from letter to sum.",
-     "Dict[str, int]", False, "{k[0]: sum(v for j, v in d.items() if j[0] == k[0]) for k in d}"),
-    ("both", "Return a pair: the names with the least and with the most {v}, alphabetically first in case of a tie.",
-     "Tuple[str, str]", False, "(min(d, key=lambda k: (d[k], k)), min(d, key=lambda k: (-d[k], k)))"),
-    ("exceeds", "Tell how many {ks} have a {v} above the average.", "int", False,
-     "sum(v > sum(d.values()) / len(d) for v in d.values())"),
+    (
+        "at_least",
+        "Return the {ks} whose {v} is at least `limit`, sorted by name.",
+        "List[str]",
+        True,
+        "sorted(k for k in d if d[k] >= n)",
+    ),
+    (
+        "below",
+        "Build a new dictionary with only those {ks} whose {v} is below `limit`.",
+        "Dict[str, int]",
+        True,
+        "{k: v for k, v in d.items() if v < n}",
+    ),
+    (
+        "top",
+        "Return the name of the {k} with the greatest {v}; ties go to the name that comes first alphabetically.",
+        "str",
+        False,
+        "min(d, key=lambda k: (-d[k], k))",
+    ),
+    (
+        "ranking",
+        "Return all {ks} ordered by falling {v}, and by name where that is equal.",
+        "List[str]",
+        False,
+        "sorted(d, key=lambda k: (-d[k], k))",
+    ),
+    (
+        "shares",
+        "Return a dictionary with the percentage of the total that each {k} has, rounded to one decimal.",
+        "Dict[str, float]",
+        False,
+        "{k: round(100 * v / sum(d.values()), 1) for k, v in d.items()}",
+    ),
+    (
+        "grouped",
+        "Group the {ks}: map each {v} to the sorted list of those that have it.",
+        "Dict[int, List[str]]",
+        False,
+        "{v: sorted(k for k in d if d[k] == v) for v in d.values()}",
+    ),
+    (
+        "raised",
+        "Return a copy in which every {v} is increased by `limit`; the argument itself must not change.",
+        "Dict[str, int]",
+        True,
+        "{k: v + n for k, v in d.items()}",
+    ),
+    (
+        "middle",
+        "Return the average {v} over all {ks}, rounded to two decimals.",
+        "float",
+        False,
+        "round(sum(d.values()) / len(d), 2)",
+    ),
+    (
+        "nearest",
+        "Return the {k} whose {v} is nearest to `limit`. The alphabetically first one wins a tie.",
+        "str",
+        True,
+        "min(d, key=lambda k: (abs(d[k] - n), k))",
+    ),
+    (
+        "initials",
+        "Sum the {v} of all {ks} that share a first letter and return a dictionary from letter to sum.",
+        "Dict[str, int]",
+        False,
+        "{k[0]: sum(v for j, v in d.items() if j[0] == k[0]) for k in d}",
+    ),
+    (
+        "both",
+        "Return a pair: the names with the least and with the most {v}, alphabetically first in case of a tie.",
+        "Tuple[str, str]",
+        False,
+        "(min(d, key=lambda k: (d[k], k)), min(d, key=lambda k: (-d[k], k)))",
+    ),
+    (
+        "exceeds",
+        "Tell how many {ks} have a {v} above the average.",
+        "int",
+        False,
+        "sum(v > sum(d.values()) / len(d) for v in d.values())",
+    ),
 )
 
 
@@ -408,8 +611,11 @@ def dict_idea(rng: np.random.Generator) -> Idea:
         shown = repr(list(d.items()) if as_pairs else d) + (f", {limit}" if op[3] else "")
         examples.append((shown, repr(run(d, limit))))
     plural = "people" if key == "person" else "days" if key == "day" else key + "s"
-    given = (f"`{arg}` is a list of (name, {value}) pairs, one for each {key}." if as_pairs
-             else f"`{arg}` maps each {key} to its {value}.")
+    given = (
+        f"`{arg}` is a list of (name, {value}) pairs, one for each {key}."
+        if as_pairs
+        else f"`{arg}` maps each {key} to its {value}."
+    )
     doc = given + " " + op[1].format(k=key, ks=plural, v=value)
     kind = "List[Tuple[str, int]]" if as_pairs else "Dict[str, int]"
     parameters = ((arg, kind), *((("limit", "int"),) if op[3] else ()))
@@ -419,54 +625,154 @@ def dict_idea(rng: np.random.Generator) -> Idea:
 # --- whole numbers ---------------------------------------------------------------------------------------------------
 
 _DIGIT_OPS = (
-    ("alternating_digit_sum", "Add and subtract the digits of n in turn, starting with plus for the leftmost one.",
-     "int", "sum(int(c) * (-1) ** i for i, c in enumerate(str(n)))"),
-    ("largest_rearranged", "Return the largest integer that can be written with the digits of n.", "int",
-     "int(''.join(sorted(str(n), reverse=True)))"),
-    ("without_digit_{d}", "Delete every digit {d} from n. If nothing remains, return 0.", "int",
-     "int(str(n).replace('{d}', '') or '0')"),
-    ("digits_above_{d}", "Count the digits of n that are greater than {d}.", "int", "sum(int(c) > {d} for c in str(n))"),
-    ("multiplied_nonzero_digits", "Return the product of those digits of n that are not 0.", "int",
-     "__import__('math').prod(int(c) for c in str(n) if c != '0')"),
-    ("digits_in_base_{b}", "Return the digits of n in base {b} as a list, most significant first.", "List[int]",
-     "(lambda f: f(f, n))(lambda f, v: ([] if v < {b} else f(f, v // {b})) + [v % {b}])"),
-    ("divisors_below_{k}", "List all positive divisors of n that are smaller than {k}.", "List[int]",
-     "[i for i in range(1, {k}) if n % i == 0]"),
-    ("round_up_to_{k}", "Round n up to the next multiple of {k}; a multiple stays as it is.", "int", "-(-n // {k}) * {k}"),
-    ("count_multiples_{k}_upto", "Count the integers from 1 to n that are divisible by {k} but not by {m}.", "int",
-     "sum(i % {k} == 0 and i % {m} != 0 for i in range(1, n + 1))"),
-    ("step_down_{k}", "Start at n and keep subtracting {k} while the value stays non-negative; return all values visited.",
-     "List[int]", "list(range(n, -1, -{k}))"),
-    ("proper_divisor_total", "Return the sum of the divisors of n without n itself.", "int",
-     "sum(i for i in range(1, n) if n % i == 0)"),
-    ("binary_ones_gap", "Return the longest stretch of zeros enclosed by ones in the binary form of n.", "int",
-     "max(map(len, bin(n)[2:].strip('0').split('1')), default=0)"),
-    ("digit_steps", "Return the absolute differences between neighbouring digits of n.", "List[int]",
-     "[abs(int(a) - int(b)) for a, b in zip(str(n), str(n)[1:])]"),
-    ("is_bouncy", "Check if n is bouncy: a number is bouncy if its digits neither only rise (or stay) nor only fall (or stay).",
-     "bool", "list(str(n)) != sorted(str(n)) and list(str(n)) != sorted(str(n), reverse=True)"),
-    ("digital_root_steps", "Count how many times n must be replaced by its digit sum until one digit is left.", "int",
-     "(lambda f: f(f, n))(lambda f, v: 0 if v < 10 else 1 + f(f, sum(map(int, str(v)))))"),
-    ("mirror_sum", "Add n to the number that its digits give when read from right to left.", "int", "n + int(str(n)[::-1])"),
-    ("split_halves_sum", ("Cut the decimal form of n in the middle (the left part is shorter if its length is odd) and add "
-     "both parts; an empty part counts as 0."), "int", "int(str(n)[:len(str(n)) // 2] or 0) + int(str(n)[len(str(n)) // 2:])"),
-    ("divides_its_digits", "Return the digits of n that divide n, each once, in ascending order.", "List[int]",
-     "sorted({{int(c) for c in str(n) if c != '0' and n % int(c) == 0}})"),
-    ("nearest_multiple_{k}", "Return the multiple of {k} that is closest to n; the larger one in case of a tie.", "int",
-     "(2 * n + {k}) // (2 * {k}) * {k}"),
-    ("triangle_index", "Return m if n is the triangular number 1 + 2 + ... + m, and -1 if there is no such m.", "int",
-     "next((m for m in range(1, n + 1) if m * (m + 1) // 2 == n), -1)"),
-    ("sum_digit_powers_{q}", "Raise every digit of n to the power {q} and add the results.", "int",
-     "sum(int(c) ** {q} for c in str(n))"),
-    ("pretty_units_{k}", "Break n minutes into full blocks of {k} minutes and a rest; return (blocks, rest).",
-     "Tuple[int, int]", "divmod(n, {k})"),
+    (
+        "alternating_digit_sum",
+        "Add and subtract the digits of n in turn, starting with plus for the leftmost one.",
+        "int",
+        "sum(int(c) * (-1) ** i for i, c in enumerate(str(n)))",
+    ),
+    (
+        "largest_rearranged",
+        "Return the largest integer that can be written with the digits of n.",
+        "int",
+        "int(''.join(sorted(str(n), reverse=True)))",
+    ),
+    (
+        "without_digit_{d}",
+        "Delete every digit {d} from n. If nothing remains, return 0.",
+        "int",
+        "int(str(n).replace('{d}', '') or '0')",
+    ),
+    (
+        "digits_above_{d}",
+        "Count the digits of n that are greater than {d}.",
+        "int",
+        "sum(int(c) > {d} for c in str(n))",
+    ),
+    (
+        "multiplied_nonzero_digits",
+        "Return the product of those digits of n that are not 0.",
+        "int",
+        "__import__('math').prod(int(c) for c in str(n) if c != '0')",
+    ),
+    (
+        "digits_in_base_{b}",
+        "Return the digits of n in base {b} as a list, most significant first.",
+        "List[int]",
+        "(lambda f: f(f, n))(lambda f, v: ([] if v < {b} else f(f, v // {b})) + [v % {b}])",
+    ),
+    (
+        "divisors_below_{k}",
+        "List all positive divisors of n that are smaller than {k}.",
+        "List[int]",
+        "[i for i in range(1, {k}) if n % i == 0]",
+    ),
+    (
+        "round_up_to_{k}",
+        "Round n up to the next multiple of {k}; a multiple stays as it is.",
+        "int",
+        "-(-n // {k}) * {k}",
+    ),
+    (
+        "count_multiples_{k}_upto",
+        "Count the integers from 1 to n that are divisible by {k} but not by {m}.",
+        "int",
+        "sum(i % {k} == 0 and i % {m} != 0 for i in range(1, n + 1))",
+    ),
+    (
+        "step_down_{k}",
+        "Start at n and keep subtracting {k} while the value stays non-negative; return all values visited.",
+        "List[int]",
+        "list(range(n, -1, -{k}))",
+    ),
+    (
+        "proper_divisor_total",
+        "Return the sum of the divisors of n without n itself.",
+        "int",
+        "sum(i for i in range(1, n) if n % i == 0)",
+    ),
+    (
+        "binary_ones_gap",
+        "Return the longest stretch of zeros enclosed by ones in the binary form of n.",
+        "int",
+        "max(map(len, bin(n)[2:].strip('0').split('1')), default=0)",
+    ),
+    (
+        "digit_steps",
+        "Return the absolute differences between neighbouring digits of n.",
+        "List[int]",
+        "[abs(int(a) - int(b)) for a, b in zip(str(n), str(n)[1:])]",
+    ),
+    (
+        "is_bouncy",
+        "Check if n is bouncy: a number is bouncy if its digits neither only rise (or stay) nor only fall (or stay).",
+        "bool",
+        "list(str(n)) != sorted(str(n)) and list(str(n)) != sorted(str(n), reverse=True)",
+    ),
+    (
+        "digital_root_steps",
+        "Count how many times n must be replaced by its digit sum until one digit is left.",
+        "int",
+        "(lambda f: f(f, n))(lambda f, v: 0 if v < 10 else 1 + f(f, sum(map(int, str(v)))))",
+    ),
+    (
+        "mirror_sum",
+        "Add n to the number that its digits give when read from right to left.",
+        "int",
+        "n + int(str(n)[::-1])",
+    ),
+    (
+        "split_halves_sum",
+        (
+            "Cut the decimal form of n in the middle (the left part is shorter if its length is odd) and add "
+            "both parts; an empty part counts as 0."
+        ),
+        "int",
+        "int(str(n)[:len(str(n)) // 2] or 0) + int(str(n)[len(str(n)) // 2:])",
+    ),
+    (
+        "divides_its_digits",
+        "Return the digits of n that divide n, each once, in ascending order.",
+        "List[int]",
+        "sorted({{int(c) for c in str(n) if c != '0' and n % int(c) == 0}})",
+    ),
+    (
+        "nearest_multiple_{k}",
+        "Return the multiple of {k} that is closest to n; the larger one in case of a tie.",
+        "int",
+        "(2 * n + {k}) // (2 * {k}) * {k}",
+    ),
+    (
+        "triangle_index",
+        "Return m if n is the triangular number 1 + 2 + ... + m, and -1 if there is no such m.",
+        "int",
+        "next((m for m in range(1, n + 1) if m * (m + 1) // 2 == n), -1)",
+    ),
+    (
+        "sum_digit_powers_{q}",
+        "Raise every digit of n to the power {q} and add the results.",
+        "int",
+        "sum(int(c) ** {q} for c in str(n))",
+    ),
+    (
+        "pretty_units_{k}",
+        "Break n minutes into full blocks of {k} minutes and a rest; return (blocks, rest).",
+        "Tuple[int, int]",
+        "divmod(n, {k})",
+    ),
 )
 
 
 def number_idea(rng: np.random.Generator) -> Idea:
     """Something about one whole number."""
     k = int(rng.integers(3, 16))
-    fill = {"d": int(rng.integers(1, 9)), "b": int(rng.integers(3, 10)), "k": k, "m": 2 * k, "q": int(rng.integers(3, 6))}
+    fill = {
+        "d": int(rng.integers(1, 9)),
+        "b": int(rng.integers(3, 10)),
+        "k": k,
+        "m": 2 * k,
+        "q": int(rng.integers(3, 6)),
+    }
     op = tuple(part.format(**fill) for part in pick(rng, _DIGIT_OPS))
     run = _function("n", op[3])
     high = int(pick(rng, (99, 300, 4000)))
@@ -640,20 +946,36 @@ def single_idea(rng: np.random.Generator) -> Idea:
 # --- rendering -------------------------------------------------------------------------------------------------------
 
 _IDEAS: tuple[tuple[Callable[[np.random.Generator], Idea], float], ...] = (
-    (list_idea, 0.24), (pair_idea, 0.09), (matrix_idea, 0.08), (string_idea, 0.17), (sentence_idea, 0.14),
-    (dict_idea, 0.09), (number_idea, 0.07), (single_idea, 0.12),
+    (list_idea, 0.24),
+    (pair_idea, 0.09),
+    (matrix_idea, 0.08),
+    (string_idea, 0.17),
+    (sentence_idea, 0.14),
+    (dict_idea, 0.09),
+    (number_idea, 0.07),
+    (single_idea, 0.12),
 )
 # Openings of a docstring by the type of the first parameter; what follows is an imperative sentence.
 _LEADS = {
-    "List[int]": ("Given a list of integers, ", "You have a list of whole numbers. ", "Take a list of integers and ",
-                  "The input is a list of integers, possibly empty. "),
+    "List[int]": (
+        "Given a list of integers, ",
+        "You have a list of whole numbers. ",
+        "Take a list of integers and ",
+        "The input is a list of integers, possibly empty. ",
+    ),
     "str": ("Given a string, ", "The argument is a string. ", "You receive a piece of text. "),
     "List[str]": ("Given a list of strings, ", "The input is a list of words. "),
     "int": ("Take a positive integer n and ", "Let n be a positive integer. "),
     "List[List[int]]": ("Given a matrix as a list of rows, ", "The argument is a rectangular table of integers. "),
 }
-_NOTES = ("The input must not be changed.", "You may assume that the input is valid.", "Use only the standard library.",
-          "Keep it simple.", "Do not sort unless it is necessary.", "A single pass over the input is enough.")
+_NOTES = (
+    "The input must not be changed.",
+    "You may assume that the input is valid.",
+    "Use only the standard library.",
+    "Keep it simple.",
+    "Do not sort unless it is necessary.",
+    "A single pass over the input is enough.",
+)
 _IDEA_SHARES = np.cumsum([share for _, share in _IDEAS])
 
 
@@ -736,8 +1058,10 @@ _DESCRIBE = (
     "I need a Python function. {doc} Call it `{name}` and show how to use it.",
     "{doc} Write this as a Python function named `{name}` with type hints.",
     "How would I code this in Python? {doc}",
-    ("Python exercise: {doc} The function is `{name}({plain})`, for instance `{name}({example})` gives `{result}`. "
-    "Write a solution and explain each step."),
+    (
+        "Python exercise: {doc} The function is `{name}({plain})`, for instance `{name}({example})` gives `{result}`. "
+        "Write a solution and explain each step."
+    ),
     "Write two versions of a Python function `{name}`, one with a loop and one without. {doc}",
     "Write a function in Python: {doc} Include three test cases with assert.",
     "Write a JavaScript function `{camel}`. {doc}",
@@ -753,14 +1077,27 @@ _WITH_BODY = (
     "Translate this Python function to JavaScript.\n\n```python\n{full}\n```",
     "Suggest a better name for this function and say what it's for.\n\n```python\n{anonymous}\n```",
     "My function should do this: {doc}\n\n```python\n{broken}\n```\n\nIt gives wrong results. Find the bug and fix it.",
-    ("There's a mistake in the following function. `{name}({example})` should be `{result}`. Correct it.\n\n"
-    "```python\n{broken}\n```"),
-    ("Refactor this so that it works on large inputs, and handle invalid arguments with a clear exception.\n\n"
-    "```python\n{full}\n```"),
+    (
+        "There's a mistake in the following function. `{name}({example})` should be `{result}`. Correct it.\n\n"
+        "```python\n{broken}\n```"
+    ),
+    (
+        "Refactor this so that it works on large inputs, and handle invalid arguments with a clear exception.\n\n"
+        "```python\n{full}\n```"
+    ),
     "Write a short documentation page for this function with two usage examples.\n\n```python\n{full}\n```",
 )
-_BUGS = (("== 0", "!= 0"), (" > ", " < "), (" <= ", " < "), ("== 1", "== 2"), ("not in", "in"), ("max(", "min("),
-         ("sum(", "len("), ("sorted(", "list("), (" if ", " if not "))
+_BUGS = (
+    ("== 0", "!= 0"),
+    (" > ", " < "),
+    (" <= ", " < "),
+    ("== 1", "== 2"),
+    ("not in", "in"),
+    ("max(", "min("),
+    ("sum(", "len("),
+    ("sorted(", "list("),
+    (" if ", " if not "),
+)
 
 
 def completion(rng: np.random.Generator) -> str:
@@ -777,7 +1114,10 @@ def description(rng: np.random.Generator) -> str:
     example, result = idea.examples[0]
     words = idea.name.split("_")
     return pick(rng, _DESCRIBE).format(
-        name=idea.name, doc=idea.doc, example=example, result=result,
+        name=idea.name,
+        doc=idea.doc,
+        example=example,
+        result=result,
         camel=words[0] + "".join(w.title() for w in words[1:]),
         plain=", ".join(name for name, _ in idea.parameters),
         args=" and ".join(f"`{name}` ({kind})" for name, kind in idea.parameters),
@@ -794,7 +1134,13 @@ def with_body(rng: np.random.Generator) -> str:
     broken = bare.replace(*bug, 1) if bugs else bare.replace("    return ", "    ", 1)
     example, result = idea.examples[0]
     return pick(rng, _WITH_BODY).format(
-        full=full, bare=bare, broken=broken, doc=idea.doc, name=idea.name, example=example, result=result,
+        full=full,
+        bare=bare,
+        broken=broken,
+        doc=idea.doc,
+        name=idea.name,
+        example=example,
+        result=result,
         anonymous=bare.replace(idea.name, pick(rng, ("foo", "func", "process", "do_it", "helper")), 1),
     )
 
@@ -802,25 +1148,39 @@ def with_body(rng: np.random.Generator) -> str:
 # --- classes, SQL, shell, regular expressions, questions -------------------------------------------------------------
 
 _CLASSES = (
-    ("Library", "books", "lend", "return", "title"), ("Playlist", "songs", "queue", "skip", "artist"),
-    ("Garden", "plants", "water", "harvest", "species"), ("Fleet", "trucks", "dispatch", "recall", "plate number"),
-    ("Zoo", "animals", "feed", "move", "species"), ("Menu", "dishes", "offer", "withdraw", "price"),
-    ("Calendar", "appointments", "book", "cancel", "date"), ("Kiosk", "magazines", "sell", "restock", "publisher"),
-    ("Warehouse", "pallets", "store", "ship", "weight"), ("Clinic", "patients", "admit", "discharge", "age"),
-    ("Festival", "concerts", "schedule", "postpone", "stage"), ("Inventory", "parts", "reserve", "release", "part number"),
-    ("Aquarium", "fish", "feed", "relocate", "tank"), ("Gallery", "paintings", "hang", "store", "painter"),
-    ("Bakery", "loaves", "bake", "sell", "flour"), ("School", "pupils", "enrol", "transfer", "grade"),
-    ("Harbour", "ships", "dock", "release", "length"), ("Backlog", "tasks", "add", "complete", "priority"),
-    ("Address book", "contacts", "add", "remove", "phone number"), ("Parking lot", "cars", "park", "release", "colour"),
+    ("Library", "books", "lend", "return", "title"),
+    ("Playlist", "songs", "queue", "skip", "artist"),
+    ("Garden", "plants", "water", "harvest", "species"),
+    ("Fleet", "trucks", "dispatch", "recall", "plate number"),
+    ("Zoo", "animals", "feed", "move", "species"),
+    ("Menu", "dishes", "offer", "withdraw", "price"),
+    ("Calendar", "appointments", "book", "cancel", "date"),
+    ("Kiosk", "magazines", "sell", "restock", "publisher"),
+    ("Warehouse", "pallets", "store", "ship", "weight"),
+    ("Clinic", "patients", "admit", "discharge", "age"),
+    ("Festival", "concerts", "schedule", "postpone", "stage"),
+    ("Inventory", "parts", "reserve", "release", "part number"),
+    ("Aquarium", "fish", "feed", "relocate", "tank"),
+    ("Gallery", "paintings", "hang", "store", "painter"),
+    ("Bakery", "loaves", "bake", "sell", "flour"),
+    ("School", "pupils", "enrol", "transfer", "grade"),
+    ("Harbour", "ships", "dock", "release", "length"),
+    ("Backlog", "tasks", "add", "complete", "priority"),
+    ("Address book", "contacts", "add", "remove", "phone number"),
+    ("Parking lot", "cars", "park", "release", "colour"),
 )
 _CLASS_FORMS = (
     "Write a Python class `{C}` that keeps {n}. It should have methods to {a} and {b} one, and to list all of them.",
-    ("Design a class `{C}` in Python for {n}, with methods `{a}` and `{b}`, and a method that finds {n} by {f}. "
-    "Raise ValueError when something isn't found."),
+    (
+        "Design a class `{C}` in Python for {n}, with methods `{a}` and `{b}`, and a method that finds {n} by {f}. "
+        "Raise ValueError when something isn't found."
+    ),
     "Create a Python dataclass for {n} (choose suitable fields, one of them {f}) and a class `{C}` that can {a} and {b} them.",
     "Write a Python class `{C}` with `__len__`, `__contains__` and `__iter__` over its {n}. Explain why these are useful.",
-    ("I have a Python program that manages {n} in a plain list of dictionaries. Show me how to rewrite it with a class `{C}` "
-    "that can {a} and {b} them."),
+    (
+        "I have a Python program that manages {n} in a plain list of dictionaries. Show me how to rewrite it with a class `{C}` "
+        "that can {a} and {b} them."
+    ),
     "Write pytest tests for a class `{C}` that can {a} and {b} {n}. Think of edge cases.",
     "Show an example of inheritance in Python with a base class `{C}` for {n} and two subclasses.",
     "Write a Python class `{C}` that saves its {n} to a JSON file and loads them again.",
@@ -830,14 +1190,22 @@ _CLASS_FORMS = (
     "Write a REST API with Flask for a `{C}` with endpoints to {a} and {b} {n}.",
 )
 _TABLES = (
-    ("orders", "customer_id", "amount", "created_at"), ("employees", "department", "salary", "hired_on"),
-    ("students", "course", "grade", "enrolled_on"), ("flights", "airline", "delay_minutes", "departure"),
-    ("movies", "director", "rating", "released"), ("visits", "page", "duration_seconds", "visited_at"),
-    ("sales", "region", "revenue", "sold_on"), ("rentals", "bike_id", "kilometres", "started_at"),
-    ("invoices", "supplier", "total", "due_date"), ("measurements", "station", "temperature", "measured_at"),
-    ("reviews", "restaurant", "stars", "written_on"), ("tickets", "agent", "minutes_open", "opened_at"),
-    ("matches", "team", "goals", "played_on"), ("donations", "donor", "euros", "given_on"),
-    ("parcels", "courier", "weight", "sent_on"), ("subscriptions", "plan", "price", "renewed_on"),
+    ("orders", "customer_id", "amount", "created_at"),
+    ("employees", "department", "salary", "hired_on"),
+    ("students", "course", "grade", "enrolled_on"),
+    ("flights", "airline", "delay_minutes", "departure"),
+    ("movies", "director", "rating", "released"),
+    ("visits", "page", "duration_seconds", "visited_at"),
+    ("sales", "region", "revenue", "sold_on"),
+    ("rentals", "bike_id", "kilometres", "started_at"),
+    ("invoices", "supplier", "total", "due_date"),
+    ("measurements", "station", "temperature", "measured_at"),
+    ("reviews", "restaurant", "stars", "written_on"),
+    ("tickets", "agent", "minutes_open", "opened_at"),
+    ("matches", "team", "goals", "played_on"),
+    ("donations", "donor", "euros", "given_on"),
+    ("parcels", "courier", "weight", "sent_on"),
+    ("subscriptions", "plan", "price", "renewed_on"),
 )
 _SQL_FORMS = (
     "Write an SQL query that shows the average {v} per {k} in the table {t}({k}, {v}, {d}), highest first.",
@@ -856,28 +1224,53 @@ _SQL_FORMS = (
     "My query on `{t}` that filters by {k} and sorts by {d} is slow with {n} million rows. Which index should I create and why?",
 )
 _SHELL = (
-    "finds all files ending in .{e} that are larger than {n} MB", "renames every .{e} file in a folder to lower case",
-    "counts the lines in all .{e} files below the current directory", "deletes .{e} files older than {n} days after asking",
+    "finds all files ending in .{e} that are larger than {n} MB",
+    "renames every .{e} file in a folder to lower case",
+    "counts the lines in all .{e} files below the current directory",
+    "deletes .{e} files older than {n} days after asking",
     "makes a dated backup of all .{e} files and keeps only the last {n} backups",
-    "prints the {n} most frequent words in a .{e} file", "replaces tabs by {n} spaces in every .{e} file",
+    "prints the {n} most frequent words in a .{e} file",
+    "replaces tabs by {n} spaces in every .{e} file",
     "copies all .{e} files that changed in the last {n} hours to another folder",
-    "splits a large .{e} file into parts of {n} thousand lines", "removes duplicate lines from a .{e} file and keeps the order",
+    "splits a large .{e} file into parts of {n} thousand lines",
+    "removes duplicate lines from a .{e} file and keeps the order",
     "checks every {n} minutes whether a .{e} file has changed and prints a message",
-    "lists the {n} largest .{e} files with their sizes", "moves .{e} files into folders named after their first {n} letters",
+    "lists the {n} largest .{e} files with their sizes",
+    "moves .{e} files into folders named after their first {n} letters",
 )
 _SHELL_FORMS = (
-    "Write a bash script that {s}.", "Give me a one-line shell command that {s}, and explain its parts.",
-    "Write a Python script that {s}. Use pathlib.", "How can I do this on Linux: a command that {s}?",
+    "Write a bash script that {s}.",
+    "Give me a one-line shell command that {s}, and explain its parts.",
+    "Write a Python script that {s}. Use pathlib.",
+    "How can I do this on Linux: a command that {s}?",
     "Write a short Python program that {s}. Add a --dry-run option.",
 )
 _REGEX = (
-    "a date like 2024-05-31", "a time like 17:05", "a hex colour such as #1fa2ff", "an e-mail address",
-    "a price with a currency sign and two decimals", "a German car number plate", "a 24-bit hexadecimal number",
-    "a word that is repeated immediately", "a quoted string without escapes", "a version number such as 2.10.3",
-    "a URL that begins with https", "an IPv4 address", "a line that consists of white space only", "a Python comment",
-    "a phone number with optional country code", "a twelve-digit serial number in groups of four", "a Markdown link",
-    "a signed decimal number", "a hashtag", "an ISO week such as 2024-W07", "a file name ending in .jpg or .png",
-    "an HTML tag", "a sentence that ends in a question mark", "a Roman numeral below 40", "a username of 3 to 16 characters",
+    "a date like 2024-05-31",
+    "a time like 17:05",
+    "a hex colour such as #1fa2ff",
+    "an e-mail address",
+    "a price with a currency sign and two decimals",
+    "a German car number plate",
+    "a 24-bit hexadecimal number",
+    "a word that is repeated immediately",
+    "a quoted string without escapes",
+    "a version number such as 2.10.3",
+    "a URL that begins with https",
+    "an IPv4 address",
+    "a line that consists of white space only",
+    "a Python comment",
+    "a phone number with optional country code",
+    "a twelve-digit serial number in groups of four",
+    "a Markdown link",
+    "a signed decimal number",
+    "a hashtag",
+    "an ISO week such as 2024-W07",
+    "a file name ending in .jpg or .png",
+    "an HTML tag",
+    "a sentence that ends in a question mark",
+    "a Roman numeral below 40",
+    "a username of 3 to 16 characters",
 )
 _REGEX_FORMS = (
     "Write a regular expression that matches {r} and explain it.",
@@ -889,28 +1282,106 @@ _REGEX_FORMS = (
     "Write three pytest tests for a function that recognises {r}.",
 )
 _CONCEPTS = (
-    "a list comprehension", "a decorator", "a generator", "recursion", "a hash table", "a binary search", "a linked list",
-    "a stack", "a queue", "a breadth-first search", "a depth-first search", "dynamic programming", "memoisation",
-    "a lambda function", "an abstract base class", "a race condition", "a deadlock", "a unit test", "a mock object",
-    "a context manager", "the difference between a list and a tuple", "the difference between == and is", "a set",
-    "a default argument that is mutable", "a virtual environment", "exception handling", "an f-string", "slicing",
-    "the global interpreter lock", "asynchronous code with async and await", "a heap", "merge sort", "quicksort",
-    "insertion sort", "a binary tree", "a trie", "a graph as an adjacency list", "big-O notation", "type hints",
-    "a named tuple", "an enum", "a property", "a class method", "a static method", "multiple inheritance", "a closure",
-    "pass by reference", "garbage collection", "a regular expression", "a JSON file", "an environment variable",
-    "a command-line argument", "logging", "a Git branch", "a merge conflict", "a REST API", "an HTTP status code",
-    "a primary key", "a foreign key", "a database transaction", "an index in a database", "a Docker container",
-    "a cron job", "a symbolic link", "a pipe in the shell", "an operating system process", "a thread", "caching",
-    "a load balancer", "public-key encryption", "a hash function", "a checksum", "floating-point rounding", "two's complement",
-    "bitwise operators", "Unicode", "a sliding window", "the two-pointer technique", "backtracking", "a greedy algorithm",
-    "topological sorting", "Dijkstra's algorithm", "a priority queue", "a circular buffer", "an iterator", "zip and enumerate",
-    "the map and filter functions", "*args and **kwargs", "a dictionary comprehension", "sorting with a key function",
+    "a list comprehension",
+    "a decorator",
+    "a generator",
+    "recursion",
+    "a hash table",
+    "a binary search",
+    "a linked list",
+    "a stack",
+    "a queue",
+    "a breadth-first search",
+    "a depth-first search",
+    "dynamic programming",
+    "memoisation",
+    "a lambda function",
+    "an abstract base class",
+    "a race condition",
+    "a deadlock",
+    "a unit test",
+    "a mock object",
+    "a context manager",
+    "the difference between a list and a tuple",
+    "the difference between == and is",
+    "a set",
+    "a default argument that is mutable",
+    "a virtual environment",
+    "exception handling",
+    "an f-string",
+    "slicing",
+    "the global interpreter lock",
+    "asynchronous code with async and await",
+    "a heap",
+    "merge sort",
+    "quicksort",
+    "insertion sort",
+    "a binary tree",
+    "a trie",
+    "a graph as an adjacency list",
+    "big-O notation",
+    "type hints",
+    "a named tuple",
+    "an enum",
+    "a property",
+    "a class method",
+    "a static method",
+    "multiple inheritance",
+    "a closure",
+    "pass by reference",
+    "garbage collection",
+    "a regular expression",
+    "a JSON file",
+    "an environment variable",
+    "a command-line argument",
+    "logging",
+    "a Git branch",
+    "a merge conflict",
+    "a REST API",
+    "an HTTP status code",
+    "a primary key",
+    "a foreign key",
+    "a database transaction",
+    "an index in a database",
+    "a Docker container",
+    "a cron job",
+    "a symbolic link",
+    "a pipe in the shell",
+    "an operating system process",
+    "a thread",
+    "caching",
+    "a load balancer",
+    "public-key encryption",
+    "a hash function",
+    "a checksum",
+    "floating-point rounding",
+    "two's complement",
+    "bitwise operators",
+    "Unicode",
+    "a sliding window",
+    "the two-pointer technique",
+    "backtracking",
+    "a greedy algorithm",
+    "topological sorting",
+    "Dijkstra's algorithm",
+    "a priority queue",
+    "a circular buffer",
+    "an iterator",
+    "zip and enumerate",
+    "the map and filter functions",
+    "*args and **kwargs",
+    "a dictionary comprehension",
+    "sorting with a key function",
 )
 _CONCEPT_FORMS = (
-    "Explain {c} in Python with a short example.", "What is {c}? I've been programming for two weeks.",
-    "Show me {c} in code and walk me through it.", "When would I use {c}, and when not?",
-    "Give me three exercises about {c}, with solutions.", "What mistakes do beginners make with {c}?",
-    "Write a short tutorial about {c}.", "Explain {c} with an analogy from the kitchen, then with code.",
+    "Explain {c} in Python with a short example.",
+    "What is {c}? I've been programming for two weeks.",
+    "Show me {c} in code and walk me through it.",
+    "When would I use {c}, and when not?",
+    "Give me three exercises about {c}, with solutions.",
+    "What mistakes do beginners make with {c}?",
+    "Write a short tutorial about {c}.",
+    "Explain {c} with an analogy from the kitchen, then with code.",
     "I have an interview tomorrow. Ask me a question about {c} and give a model answer.",
     "Write a runnable example of {c} with comments.",
 )
@@ -926,7 +1397,9 @@ def other_code(rng: np.random.Generator) -> str:
         table, key, value, date = pick(rng, _TABLES)
         return pick(rng, _SQL_FORMS).format(t=table, k=key, v=value, d=date, n=int(rng.integers(2, 12)))
     if kind < 0.62:
-        task = pick(rng, _SHELL).format(e=pick(rng, ("txt", "log", "csv", "jpg", "py", "md", "json")), n=int(rng.integers(2, 30)))
+        task = pick(rng, _SHELL).format(
+            e=pick(rng, ("txt", "log", "csv", "jpg", "py", "md", "json")), n=int(rng.integers(2, 30))
+        )
         return pick(rng, _SHELL_FORMS).format(s=task)
     if kind < 0.72:
         what = pick(rng, _REGEX)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ddsim.errors import DdsimError
 from ddsim.trace import TraceWriter

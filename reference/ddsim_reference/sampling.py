@@ -57,5 +57,5 @@ def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     values, ids = logits.topk(min(count, logits.shape[-1]), -1)
     values = round_down_half(values - logits.logsumexp(-1, keepdim=True))
     ids, order = ids.sort(-1)
-    values, order2 = values.gather(-1, order).sort(-1, descending=True, stable=True)
+    values, order2 = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
     return values, ids.gather(-1, order2)

@@ -117,7 +117,12 @@ class Muon:
         vectors = [p for p in parameters.values() if p.ndim != 2]
         on_gpu = vectors[0].is_cuda
         self.adam = torch.optim.AdamW(
-            vectors, lr=torch.tensor(vector_rate), betas=(0.9, 0.99), weight_decay=0.0, foreach=on_gpu, capturable=on_gpu
+            vectors,
+            lr=torch.tensor(vector_rate),
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            foreach=on_gpu,
+            capturable=on_gpu,
         )
         self.scale = torch.ones((), device=vectors[0].device)
         self.groups: dict[tuple[int, int], list[str]] = {}
@@ -446,7 +451,14 @@ class Trainer:
         noise = F.embedding(tokens, self.target_weights["model.embed_tokens.weight"])
         weights = {name: parameter.to(dtype) for name, parameter in self.parameters.items()}
         hidden = dense.drafter_hidden(
-            self.drafter, weights, features, positions, noise, block_positions, self.attention.drafter, self.drafter_layer
+            self.drafter,
+            weights,
+            features,
+            positions,
+            noise,
+            block_positions,
+            self.attention.drafter,
+            self.drafter_layer,
         )
         drafted = hidden.unflatten(1, (-1, self.drafter.block_size))[:, :, 1:]
         labels, label_weights = labels_and_weights(batch, self.drafter.horizon, self.decay)
@@ -493,7 +505,9 @@ class Trainer:
             self._update()
         self.graph = graph
 
-    def run(self, seconds: float, total_seconds: float, progress: Callable[[str], None] = print, every: int = 500) -> None:
+    def run(
+        self, seconds: float, total_seconds: float, progress: Callable[[str], None] = print, every: int = 500
+    ) -> None:
         """Train for ``seconds`` of a run of ``total_seconds``, over which the learning rates follow a cosine to zero."""
         begun = time.perf_counter()
         before, first = self.elapsed, self.step
@@ -549,7 +563,9 @@ class Trainer:
         for key, value in state.items():
             if key.startswith("adam."):
                 _, index, field = key.split(".")
-                adam["state"].setdefault(int(index), {})[field] = value if self.device.startswith("cuda") else value.cpu()
+                adam["state"].setdefault(int(index), {})[field] = (
+                    value if self.device.startswith("cuda") else value.cpu()
+                )
         self.optimizer.adam.load_state_dict(adam)
         self.elapsed, self.step = float(state["progress"][0]), int(state["progress"][1])
         self.generator.manual_seed(self.step + 1)

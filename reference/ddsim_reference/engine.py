@@ -1,0 +1,601 @@
+"""The decoding engine: static buffers, one forward pass per bucket of tokens (a CUDA graph on a GPU), tree commit, drafting.
+
+A round is ``stage`` (host: pack and upload the trees), ``verify`` (target over all tree tokens), ``commit`` (follow the
+target's choices, move accepted rows), ``draft`` (marginals after the new roots), ``collect`` (the round's only wait). Each
+is usable and timeable alone: ``set_context`` pretends that any number of tokens is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddsim.errors import DdsimError
+
+from . import kernels
+from .attention import Forest, tile_count, tokens_per_tile
+from .checkpoint import DrafterConfig, ModelConfig, Weights
+from .dense import rms_norm
+from .kernels import power_of_two
+from .lockstep import head_logits
+from .model import build_stack, run_layers, run_layers_one
+from .sampling import top_candidates
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+"""Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The tokens that one request sends to the target: its root and a draft tree, best first.
+
+    Attributes
+    ----------
+    tokens, parents, depths : int32 ndarray [m]
+        The root comes first, with parent -1 and depth 0; parents come before their children.
+    mask : uint32 ndarray [m, ceil(m / 32)]
+        Bit t of row j: token j sees token t.
+    """
+
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int32]
+    depths: NDArray[np.int32]
+    mask: NDArray[np.uint32]
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | NDArray[np.int32]) -> Proposal:
+        """Tokens in a row, each the next one's parent."""
+        m = len(tokens)
+        index = np.arange(m, dtype=np.int32)
+        return Proposal(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
+
+
+def causal_mask(m: int) -> NDArray[np.uint32]:
+    """Mask words of a chain of m tokens."""
+    bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
+    bits[:, :m] = np.tri(m, dtype=np.uint8)
+    words: NDArray[np.uint32] = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+    return words
+
+
+class Bucket:
+    """Buffers of a forward pass over at most ``tokens`` tokens: one staging block, uploaded in one copy, and views of it."""
+
+    def __init__(self, tokens: int, batch: int, group: int, device: torch.device) -> None:
+        self.tokens = tokens
+        self.words = 2 * -(-tokens // 64)
+        self.per_tile = tokens_per_tile(tokens, batch, group)
+        tiles = tile_count(tokens, batch, self.per_tile)
+        shapes: dict[str, tuple[int, ...]] = {
+            "token": (tokens,),
+            "request": (tokens,),
+            "index": (tokens,),
+            "depth": (tokens,),
+            "parent": (tokens,),
+            "mask": (tokens, self.words),
+            "tiles": (tiles, 4),
+            "start": (batch,),
+            "size": (batch,),
+        }
+        total = sum(int(np.prod(shape)) for shape in shapes.values())
+        self.staging = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.uploaded = self.staging if device.type == "cpu" else torch.zeros(total, dtype=torch.int32, device=device)
+        flat = self.staging.numpy()
+        self.host: dict[str, NDArray[np.int32]] = {}
+        self.on: dict[str, Tensor] = {}
+        first = 0
+        for name, shape in shapes.items():
+            last = first + int(np.prod(shape))
+            self.host[name] = flat[first:last].reshape(shape)
+            self.on[name] = self.uploaded[first:last].view(shape)
+            first = last
+        self.verify_graph: torch.cuda.CUDAGraph | None = None
+        self.commit_graph: torch.cuda.CUDAGraph | None = None
+
+    def pack(self, proposals: Sequence[Proposal | None]) -> None:
+        """Fill the staging block; None is a request that takes no part."""
+        host = self.host
+        for name in ("token", "request", "depth", "tiles", "start", "size"):
+            host[name][...] = 0
+        host["index"][...] = -1  # padding keeps no keys
+        host["parent"][...] = -1
+        at = tile = 0
+        for b, proposal in enumerate(proposals):
+            if proposal is None:
+                continue
+            m = len(proposal.tokens)
+            own = slice(at, at + m)
+            host["token"][own] = proposal.tokens
+            host["request"][own] = b
+            host["index"][own] = np.arange(m)
+            host["depth"][own] = proposal.depths
+            host["parent"][own] = proposal.parents
+            host["mask"][own, : proposal.mask.shape[1]] = proposal.mask.view(np.int32)
+            host["start"][b], host["size"][b] = at, m
+            firsts = np.arange(0, m, self.per_tile)
+            rows = host["tiles"][tile : tile + len(firsts)]
+            rows[:, 0], rows[:, 1], rows[:, 3] = b, at + firsts, firsts
+            rows[:, 2] = np.minimum(self.per_tile, m - firsts)
+            tile += len(firsts)
+            at += m
+
+    def forest(self, context: Tensor) -> Forest:
+        """The staged trees, with positions worked out on the device from ``context`` int32 [batch]."""
+        on = self.on
+        base = context[on["request"]]
+        valid = on["index"] >= 0
+        return Forest(
+            request=on["request"],
+            position=torch.where(valid, base + on["depth"], 0),
+            slot=torch.where(valid, base + on["index"], -1),
+            context=context,
+            start=on["start"],
+            size=on["size"],
+            tiles=on["tiles"],
+            mask=on["mask"],
+            causal=True,
+            tokens_per_tile=self.per_tile,
+        )
+
+
+def check_pair(target: ModelConfig, drafter: DrafterConfig) -> None:
+    """Refuse a drafter that was not made for the target."""
+    if drafter.block_size < 2:
+        raise DdsimError(f"drafter: block size {drafter.block_size} drafts nothing; it must be at least 2")
+    if drafter.block_size > 64:
+        raise DdsimError(f"drafter: block size {drafter.block_size} is not supported; the largest is 64")
+    for name in ("hidden_size", "vocab_size"):
+        mine, other = getattr(drafter, name), getattr(target, name)
+        if mine != other:
+            what = name.replace("_", " ").replace("vocab size", "vocabulary size")
+            raise DdsimError(
+                f"drafter: {what} {mine}, but the target's is {other}; use the drafter made for this target"
+            )
+    if (
+        not drafter.target_layer_ids
+        or not 0 <= min(drafter.target_layer_ids) <= max(drafter.target_layer_ids) < target.num_layers
+    ):
+        raise DdsimError(
+            f"drafter: reads target layers {list(drafter.target_layer_ids)}, but the target has layers 0 to {target.num_layers - 1}"
+        )
+    if not 0 <= drafter.mask_token_id < target.vocab_size:
+        raise DdsimError(
+            f"drafter: mask token {drafter.mask_token_id} lies outside the vocabulary of {target.vocab_size}"
+        )
+
+
+class Engine:
+    """A target and its drafter, ready to decode ``batch`` requests side by side.
+
+    Parameters
+    ----------
+    target_config, target_weights
+        As ``load_target`` returns them. Their device and type are the engine's; query/key/value and gate/up matrices are
+        fused, and the dictionary's entries become views of the fused ones.
+    drafter_config, drafter_weights : optional
+        As ``load_drafter`` returns them; None decodes autoregressively only.
+    max_context : int
+        Most committed tokens of a request, prompt included.
+    max_tokens : int
+        Most tokens of one forward pass, all requests together.
+    batch : int
+        Requests side by side.
+    candidates : int
+        Drafter candidates kept at each position; no fewer than the largest budget, and trees are exact.
+    cuda_graphs : bool
+        Replay captured graphs (GPU only).
+    gemv : bool
+        Single-token steps use Triton matrix-vector products in place of cuBLAS (GPU only).
+    buckets : sequence of int
+        Token counts of the graphs.
+
+    Raises
+    ------
+    DdsimError
+        Target and drafter don't fit each other, the GPU is missing, or its memory is too small.
+    """
+
+    def __init__(
+        self,
+        target_config: ModelConfig,
+        target_weights: Weights,
+        drafter_config: DrafterConfig | None = None,
+        drafter_weights: Weights | None = None,
+        *,
+        max_context: int = 2048,
+        max_tokens: int = 1025,
+        batch: int = 1,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        candidates: int = 512,
+        cuda_graphs: bool = True,
+        gemv: bool = False,
+        buckets: Sequence[int] = BUCKETS,
+    ) -> None:
+        embedding = target_weights["model.embed_tokens.weight"]
+        self.device = torch.device(embedding.device if device is None else device)
+        self.dtype = embedding.dtype if dtype is None else dtype
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise DdsimError(
+                "device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch"
+            )
+        if max_context < 1 or max_tokens < 1 or batch < 1:
+            raise DdsimError(
+                f"max_context {max_context}, max_tokens {max_tokens}, batch {batch}: all must be at least 1"
+            )
+        if drafter_config is not None:
+            check_pair(target_config, drafter_config)
+        self.target, self.drafter = target_config, drafter_config
+        self.max_context, self.max_tokens, self.batch = max_context, max_tokens, batch
+        self.steps = 16 if drafter_config is None else power_of_two(drafter_config.block_size)
+        self.length = max_context + max(max_tokens, 2 * self.steps)
+        self.candidates = min(candidates, target_config.vocab_size)
+        self.graphs = cuda_graphs and self.device.type == "cuda"
+        self.gemv = gemv and self.device.type == "cuda"
+        self.taps = () if drafter_config is None else drafter_config.target_layer_ids
+        self._check_memory(target_weights, drafter_weights)
+
+        def here(weights: Weights) -> Weights:
+            if embedding.device.type == self.device.type and embedding.dtype == self.dtype:
+                return weights
+            return {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+
+        weights = here(target_weights)
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.head = weights["lm_head.weight"]
+        self.stack = build_stack(target_config, weights, "model.", batch, self.length, "model.norm.weight")
+        hidden = target_config.hidden_size
+        self.features = self._zeros(max_tokens, len(self.taps) * hidden)
+        self.logits = torch.zeros(max_tokens, target_config.vocab_size, device=self.device)
+        self.choices = self._zeros(max_tokens, dtype=torch.int32)
+        self.context = self._zeros(batch, dtype=torch.int32)
+        self.roots = self._zeros(batch, dtype=torch.int32)
+        self.report = self._zeros(batch, self.steps + 2, dtype=torch.int32)
+        self.group = target_config.num_heads // target_config.num_kv_heads
+        self.buckets: dict[int, Bucket] = {}
+        self.sizes = sorted({b for b in buckets if b < max_tokens} | {max_tokens})
+        self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
+        self.host_report = self._pinned(self.report)
+        if drafter_config is not None and drafter_weights is not None:
+            self._build_drafter(drafter_config, here(drafter_weights))
+        self.ready = torch.cuda.Event() if self.device.type == "cuda" else None
+
+    def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.zeros(*shape, dtype=dtype or self.dtype, device=self.device)
+
+    def _pinned(self, like: Tensor) -> Tensor:
+        return like if self.device.type == "cpu" else torch.zeros(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def _build_drafter(self, config: DrafterConfig, weights: Weights) -> None:
+        self.fc, self.hidden_norm = weights["fc.weight"], weights["hidden_norm.weight"]
+        self.drafter_stack = build_stack(config, weights, "", self.batch, self.length, "norm.weight")
+        width = self.steps * self.batch
+        self.fresh = self._zeros(width, self.features.shape[1])  # features of the tokens that the last round committed
+        self.fed = self._zeros(self.batch, dtype=torch.int32)  # tokens whose keys the drafter holds
+        self.pending = self._zeros(self.batch, dtype=torch.int32)  # valid rows of ``fresh``
+        block = config.block_size
+        shape = (self.batch, config.horizon, self.candidates)
+        self.draft_logprobs = self._zeros(*shape, dtype=torch.float16)
+        self.draft_ids = self._zeros(*shape, dtype=torch.int32)
+        self.host_logprobs, self.host_ids = self._pinned(self.draft_logprobs), self._pinned(self.draft_ids)
+        self.draft_graph: torch.cuda.CUDAGraph | None = None
+        rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)
+        per_tile = power_of_two(block)
+        tiles = torch.stack((rows, rows * block, torch.full_like(rows, block), torch.zeros_like(rows)), 1)
+        words = -(-block // 32)
+        mask = torch.full((self.batch * block, words), -1, dtype=torch.int32, device=self.device)
+        self._block = (rows, tiles.contiguous(), mask, per_tile)
+
+    def needed_bytes(self) -> int:
+        """Bytes that caches, logits and features take, beside the weights."""
+        size = torch.empty(0, dtype=self.dtype).element_size()
+        t, d = self.target, self.drafter
+        total = 2 * size * t.num_layers * self.batch * t.num_kv_heads * self.length * t.head_dim
+        total += self.max_tokens * (
+            4 * t.vocab_size + size * (len(self.taps) * t.hidden_size + 8 * t.intermediate_size)
+        )
+        if d is not None:
+            total += 2 * size * d.num_layers * self.batch * d.num_kv_heads * self.length * d.head_dim
+            total += 5 * 4 * self.batch * d.horizon * t.vocab_size
+        return total
+
+    def _check_memory(self, *weights: Weights | None) -> None:
+        if self.device.type != "cuda":
+            return
+        free = torch.cuda.mem_get_info(self.device)[0]
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        size = torch.empty(0, dtype=self.dtype).element_size()
+        needed = self.needed_bytes()
+        for tensors in weights:
+            needed += sum(x.numel() * size for x in (tensors or {}).values() if x.device.type != "cuda")
+        needed += 2 * size * (self.target.hidden_size * self.target.intermediate_size)  # a matrix while it is fused
+        if needed > free:
+            raise DdsimError(
+                f"GPU memory: {needed / 1e9:.1f} GB needed beside what is loaded, {free / 1e9:.1f} GB free; "
+                f"lower max_context ({self.max_context}), max_tokens ({self.max_tokens}) or batch ({self.batch})"
+            )
+
+    # The state of the requests.
+
+    def set_context(self, contexts: Sequence[int] | int) -> None:
+        """Declare tokens committed without computing them: to start afresh (0), or to time any context length."""
+        values = [contexts] * self.batch if isinstance(contexts, int) else list(contexts)
+        if max(values) > self.max_context:
+            raise DdsimError(f"context {max(values)}: the cache holds {self.max_context} tokens; raise max_context")
+        self.context.copy_(torch.tensor(values, dtype=torch.int32))
+        if self.drafter is not None:
+            self.fed.copy_(self.context)
+            self.pending.zero_()
+
+    def set_roots(self, roots: Sequence[int]) -> None:
+        """Declare each request's last committed token, which the next draft starts from."""
+        self.roots.copy_(torch.tensor(list(roots), dtype=torch.int32))
+
+    def bucket_for(self, tokens: int) -> Bucket:
+        """The bucket that ``tokens`` tokens fall into; on the CPU, exactly that many."""
+        if tokens > self.max_tokens:
+            raise DdsimError(
+                f"{tokens} tokens in one forward pass: the engine was built for {self.max_tokens}; raise max_tokens"
+            )
+        size = tokens if self.device.type == "cpu" else next(b for b in self.sizes if b >= tokens)
+        if size not in self.buckets:
+            self.buckets[size] = Bucket(size, self.batch, self.group, self.device)
+        return self.buckets[size]
+
+    # One round.
+
+    def stage(self, proposals: Sequence[Proposal | None]) -> Bucket:
+        """Pack the requests' trees and start their upload; None leaves a request out."""
+        bucket = self.bucket_for(sum(len(p.tokens) for p in proposals if p is not None))
+        bucket.pack(proposals)
+        if bucket.uploaded is not bucket.staging:
+            bucket.uploaded.copy_(bucket.staging, non_blocking=True)
+        return bucket
+
+    def verify(self, bucket: Bucket) -> Tensor:
+        """Run the target over the staged trees.
+
+        Returns
+        -------
+        float32 Tensor [bucket.tokens, vocabulary]
+            Logits in a buffer that the next pass overwrites. ``choices`` holds their argmax, ``features`` the drafter's
+            view of the tokens; keys and values lie after each request's context.
+        """
+        if self.graphs:
+            self.capture(bucket)
+            assert bucket.verify_graph is not None
+            bucket.verify_graph.replay()
+        else:
+            with torch.inference_mode():
+                self._verify(bucket)
+        return self.logits[: bucket.tokens]
+
+    def choose(self, bucket: Bucket, temperature: float, uniforms: Tensor) -> None:
+        """Replace the greedy ``choices`` by samples, one uniform number a token (float64 [bucket.tokens])."""
+        with torch.inference_mode():
+            picked = kernels.choose_tokens(self.logits[: bucket.tokens], temperature, uniforms)
+            self.choices[: bucket.tokens].copy_(picked)
+
+    def commit(self, bucket: Bucket) -> None:
+        """Follow ``choices`` down the verified trees and move the accepted rows; ``collect`` tells the outcome."""
+        if self.graphs:
+            assert bucket.commit_graph is not None
+            bucket.commit_graph.replay()
+        else:
+            with torch.inference_mode():
+                self._commit(bucket)
+        if self.host_report is not self.report:
+            self.host_report.copy_(self.report, non_blocking=True)
+
+    def draft(self) -> None:
+        """Draft after the roots: the drafter's marginals, on their way to ``host_logprobs`` and ``host_ids``."""
+        if self.drafter is None:
+            raise DdsimError("this engine has no drafter: only autoregressive decoding is possible")
+        if self.graphs:
+            self.capture_draft()
+            assert self.draft_graph is not None
+            self.draft_graph.replay()
+        else:
+            with torch.inference_mode():
+                self._draft()
+        if self.host_ids is not self.draft_ids:
+            self.host_logprobs.copy_(self.draft_logprobs, non_blocking=True)
+            self.host_ids.copy_(self.draft_ids, non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait until everything asked for has arrived on the host."""
+        if self.ready is not None:
+            self.ready.record()
+            self.ready.synchronize()
+
+    def collect(self) -> list[tuple[list[int], int]]:
+        """After ``wait``: for each request the accepted tree indices (the root's 0 first) and the target's next token."""
+        return [(row[2 : 2 + row[0]], row[1]) for row in self.host_report.tolist()]
+
+    def drafted(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """After ``wait``: marginals of every request, float32 [batch, L, K] and int32 [batch, L, K]."""
+        return self.host_logprobs.numpy().astype(np.float32), self.host_ids.numpy()
+
+    def prefill(self, request: int, prompt: Sequence[int]) -> Tensor:
+        """Commit a prompt to a request's empty cache, in chunks through the verification path.
+
+        Returns
+        -------
+        float32 Tensor [1, vocabulary]
+            Logits after the last token, valid until the next pass.
+        """
+        if len(prompt) == 0:
+            raise DdsimError("prompt: it is empty; give at least one token")
+        if len(prompt) > self.max_context:
+            raise DdsimError(f"prompt: {len(prompt)} tokens, but the cache holds {self.max_context}; raise max_context")
+        self.context[request] = 0
+        last = None
+        for first in range(0, len(prompt), self.max_tokens):
+            part = prompt[first : first + self.max_tokens]
+            proposals: list[Proposal | None] = [None] * self.batch
+            proposals[request] = Proposal.chain(part)
+            bucket = self.stage(proposals)
+            last = self.verify(bucket)[len(part) - 1 : len(part)]
+            if self.drafter is not None:
+                with torch.inference_mode():
+                    self._feed(bucket, len(part))
+            self.context[request] += len(part)
+            self.wait()  # the staging block is about to be filled again
+        if self.drafter is not None:
+            self.fed[request] = len(prompt)
+            self.pending[request] = 0
+        assert last is not None
+        return last
+
+    # What runs on the device: captured into graphs, or run as it is.
+
+    def _verify(self, bucket: Bucket) -> None:
+        forest = bucket.forest(self.context)
+        x = F.embedding(bucket.on["token"], self.embedding)
+        if self.gemv and bucket.tokens == 1:
+            hidden = run_layers_one(self.stack, x, forest, taps=self.taps, features=self.features)
+        else:
+            hidden = run_layers(self.stack, x, forest, taps=self.taps, features=self.features)
+        logits = self.logits[: bucket.tokens]
+        if self.gemv and bucket.tokens == 1:
+            kernels.gemv(hidden, self.head, out=logits)
+        else:
+            project_head(hidden, self.head, logits)
+        self.choices[: bucket.tokens].copy_(logits.argmax(-1))
+
+    def _commit(self, bucket: Bucket) -> None:
+        on = bucket.on
+        path, count, bonus = kernels.walk(
+            on["token"], on["parent"], self.choices[: bucket.tokens], on["start"], on["size"], self.steps, bucket.tokens
+        )
+        kernels.move_rows(self.stack.keys, self.stack.values, self.context, path, count)
+        if self.drafter is not None:
+            rows = (on["start"][:, None] + path).flatten()
+            torch.index_select(self.features, 0, rows, out=self.fresh)
+            self.fed.copy_(self.context)
+            self.pending.copy_(count)
+        self.context += count
+        self.roots.copy_(bonus)
+        self.report.copy_(torch.cat((count[:, None], bonus[:, None], path), 1))
+
+    def _inject(self, features: Tensor) -> Tensor:
+        assert self.drafter is not None
+        return rms_norm(F.linear(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
+
+    def _feed(self, bucket: Bucket, tokens: int) -> None:
+        """Write a prompt chunk's keys and values into the drafter's cache."""
+        outside = self._inject(self.features[:tokens])
+        forest = bucket.forest(self.context)
+        stack = self.drafter_stack
+        for i, layer in enumerate(stack.layers):
+            kernels.rope_write(
+                F.linear(outside, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
+                forest.position[:tokens].contiguous(), forest.request[:tokens], forest.slot[:tokens].contiguous(),
+                stack.keys[i], stack.values[i],
+            )  # fmt: skip
+
+    def _draft(self) -> None:
+        config, batch = self.drafter, self.batch
+        assert config is not None
+        block = config.block_size
+        rows, tiles, mask, per_tile = self._block
+        step = torch.arange(self.steps, dtype=torch.int32, device=self.device)
+        offset = torch.arange(block, dtype=torch.int32, device=self.device)
+        old = self.fed[:, None] + step
+        kept = torch.where(step < self.pending[:, None], old, -1)
+        own = (self.context[:, None] + offset).flatten()
+        tokens = torch.full((batch, block), config.mask_token_id, dtype=torch.int32, device=self.device)
+        tokens[:, 0] = self.roots
+        forest = Forest(
+            request=rows.repeat_interleave(block),
+            position=own,
+            slot=own,
+            context=self.context,
+            start=rows * block,
+            size=torch.full_like(rows, block),
+            tiles=tiles,
+            mask=mask,
+            causal=False,
+            tokens_per_tile=per_tile,
+        )
+        placed = Forest(
+            request=torch.cat((rows.repeat_interleave(self.steps), forest.request)),
+            position=torch.cat((old.flatten(), own)),
+            slot=torch.cat((kept.flatten(), own)),
+            context=forest.context,
+            start=forest.start,
+            size=forest.size,
+            tiles=tiles,
+            mask=mask,
+            causal=False,
+            tokens_per_tile=per_tile,
+        )
+        x = F.embedding(tokens.flatten(), self.embedding)
+        hidden = run_layers(self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed)
+        drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
+        values, ids = top_candidates(head_logits(drafted, self.head), self.candidates)
+        self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
+        self.draft_ids.copy_(ids.view_as(self.draft_ids))
+
+    # Graphs.
+
+    def _graph(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode():
+            with torch.cuda.stream(side):
+                body()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                body()
+        return graph
+
+    def capture(self, bucket: Bucket) -> None:
+        """Capture a bucket's two graphs unless they exist. The requests' state is left as it was."""
+        if bucket.verify_graph is not None:
+            return
+        bucket.verify_graph = self._graph(lambda: self._verify(bucket))
+        state = [self.context, self.roots, self.report]
+        if self.drafter is not None:
+            state += [self.fed, self.pending, self.fresh]
+        before = [x.clone() for x in state]
+        # Warming up walks whatever is staged; the rows that it moves lie after the context and are overwritten.
+        bucket.commit_graph = self._graph(lambda: self._commit(bucket))
+        for x, old in zip(state, before, strict=True):
+            x.copy_(old)
+
+    def capture_draft(self) -> None:
+        """Capture the drafter's graph unless it exists."""
+        if self.draft_graph is None:
+            self.draft_graph = self._graph(self._draft)
+
+    def capture_all(self, largest: int | None = None) -> None:
+        """Capture every bucket (up to ``largest`` tokens) and the drafter, so that no round has to."""
+        if not self.graphs:
+            return
+        for size in reversed(self.sizes):  # the largest first: smaller ones reuse its memory
+            if largest is None or size <= largest or size == min(s for s in self.sizes if s >= largest):
+                self.capture(self.bucket_for(size))
+        if self.drafter is not None:
+            self.capture_draft()
+
+
+def project_head(hidden: Tensor, head: Tensor, out: Tensor) -> None:
+    """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)
+    else:
+        out.copy_(head_logits(hidden, head))
+
+
+if __name__ == "__main__":
+    from .selftest import main
+
+    main()

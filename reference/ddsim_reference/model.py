@@ -1,0 +1,162 @@
+"""The layers of target and drafter over a flat batch of tokens and a static key/value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .attention import Forest, tree_attention
+from .checkpoint import DrafterConfig, ModelConfig, Weights
+from .dense import rope_table
+from .lockstep import head_logits
+
+
+@dataclass
+class Layer:
+    """One transformer layer; queries, keys and values share a matrix, and so do gate and up."""
+
+    norm1: Tensor
+    qkv: Tensor
+    o: Tensor
+    norm2: Tensor
+    gate_up: Tensor
+    down: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+@dataclass
+class Stack:
+    """Transformer layers with their cache: keys and values [layers, batch, kv_heads, length, head_dim]."""
+
+    layers: list[Layer]
+    heads: int
+    eps: float
+    final_norm: Tensor
+    cos: Tensor
+    sin: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def fuse(weights: Weights, names: Sequence[str]) -> Tensor:
+    """Stack matrices by rows; the dictionary's entries become views of the result, so that nothing is held twice."""
+    fused = torch.cat([weights[name] for name in names])
+    first = 0
+    for name in names:
+        rows = weights[name].shape[0]
+        weights[name] = fused[first : first + rows]
+        first += rows
+    return fused
+
+
+def build_stack(
+    config: ModelConfig | DrafterConfig, weights: Weights, prefix: str, batch: int, length: int, final_norm: str
+) -> Stack:
+    """Fused layers named ``<prefix>layers.N...`` with an empty cache of ``length`` rows for each of ``batch`` requests."""
+    layers = []
+    for i in range(config.num_layers):
+        at = f"{prefix}layers.{i}."
+        layers.append(
+            Layer(
+                norm1=weights[at + "input_layernorm.weight"],
+                qkv=fuse(weights, [f"{at}self_attn.{name}_proj.weight" for name in "qkv"]),
+                o=weights[at + "self_attn.o_proj.weight"],
+                norm2=weights[at + "post_attention_layernorm.weight"],
+                gate_up=fuse(weights, [f"{at}mlp.{name}_proj.weight" for name in ("gate", "up")]),
+                down=weights[at + "mlp.down_proj.weight"],
+                q_norm=weights.get(at + "self_attn.q_norm.weight"),
+                k_norm=weights.get(at + "self_attn.k_norm.weight"),
+            )
+        )
+    norm = weights[final_norm]
+    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+    keys = torch.zeros(shape, dtype=norm.dtype, device=norm.device)
+    cos, sin = rope_table(torch.arange(length, device=norm.device), config.head_dim, config.rope_theta)
+    return Stack(layers, config.num_heads, config.rms_norm_eps, norm, cos, sin, keys, torch.zeros_like(keys))
+
+
+def run_layers(
+    stack: Stack,
+    x: Tensor,
+    forest: Forest,
+    *,
+    taps: Sequence[int] = (),
+    features: Tensor | None = None,
+    outside: Tensor | None = None,
+    outside_forest: Forest | None = None,
+) -> Tensor:
+    """Run all layers over flat tokens; their keys and values go into the cache.
+
+    Parameters
+    ----------
+    x : Tensor [M, hidden]
+        Residual stream; overwritten.
+    taps, features : sequence of int, Tensor [>= M, len(taps) * hidden], optional
+        Layers whose outputs are copied out.
+    outside, outside_forest : Tensor [C, hidden], Forest, optional
+        DFlash's injected context: hidden states that enter every layer's key and value projections as they are, ahead of
+        the M tokens. One product serves both, since its time is that of reading the weights. ``outside_forest`` places
+        all C + M tokens.
+
+    Returns
+    -------
+    Tensor [M, hidden]
+        After the final norm.
+    """
+    hidden = x.shape[1]
+    placed = forest if outside_forest is None else outside_forest
+    c = 0 if outside is None else outside.shape[0]
+    joined = x if outside is None else torch.cat((outside, x))
+    delta: Tensor | None = None
+    for i, layer in enumerate(stack.layers):
+        normed = kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=None if c == 0 else joined[c:])
+        if i - 1 in taps and features is not None:
+            _tap(features, taps.index(i - 1), x, hidden)
+        qkv = F.linear(normed if c == 0 else joined, layer.qkv)
+        kernels.rope_write(
+            qkv, layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
+            placed.position, placed.request, placed.slot, stack.keys[i], stack.values[i],
+        )  # fmt: skip
+        attended = tree_attention(qkv[c:], stack.heads, stack.keys[i], stack.values[i], forest)
+        normed = kernels.add_rms_norm(x, F.linear(attended, layer.o), layer.norm2, stack.eps)
+        delta = F.linear(kernels.silu_mul(F.linear(normed, layer.gate_up)), layer.down)
+    out = kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps)
+    if len(stack.layers) - 1 in taps and features is not None:
+        _tap(features, taps.index(len(stack.layers) - 1), x, hidden)
+    return out
+
+
+def run_layers_one(
+    stack: Stack, x: Tensor, forest: Forest, *, taps: Sequence[int] = (), features: Tensor | None = None
+) -> Tensor:
+    """``run_layers`` for a single token: each layer is four matrix-vector products that bring their own norm, SwiGLU and
+    residual addition, and the two attention kernels, so that the GPU is never left waiting for small launches."""
+    hidden = x.shape[1]
+    for i, layer in enumerate(stack.layers):
+        qkv = kernels.gemv(x, layer.qkv, norm=layer.norm1, eps=stack.eps)
+        kernels.rope_write(
+            qkv, layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
+            forest.position, forest.request, forest.slot, stack.keys[i], stack.values[i],
+        )  # fmt: skip
+        attended = tree_attention(qkv, stack.heads, stack.keys[i], stack.values[i], forest)
+        kernels.gemv(attended, layer.o, add=x)
+        active = kernels.gemv(x, layer.gate_up, norm=layer.norm2, eps=stack.eps, gated=True)
+        kernels.gemv(active, layer.down, add=x)
+        if i in taps and features is not None:
+            _tap(features, taps.index(i), x, hidden)
+    return kernels.add_rms_norm(x, None, stack.final_norm, stack.eps)
+
+
+def _tap(features: Tensor, index: int, x: Tensor, hidden: int) -> None:
+    features[: x.shape[0], index * hidden : (index + 1) * hidden].copy_(x)
+
+
+def logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """float32 logits [M, vocabulary]."""
+    return head_logits(hidden, head)

@@ -1,0 +1,243 @@
+"""A small model's function at a big model's cost: real weights in the leading block, no effect from the rest.
+
+Latency depends on tensor shapes, acceptance on what the model says. A widened target says exactly what the small one says
+(up to rounding) while every product has the big model's size, so that predictions can be held against hardware without a
+multi-billion checkpoint. Figures measured on it are labelled, for instance, "SmolLM2 text at Qwen3-8B cost".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ddsim.errors import DdsimError
+
+from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tensor shapes of a big model."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+
+
+SHAPES = {
+    "qwen3-4b": Shape(2560, 36, 32, 8, 128, 9728, 151_936),
+    "qwen3-8b": Shape(4096, 36, 32, 8, 128, 12_288, 151_936),
+}
+
+
+class _Widener:
+    """Index maps from a small model's dimensions into a big one's."""
+
+    def __init__(
+        self, small: ModelConfig | DrafterConfig, big: Shape, device: str, dtype: torch.dtype, seed: int
+    ) -> None:
+        ratio = big.head_dim // small.head_dim
+        group, big_group = small.num_heads // small.num_kv_heads, big.num_heads // big.num_kv_heads
+        if (
+            small.hidden_size > big.hidden_size
+            or small.num_kv_heads > big.num_kv_heads
+            or group > big_group
+            or small.head_dim * ratio != big.head_dim
+            or small.intermediate_size > big.intermediate_size
+            or small.vocab_size > big.vocab_size
+        ):
+            raise DdsimError(
+                "widening: the big shape must hold the small one in every dimension, head_dim as a multiple"
+            )
+        self.small, self.big, self.device, self.dtype = small, big, device, dtype
+        self.generator = torch.Generator(device).manual_seed(seed)
+        half = torch.arange(small.head_dim // 2)
+        # Frequency i of the small head is frequency i * ratio of the big one, at the same base; pairs stay pairs.
+        self.inner = torch.cat((half * ratio, half * ratio + big.head_dim // 2))
+        heads = torch.arange(small.num_heads)
+        placed = heads // group * big_group + heads % group
+        self.query_rows = (placed[:, None] * big.head_dim + self.inner).flatten()
+        kv_heads = torch.arange(small.num_kv_heads)
+        self.kv_rows = (kv_heads[:, None] * big.head_dim + self.inner).flatten()
+        self.norm_scale = (small.hidden_size / big.hidden_size) ** 0.5
+        self.score_scale = (big.head_dim / small.head_dim) ** 0.5
+
+    def random(self, *shape: int) -> Tensor:
+        """Random weights of a trained matrix's order of magnitude."""
+        return torch.randn(shape, device=self.device, dtype=self.dtype, generator=self.generator).mul_(0.02)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros where the rest must have no effect."""
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+    def norm(self, weight: Tensor) -> Tensor:
+        """The mean square over more dimensions is smaller; the weight makes up for it."""
+        wide = self.zeros(self.big.hidden_size)
+        wide[: self.small.hidden_size] = weight * self.norm_scale
+        return wide
+
+    def rows(self, weight: Tensor, rows: Tensor, total: int, scale: float = 1.0, *, silent: bool = False) -> Tensor:
+        """A projection from the residual stream: real rows at ``rows``, the rest random, or zero if ``silent``."""
+        wide = self.zeros(total, self.big.hidden_size) if silent else self.random(total, self.big.hidden_size)
+        real = self.zeros(len(rows), self.big.hidden_size)
+        real[:, : self.small.hidden_size] = weight * scale
+        wide[rows.to(self.device)] = real
+        return wide
+
+    def columns(self, weight: Tensor, columns: Tensor, total: int) -> Tensor:
+        """A projection into the residual stream: only real inputs reach it, and only its real dimensions."""
+        wide = self.zeros(self.big.hidden_size, total)
+        wide[: self.small.hidden_size, columns.to(self.device)] = weight.to(self.device, self.dtype)
+        return wide
+
+    def layer(self, weights: Weights, prefix: str) -> Weights:
+        """One transformer layer."""
+        small, big = self.small, self.big
+        mlp = torch.arange(small.intermediate_size)
+        queries, keys = big.num_heads * big.head_dim, big.num_kv_heads * big.head_dim
+        take = {name: weights[prefix + name].to(self.device, torch.float32) for name in _LAYER}
+        scale = 1.0 if prefix + "self_attn.q_norm.weight" in weights else self.score_scale
+        # Queries and keys are silent outside the real dimensions: scores, and norms over a head, must not see them.
+        return {
+            "input_layernorm.weight": self.norm(take["input_layernorm.weight"]),
+            "self_attn.q_proj.weight": self.rows(
+                take["self_attn.q_proj.weight"], self.query_rows, queries, scale, silent=True
+            ),
+            "self_attn.k_proj.weight": self.rows(take["self_attn.k_proj.weight"], self.kv_rows, keys, silent=True),
+            "self_attn.v_proj.weight": self.rows(take["self_attn.v_proj.weight"], self.kv_rows, keys),
+            "self_attn.o_proj.weight": self.columns(take["self_attn.o_proj.weight"], self.query_rows, queries),
+            "post_attention_layernorm.weight": self.norm(take["post_attention_layernorm.weight"]),
+            "mlp.gate_proj.weight": self.rows(take["mlp.gate_proj.weight"], mlp, big.intermediate_size),
+            "mlp.up_proj.weight": self.rows(take["mlp.up_proj.weight"], mlp, big.intermediate_size),
+            "mlp.down_proj.weight": self.columns(take["mlp.down_proj.weight"], mlp, big.intermediate_size),
+        }
+
+    def idle_layer(self) -> Weights:
+        """A layer that costs what a layer costs and adds zero."""
+        big = self.big
+        queries, keys = big.num_heads * big.head_dim, big.num_kv_heads * big.head_dim
+        return {
+            "input_layernorm.weight": self.zeros(big.hidden_size).add_(1),
+            "self_attn.q_proj.weight": self.random(queries, big.hidden_size),
+            "self_attn.k_proj.weight": self.random(keys, big.hidden_size),
+            "self_attn.v_proj.weight": self.random(keys, big.hidden_size),
+            "self_attn.o_proj.weight": self.zeros(big.hidden_size, queries),
+            "post_attention_layernorm.weight": self.zeros(big.hidden_size).add_(1),
+            "mlp.gate_proj.weight": self.random(big.intermediate_size, big.hidden_size),
+            "mlp.up_proj.weight": self.random(big.intermediate_size, big.hidden_size),
+            "mlp.down_proj.weight": self.zeros(big.hidden_size, big.intermediate_size),
+        }
+
+
+_LAYER = (
+    "input_layernorm.weight", "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight",
+    "self_attn.o_proj.weight", "post_attention_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight",
+    "mlp.down_proj.weight",
+)  # fmt: skip
+
+
+def widen_target(
+    config: ModelConfig, weights: Weights, shape: Shape, *, mean_hidden: Tensor, device: str = "cpu",
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> tuple[ModelConfig, Weights]:  # fmt: skip
+    """A target with the small one's function and the big one's shapes.
+
+    Parameters
+    ----------
+    config, weights
+        A Llama-architecture target (queries and keys without norms).
+    mean_hidden : Tensor [hidden]
+        Mean of the small target's final hidden states over some text. The extra vocabulary's rows of the head point
+        against it, which keeps their logits far below the real ones'.
+
+    Returns
+    -------
+    ModelConfig, dict of str to Tensor
+
+    Raises
+    ------
+    DdsimError
+        The big shape cannot hold the small one, or the target normalises queries and keys.
+    """
+    if config.qk_norm:
+        raise DdsimError("widening: targets that normalise queries and keys are not supported; use a Llama checkpoint")
+    if shape.num_layers < config.num_layers:
+        raise DdsimError(f"widening: {shape.num_layers} layers cannot hold the target's {config.num_layers}")
+    widener = _Widener(config, shape, device, dtype, seed)
+    hidden = config.hidden_size
+    wide: Weights = {"model.norm.weight": widener.norm(weights["model.norm.weight"].to(device, torch.float32))}
+    embedding = widener.zeros(shape.vocab_size, shape.hidden_size)
+    embedding[: config.vocab_size, :hidden] = weights["model.embed_tokens.weight"].to(device, dtype)
+    wide["model.embed_tokens.weight"] = embedding
+    head = widener.random(shape.vocab_size, shape.hidden_size)
+    head[:, :hidden] = 0
+    head[: config.vocab_size] = 0
+    head[: config.vocab_size, :hidden] = weights["lm_head.weight"].to(device, dtype)
+    against = mean_hidden.to(device, torch.float32)
+    head[config.vocab_size :, :hidden] = (-40 * against / against.square().sum()).to(dtype)
+    wide["lm_head.weight"] = head
+    for i in range(shape.num_layers):
+        real = i < config.num_layers
+        layer = widener.layer(weights, f"model.layers.{i}.") if real else widener.idle_layer()
+        wide |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.items()}
+    return _wide_config(config, shape, hidden), wide
+
+
+def _wide_config(config: ModelConfig, shape: Shape, hidden: int) -> ModelConfig:
+    return replace(
+        config,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        rms_norm_eps=config.rms_norm_eps * hidden / shape.hidden_size,
+        tie_word_embeddings=False,
+    )
+
+
+def widen_drafter(
+    config: DrafterConfig, weights: Weights, shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[DrafterConfig, Weights]:  # fmt: skip
+    """A drafter for the widened target, with the small drafter's function; it keeps its own number of layers."""
+    widener = _Widener(config, shape, device, dtype, seed)
+    hidden, features = config.hidden_size, len(config.target_layer_ids)
+    fc = widener.zeros(shape.hidden_size, features * shape.hidden_size)
+    small_fc = weights["fc.weight"].to(device, dtype)
+    for i in range(features):
+        fc[:hidden, i * shape.hidden_size : i * shape.hidden_size + hidden] = small_fc[:, i * hidden : (i + 1) * hidden]
+    wide: Weights = {"fc.weight": fc}
+    for name in ("hidden_norm.weight", "norm.weight"):
+        wide[name] = widener.norm(weights[name].to(device, torch.float32))
+    for i in range(config.num_layers):
+        prefix = f"layers.{i}."
+        layer = widener.layer(weights, prefix)
+        for part, scale in (("q", 1.0), ("k", 1 / widener.score_scale)):
+            # Norms over a head see half of the mean square; the query's share of that is the score's scale already.
+            norm = widener.zeros(shape.head_dim)
+            small_norm = weights[f"{prefix}self_attn.{part}_norm.weight"].to(device, torch.float32)
+            norm[widener.inner.to(device)] = (small_norm * scale).to(dtype)
+            layer[f"self_attn.{part}_norm.weight"] = norm
+        wide |= {prefix + name: tensor for name, tensor in layer.items()}
+    big = replace(
+        config,
+        hidden_size=shape.hidden_size,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        rms_norm_eps=config.rms_norm_eps * hidden / shape.hidden_size,
+        num_target_layers=shape.num_layers,
+    )
+    assert all(tuple(wide[name].shape) == size for name, size in drafter_shapes(big).items())
+    return big, wide
