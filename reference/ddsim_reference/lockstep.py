@@ -67,14 +67,17 @@ if triton is not None:
             at = cache + index[:, None] * 2 * HALF
             keys_first = tl.load(key_ptr + at + half[None, :], mask=inside[:, None], other=0.0)
             keys_second = tl.load(key_ptr + at + HALF + half[None, :], mask=inside[:, None], other=0.0)
-            scores = (tl.dot(q_first, tl.trans(keys_first)) + tl.dot(q_second, tl.trans(keys_second))) * scale
+            scores = (
+                tl.dot(q_first, tl.trans(keys_first), input_precision="ieee")
+                + tl.dot(q_second, tl.trans(keys_second), input_precision="ieee")
+            ) * scale
             scores = tl.where(inside[None, :], scores, -float("inf"))
             new_best = tl.maximum(best, tl.max(scores, 1))
             weight = tl.exp(scores - new_best[:, None])
             shrink = tl.exp(best - new_best)
             values = tl.load(value_ptr + at + wide[None, :], mask=inside[:, None], other=0.0)
             total = total * shrink + tl.sum(weight, 1)
-            mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values)
+            mixed = mixed * shrink[:, None] + tl.dot(weight.to(values.dtype), values, input_precision="ieee")
             best = new_best
         result = mixed / total[:, None]
         out_offset = (kv_head * GROUP + group[:, None]) * 2 * HALF + wide[None, :]

@@ -1,0 +1,183 @@
+"""`ddsim train-drafter`: from a target to a DFlash drafter for it, in phases that each save what the next one needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddsim.errors import DdsimError
+
+from .checkpoint import ModelConfig, Weights, load_drafter, load_target, save_drafter
+from .datagen import PromptPool, build_pool, generate
+from .instructions import training_instructions
+from .record import device_name
+from .train import Corpus, Trainer, drafter_config
+
+
+def train_drafter(
+    *,
+    target: str,
+    out: str | Path,
+    work: str | Path,
+    data_seconds: float = 170,
+    train_seconds: float = 680,
+    stop_after: float | None = None,
+    instructions: int = 40_000,
+    self_written_share: float = 0.25,
+    mask_token_id: int,
+    block_size: int = 16,
+    layers: int = 5,
+    target_layer_ids: Sequence[int] | None = None,
+    slots: int = 2048,
+    row_length: int = 1024,
+    longest: int = 576,
+    rows: int = 8,
+    anchors: int = 256,
+    held_out: int = 64,
+    device: str = "cuda",
+    seed: int = 0,
+    progress: Callable[[str], None] = print,
+) -> Path | None:
+    """Train a DFlash drafter on text that the target writes itself.
+
+    Parameters
+    ----------
+    target : str
+        As `load_target` takes it: an instruction-tuned model with a chat template.
+    out : path
+        Folder of the drafter, in the published format.
+    work : path
+        Folder of the phases' results: ``pool.npz`` (encoded instructions), ``text.npz`` (the target's text) and
+        ``state.safetensors`` (the training so far). What is there already is not made again, so that a run that was killed
+        or stopped continues.
+    data_seconds, train_seconds : float
+        Time for writing text and for training, compilation included. The learning rate falls to zero over the latter.
+    stop_after : float, optional
+        Stop, everything saved, after so many seconds of this call; a further call goes on.
+    instructions : int
+        Templated instructions, HumanEval kept out of them.
+    self_written_share : float
+        Share of documents whose user turn the target writes too.
+    mask_token_id : int
+        An unused special token of the target, which stands for positions yet to be drafted.
+    block_size, layers, target_layer_ids
+        Shape of the drafter: L + 1, its layers, and the target layers that it reads (evenly spaced by default).
+    slots, row_length, longest : int
+        Documents written side by side, tokens of a row of text, and the longest document.
+    rows, anchors, held_out : int
+        Rows of text a step, blocks drafted in each of them, and rows kept for evaluation.
+    device : str
+    seed : int
+    progress : callable
+        Called with a line of text now and then.
+
+    Returns
+    -------
+    Path or None
+        ``out``, or None when ``stop_after`` came first.
+
+    Raises
+    ------
+    DdsimError
+        The target can't be read, has no such layers or mask token, or the device is missing.
+
+    Examples
+    --------
+    >>> train_drafter(target="smollm2-135m", out="drafter", work="work", mask_token_id=16)  # doctest: +SKIP
+    """
+    begun = time.perf_counter()
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DdsimError(
+            "device cuda: PyTorch finds no GPU here; training on a CPU would take weeks, so use a GPU machine"
+        )
+    folder = Path(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    pool_path = folder / "pool.npz"
+    config, weights, tokenizer = load_target(target, dtype=dtype, device=device, with_tokenizer=not pool_path.exists())
+    if not 0 <= mask_token_id < config.vocab_size:
+        raise DdsimError(f"mask token {mask_token_id}: lies outside the target's vocabulary of {config.vocab_size}")
+    shape = drafter_config(
+        config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, target_layer_ids=target_layer_ids
+    )
+    if not pool_path.exists():
+        if tokenizer is None or not config.eos_token_ids:
+            raise DdsimError(f"{target}: training needs the target's tokenizer, chat template and end-of-turn token")
+        prompts = training_instructions(instructions, seed)
+        build_pool(tokenizer, prompts, self_written_share=self_written_share, end_of_turn=config.eos_token_ids[0]).save(
+            pool_path
+        )
+
+    text_path = folder / "text.npz"
+    if not text_path.exists():
+        _write_text(
+            config, weights, PromptPool.load(pool_path), text_path, seconds=data_seconds, slots=slots, length=row_length,
+            longest=longest, seed=seed, progress=progress,
+        )  # fmt: skip
+    with np.load(text_path, allow_pickle=False) as file:
+        corpus = Corpus({name: file[name] for name in file.files}, device)
+    trainer = Trainer(config, weights, shape, corpus, rows=rows, anchors=anchors, held_out=held_out, seed=seed)
+    state = folder / "state.safetensors"
+    if state.exists():
+        trainer.load(state)
+    left = train_seconds - trainer.elapsed
+    if stop_after is not None:
+        left = min(left, stop_after - (time.perf_counter() - begun))
+    trainer.run(left, train_seconds, progress)
+    trainer.save(state)
+    loss, length = trainer.evaluate()
+    progress(
+        f"step {trainer.step}, {trainer.elapsed:.0f} s of training: held out {loss:.3f}, chain {length:.3f} at uniform anchors"
+    )
+    if trainer.elapsed < train_seconds:
+        return None
+    provenance = {
+        "made_by": "ddsim train-drafter",
+        "target": target,
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "seed": seed,
+        "date": time.strftime("%Y-%m-%d"),
+        "text_tokens": int(corpus.tokens.numel()),
+        "steps": trainer.step,
+        "train_seconds": round(trainer.elapsed, 1),
+        "blocks_per_step": rows * anchors,
+        "held_out_loss": round(loss, 4),
+    }
+    save_drafter(out, shape, trainer.exported(), provenance)
+    load_drafter(str(out))
+    return Path(out)
+
+
+def _write_text(
+    config: ModelConfig,
+    weights: Weights,
+    pool: PromptPool,
+    path: Path,
+    *,
+    seconds: float,
+    slots: int,
+    length: int,
+    longest: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> None:
+    """The target's text, written whole or not at all."""
+    data = generate(
+        config,
+        weights,
+        pool,
+        seconds=seconds,
+        slots=slots,
+        length=length,
+        longest=longest,
+        seed=seed,
+        progress=progress,
+    )
+    partial = path.with_suffix(".tmp.npz")
+    np.savez(partial, tokens=data["tokens"], starts=data["starts"], generated=data["generated"])
+    partial.replace(path)

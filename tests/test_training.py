@@ -1,0 +1,145 @@
+"""Training on the CPU: a tiny target writes text, a tiny drafter learns it in two calls, and the result loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from ddsim.errors import DdsimError
+from ddsim_reference import train, training
+from ddsim_reference.checkpoint import ModelConfig, Weights, load_drafter, save_target
+from ddsim_reference.datagen import PromptPool, looping
+
+CONFIG = ModelConfig(
+    arch="llama", hidden_size=32, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64,
+    vocab_size=48, rms_norm_eps=1e-5, rope_theta=10_000.0, tie_word_embeddings=True, eos_token_ids=(2,),
+    max_position_embeddings=512, qk_norm=False,
+)  # fmt: skip
+
+
+def tiny_weights(seed: int = 0) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * 0.25
+
+    hidden, inner, dim = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.head_dim
+    weights = {"model.embed_tokens.weight": matrix(CONFIG.vocab_size, hidden), "model.norm.weight": torch.ones(hidden)}
+    for i in range(CONFIG.num_layers):
+        at = f"model.layers.{i}."
+        weights |= {
+            at + "input_layernorm.weight": torch.ones(hidden),
+            at + "post_attention_layernorm.weight": torch.ones(hidden),
+            at + "self_attn.q_proj.weight": matrix(CONFIG.num_heads * dim, hidden),
+            at + "self_attn.k_proj.weight": matrix(CONFIG.num_kv_heads * dim, hidden),
+            at + "self_attn.v_proj.weight": matrix(CONFIG.num_kv_heads * dim, hidden),
+            at + "self_attn.o_proj.weight": matrix(hidden, CONFIG.num_heads * dim),
+            at + "mlp.gate_proj.weight": matrix(inner, hidden),
+            at + "mlp.up_proj.weight": matrix(inner, hidden),
+            at + "mlp.down_proj.weight": matrix(hidden, inner),
+        }
+    return weights
+
+
+def tiny_pool() -> PromptPool:
+    generator = np.random.default_rng(0)
+    prompts = [[1, 5, *generator.integers(3, 48, 6).tolist(), 2, 6, 1, 7] for _ in range(12)]
+    return PromptPool.build(prompts, [1, 5], [6, 1, 7], 2, 0.25)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    save_target(tmp_path / "target", CONFIG, tiny_weights())
+    return str(tmp_path / "target")
+
+
+OPTIONS = {
+    "mask_token_id": 3, "block_size": 4, "layers": 2, "slots": 8, "row_length": 64, "longest": 40, "rows": 4,
+    "anchors": 16, "held_out": 4, "device": "cpu",
+}  # fmt: skip
+
+
+def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path) -> None:
+    work, out = tmp_path / "work", tmp_path / "drafter"
+    work.mkdir()
+    tiny_pool().save(work / "pool.npz")
+    lines: list[str] = []
+    options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 1, "progress": lines.append}
+    assert training.train_drafter(train_seconds=10, stop_after=6, **options) is None
+    text = (work / "text.npz").read_bytes()
+    assert not out.exists()
+    assert training.train_drafter(train_seconds=10, **options) == out
+    assert (work / "text.npz").read_bytes() == text  # the second call went on where the first stopped
+    config, weights = load_drafter(str(out))
+    assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (4, 3, (1, 3))
+    assert all(bool(torch.isfinite(w).all()) for w in weights.values())
+    losses = [float(line.split("held out ")[1].split(",")[0]) for line in lines if "held out" in line]
+    # A random target's text is close to noise: uniform guesses cost log(48), and some of it can still be learnt in seconds.
+    assert losses[-1] < np.log(CONFIG.vocab_size) - 0.2
+
+
+def test_bad_mask_token_is_refused(target: str, tmp_path: Path) -> None:
+    options = OPTIONS | {"mask_token_id": 48}
+    with pytest.raises(DdsimError, match="mask token 48"):
+        training.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_said_in_one_line(target: str, tmp_path: Path) -> None:
+    options = OPTIONS | {"device": "cuda"}
+    with pytest.raises(DdsimError, match="finds no GPU"):
+        training.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
+
+
+def naive_repeated(tokens: list[int], longest_period: int) -> list[bool]:
+    return [
+        any(
+            all(t - i - p >= 0 and tokens[t - i] == tokens[t - i - p] for i in range(max(3 * p, 36)))
+            for p in range(1, longest_period + 1)
+        )
+        for t in range(len(tokens))
+    ]
+
+
+def test_repetitions_are_found() -> None:
+    generator = np.random.default_rng(1)
+    rows = [generator.integers(0, 9, 160).tolist() for _ in range(4)]
+    rows[1][20:120] = [4] * 100
+    rows[2][10:150] = [1, 2, 3, 4, 5, 6, 7] * 20
+    rows[3][60:] = (generator.integers(0, 9, 13).tolist() * 8)[:100]
+    found = train.repeated(torch.tensor(rows), longest_period=20)
+    assert found.tolist() == [naive_repeated(row, 20) for row in rows]
+    assert found[1].any() and found[2].any() and found[3].any() and not found[0].any()
+    assert looping(torch.tensor(rows)[:, :110], 20).tolist() == [naive_repeated(row[:110], 20)[-1] for row in rows]
+
+
+def test_labels_stop_at_the_documents_end() -> None:
+    tokens = torch.arange(10)[None]
+    starts = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4, 4, 4]])
+    batch = train.Batch(tokens, starts, torch.tensor([[1, 5, 8]]), torch.tensor([[True, True, False]]))
+    labels, weights = train.labels_and_weights(batch, 3, 7.0)
+    assert labels[0, :2].tolist() == [[2, 3, 4], [6, 7, 8]]
+    assert (weights[0] > 0).tolist() == [[True, True, False], [True, True, True], [False, False, False]]
+    assert weights[0, 1].tolist() == pytest.approx([1, np.exp(-1 / 7), np.exp(-2 / 7)])
+
+
+def test_head_loss_matches_autograd() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(12, 8, requires_grad=True)
+    head, labels, weights = torch.randn(20, 8), torch.randint(0, 20, (12,)), torch.rand(12)
+    loss, hits = train.HeadLoss.apply(hidden, head, labels, weights)
+    loss.backward()
+    mine = hidden.grad.clone()
+    hidden.grad = None
+    logits = hidden @ head.T
+    other = (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    other.backward()
+    assert float(loss) == pytest.approx(float(other), rel=1e-5)
+    torch.testing.assert_close(mine, hidden.grad, rtol=1e-4, atol=1e-6)
+    assert hits.tolist() == (logits.argmax(-1) == labels).float().tolist()
