@@ -5,29 +5,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast, get_args, overload
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import jsonfile
-from ddsim.curves import (
-    Roofline,
-    bucket_levels,
-    convex_curve,
-    find_buckets,
-    fit_roofline,
-    isotonic_curve,
-    robust,
-)
+from ddsim.curves import Roofline
 from ddsim.errors import DdsimError
-from ddsim.profiles import (
-    KIND as PROFILE_KIND,
-)
-from ddsim.profiles import (
-    SCHEMA_VERSION as PROFILE_VERSION,
-)
+from ddsim.fitting import KINDS, CostReport, Kind, KindReport, fit, median_points
+from ddsim.profiles import KIND as PROFILE_KIND
+from ddsim.profiles import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.profiles import (
     DraftSample,
     HostSample,
@@ -37,6 +27,7 @@ from ddsim.profiles import (
     read_profile,
     write_profile,
 )
+from ddsim.surface import Curve, Grid, RoundPoint, Surface
 
 __all__ = [
     "CONTEXT_STEP",
@@ -59,18 +50,9 @@ __all__ = [
     "write_profile",
 ]
 
-Kind = Literal["steps", "roofline", "convex", "isotonic", "table"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTEXT_STEP = 64  # contexts are rounded up to a multiple of this before they are priced
 SCHEMA_VERSION = 1
 COST_KIND = "ddsim-cost"
-FOLDS = 10
-FLOOR = 0.005  # relative error that no point is trusted beyond, however well its repeats agree
-STEP_FLOOR = 0.01  # differences below this aren't taken for a step when buckets have to be found
-TIE = (
-    0.1,
-    0.001,
-)  # kinds within 10 % + 0.1 percentage points of the least held-out error count as equally good
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -95,167 +77,6 @@ class FitRange:
             if pair is not None:
                 text += f", {name} {pair[0]}" + (f"–{pair[1]}" if pair[1] != pair[0] else "")
         return text
-
-
-@dataclass(frozen=True)
-class KindReport:
-    """Relative errors of one kind on points that it wasn't fitted on.
-
-    ``axes`` holds, for each way of leaving out ("tokens", "contexts", "batches", and "buckets" where the profile names them),
-    median, mean and worst error and the number of points; median, worst and score are over all ways but "buckets", where
-    the score is the mean over the ways of their mean errors.
-    """
-
-    median: float
-    worst: float
-    score: float
-    points: int
-    axes: dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class CostReport:
-    """How a cost model came about; JSON-able with ``dataclasses.asdict``.
-
-    ``noise`` is the median relative bootstrap error of a point (no model can predict better); ``worst_points`` are the held-out
-    points that the picked kind predicts worst: outliers to look at, or structure that it misses.
-    """
-
-    kind: str
-    asked: str
-    reason: str
-    kinds: dict[str, KindReport] = field(default_factory=dict)
-    points: int = 0
-    noise: float = 0.0
-    buckets: list[int] | None = None
-    buckets_from: str | None = None
-    worst_points: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Seconds over token counts at one (context, batch), measured from ``low`` to ``high`` tokens; None: at any."""
-
-    context: int | None
-    batch: int | None
-    low: float
-    high: float
-    tokens: tuple[float, ...] = ()
-    seconds: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class RoundPoint:
-    """Median seconds of a drafter pass (or of host work, whose context is None) at one context and batch; None: at any."""
-
-    context: int | None
-    batch: int | None
-    seconds: float
-
-
-class _Grid:
-    """Bilinear interpolation weights over (batch, context) nodes; every batch has contexts of its own.
-
-    Past the last context a node's value goes on with a slope given by the caller; below the first it stays. A batch outside the
-    nodes counts as the nearest one with the same KV cache in all: context · batch is kept.
-    """
-
-    def __init__(self, nodes: Sequence[tuple[int | None, int | None]]) -> None:
-        self.any_batch = all(batch is None for _, batch in nodes)
-        self.any_context = all(context is None for context, _ in nodes)
-        keyed = [(batch or 1, context or 0) for context, batch in nodes]
-        self.batches = np.array(sorted({batch for batch, _ in keyed}), np.float64)
-        self.nodes = []  # per batch: its nodes' indices and contexts, ascending
-        for batch in self.batches:
-            of = sorted((context, i) for i, (b, context) in enumerate(keyed) if b == batch)
-            self.nodes.append((np.array([i for _, i in of]), np.array([float(context) for context, _ in of])))
-
-    def weights(
-        self, context: FloatArray, batch: FloatArray
-    ) -> tuple[list[tuple[int, FloatArray]], list[tuple[int, FloatArray]], BoolArray, BoolArray]:
-        """(node, weight) pairs, (batch index, weighted context tokens past its last node) pairs, outside contexts, outside batches."""
-        nothing = np.zeros(context.shape, bool)
-        if self.any_batch:
-            batch = np.full_like(batch, self.batches[0])
-        low, high, f = _bracket(self.batches, batch)
-        out_batch = (batch < self.batches[0]) | (batch > self.batches[-1])
-        out_context = nothing.copy()
-        pairs, beyond = [], []
-        for k, (index, contexts) in enumerate(self.nodes):
-            wk = np.where(low == k, 1.0 - f, 0.0) + np.where((high == k) & (high != low), f, 0.0)
-            if not wk.any():
-                continue
-            if self.any_context:
-                pairs.append((int(index[0]), wk))
-                continue
-            c = np.where(out_batch, context * batch / self.batches[k], context)
-            i, j, g = _bracket(contexts, c)
-            out_context |= (wk > 0) & ((c < contexts[0]) | (c > contexts[-1]))
-            for node in range(len(contexts)):
-                w = wk * (np.where(i == node, 1.0 - g, 0.0) + np.where((j == node) & (j != i), g, 0.0))
-                if w.any():
-                    pairs.append((int(index[node]), w))
-            if (c > contexts[-1]).any():
-                beyond.append((k, wk * np.maximum(0.0, c - contexts[-1])))
-        return pairs, beyond, out_context, out_batch
-
-
-def _bracket(nodes: FloatArray, x: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
-    """Indices of the nodes around each x and how far it lies from the first to the second; clamped to the ends."""
-    low = np.clip(np.searchsorted(nodes, x, side="right") - 1, 0, len(nodes) - 1)
-    high = np.minimum(low + 1, len(nodes) - 1)
-    gap = np.where(high > low, nodes[high] - nodes[low], 1.0)
-    return low, high, np.where(high > low, np.clip((x - nodes[low]) / gap, 0.0, 1.0), 0.0)
-
-
-def _at(curve: Curve, tokens: FloatArray, steps: bool) -> FloatArray:
-    """One curve at any token counts: flat below its first point, going on with its last slope past its last."""
-    x, y = np.array(curve.tokens), np.array(curve.seconds)
-    slope = max(0.0, (y[-1] - y[-2]) / (x[-1] - x[-2])) if len(x) > 1 else 0.0
-    inside = y[np.minimum(np.searchsorted(x, tokens, side="left"), len(x) - 1)] if steps else np.interp(tokens, x, y)
-    return np.where(tokens > x[-1], y[-1] + slope * (tokens - x[-1]), inside)
-
-
-class _Surface:
-    """Verification seconds over (tokens, context, batch): curves on a grid, or a roofline that knows where it was fitted."""
-
-    def __init__(self, kind: str, curves: Sequence[Curve], roofline: Roofline | None) -> None:
-        self.kind, self.curves, self.roofline = kind, tuple(curves), roofline
-        self.grid = _Grid([(c.context, c.batch) for c in curves])
-        self.slopes = [self._context_slope(index) for index, _ in self.grid.nodes] if roofline is None else []
-
-    def _context_slope(self, index: IntArray) -> float:
-        """Seconds per context token past the last context: from the last two curves, the same for all token counts.
-
-        One number, so that a convex or monotone model stays so where it is extrapolated.
-        """
-        if len(index) < 2:
-            return 0.0
-        a, b = self.curves[index[-2]], self.curves[index[-1]]
-        assert a.context is not None and b.context is not None
-        x = np.array([t for t in b.tokens if a.low <= t <= a.high] or [b.low])
-        steps = self.kind == "steps"
-        return max(0.0, float(np.median(_at(b, x, steps) - _at(a, x, steps))) / (b.context - a.context))
-
-    def seconds(
-        self, tokens: FloatArray, context: FloatArray, batch: FloatArray
-    ) -> tuple[FloatArray, BoolArray, BoolArray, BoolArray]:
-        """Seconds, and where tokens, context and batch lie outside what was measured; arrays of one shape."""
-        pairs, beyond, out_context, out_batch = self.grid.weights(context, batch)
-        low, high = np.full(tokens.shape, np.inf), np.full(tokens.shape, np.inf)
-        value = np.zeros(tokens.shape)
-        for node, w in pairs:
-            curve, used = self.curves[node], w > 0
-            low[used] = np.minimum(low[used], curve.low)
-            high[used] = np.minimum(high[used], curve.high)
-            if self.roofline is None:
-                value[used] += w[used] * _at(curve, tokens[used], self.kind == "steps")
-        if self.roofline is None:
-            for k, tokens_beyond in beyond:
-                value += self.slopes[k] * tokens_beyond
-        else:
-            value = self.roofline.seconds(tokens, context, batch)
-        return value, (tokens < low) | (tokens > high), out_context, out_batch
 
 
 class CostModel:
@@ -300,10 +121,10 @@ class CostModel:
         self.kind = kind
         self.report = report
         self.provenance = dict(provenance or {})
-        self._surface = _Surface(kind, curves, roofline)
+        self._surface = Surface(kind, curves, roofline)
         self._draft, self._host = tuple(draft), tuple(host)
         self._round = [
-            (name, points, _Grid([(p.context, p.batch) for p in points]))
+            (name, points, Grid([(p.context, p.batch) for p in points]))
             for name, points in (("drafting", self._draft), ("host work", self._host))
             if points
         ]
@@ -563,7 +384,7 @@ def cost_table(cost: CostModel, contexts: ArrayLike, max_budget: int, batch: int
             missing = unique
         verify = cost.verify_seconds(np.arange(batch, batch + max_budget + 1), missing[:, None], batch)
         total = verify + cost.draft_seconds(np.full(len(missing), batch), missing)[:, None]
-        for c, seconds, first in zip(missing.tolist(), total, verify[:, 0].tolist()):
+        for c, seconds, first in zip(missing.tolist(), total, verify[:, 0].tolist(), strict=True):
             cost._rows[c, batch, max_budget] = seconds, first
     rows = [cost._rows[c, batch, max_budget] for c in unique.tolist()]
     seconds = np.array([r[0] for r in rows], np.float64).reshape(len(rows), max_budget + 1)
@@ -604,27 +425,10 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     """
     if kind != "auto" and kind not in KINDS:
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
-    points = profile.points(seed)
-    tried: tuple[Kind, ...] = KINDS if kind == "auto" else (cast(Kind, kind),)
-    tests = _left_out(points, profile.buckets)
-    errors = {name: _held_out_errors(name, points, tests, profile) for name in tried}
-    reports = {name: _kind_report(tests, e) for name, e in errors.items()}
-    picked, reason = _pick(reports, profile.buckets is not None) if kind == "auto" else (cast(Kind, kind), "as asked")
-    surface, buckets = _fit(picked, points, profile)
-    report = CostReport(
-        kind=picked,
-        asked=kind,
-        reason=reason,
-        kinds={str(name): r for name, r in reports.items()},
-        points=len(points),
-        noise=float(np.median(points.error / points.seconds)),
-        buckets=None if buckets is None else list(buckets),
-        buckets_from=None if buckets is None else "found" if profile.buckets is None else "profile",
-        worst_points=_worst_points(tests, errors[picked]),
-    )
-    draft = _medians([(s.context, s.batch, s.seconds) for s in profile.draft])
-    host = _medians([(None, s.batch, s.seconds) for s in profile.host])
-    return CostModel(picked, surface.curves, surface.roofline, draft, host, report, profile.provenance)
+    surface, report = fit(profile, cast(Kind, kind), seed)
+    draft = median_points([(s.context, s.batch, s.seconds) for s in profile.draft])
+    host = median_points([(None, s.batch, s.seconds) for s in profile.host])
+    return CostModel(report.kind, surface.curves, surface.roofline, draft, host, report, profile.provenance)
 
 
 def open_cost(path: str | os.PathLike[str], kind: str = "auto") -> CostModel:
@@ -636,202 +440,6 @@ def open_cost(path: str | os.PathLike[str], kind: str = "auto") -> CostModel:
     if kind not in ("auto", model.kind):
         raise DdsimError(f'{path}: holds a fitted "{model.kind}" cost model; to get "{kind}", fit the profile again')
     return model
-
-
-def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[_Surface, tuple[int, ...] | None]:
-    """One kind fitted to points; of the profile only buckets and physical constants are used. Also the buckets, if it has any."""
-    x, y = points.tokens.astype(np.float64), points.seconds
-    relative = np.hypot(points.error / y, FLOOR)
-    groups = [
-        np.flatnonzero((points.batch == b) & (points.context == c))
-        for b, c in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True)))
-    ]
-    groups = [g for g in groups if len(g) > 1] or groups
-    buckets = None if profile.buckets is None else tuple(profile.buckets)
-    if kind == "steps" and buckets is None:
-        counts = np.unique(x)
-        grid = np.full((2, len(counts), len(groups)), np.nan)
-        for j, g in enumerate(groups):
-            grid[:, np.searchsorted(counts, x[g]), j] = y[g], np.hypot(points.error[g] / y[g], STEP_FLOOR)
-        buckets = find_buckets(counts, grid[0], grid[1])
-
-    curves, roofline = [], None
-    for g in groups:
-        knots, values = x[g], y[g]
-        if kind == "convex":
-            values = robust(lambda w, g=g: convex_curve(x[g], y[g], w), y[g], (y[g] * relative[g]) ** -2.0)
-        elif kind == "isotonic":
-            values = robust(lambda w, g=g: isotonic_curve(y[g], w), y[g], (y[g] * relative[g]) ** -2.0)
-        elif kind == "steps":
-            assert buckets is not None
-            knots, values = bucket_levels(x[g], y[g], buckets)
-        low, high = float(x[g[0]]), float(max(x[g[-1]], knots[-1]))
-        shape = ((), ()) if kind == "roofline" else (tuple(knots.tolist()), tuple(values.tolist()))
-        curves.append(Curve(int(points.context[g[0]]), int(points.batch[g[0]]), low, high, *shape))
-    if kind == "roofline":
-        roofline = fit_roofline(
-            x,
-            points.context.astype(np.float64),
-            points.batch.astype(np.float64),
-            y,
-            relative,
-            buckets,
-            _data_sheet(profile),
-        )
-    return _Surface(kind, curves, roofline), buckets if kind in ("steps", "roofline") else None
-
-
-def _data_sheet(p: Profile) -> tuple[float, float, float] | None:
-    """Seconds for the weights, per context token and per token, by the device's and the model's constants, if all are known."""
-    if not (p.bandwidth_bytes_per_s and p.flops_per_s and p.weight_bytes and p.flops_per_token):
-        return None
-    kv = (p.kv_bytes_per_token or 0.0) / p.bandwidth_bytes_per_s
-    return p.weight_bytes / p.bandwidth_bytes_per_s, kv, p.flops_per_token / p.flops_per_s
-
-
-@dataclass(frozen=True)
-class _Fold:
-    """What is fitted without (``kept`` mask over points) and what is then predicted, with the truth."""
-
-    axis: str
-    kept: BoolArray
-    tokens: FloatArray
-    context: FloatArray
-    batch: FloatArray
-    truth: FloatArray
-
-
-def _left_out(points: Points, buckets: Sequence[int] | None) -> list[_Fold]:
-    """The folds on which kinds are compared. Where to test is decided by where was measured, never by what was measured.
-
-    Only inner values are left out, so every test is an interpolation: token counts (a count at all contexts and batches
-    together, so that no other context gives it away; up to ten interleaved folds), contexts one by one, batches one by one.
-    With declared buckets, a bucket that was measured at one size only is also tested at its two ends, since the engine would
-    pad those to the same cost: otherwise a profile of bucket sizes alone couldn't tell a staircase from a smooth curve. The
-    ``buckets`` axis leaves out whole buckets, harder than any question that will be asked, and is reported but not scored.
-    """
-    counts = np.unique(points.tokens)
-    inner = counts[1:-1]
-    out: list[tuple[str, IntArray]] = [
-        ("tokens", np.flatnonzero(np.isin(points.tokens, inner[k::FOLDS]))) for k in range(FOLDS)
-    ]
-    if buckets is not None:
-        of = np.searchsorted(np.array(buckets), points.tokens, side="left")
-        kinds = np.unique(of)[1:-1]
-        out += [("buckets", np.flatnonzero(np.isin(of, kinds[k::FOLDS]))) for k in range(FOLDS)]
-    out += [("contexts", np.flatnonzero(points.context == c)) for c in np.unique(points.context)[1:-1]]
-    out += [("batches", np.flatnonzero(points.batch == b)) for b in np.unique(points.batch)[1:-1]]
-    folds = []
-    for axis, index in out:
-        if not len(index):
-            continue
-        kept = np.ones(len(points), bool)
-        kept[index] = False
-        t, c, b, y = (
-            v[index].astype(np.float64) for v in (points.tokens, points.context, points.batch, points.seconds)
-        )
-        if buckets is not None and axis == "tokens":
-            t, c, b, y = _with_bucket_ends(t, c, b, y, counts, np.array([0, *buckets]))
-        table = _raw(points.take(kept))
-        inside = ~np.logical_or.reduce(table.seconds(t, c, b)[1:])
-        if inside.any():
-            folds.append(_Fold(axis, kept, t[inside], c[inside], b[inside], y[inside]))
-    return folds
-
-
-def _with_bucket_ends(
-    t: FloatArray, c: FloatArray, b: FloatArray, y: FloatArray, counts: IntArray, ends: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """The tests, and for each in a bucket measured at one size only, the same truth at the bucket's first and last size."""
-    own = np.searchsorted(ends, t, side="left")  # ends starts with 0, so bucket k is ends[k - 1] + 1 … ends[k]
-    sizes = np.bincount(np.searchsorted(ends, counts, side="left"), minlength=len(ends) + 1)
-    alone = (own < len(ends)) & (sizes[own] == 1)
-    tests = [(t, c, b, y)]
-    for end in (ends[own[alone] - 1] + 1.0, ends[own[alone]].astype(np.float64)):
-        new = end != t[alone]
-        tests.append((end[new], c[alone][new], b[alone][new], y[alone][new]))
-    t, c, b, y = (np.concatenate(column) for column in zip(*tests, strict=True))
-    return t, c, b, y
-
-
-def _raw(points: Points) -> _Surface:
-    """The medians joined by lines: here only to know what these points cover."""
-    curves = []
-    for batch, context in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True))):
-        g = np.flatnonzero((points.batch == batch) & (points.context == context))
-        x, y = points.tokens[g].astype(np.float64), points.seconds[g]
-        curves.append(Curve(context, batch, float(x[0]), float(x[-1]), tuple(x.tolist()), tuple(y.tolist())))
-    return _Surface("table", curves, None)
-
-
-def _held_out_errors(kind: Kind, points: Points, folds: Sequence[_Fold], profile: Profile) -> list[FloatArray]:
-    """Signed relative errors of one kind on every fold, each from a fit that never saw the fold."""
-    return [
-        _fit(kind, points.take(f.kept), profile)[0].seconds(f.tokens, f.context, f.batch)[0] / f.truth - 1.0
-        for f in folds
-    ]
-
-
-def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindReport:
-    axes: dict[str, dict[str, float]] = {}
-    scored = []
-    for axis in dict.fromkeys(f.axis for f in folds):
-        e = np.abs(np.concatenate([e for f, e in zip(folds, errors, strict=True) if f.axis == axis]))
-        axes[axis] = {
-            "median": float(np.median(e)),
-            "mean": float(e.mean()),
-            "worst": float(e.max()),
-            "points": len(e),
-        }
-        if axis != "buckets":
-            scored.append(e)
-    if not scored:
-        return KindReport(0.0, 0.0, 0.0, 0, axes)
-    every = np.concatenate(scored)
-    return KindReport(
-        float(np.median(every)),
-        float(every.max()),
-        float(np.mean([e.mean() for e in scored])),
-        len(every),
-        axes,
-    )
-
-
-def _pick(reports: dict[Kind, KindReport], declared: bool) -> tuple[Kind, str]:
-    """The kind with the least held-out error; among equally good ones, the one that assumes what is known to be so."""
-    order: tuple[Kind, ...] = ("roofline", "convex", "isotonic", "table", "steps")
-    if declared:  # the engine pads, so a model that does too is preferred
-        order = ("steps", "roofline", "convex", "isotonic", "table")
-    if not any(r.points for r in reports.values()):
-        kind: Kind = "steps" if declared else "table"
-        return kind, "picked unjudged: too few token counts and contexts to leave any out"
-    least = min(r.score for r in reports.values())
-    kind = next(k for k in order if reports[k].score <= (1 + TIE[0]) * least + TIE[1])
-    text = f"picked for the least mean held-out error, {100 * reports[kind].score:.2g} %"
-    if reports[kind].score > least:
-        text = f"picked at {100 * reports[kind].score:.2g} % mean held-out error as the simplest within reach of the least, {100 * least:.2g} %"
-    return kind, text
-
-
-def _worst_points(folds: Sequence[_Fold], errors: Sequence[FloatArray], count: int = 5) -> list[dict[str, float]]:
-    """The held-out points with the largest errors, each named once."""
-    rows: dict[tuple[float, float, float], float] = {}
-    for f, e in zip(folds, errors, strict=True):
-        if f.axis == "buckets":
-            continue
-        for t, c, b, error in zip(f.tokens.tolist(), f.context.tolist(), f.batch.tolist(), e.tolist(), strict=True):
-            if abs(error) > abs(rows.get((t, c, b), 0.0)):
-                rows[t, c, b] = error
-    worst = sorted(rows.items(), key=lambda item: (-abs(item[1]), item[0]))[:count]
-    return [{"tokens": t, "context": c, "batch": b, "error": error} for (t, c, b), error in worst]
-
-
-def _medians(samples: Sequence[tuple[int | None, int, Sequence[float]]]) -> list[RoundPoint]:
-    pooled: dict[tuple[int, int | None], list[float]] = {}
-    for context, batch, seconds in samples:
-        pooled.setdefault((batch, context), []).extend(seconds)
-    keys = sorted(pooled, key=lambda k: (k[0], k[1] or 0))
-    return [RoundPoint(context, batch, float(np.median(pooled[batch, context]))) for batch, context in keys]
 
 
 def _arguments(**named: tuple[ArrayLike, float]) -> list[FloatArray]:
@@ -881,11 +489,9 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
         for name in ("draft", "host")
     )
     try:
-        report = CostReport(**document["report"])
-        report = CostReport(
-            **{**document["report"], "kinds": {name: KindReport(**r) for name, r in report.kinds.items()}}
-        )
-    except (TypeError, AttributeError):
+        kinds = {name: KindReport(**r) for name, r in document["report"]["kinds"].items()}
+        report = CostReport(**{**document["report"], "kinds": kinds})
+    except (TypeError, AttributeError, KeyError):
         raise DdsimError(f"{where}: report: not the report of a cost model; fit the profile again") from None
     return CostModel(
         kind,
@@ -919,7 +525,7 @@ def _curve(raw: Any, where: str, kind: str) -> Curve:
         raise DdsimError(
             f"{where}: needs as many seconds as tokens and at least one, has {len(seconds)} and {len(tokens)}"
         )
-    if any(b <= a for a, b in zip(tokens, tokens[1:], strict=False)) or high < low:
+    if any(b <= a for a, b in pairwise(tokens)) or high < low:
         raise DdsimError(f"{where}: tokens must ascend, and low be at most high")
     return Curve(
         _optional(entry, "context", where, 0),
@@ -940,10 +546,12 @@ def _round_point(raw: Any, where: str) -> RoundPoint:
 def _roofline_of(raw: Any, where: str) -> Roofline:
     names = ("launch", "weights", "kv", "token", "attention", "sharpness")
     entry = jsonfile.mapping(raw, where, (*names, "buckets"))
-    values = [jsonfile.number(jsonfile.need(entry, k, where), f"{where}.{k}", positive=k == "sharpness") for k in names]
+    values = {
+        k: jsonfile.number(jsonfile.need(entry, k, where), f"{where}.{k}", positive=k == "sharpness") for k in names
+    }
     buckets = entry.get("buckets")
     if buckets is not None:
         buckets = tuple(
             jsonfile.integer(b, f"{where}.buckets[{i}]", 1) for i, b in enumerate(jsonfile.array(buckets, where, 1))
         )
-    return Roofline(*values, buckets)
+    return Roofline(**values, buckets=buckets)

@@ -14,8 +14,10 @@ FloatArray = NDArray[np.float64]
 def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArray:
     """Values at ``x`` of the non-decreasing convex curve nearest to ``y`` by weighted least squares.
 
-    f(x) = a + b (x - x_0) + Σ_k c_k max(0, x - x_k) with a, b, c_k ≥ 0 and hinges at the inner points; the best convex
-    curve is of this form, so nothing is lost by the basis. Solved as non-negative least squares (``scipy.optimize.nnls``).
+    f(x) = a + b (x - x_0) + Σ_k c_k max(0, x - x_k) with a, b, c_k ≥ 0 and hinges at the inner points; every convex curve
+    takes the values of one of this form at the points. Solved as non-negative least squares (``scipy.optimize.nnls``). There
+    are no hinges in the last tenth of the range: the last slope is the one that extrapolation goes on with, and two points
+    that lie close together (both sides of a bucket) can't tell it.
 
     Parameters
     ----------
@@ -31,17 +33,15 @@ def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArra
     >>> convex_curve(np.array([1.0, 2, 3]), np.array([1.0, 3, 3]), np.ones(3)).round(6).tolist()
     [1.333333, 2.333333, 3.333333]
     """
-    from scipy.optimize import (
-        nnls,
-    )  # imported where it is used: SciPy's optimisers cost a third of a second to import
+    from scipy.optimize import nnls  # here, since SciPy's optimisers cost a third of a second to import
 
     span = x[-1] - x[0]
-    basis = np.column_stack([np.ones(len(x)), *(np.maximum(0.0, x - k) / span for k in x[:-1])])
+    hinges = x[:-1][(x[:-1] <= x[-1] - span / 10) | (x[:-1] == x[0])]
+    basis = np.column_stack([np.ones(len(x)), *(np.maximum(0.0, x - k) / span for k in hinges)])
     rows = np.sqrt(weights)
     columns = np.linalg.norm(basis * rows[:, None], axis=0)
     solution = nnls(basis * rows[:, None] / columns, y * rows, maxiter=100 * len(x))[0] / columns
-    slopes = np.cumsum(solution[1:]) / span
-    return np.concatenate([[0.0], np.cumsum(slopes * np.diff(x))]) + float(solution[0])
+    return np.asarray(basis @ solution)
 
 
 def isotonic_curve(y: FloatArray, weights: FloatArray) -> FloatArray:
@@ -89,9 +89,7 @@ def find_buckets(tokens: FloatArray, seconds: FloatArray, errors: FloatArray) ->
     there = np.isfinite(seconds)
     w = np.where(there, 1.0 / np.where(there, errors, 1.0) ** 2, 0.0)
     logs = np.where(there, np.log(np.where(there, seconds, 1.0)), 0.0)
-    logs -= np.where(there, logs, 0.0).sum(0) / np.maximum(
-        there.sum(0), 1
-    )  # centred: the sums of squares below cancel less
+    logs -= logs.sum(0) / np.maximum(there.sum(0), 1)  # centred: the sums of squares below cancel less
     zero = np.zeros((1, seconds.shape[1]))
     s0, s1, s2 = (np.concatenate([zero, np.cumsum(v, axis=0)]) for v in (w, w * logs, w * logs**2))
     price = np.log(max(2, int(there.sum()))) * (seconds.shape[1] + 1)
@@ -114,6 +112,8 @@ def find_buckets(tokens: FloatArray, seconds: FloatArray, errors: FloatArray) ->
 def bucket_levels(tokens: FloatArray, seconds: FloatArray, buckets: Sequence[int]) -> tuple[FloatArray, FloatArray]:
     """Cost of every bucket of one curve: the median of its points; a bucket without points lies on the line between others.
 
+    Of two middle points the lower: disturbances only ever slow a pass down, and most buckets are measured at their two ends.
+
     Buckets past the last point are dropped; a point past the last bucket is a bucket of its own.
 
     Returns
@@ -124,7 +124,7 @@ def bucket_levels(tokens: FloatArray, seconds: FloatArray, buckets: Sequence[int
     known = np.concatenate([known, tokens[tokens > known[-1]]])
     of = np.searchsorted(known, tokens, side="left")
     filled = np.unique(of)
-    levels = np.array([np.median(seconds[of == k]) for k in filled])
+    levels = np.array([np.quantile(seconds[of == k], 0.5, method="lower") for k in filled])
     ends = known[: filled[-1] + 1]
     return ends, np.interp(ends, known[filled], levels)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from ddsim.errors import DdsimError
 
+LARGEST = 2**53  # whole numbers up to here are exact in float64, and nothing counted here comes near
+
 
 def read_document(path: str | os.PathLike[str], kinds: dict[str, int]) -> dict[str, Any]:
     """Read a JSON object whose ``kind`` is one of ``kinds`` (name -> newest schema version that can be read).
@@ -51,7 +53,10 @@ def check_header(document: Any, kinds: dict[str, int], where: str) -> None:
 def write_document(path: str | os.PathLike[str], document: dict[str, Any]) -> None:
     """Write a JSON object whole or not at all (temporary file in the same folder, fsync, rename)."""
     target = Path(path)
-    text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DdsimError(f"{path}: not written: something in it is not JSON ({error})") from None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
     except OSError as error:
@@ -103,6 +108,8 @@ def integer(value: Any, where: str, minimum: int) -> int:
         raise DdsimError(f"{where}: must be a whole number, is {brief(value)}")
     if value < minimum:
         raise DdsimError(f"{where}: must be at least {minimum}, is {value}")
+    if value > LARGEST:
+        raise DdsimError(f"{where}: is implausibly large ({brief(value)})")
     return value
 
 
@@ -110,6 +117,8 @@ def number(value: Any, where: str, *, positive: bool) -> float:
     """A finite number, above zero or at least zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DdsimError(f"{where}: must be a number, is {brief(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise DdsimError(f"{where}: is implausibly large ({brief(value)})")
     if not math.isfinite(value):
         raise DdsimError(f"{where}: must be finite, is {value}")
     if value < 0 or (positive and value == 0):

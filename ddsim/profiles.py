@@ -108,7 +108,7 @@ class Profile:
     Examples
     --------
     >>> p = Profile([VerifySample(1, 512, 1, (0.010, 0.011)), VerifySample(64, 512, 1, (0.014,))])
-    >>> [float(s) for s in p.points().seconds]
+    >>> p.points().seconds.round(6).tolist()
     [0.0105, 0.014]
     """
 
@@ -153,7 +153,9 @@ class Profile:
         keys = sorted(pooled)
         rows = np.array([_median_and_bar(np.array(pooled[key]), seed) for key in keys])
         batch, context, tokens = np.array(keys, np.int64).T
-        return Points(tokens, context, batch, *rows.T, np.array([len(pooled[key]) for key in keys], np.int64))
+        seconds, low, high, error = rows.T
+        repeats = np.array([len(pooled[key]) for key in keys], np.int64)
+        return Points(tokens, context, batch, seconds, low, high, error, repeats)
 
 
 def read_profile(path: str | os.PathLike[str]) -> Profile:

@@ -1,0 +1,286 @@
+"""Fits of every kind to a latency profile, their held-out errors, and the choice between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.curves import bucket_levels, convex_curve, find_buckets, fit_roofline, isotonic_curve, robust
+from ddsim.profiles import Points, Profile
+from ddsim.surface import Curve, RoundPoint, Surface
+
+Kind = Literal["steps", "roofline", "convex", "isotonic", "table"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+FOLDS = 10
+FLOOR = 0.005  # relative error that no point is trusted beyond, however well its repeats agree
+STEP_FLOOR = 0.01  # differences below this aren't taken for a step when buckets have to be found
+TIE = (0.1, 0.001)  # kinds within 10 % + 0.1 percentage points of the least held-out error count as equally good
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """Relative errors of one kind on points that it wasn't fitted on.
+
+    ``axes`` holds, for each way of leaving out ("tokens", "contexts", "batches", and "buckets" where the profile names them),
+    median, mean and worst error and the number of points; median, worst and score are over all ways but "buckets", where
+    the score is the mean over the ways of their mean errors.
+    """
+
+    median: float
+    worst: float
+    score: float
+    points: int
+    axes: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """How a cost model came about; JSON-able with ``dataclasses.asdict``.
+
+    ``noise`` is the median relative bootstrap error of a point (no model can predict better); ``worst_points`` are the held-out
+    points that the picked kind predicts worst: outliers to look at, or structure that it misses.
+    """
+
+    kind: str
+    asked: str
+    reason: str
+    kinds: dict[str, KindReport] = field(default_factory=dict)
+    points: int = 0
+    noise: float = 0.0
+    buckets: list[int] | None = None
+    buckets_from: str | None = None
+    worst_points: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[Surface, CostReport]:
+    """One kind, or the one with the least held-out error, fitted to a profile; and how it was judged and picked."""
+    points = profile.points(seed)
+    tried: tuple[Kind, ...] = KINDS if kind == "auto" else (kind,)
+    tests = _left_out(points, profile.buckets)
+    errors = {name: _held_out_errors(name, points, tests, profile) for name in tried}
+    reports = {name: _kind_report(tests, e) for name, e in errors.items()}
+    picked, reason = _pick(reports, profile.buckets is not None) if kind == "auto" else (kind, "as asked")
+    surface, buckets = _fit(picked, points, profile)
+    report = CostReport(
+        kind=picked,
+        asked=kind,
+        reason=reason,
+        kinds={str(name): r for name, r in reports.items()},
+        points=len(points),
+        noise=float(np.median(points.error / points.seconds)),
+        buckets=None if buckets is None else list(buckets),
+        buckets_from=None if buckets is None else "found" if profile.buckets is None else "profile",
+        worst_points=_worst_points(tests, errors[picked]),
+    )
+    return surface, report
+
+
+def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[int, ...] | None]:
+    """One kind fitted to points; of the profile only buckets and physical constants are used. Also the buckets, if it has any."""
+    x, y = points.tokens.astype(np.float64), points.seconds
+    relative = np.hypot(points.error / y, FLOOR)
+    groups = [
+        np.flatnonzero((points.batch == b) & (points.context == c))
+        for b, c in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True)))
+    ]
+    groups = [g for g in groups if len(g) > 1] or groups
+    buckets = None if profile.buckets is None else tuple(profile.buckets)
+    if kind == "steps" and buckets is None:
+        counts = np.unique(x)
+        grid = np.full((2, len(counts), len(groups)), np.nan)
+        for j, g in enumerate(groups):
+            grid[:, np.searchsorted(counts, x[g]), j] = y[g], np.hypot(points.error[g] / y[g], STEP_FLOOR)
+        buckets = find_buckets(counts, grid[0], grid[1])
+
+    curves, roofline = [], None
+    for g in groups:
+        knots, values = x[g], y[g]
+        if kind == "convex":
+            values = robust(partial(convex_curve, knots, values), values, (values * relative[g]) ** -2.0)
+        elif kind == "isotonic":
+            values = robust(partial(isotonic_curve, values), values, (values * relative[g]) ** -2.0)
+        elif kind == "steps":
+            assert buckets is not None
+            knots, values = bucket_levels(knots, values, buckets)
+        low, high = float(x[g[0]]), float(x[g[-1]])
+        if kind in ("steps", "roofline") and buckets is not None:  # a padded size is measured with its bucket
+            ends = np.array([0, *buckets])
+            k_low, k_high = np.searchsorted(ends, [low, high], side="left")
+            low = float(ends[k_low - 1] + 1) if k_low < len(ends) else low
+            high = float(ends[k_high]) if k_high < len(ends) else high
+        shape = ((), ()) if kind == "roofline" else (tuple(knots.tolist()), tuple(values.tolist()))
+        curves.append(Curve(int(points.context[g[0]]), int(points.batch[g[0]]), low, high, *shape))
+    if kind == "roofline":
+        roofline = fit_roofline(
+            x,
+            points.context.astype(np.float64),
+            points.batch.astype(np.float64),
+            y,
+            relative,
+            buckets,
+            _data_sheet(profile),
+        )
+    return Surface(kind, curves, roofline), buckets if kind in ("steps", "roofline") else None
+
+
+def _data_sheet(p: Profile) -> tuple[float, float, float] | None:
+    """Seconds for the weights, per context token and per token, by the device's and the model's constants, if all are known."""
+    if not (p.bandwidth_bytes_per_s and p.flops_per_s and p.weight_bytes and p.flops_per_token):
+        return None
+    kv = (p.kv_bytes_per_token or 0.0) / p.bandwidth_bytes_per_s
+    return p.weight_bytes / p.bandwidth_bytes_per_s, kv, p.flops_per_token / p.flops_per_s
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """What is fitted without (``kept`` mask over points) and what is then predicted, with the truth."""
+
+    axis: str
+    kept: BoolArray
+    tokens: FloatArray
+    context: FloatArray
+    batch: FloatArray
+    truth: FloatArray
+
+
+def _left_out(points: Points, buckets: Sequence[int] | None) -> list[_Fold]:
+    """The folds on which kinds are compared. Where to test is decided by where was measured, never by what was measured.
+
+    Only inner values are left out, so every test is an interpolation: token counts (a count at all contexts and batches
+    together, so that no other context gives it away; up to ten interleaved folds), contexts one by one, batches one by one.
+    With declared buckets, a bucket that was measured at one size only is also tested at its two ends, since the engine would
+    pad those to the same cost: otherwise a profile of bucket sizes alone couldn't tell a staircase from a smooth curve. The
+    ``buckets`` axis leaves out whole buckets, harder than any question that will be asked, and is reported but not scored.
+    """
+    counts = np.unique(points.tokens)
+    inner = counts[1:-1]
+    out: list[tuple[str, IntArray]] = [
+        ("tokens", np.flatnonzero(np.isin(points.tokens, inner[k::FOLDS]))) for k in range(FOLDS)
+    ]
+    if buckets is not None:
+        of = np.searchsorted(np.array(buckets), points.tokens, side="left")
+        kinds = np.unique(of)[1:-1]
+        out += [("buckets", np.flatnonzero(np.isin(of, kinds[k::FOLDS]))) for k in range(FOLDS)]
+    out += [("contexts", np.flatnonzero(points.context == c)) for c in np.unique(points.context)[1:-1]]
+    out += [("batches", np.flatnonzero(points.batch == b)) for b in np.unique(points.batch)[1:-1]]
+    folds = []
+    for axis, index in out:
+        if not len(index):
+            continue
+        kept = np.ones(len(points), bool)
+        kept[index] = False
+        t, c, b, y = (
+            v[index].astype(np.float64) for v in (points.tokens, points.context, points.batch, points.seconds)
+        )
+        if buckets is not None and axis == "tokens":
+            t, c, b, y = _with_bucket_ends(t, c, b, y, counts, np.array([0, *buckets]))
+        table = _raw(points.take(kept))
+        inside = ~np.logical_or.reduce(table.seconds(t, c, b)[1:])
+        if inside.any():
+            folds.append(_Fold(axis, kept, t[inside], c[inside], b[inside], y[inside]))
+    return folds
+
+
+def _with_bucket_ends(
+    t: FloatArray, c: FloatArray, b: FloatArray, y: FloatArray, counts: IntArray, ends: IntArray
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """The tests, and for each in a bucket measured at one size only, the same truth at the bucket's first and last size."""
+    own = np.searchsorted(ends, t, side="left")  # ends starts with 0, so bucket k is ends[k - 1] + 1 … ends[k]
+    sizes = np.bincount(np.searchsorted(ends, counts, side="left"), minlength=len(ends) + 1)
+    alone = (own < len(ends)) & (sizes[own] == 1)
+    tests = [(t, c, b, y)]
+    for end in (ends[own[alone] - 1] + 1.0, ends[own[alone]].astype(np.float64)):
+        new = end != t[alone]
+        tests.append((end[new], c[alone][new], b[alone][new], y[alone][new]))
+    t, c, b, y = (np.concatenate(column) for column in zip(*tests, strict=True))
+    return t, c, b, y
+
+
+def _raw(points: Points) -> Surface:
+    """The medians joined by lines: here only to know what these points cover."""
+    curves = []
+    for batch, context in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True))):
+        g = np.flatnonzero((points.batch == batch) & (points.context == context))
+        x, y = points.tokens[g].astype(np.float64), points.seconds[g]
+        curves.append(Curve(context, batch, float(x[0]), float(x[-1]), tuple(x.tolist()), tuple(y.tolist())))
+    return Surface("table", curves, None)
+
+
+def _held_out_errors(kind: Kind, points: Points, folds: Sequence[_Fold], profile: Profile) -> list[FloatArray]:
+    """Signed relative errors of one kind on every fold, each from a fit that never saw the fold."""
+    return [
+        _fit(kind, points.take(f.kept), profile)[0].seconds(f.tokens, f.context, f.batch)[0] / f.truth - 1.0
+        for f in folds
+    ]
+
+
+def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindReport:
+    axes: dict[str, dict[str, float]] = {}
+    scored = []
+    for axis in dict.fromkeys(f.axis for f in folds):
+        e = np.abs(np.concatenate([e for f, e in zip(folds, errors, strict=True) if f.axis == axis]))
+        axes[axis] = {
+            "median": float(np.median(e)),
+            "mean": float(e.mean()),
+            "worst": float(e.max()),
+            "points": len(e),
+        }
+        if axis != "buckets":
+            scored.append(e)
+    if not scored:
+        return KindReport(0.0, 0.0, 0.0, 0, axes)
+    every = np.concatenate(scored)
+    return KindReport(
+        float(np.median(every)),
+        float(every.max()),
+        float(np.mean([e.mean() for e in scored])),
+        len(every),
+        axes,
+    )
+
+
+def _pick(reports: dict[Kind, KindReport], declared: bool) -> tuple[Kind, str]:
+    """The kind with the least held-out error; among equally good ones, the one that assumes what is known to be so."""
+    order: tuple[Kind, ...] = ("roofline", "convex", "isotonic", "table", "steps")
+    if declared:  # the engine pads, so a model that does too is preferred
+        order = ("steps", "roofline", "convex", "isotonic", "table")
+    if not any(r.points for r in reports.values()):
+        kind: Kind = "steps" if declared else "table"
+        return kind, "picked unjudged: too few token counts and contexts to leave any out"
+    least = min(r.score for r in reports.values())
+    kind = next(k for k in order if reports[k].score <= (1 + TIE[0]) * least + TIE[1])
+    text = f"picked for the least mean held-out error, {100 * reports[kind].score:.2g} %"
+    if reports[kind].score > least:
+        text = f"picked at {100 * reports[kind].score:.2g} % mean held-out error as the simplest within reach of the least, {100 * least:.2g} %"
+    return kind, text
+
+
+def _worst_points(folds: Sequence[_Fold], errors: Sequence[FloatArray], count: int = 5) -> list[dict[str, float]]:
+    """The held-out points with the largest errors, each named once."""
+    rows: dict[tuple[float, float, float], float] = {}
+    for f, e in zip(folds, errors, strict=True):
+        if f.axis == "buckets":
+            continue
+        for t, c, b, error in zip(f.tokens.tolist(), f.context.tolist(), f.batch.tolist(), e.tolist(), strict=True):
+            if abs(error) > abs(rows.get((t, c, b), 0.0)):
+                rows[t, c, b] = error
+    worst = sorted(rows.items(), key=lambda item: (-abs(item[1]), item[0]))[:count]
+    return [{"tokens": t, "context": c, "batch": b, "error": error} for (t, c, b), error in worst]
+
+
+def median_points(samples: Sequence[tuple[int | None, int, Sequence[float]]]) -> list[RoundPoint]:
+    """Medians of (context, batch, seconds) samples; those of one context and batch are pooled."""
+    pooled: dict[tuple[int, int | None], list[float]] = {}
+    for context, batch, seconds in samples:
+        pooled.setdefault((batch, context), []).extend(seconds)
+    keys = sorted(pooled, key=lambda key: (key[0], key[1] or 0))
+    return [RoundPoint(context, batch, float(np.median(pooled[batch, context]))) for batch, context in keys]

@@ -1,0 +1,149 @@
+"""Verification seconds over tokens, context and batch: curves on a grid of contexts and batches, or one formula."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.curves import Roofline
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds over token counts at one (context, batch), measured from ``low`` to ``high`` tokens; None: at any."""
+
+    context: int | None
+    batch: int | None
+    low: float
+    high: float
+    tokens: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoundPoint:
+    """Median seconds of a drafter pass (or of host work, whose context is None) at one context and batch; None: at any."""
+
+    context: int | None
+    batch: int | None
+    seconds: float
+
+
+class Grid:
+    """Bilinear interpolation weights over (batch, context) nodes; every batch has contexts of its own.
+
+    Past the last context a node's value goes on with a slope given by the caller; below the first it stays. A batch outside the
+    nodes counts as the nearest one with the same KV cache in all: context · batch is kept.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[int | None, int | None]]) -> None:
+        self.any_batch = all(batch is None for _, batch in nodes)
+        self.any_context = all(context is None for context, _ in nodes)
+        keyed = [(batch or 1, context or 0) for context, batch in nodes]
+        self.batches = np.array(sorted({batch for batch, _ in keyed}), np.float64)
+        self.nodes = []  # per batch: its nodes' indices and contexts, ascending
+        for batch in self.batches:
+            of = sorted((context, i) for i, (b, context) in enumerate(keyed) if b == batch)
+            self.nodes.append((np.array([i for _, i in of]), np.array([float(context) for context, _ in of])))
+
+    def weights(
+        self, context: FloatArray, batch: FloatArray
+    ) -> tuple[list[tuple[int, FloatArray]], list[tuple[int, FloatArray]], BoolArray, BoolArray]:
+        """(node, weight) pairs, (batch index, weighted context tokens past its last node) pairs, outside contexts, outside batches."""
+        nothing = np.zeros(context.shape, bool)
+        if self.any_batch:
+            batch = np.full_like(batch, self.batches[0])
+        low, high, f = _bracket(self.batches, batch)
+        out_batch = (batch < self.batches[0]) | (batch > self.batches[-1])
+        out_context = nothing.copy()
+        pairs, beyond = [], []
+        for k, (index, contexts) in enumerate(self.nodes):
+            wk = np.where(low == k, 1.0 - f, 0.0) + np.where((high == k) & (high != low), f, 0.0)
+            if not wk.any():
+                continue
+            if self.any_context:
+                pairs.append((int(index[0]), wk))
+                continue
+            c = np.where(out_batch, context * batch / self.batches[k], context)
+            i, j, g = _bracket(contexts, c)
+            out_context |= (wk > 0) & ((c < contexts[0]) | (c > contexts[-1]))
+            for node in range(len(contexts)):
+                w = wk * (np.where(i == node, 1.0 - g, 0.0) + np.where((j == node) & (j != i), g, 0.0))
+                if w.any():
+                    pairs.append((int(index[node]), w))
+            if (c > contexts[-1]).any():
+                beyond.append((k, wk * np.maximum(0.0, c - contexts[-1])))
+        return pairs, beyond, out_context, out_batch
+
+
+def _bracket(nodes: FloatArray, x: FloatArray) -> tuple[IntArray, IntArray, FloatArray]:
+    """Indices of the nodes around each x and how far it lies from the first to the second; clamped to the ends."""
+    low = np.clip(np.searchsorted(nodes, x, side="right") - 1, 0, len(nodes) - 1)
+    high = np.minimum(low + 1, len(nodes) - 1)
+    gap = np.where(high > low, nodes[high] - nodes[low], 1.0)
+    return low, high, np.where(high > low, np.clip((x - nodes[low]) / gap, 0.0, 1.0), 0.0)
+
+
+def _at(curve: Curve, tokens: FloatArray, kind: str) -> FloatArray:
+    """One curve at any token counts: flat below its first point, a straight line past its last.
+
+    The line has the slope of the upper half of the range: two neighbouring points may lie in one bucket, or on both sides of a
+    step, and say nothing about the trend. A convex curve goes on with its last slope, so that it stays convex.
+    """
+    x, y = np.array(curve.tokens), np.array(curve.seconds)
+    back = len(x) - 2 if kind == "convex" else int(np.searchsorted(x, x[-1] / 2, side="right")) - 1
+    back = max(back, 0)
+    slope = max(0.0, (y[-1] - y[back]) / (x[-1] - x[back])) if len(x) > 1 else 0.0
+    if kind == "steps":
+        inside = y[np.minimum(np.searchsorted(x, tokens, side="left"), len(x) - 1)]
+    else:
+        inside = np.interp(tokens, x, y)
+    return np.where(tokens > x[-1], y[-1] + slope * (tokens - x[-1]), inside)
+
+
+class Surface:
+    """Verification seconds over (tokens, context, batch): curves on a grid, or a roofline that knows where it was fitted."""
+
+    def __init__(self, kind: str, curves: Sequence[Curve], roofline: Roofline | None) -> None:
+        self.kind, self.curves, self.roofline = kind, tuple(curves), roofline
+        self.grid = Grid([(c.context, c.batch) for c in curves])
+        self.slopes = [self._context_slope(index) for index, _ in self.grid.nodes] if roofline is None else []
+
+    def _context_slope(self, index: IntArray) -> float:
+        """Seconds per context token past the last context: from the last two curves, the same for all token counts.
+
+        One number, so that a convex or monotone model stays so where it is extrapolated.
+        """
+        if len(index) < 2:
+            return 0.0
+        a, b = self.curves[index[-2]], self.curves[index[-1]]
+        assert a.context is not None and b.context is not None
+        x = np.array([t for t in b.tokens if a.low <= t <= a.high] or [b.low])
+        return max(0.0, float(np.median(_at(b, x, self.kind) - _at(a, x, self.kind))) / (b.context - a.context))
+
+    def seconds(
+        self, tokens: FloatArray, context: FloatArray, batch: FloatArray
+    ) -> tuple[FloatArray, BoolArray, BoolArray, BoolArray]:
+        """Seconds, and where tokens, context and batch lie outside what was measured; arrays of one shape."""
+        pairs, beyond, out_context, out_batch = self.grid.weights(context, batch)
+        low, high = np.full(tokens.shape, np.inf), np.full(tokens.shape, np.inf)
+        value = np.zeros(tokens.shape)
+        for node, w in pairs:
+            curve, used = self.curves[node], w > 0
+            low[used] = np.minimum(low[used], curve.low)
+            high[used] = np.minimum(high[used], curve.high)
+            if self.roofline is None:
+                value[used] += w[used] * _at(curve, tokens[used], self.kind)
+        if self.roofline is None:
+            for k, tokens_beyond in beyond:
+                value += self.slopes[k] * tokens_beyond
+        else:
+            value = self.roofline.seconds(tokens, context, batch)
+        return value, (tokens < low) | (tokens > high), out_context, out_batch
