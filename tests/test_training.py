@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,40 @@ def test_head_loss_matches_autograd() -> None:
     assert float(loss) == pytest.approx(float(other), rel=1e-5)
     torch.testing.assert_close(mine, hidden.grad, rtol=1e-4, atol=1e-6)
     assert hits.tolist() == (logits.argmax(-1) == labels).float().tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_block_tables_of_a_gpu_cover_the_masks(seed: int) -> None:
+    """FlexAttention skips blocks by these tables: none that a mask needs may be missing, nor called whole when it isn't."""
+    torch.manual_seed(seed)
+    rows, length, anchors, block = 2, 256, 32, 16
+    cuts = torch.randint(0, length, (rows, 3)).sort(1).values
+    index = torch.arange(length)
+    starts = torch.stack([sum((index >= cut) * (cut - last) for last, cut in pairs(cuts[r])) for r in range(rows)])
+    picked = torch.stack([torch.randperm(length - 1)[:anchors].sort().values for _ in range(rows)])
+    batch = train.Batch(
+        torch.zeros(rows, length, dtype=torch.long), starts.long(), picked, torch.ones(rows, anchors) > 0
+    )
+    attention = train.Attention(rows, length, anchors, block, "cpu")
+    attention.flex = True
+    attention.update(batch)
+    q_target, q_drafter = torch.arange(length)[:, None], torch.arange(anchors * block)[:, None]
+    k_target, k_drafter = torch.arange(length)[None], torch.arange(length + anchors * block)[None]
+    for table, rule, q, k in (
+        (attention.target_mask, attention._causal, q_target, k_target),
+        (attention.drafter_mask, attention._blocks, q_drafter, k_drafter),
+    ):
+        for b in range(rows):
+            dense = rule(b, 0, q, k).view(len(q) // 128, 128, -1, 128).transpose(1, 2)
+            needed, whole = dense.any(-1).any(-1), dense.all(-1).all(-1)
+            for i in range(len(needed)):
+                partial = table.kv_indices[b, 0, i, : table.kv_num_blocks[b, 0, i]].tolist()
+                full = table.full_kv_indices[b, 0, i, : table.full_kv_num_blocks[b, 0, i]].tolist()
+                assert not set(partial) & set(full)
+                assert set(torch.where(needed[i])[0].tolist()) <= set(partial) | set(full)
+                assert all(bool(whole[i, j]) for j in full)
+
+
+def pairs(cuts: torch.Tensor) -> list[tuple[int, int]]:
+    values = [0, *cuts.tolist()]
+    return list(itertools.pairwise(values))
