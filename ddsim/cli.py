@@ -1,0 +1,588 @@
+"""The command line: ``ddsim demo``, ``plan``, ``replay`` and the others. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddsim import __version__, console
+from ddsim.console import STDOUT, Out
+from ddsim.errors import DdsimError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ddsim.cost import CostModel
+    from ddsim.trace import Trace
+
+FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
+KINDS = ("auto", "steps", "roofline", "convex", "isotonic", "table")  # of ddsim.cost, which takes NumPy to import
+PLOT_FORMATS = (".png", ".svg", ".pdf")
+CALIBRATIONS = ("isotonic", "temperature")
+POLICIES = ("AR", "DFlash", "DDTree:64", "CaDDTree", "RoundRatio", "LongRun", "BestFixed", "Hindsight")
+
+ANSWERS, CURVES, REFERENCE = "Answers", "Costs, calibration, files", "With a model (reference extra)"
+
+app = typer.Typer(
+    name="ddsim",
+    help="How big should a draft tree be? Replay, price and plan speculative decoding with draft trees.",
+    epilog=(
+        "Start with:\n\n[bold]ddsim demo[/]\n\n"
+        "Exit codes: 0 done, 1 an answer failed a tolerance, 2 bad input, 3 a bug in ddsim."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def example(*lines: str) -> str:
+    """Epilog of a command's help: lines to copy."""
+    return "\n\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"[bold]{line}[/]" for line in lines)])
+
+
+def _complete(*values: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [v for v in values if v.lower().startswith(incomplete.lower())]
+
+
+TraceArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TRACE...", help="Trace folder, a folder of such folders, or a pattern; several make one trace."
+    ),
+]
+ProfileOption = Annotated[
+    Path, typer.Option("--profile", "-p", metavar="FILE", help="Latency profile, or a cost model that fit saved.")
+]
+KindOption = Annotated[
+    str,
+    typer.Option(
+        "--kind", metavar="KIND", help=f"Shape of the cost model: {', '.join(KINDS)}.", autocompletion=_complete(*KINDS)
+    ),
+]
+WorkloadOption = Annotated[
+    list[str] | None, typer.Option("--workload", "-w", metavar="NAME", help="Only this workload (repeatable).")
+]
+TemperatureOption = Annotated[float | None, typer.Option(metavar="T", help="Only this temperature of the recording.")]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them.",
+        autocompletion=_complete(*POLICIES),
+    ),
+]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        metavar="KIND",
+        help="Calibrate the marginals, each half of the prompts on the other: isotonic or temperature.",
+        autocompletion=_complete(*CALIBRATIONS),
+    ),
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+BootstrapOption = Annotated[int, typer.Option(min=0, help="Resamples behind the 95 % intervals.")]
+PlotOption = Annotated[
+    str | None, typer.Option("--plot", metavar="FILE", help="Draw the answer (.png, .svg, .pdf; - writes a PNG).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+def _out_option(what: str, *names: str) -> Any:
+    return typer.Option(*(names or ("--out", "-o")), metavar="FILE", help=f"{what}; - for standard output.")
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+    ] = False,
+) -> None:
+    if version:
+        print(f"ddsim {__version__}")
+        raise typer.Exit()
+
+
+class _Failed(Exception):
+    """An answer that failed a tolerance: printed in one line, exit code 1."""
+
+
+# --- what commands share --------------------------------------------------------------------------------------------
+
+
+def _open(paths: Sequence[Path], workload: Sequence[str] | None = None, temperature: float | None = None) -> Trace:
+    from ddsim.trace import open_trace
+
+    trace = open_trace([os.path.expanduser(p) for p in paths])
+    return trace if workload is None and temperature is None else trace.select(workload or None, temperature)
+
+
+def _cost(path: Path, kind: str) -> CostModel:
+    from ddsim.cost import open_cost
+
+    with console.progress("Fitting the cost model"):
+        return open_cost(path.expanduser(), kind)
+
+
+def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise DdsimError(f'{option}: unknown value "{value}" (known: {", ".join(known)})')
+
+
+def _write(name: str, suffix: str, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make the file ``name``; ``-`` is standard output."""
+    if name == STDOUT:
+        with console.output_file(name, suffix) as path:
+            write(path)
+    else:
+        write(Path(name))
+
+
+def _check_plot(name: str | None) -> None:
+    """Refuse a figure of unknown format now, not after the work."""
+    if name is not None and name != STDOUT and Path(name).suffix.lower() not in PLOT_FORMATS:
+        raise DdsimError(f"--plot {name}: can't tell the format; end the name in {', '.join(PLOT_FORMATS)}")
+
+
+def _plot(show: Out, name: str, draw: Callable[[Axes], Any]) -> None:
+    from ddsim.plot import canvas, save_figure
+
+    ax = canvas()
+    draw(ax)
+    _write(name, ".png", lambda path: save_figure(ax, path))
+    show.saved(name)
+
+
+def _reference(module: str) -> Any:
+    """A module of the reference decoder, or one line that says how to install what it needs."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"ddsim_reference.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ddsim_reference."):
+            raise
+        raise DdsimError(
+            f"this command needs the reference extra ({error.name} isn't installed): "
+            "in a checkout of ddsim run pip install '.[reference]'"
+        ) from None
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+REPLAY_COLUMNS: tuple[console.Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", console.number(2)),
+    ("budget_mean", "nodes/\nround", console.number(1)),
+    ("tokens_per_second", "tokens/s", console.number(1)),
+    ("speedup", "speed-up", console.number(2)),
+    ("speedup_interval", "95 %", str),
+    ("hindsight_share", "share of\nhindsight", console.percent),
+)
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim replay traces/humaneval-t0 --profile h100.json",
+        "ddsim replay 'traces/*-t0' -p h100.json --policy AR --policy DDTree:96 --calibrate isotonic",
+    ),
+)
+def replay(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    policy: PolicyOption = None,
+    kind: KindOption = "auto",
+    calibrate: CalibrateOption = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    out: Annotated[str | None, _out_option("Save the table (.csv, .parquet, .json, .jsonl)")] = None,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What each policy would have done on a recording, exactly, by workload and pooled."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim import replay as replays
+    from ddsim.export import export_table
+    from ddsim.policy import parse_policy
+
+    policies = None if policy is None else [parse_policy(name) for name in policy]
+    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    calibration = None
+    if calibrate is not None:
+        from ddsim.calibration import fit_calibration
+
+        with console.progress("Calibrating"):
+            calibration, _ = fit_calibration(recording, calibrate, seed=seed)
+    with console.progress("Replaying"):
+        result = replays.replay(recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    if len(recording.workloads) > 1:
+        for name, rows in result.table(by="workload").groupby("workload", sort=False):
+            _show_replay(show, rows, str(name))
+        _show_replay(show, result.table(), "all workloads")
+    else:
+        _show_replay(show, result.table(), ", ".join(w for w in recording.workloads if w) or None)
+    if out is not None:
+        table = result.table(by="workload") if len(recording.workloads) > 1 else result.table()
+        _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
+        show.saved(out)
+    if plot is not None:
+        from ddsim.plot import policies as policies_figure
+
+        _plot(show, plot, lambda ax: policies_figure(result.table(), ax=ax))
+    show.json(result.to_json() | {"out": out, "plot": plot})
+
+
+def _show_replay(show: Out, table: Any, title: str | None) -> None:
+    interval = [f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)]
+    show.table(table.assign(speedup_interval=interval), REPLAY_COLUMNS, title)
+
+
+# --- costs, calibration, files --------------------------------------------------------------------------------------
+
+
+@app.command(
+    rich_help_panel=CURVES,
+    epilog=example("ddsim fit h100.json -o cost.json --plot cost.png", "ddsim fit h100.json --kind convex --json"),
+)
+def fit(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Latency profile (made by ddsim profile).")],
+    out: Annotated[str | None, _out_option("Save the cost model")] = None,
+    kind: KindOption = "auto",
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 if the median held-out error is above this (0.05 is 5 %).")
+    ] = None,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit a cost model to a profile and say how well it predicts what it hasn't seen."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, KINDS)
+    _check_plot(plot)
+    import pandas as pd
+
+    from ddsim.cost import fit_cost
+    from ddsim.profiles import read_profile
+
+    measured = read_profile(profile.expanduser())
+    with console.progress("Fitting the cost model"):
+        cost = fit_cost(measured, kind, seed=seed)
+    report = cost.report
+    rows = [
+        {
+            "kind": name,
+            "median": r.median,
+            "worst": r.worst,
+            "points": r.points,
+            "picked": "*" if name == cost.kind else "",
+        }
+        for name, r in report.kinds.items()
+        if r.points
+    ]
+    show.say(cost.explain())
+    if rows:
+        show.say()
+        columns = (
+            ("kind", "kind", str), ("median", "median error", console.percent), ("worst", "worst error", console.percent),
+            ("points", "predictions", str), ("picked", "picked", str),
+        )  # fmt: skip
+        show.table(pd.DataFrame(rows), columns, "Errors on points left out of the fit")
+    if out is not None:
+        _write(out, ".json", cost.save)
+        show.saved(out)
+    if plot is not None:
+        from ddsim.plot import cost_curve
+
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, ax=ax))
+    show.json({"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot})
+    mine = report.kinds.get(cost.kind)
+    if tolerance is not None and mine is not None and mine.points and mine.median > tolerance:
+        raise _Failed(
+            f"held-out error {console.percent(mine.median)} is above the tolerance {console.percent(tolerance)}"
+        )
+
+
+@app.command(rich_help_panel=CURVES, epilog=example("ddsim calibrate traces/humaneval-t0 -o calibration.json"))
+def calibrate(
+    trace: TraceArgument,
+    out: Annotated[str | None, _out_option("Save the calibration")] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", metavar="KIND", help="isotonic or temperature.", autocompletion=_complete(*CALIBRATIONS)
+        ),
+    ] = "isotonic",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit a calibration of the drafter's marginals on half of the prompts and judge it on the others."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim.calibration import fit_calibration, reliability
+
+    recording = _open(trace, workload, temperature)
+    with console.progress("Calibrating"):
+        calibration, report = fit_calibration(recording, kind, seed=seed)
+    length = console.number(2)
+    columns = (
+        ("budget", "nodes", str), ("realised", "realised", length), ("predicted_before", "predicted", length),
+        ("predicted_after", "calibrated", length), ("count", "positions", str),
+    )  # fmt: skip
+    show.table(report, columns, "Acceptance length on the held-out prompts (tokens a round, root included)")
+    if out is not None:
+        _write(out, ".json", calibration.save)
+        show.saved(out)
+    if plot is not None:
+        from ddsim.plot import reliability_by_probability
+
+        with console.progress("Measuring reliability"):
+            before, after = reliability(recording), reliability(recording, calibration)
+        _plot(show, plot, lambda ax: reliability_by_probability(before, after, ax=ax))
+    show.json({"kind": kind, "held_out": report, "provenance": calibration.provenance, "out": out, "plot": plot})
+
+
+@app.command(
+    rich_help_panel=CURVES,
+    epilog=example(
+        "ddsim export traces/humaneval-t0 -o sequences.csv",
+        "ddsim export traces/humaneval-t0 --what candidates --limit 1000 -o - | head",
+    ),
+)
+def export(
+    trace: TraceArgument,
+    out: Annotated[str, _out_option("File that ends in .csv, .parquet, .json or .jsonl")],
+    what: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="sequences (a row each) or candidates (a row for each candidate of each position and depth).",
+            autocompletion=_complete("sequences", "candidates"),
+        ),
+    ] = "sequences",
+    file_format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="csv, parquet, json or jsonl; for -o - (csv).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a trace as a table for spreadsheets and other tools."""
+    show = Out(json, [out])
+    _one_of("--what", what, ("sequences", "candidates"))
+    _one_of("--format", file_format, ("csv", "parquet", "json", "jsonl"))
+    from ddsim.export import export_candidates, export_table, sequence_table
+
+    suffix = Path(out).suffix if out != STDOUT else ".csv"
+    if file_format is not None:
+        if out != STDOUT and suffix != f".{file_format}":
+            raise DdsimError(f"-o {out}: its ending and --format {file_format} disagree; drop one of them")
+        suffix = f".{file_format}"
+    recording = _open(trace, workload, temperature)
+    if what == "sequences":
+        table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
+        _write(out, suffix, lambda path: export_table(table, path))
+    else:
+        with console.progress("Writing candidates"):
+            _write(out, suffix, lambda path: export_candidates(recording, path, limit=limit))
+    show.saved(out)
+    show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
+
+
+# --- with a model ---------------------------------------------------------------------------------------------------
+
+TargetOption = Annotated[
+    str, typer.Option(metavar="MODEL", help="Checkpoint folder, hub name, .gguf file, or smollm2-135m.")
+]
+DrafterOption = Annotated[str, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")]
+PromptsOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="NAME",
+        help="humaneval, chat, mathematics, summarising, all, or a JSONL file (repeatable).",
+        autocompletion=_complete("humaneval", "chat", "mathematics", "summarising", "all"),
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")]
+DtypeOption = Annotated[
+    str, typer.Option(metavar="NAME", help="float32 or bfloat16.", autocompletion=_complete("float32", "bfloat16"))
+]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
+WIDTHS = ("qwen3-4b", "qwen3-8b")
+WidenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHAPE",
+        help="Run the target at the cost of a larger one: qwen3-4b or qwen3-8b.",
+        autocompletion=_complete(*WIDTHS),
+    ),
+]
+
+
+@app.command(
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
+    ),
+)
+def record(
+    target: TargetOption,
+    drafter: DrafterOption,
+    prompts: PromptsOption,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the trace.")],
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
+    max_new_tokens: TokensOption = 128,
+    max_budget: Annotated[int, typer.Option(min=1, help="Largest budget that the trace answers exactly.")] = 512,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    limit: LimitOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Record a dense trace: the target's answers and the drafter's marginals at every position.
+
+    A run that was stopped continues where it was when it is started again with the same options.
+    """
+    show = Out(json)
+    _one_of("--dtype", dtype, ("float32", "bfloat16"))
+    module = _reference("record")
+    with console.progress("Recording") as progress:
+        path = module.record(
+            target=target, drafter=drafter, prompts=prompts, out=out, temperature=temperature,
+            max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
+            batch=batch, progress=progress,
+        )  # fmt: skip
+    trace = _open([path])
+    show.say(f"{path}: {len(trace.sequences)} sequences, {len(trace)} positions, exact to budget {trace.max_budget}")
+    show.json(
+        {
+            "out": path, "sequences": len(trace.sequences), "positions": len(trace), "workloads": trace.workloads,
+            "horizon": trace.horizon, "max_budget": trace.max_budget, "fingerprint": trace.fingerprint,
+        }
+    )  # fmt: skip
+
+
+@app.command(
+    "train-drafter",
+    rich_help_panel=REFERENCE,
+    epilog=example("ddsim train-drafter --target smollm2-135m --mask-token 16 -o drafter --work drafter-work"),
+)
+def train_drafter(
+    target: TargetOption,
+    mask_token: Annotated[int, typer.Option(min=0, help="An unused special token of the target.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the drafter.")],
+    work: Annotated[str, typer.Option(metavar="FOLDER", help="Keeps text and state; a further run continues there.")],
+    data_seconds: Annotated[float, typer.Option(min=0, help="Time for writing text.")] = 170.0,
+    train_seconds: Annotated[float, typer.Option(min=0, help="Time for training.")] = 680.0,
+    stop_after: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds; continue later.")] = None,
+    block_size: Annotated[int, typer.Option(min=2, help="Horizon + 1.")] = 16,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the drafter.")] = 5,
+    device: DeviceOption = "cuda",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train a DFlash drafter for a target on text that the target writes itself (needs a GPU)."""
+    show = Out(json)
+    module = _reference("training")
+    path = module.train_drafter(
+        target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
+        mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
+        progress=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}")
+    show.json({"out": path, "work": work, "finished": path is not None})
+
+
+# --- entry point ----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 an answer failed a tolerance, 2 bad input, 3 a bug, 130 interrupted, 141 output closed.
+
+    Examples
+    --------
+    >>> main(["--version"])
+    ddsim 0.1.0
+    0
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters must not end a run
+    console.show_warnings_in_one_line()
+    try:
+        code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        if debug and not isinstance(error, (BrokenPipeError, SystemExit)):
+            import traceback
+
+            traceback.print_exc()
+        return _exit_code(error)
+    return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: BaseException) -> int:
+    """Say in one line what went wrong; the exit code that goes with it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+        return BROKEN_PIPE
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return _fail("interrupted", INTERRUPTED)
+    if isinstance(error, _Failed):
+        return _fail(str(error), FAILED_TOLERANCE, "failed")
+    if isinstance(error, DdsimError):
+        return _fail(str(error), BAD_INPUT)
+    if hasattr(error, "format_message"):  # a usage error of Typer or Click, whichever of them raised it
+        context = getattr(error, "ctx", None)
+        message = error.format_message().rstrip(".")
+        if not message:  # help was printed in place of a command
+            return BAD_INPUT
+        where = context.command_path if context is not None else "ddsim"
+        return _fail(f"{message}; see {where} --help", BAD_INPUT)
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(f"{name}{error.strerror or error}", BAD_INPUT)
+    if isinstance(error, MemoryError):
+        return _fail("not enough memory; choose fewer workloads or smaller budgets", BAD_INPUT)
+    return _fail(f"a bug in ddsim: {type(error).__name__}: {error}; --debug shows where", BUG)
+
+
+def _fail(message: str, code: int, word: str = "error") -> int:
+    print(f"{word}: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,221 @@
+"""What the command line prints: 80-column tables, JSON for machines, progress bars, one-line warnings and errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ddsim.errors import DdsimError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+STDOUT = "-"
+
+Column = tuple[str, str, Callable[[Any], str]]  # column of the data frame, heading, how a value is printed
+Progress = Callable[[int, int], None]  # called with (done, in all)
+
+
+class Out:
+    """Where a command's answer goes: text and tables for people, or one JSON document for machines.
+
+    With ``--json`` only that document goes to standard output. Where a file goes to standard output (``-``), text for
+    people goes to standard error instead.
+
+    Parameters
+    ----------
+    as_json : bool
+    files : sequence of str or None
+        Names that the command will write; checked now, because an hour of work must not end at a mistyped folder.
+
+    Raises
+    ------
+    DdsimError
+        A folder is missing, or standard output is asked for twice.
+    """
+
+    def __init__(self, as_json: bool = False, files: Sequence[str | None] = ()) -> None:
+        named = [f for f in files if f is not None]
+        if named.count(STDOUT) + as_json > 1:
+            raise DdsimError("standard output can take one thing only: give a file name in place of - or drop --json")
+        for name in named:
+            check_writable(name)
+        self.as_json = as_json
+        self._stream = sys.stderr if STDOUT in named else sys.stdout
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console that people read."""
+        if self._console is None:
+            self._console = make_console(self._stream)
+        return self._console
+
+    def say(self, text: str = "", style: str | None = None) -> None:
+        """Print a line for people (none with ``--json``)."""
+        if not self.as_json:
+            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=False)
+
+    def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
+        """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.table import Table
+
+        shown = [c for c in columns if c[0] in frame.columns]
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, (_, heading, _) in enumerate(shown):
+            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for record in frame.to_dict("records"):
+            table.add_row(*(_cell(record, column) for column in shown))
+        self.console.print(table)
+
+    def json(self, document: Any) -> None:
+        """Print the answer as JSON, if that was asked for."""
+        if self.as_json:
+            print(json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False))
+
+    def saved(self, name: str | os.PathLike[str]) -> None:
+        """Say which file was written."""
+        if str(name) != STDOUT:
+            self.say(f"Wrote {name}")
+
+
+def _cell(record: dict[Any, Any], column: Column) -> str:
+    value = record[column[0]]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return column[2](value)
+
+
+def make_console(stream: TextIO) -> Console:
+    """A Rich console on a stream; 80 columns wide where the stream is no terminal and COLUMNS isn't set."""
+    from rich.console import Console
+
+    return Console(file=stream)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: arrays and data frames as lists, NaN and infinities as null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict("records"))
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+# --- formats of cells -----------------------------------------------------------------------------------------------
+
+
+def number(digits: int) -> Callable[[Any], str]:
+    """Format with so many digits after the point."""
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def percent(value: Any) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def milliseconds(value: Any) -> str:
+    """Seconds, printed as milliseconds."""
+    return f"{1e3 * value:.2f}"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def check_writable(name: str) -> None:
+    """Refuse an output file whose folder doesn't exist or that is a folder."""
+    if name == STDOUT:
+        return
+    path = Path(name)
+    if not path.parent.is_dir():
+        raise DdsimError(f"{name}: the folder {path.parent} doesn't exist; make it first or choose another")
+    if path.is_dir():
+        raise DdsimError(f"{name}: is a folder; name a file")
+
+
+@contextmanager
+def output_file(name: str, suffix: str) -> Iterator[Path]:
+    """A path to write to that becomes ``name`` once it is complete: its place is taken only by a whole file.
+
+    ``-`` copies it to standard output. ``suffix`` is that of the temporary file, for writers that look at it.
+    """
+    folder = None if name == STDOUT else Path(name).parent
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".ddsim-") as temporary:
+            path = Path(temporary) / f"file{suffix}"
+            yield path
+            if folder is None:
+                sys.stdout.flush()
+                sys.stdout.buffer.write(path.read_bytes())
+                sys.stdout.buffer.flush()
+            else:
+                os.replace(path, name)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DdsimError(f"{name}: can't be written ({error.strerror or error})") from None
+
+
+# --- progress, warnings ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """A progress bar with the time left, on standard error; nothing where output isn't a terminal.
+
+    Yields a function to call with (done, in all). Until it is called the bar says only that work goes on.
+    """
+    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def show_warnings_in_one_line() -> None:
+    """From now on a warning is one line on standard error, without the place in the source."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+
+    warnings.showwarning = show
