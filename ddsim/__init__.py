@@ -33,8 +33,14 @@ _HOME = {
     "Hindsight": "policy",
     "parse_policy": "policy",
     "ReplayResult": "replay",
+    "Plan": "replay",
     "replay": "replay",
+    "replay_rounds": "replay",
+    "default_policies": "replay",
     "plan": "replay",
+    "Calibration": "calibration",
+    "fit_calibration": "calibration",
+    "positions_of": "positions",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -683,6 +683,28 @@ def _advance(ranks, nodes, chain, positions, budgets):  # type: ignore[no-untype
     return out
 
 
+@njit(cache=True, nogil=True)
+def _step(ranks, nodes, chain, seconds, ar_seconds, row, p, n):  # type: ignore[no-untyped-def]
+    horizon = ranks.shape[1]
+    if n == NO_DRAFT:
+        return p + 1, ar_seconds[row[p]]
+    if n == CHAIN:
+        return p + chain[p] + 1, seconds[row[p], horizon]
+    n = min(n, nodes[p])
+    a = 0
+    while a < horizon and ranks[p, a] <= n:
+        a += 1
+    return p + a + 1, seconds[row[p], n]
+
+
+def step(block: Positions, costs: Costs, position: int, action: int) -> tuple[int, float]:
+    """One round: the position after it, which may lie beyond the sequence's end, and its seconds."""
+    after, seconds = _step(
+        block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, position, action
+    )
+    return int(after), float(seconds)
+
+
 def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float32], Costs], Ints]) -> Ints:
     """Actions at the positions that a stateless rule visits (0 elsewhere), all sequences advancing together.
 
@@ -704,24 +726,35 @@ def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float3
 
 
 @njit(cache=True, nogil=True, parallel=True)
-def _fixed_seconds(ranks, nodes, starts, seconds, row, width):  # type: ignore[no-untyped-def]
+def _fixed_walks(ranks, nodes, starts, seconds, row, width):  # type: ignore[no-untyped-def]
     count = len(starts) - 1
     horizon = ranks.shape[1]
-    out = np.zeros((count, width))
+    spent = np.zeros((count, width))
+    rounds = np.zeros((count, width), np.int32)
     for s in prange(count):
         end = starts[s + 1] - 1
         for n in range(width):
             p = starts[s]
-            total = 0.0
             while p < end:
                 m = min(n, nodes[p])
                 a = 0
                 while a < horizon and ranks[p, a] <= m:
                     a += 1
-                total += seconds[row[p], m]
+                spent[s, n] += seconds[row[p], m]
+                rounds[s, n] += 1
                 p += a + 1
-            out[s, n] = total
-    return out
+    return spent, rounds
+
+
+def fixed_walks(positions: Positions, costs: Costs) -> tuple[Floats, Ints]:
+    """Realised seconds, float64 [S, N + 1], and rounds, int32 [S, N + 1], of every fixed budget, sequence by sequence."""
+    width = positions.max_budget + 1
+    parts = []
+    for low, _, block in positions.blocks():
+        part = cost_rows(costs, slice(low, low + len(block)))
+        parts.append(_fixed_walks(block.ranks, block.nodes, block.starts, part.seconds, part.row, width))
+    spent, rounds = zip(*parts, strict=True)
+    return np.concatenate(spent), np.concatenate(rounds)
 
 
 def fixed_seconds(positions: Positions, costs: Costs, folds: NDArray[np.int64] | None = None) -> Floats:
@@ -731,10 +764,7 @@ def fixed_seconds(positions: Positions, costs: Costs, folds: NDArray[np.int64] |
     """
     which = np.zeros(positions.sequences, np.int64) if folds is None else folds
     out = np.zeros((int(which.max(initial=0)) + 1, positions.max_budget + 1))
-    for low, first, block in positions.blocks():
-        part = cost_rows(costs, slice(low, low + len(block)))
-        times = _fixed_seconds(block.ranks, block.nodes, block.starts, part.seconds, part.row, out.shape[1])
-        np.add.at(out, which[first : first + block.sequences], times)
+    np.add.at(out, which, fixed_walks(positions, costs)[0])
     return out
 
 

@@ -1,0 +1,443 @@
+"""Policies: who decides, each round, how many nodes of the draft tree to verify.
+
+One small object per policy; replay, serving and the decoder call the same `Policy.choose`. A policy of your own is a class with
+a ``name`` and a ``choose``:
+
+>>> class Half(Policy):
+...     \"\"\"Nodes as likely as not to be accepted.\"\"\"
+...     name = "Half"
+...     def choose(self, gains, costs):
+...         return (gains >= 0.5).sum(axis=1).astype(np.int32)
+>>> Half().choose(np.array([[0.9, 0.6, 0.1]], np.float32), None)
+array([2], dtype=int32)
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim import budget as _budget
+from ddsim.budget import CHAIN, NO_DRAFT, Costs, Floats, Ints, Positions, Rule
+from ddsim.calibration import Calibration
+from ddsim.errors import DdsimError
+
+Gains = NDArray[np.float32]
+
+MEMORY = 2000
+"""Rounds after which an online price forgets."""
+PRIOR = 8
+"""Rounds that the guess made in the first round counts for in an online price."""
+
+
+class Policy:
+    """A rule that picks node budgets.
+
+    Attributes
+    ----------
+    name : str
+        Shown in tables.
+    drafts : bool
+        False if no round needs the drafter.
+    adaptive : bool
+        Whether the gains of a round matter to its budget.
+    online : bool
+        Whether earlier rounds matter: replay then goes round by round, in order, and reports each by `observe`.
+    calibration : Calibration or None
+        Applied to the gains before a budget is chosen (isotonic only).
+    """
+
+    name: str = "?"
+    drafts: bool = True
+    adaptive: bool = True
+    online: bool = False
+    calibration: Calibration | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+        """A copy that is ready for a trace: it has solved what it needs of it (a price, the best fixed budget).
+
+        Parameters
+        ----------
+        positions : Positions
+        costs : cost table with a row for each position
+        sequences : bool [S], optional
+            Solve over these sequences only (default all).
+        """
+        return self
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        """Budgets of k independent rounds of one request each.
+
+        Parameters
+        ----------
+        gains : float32 [k, N]
+            Path probabilities of the best nodes, descending, 0 where none exist.
+        costs : cost table whose ``row`` has k entries
+            ``costs.seconds[costs.row[i], n]``: seconds of round i with n nodes.
+
+        Returns
+        -------
+        int32 [k]
+            Nodes to verify, or NO_DRAFT (decode one token without drafting) or CHAIN (the chain of best candidates).
+        """
+        raise NotImplementedError(f"{self.name} chooses no budgets")
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        """Budgets of B requests that are verified in one forward pass.
+
+        Parameters
+        ----------
+        gains : float32 [B, N]
+        seconds : float64 [M + 1]
+            A joint round with n = 0 .. M nodes in all.
+
+        Returns
+        -------
+        int32 [B]
+            As from `choose`; whoever runs the pass sees to it that no more than M nodes are asked for.
+        """
+        raise DdsimError(f"{self.name} has no rule for requests that are verified together")
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        """What the last round yielded. Only online rules use it; seconds must be on the scale of the costs given to `choose`."""
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        """Actions int32 [P] at the positions of a block that this policy visits; replay walks them.
+
+        By default `choose` is asked about the positions that are reached: all sequences at a time, or round by round if the
+        policy is online.
+        """
+        if self.online:
+            return _in_order(self, block, costs)
+        return _budget.lockstep(block, costs, self.choose)
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings, for provenance."""
+        return {"name": self.name}
+
+
+class Autoregressive(Policy):
+    """No draft: one token a round."""
+
+    name = "AR"
+    drafts = False
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), NO_DRAFT, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), NO_DRAFT, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), NO_DRAFT, np.int32)
+
+
+class DFlash(Policy):
+    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens."""
+
+    name = "DFlash"
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), CHAIN, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), CHAIN, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), CHAIN, np.int32)
+
+
+class DDTree(Policy):
+    """The best tree of a fixed number of nodes.
+
+    Parameters
+    ----------
+    budget : int
+        Nodes, the root not counted.
+
+    Examples
+    --------
+    >>> DDTree(64).name
+    'DDTree(64)'
+    """
+
+    adaptive = False
+
+    def __init__(self, budget: int) -> None:
+        if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
+            raise DdsimError(f"DDTree: the budget must be a whole number of nodes, 0 or more, is {budget!r}")
+        self.budget = int(budget)
+        self.name = f"DDTree({self.budget})"
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), self.budget, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), self.budget, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), self.budget, np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "budget": self.budget}
+
+
+class _Rule(Policy):
+    """A scan of budgets by one of the rules of `ddsim.optimal_budget`."""
+
+    label: ClassVar[str]
+    rule: ClassVar[Rule]
+
+    def __init__(self, *, calibration: Calibration | None = None) -> None:
+        if calibration is not None and calibration.kind != "isotonic":
+            raise DdsimError(
+                f"{self.label}: a policy maps gains by an isotonic calibration; a {calibration.kind} calibration changes the "
+                "trees, so give it to replay(calibration=...)"
+            )
+        self.calibration = calibration
+        self.name = self.label if calibration is None else f"{self.label} calibrated"
+
+    @property
+    def _price(self) -> float:
+        return 0.0
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return _budget.round_budgets(gains, costs, self.rule, self._price, calibration=self.calibration)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return _budget.forest_budgets(gains, seconds, self.rule, self._price, calibration=self.calibration)
+
+
+class CaDDTree(_Rule):
+    """Grow the tree while expected tokens per second of this round, (1 + Φ*(n)) / C(n), improve (arXiv 2606.01813)."""
+
+    label = "CaDDTree"
+    rule = "greedy"
+
+
+class RoundRatio(_Rule):
+    """The budget of highest expected tokens per second of this round, over all n."""
+
+    label = "RoundRatio"
+    rule = "exhaustive"
+
+
+class LongRun(_Rule):
+    """The budget of highest (1 + Φ*(n)) − λ·C(n), at one price λ in tokens per second.
+
+    Parameters
+    ----------
+    price : float, optional
+        λ. Without it, replay and `prepare` solve for λ*, the fixed point at which the price equals the throughput that it
+        yields (Dinkelbach), over the trace; a policy that was never prepared tunes the price itself, as with ``online``.
+    online : bool
+        Tune the price from the throughput measured so far, also in replay.
+    calibration : Calibration, optional
+        Isotonic.
+
+    Notes
+    -----
+    Step rule of the online price. In the first round λ₀ = max_n (1 + Φ*(n)) / C(n), with t₀ = 1 + Φ*(n₀) tokens and s₀ = C(n₀)
+    seconds at that optimum. After round k with t_k tokens in s_k seconds,
+
+        T ← ρ_k T + t_k,  S ← ρ_k S + s_k,  λ = T / S,   T, S starting at PRIOR·t₀, PRIOR·s₀,
+
+    with ρ_k = 1 for the first MEMORY rounds (λ is the plain mean so far: a Robbins-Monro iteration on λ with steps
+    s_k / S ~ 1/k), then 1 − 1 / MEMORY, so that the price follows a changing load.
+    """
+
+    label = "LongRun"
+    rule = "price"
+
+    def __init__(
+        self, price: float | None = None, *, online: bool = False, calibration: Calibration | None = None
+    ) -> None:
+        super().__init__(calibration=calibration)
+        if price is not None and (
+            isinstance(price, bool) or not isinstance(price, (int, float, np.floating)) or not 0 <= price < np.inf
+        ):
+            raise DdsimError(f"LongRun: the price must be a number of tokens per second, 0 or more, is {price!r}")
+        if price is not None and online:
+            raise DdsimError("LongRun: give a price or let it be tuned online, not both")
+        self.price = None if price is None else float(price)
+        self.solves = price is None and not online
+        if online:
+            self.name = self.name.replace(self.label, f"{self.label} online")
+        self._tokens = self._seconds = 0.0
+        self._rounds = 0
+
+    @property
+    def online(self) -> bool:  # type: ignore[override]
+        return self.price is None
+
+    @property
+    def _price(self) -> float:
+        if self.price is not None:
+            return self.price
+        return self._tokens / self._seconds if self._seconds > 0 else 0.0
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
+        ready = copy.copy(self)
+        ready._tokens = ready._seconds = 0.0
+        ready._rounds = 0
+        if self.solves:
+            ready.price = _budget.solve_price(positions, costs, sequences=sequences, calibration=self.calibration).price
+        return ready
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        if self.online and not self._seconds and len(gains):
+            n = int(
+                _budget.round_budgets(
+                    gains[:1], _budget.cost_rows(costs, slice(0, 1)), "exhaustive", calibration=self.calibration
+                )[0]
+            )
+            self._start(1.0 + self._mapped(gains[0])[:n].sum(dtype=np.float64), float(costs.seconds[costs.row[0], n]))
+        return super().choose(gains, costs)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        if self.online and not self._seconds and len(gains):
+            budgets = _budget.forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
+            kept = np.arange(gains.shape[1]) < budgets[:, None]
+            self._start(len(gains) + self._mapped(gains)[kept].sum(dtype=np.float64), float(seconds[budgets.sum()]))
+        return super().choose_joint(gains, seconds)
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        if self.price is not None or not self._seconds:
+            return
+        keep = 1.0 if self._rounds < MEMORY else 1.0 - 1.0 / MEMORY
+        self._tokens = keep * self._tokens + tokens
+        self._seconds = keep * self._seconds + seconds
+        self._rounds += 1
+
+    def _mapped(self, gains: Gains) -> Gains:
+        return gains if self.calibration is None else self.calibration.apply_gains(gains)
+
+    def _start(self, tokens: float, seconds: float) -> None:
+        self._tokens, self._seconds = PRIOR * tokens, PRIOR * seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "price": self.price, "solved": self.solves}
+
+
+class BestFixed(Policy):
+    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
+
+    name = "BestFixed"
+    adaptive = False
+
+    def __init__(self) -> None:
+        self.budget: int | None = None
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> BestFixed:
+        folds = None if sequences is None else np.where(sequences, 0, 1).astype(np.int64)
+        ready = BestFixed()
+        ready.budget = int(np.argmin(_budget.fixed_seconds(positions, costs, folds)[0]))
+        return ready
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        if self.budget is None:
+            raise DdsimError(
+                "BestFixed: which budget is best shows on a trace only; replay it, then use DDTree(budget)"
+            )
+        return np.full(len(gains), self.budget, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return self.choose(gains, None)  # type: ignore[arg-type]
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return self.choose(block.nodes, costs)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "budget": self.budget}
+
+
+class Hindsight(Policy):
+    """The fastest choice of budgets for the tokens that came: a shortest path, the ceiling for every policy on these trees."""
+
+    name = "Hindsight"
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        raise DdsimError("Hindsight: knows the tokens to come, so it works in replay only")
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return _budget.hindsight_actions(block, costs)
+
+
+def _in_order(policy: Policy, block: Positions, costs: Costs) -> Ints:
+    """Actions of an online policy: one request after another, one round after another."""
+    actions = np.zeros(len(block), np.int32)
+    for first, last in zip(block.starts[:-1].tolist(), (block.starts[1:] - 1).tolist(), strict=True):
+        p = first
+        while p < last:
+            here = slice(p, p + 1)
+            actions[here] = policy.choose(block.gains[here], _budget.cost_rows(costs, here))
+            p, seconds = _budget.step(block, costs, p, int(actions[p]))
+            policy.observe(min(p, last) - first, seconds)
+            first = p
+    return actions
+
+
+_KNOWN: dict[str, Callable[..., Policy]] = {
+    "AR": Autoregressive,
+    "DFlash": DFlash,
+    "DDTree": DDTree,
+    "CaDDTree": CaDDTree,
+    "RoundRatio": RoundRatio,
+    "LongRun": LongRun,
+    "BestFixed": BestFixed,
+    "Hindsight": Hindsight,
+}
+
+
+def parse_policy(text: str) -> Policy:
+    """A policy from its name and settings as typed on a command line.
+
+    Parameters
+    ----------
+    text : str
+        ``Name``, ``Name:value`` or ``Name:key=value,...``; the display form ``Name(value)`` is understood too. Names count
+        whatever their case.
+
+    Raises
+    ------
+    DdsimError
+        Unknown name (the line lists the known ones), or settings that the policy doesn't take.
+
+    Examples
+    --------
+    >>> [parse_policy(text).name for text in ("ddtree:64", "DDTree(8)", "LongRun:price=500", "LongRun:online")]
+    ['DDTree(64)', 'DDTree(8)', 'LongRun', 'LongRun online']
+    """
+    match = re.fullmatch(r"\s*([A-Za-z]+)\s*(?::(.*)|\((.*)\))?\s*", text)
+    name = match.group(1).lower() if match else ""
+    known = {key.lower(): key for key in _KNOWN} | {"autoregressive": "AR"}
+    if match is None or name not in known:
+        raise DdsimError(f"unknown policy {text!r}; known: {', '.join(_KNOWN)} (a budget is given as DDTree:64)")
+    label = known[name]
+    settings = (match.group(2) or match.group(3) or "").strip()
+    takes = {"DDTree": {"budget": int}, "LongRun": {"price": float, "online": bool}}.get(label, {})
+    values: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in settings.split(","))):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            key, value = (part, "true") if takes.get(part) is bool else (next(iter(takes), ""), part)
+        if key not in takes:
+            raise DdsimError(f"policy {text!r}: {label} takes {', '.join(takes) or 'no settings'}")
+        try:
+            values[key] = {"true": True, "false": False}[value.lower()] if takes[key] is bool else takes[key](value)
+        except (KeyError, ValueError):
+            raise DdsimError(f"policy {text!r}: {key} can't be {value!r}") from None
+    if label == "DDTree" and "budget" not in values:
+        raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:64")
+    return _KNOWN[label](**values)

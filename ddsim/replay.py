@@ -1,0 +1,634 @@
+"""Exact replay of policies over dense traces, and the plan that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import ddsim
+from ddsim import budget as _budget
+from ddsim.budget import Floats, Positions
+from ddsim.calibration import Calibration
+from ddsim.cost import CostModel, CostTable, cost_table
+from ddsim.errors import DdsimError
+from ddsim.policy import (
+    Autoregressive,
+    BestFixed,
+    CaDDTree,
+    DDTree,
+    DFlash,
+    Hindsight,
+    LongRun,
+    Policy,
+    RoundRatio,
+    parse_policy,
+)
+from ddsim.positions import positions_of
+from ddsim.trace import Trace
+
+__all__ = ["Plan", "ReplayResult", "default_policies", "plan", "positions_of", "replay", "replay_rounds"]
+
+BUDGETS = (8, 16, 32, 64, 128, 256, 512)
+"""Fixed budgets of the default policies."""
+_DRAWS = 200  # bootstrap samples drawn at a time: bounds memory
+
+Interval = tuple[float, float, float]
+
+
+def default_policies(max_budget: int = 512) -> list[Policy]:
+    """AR, DFlash, DDTree at 8, 16, ... up to ``max_budget``, CaDDTree, RoundRatio, LongRun (solved and online), BestFixed, Hindsight.
+
+    Examples
+    --------
+    >>> [policy.name for policy in default_policies(8)][:4]
+    ['AR', 'DFlash', 'DDTree(8)', 'CaDDTree']
+    """
+    fixed = [DDTree(n) for n in BUDGETS if n <= max_budget]
+    adaptive = [CaDDTree(), RoundRatio(), LongRun(), LongRun(online=True)]
+    return [Autoregressive(), DFlash(), *fixed, *adaptive, BestFixed(), Hindsight()]
+
+
+def measured_budget(cost: CostModel, max_budget: int) -> int:
+    """The largest budget of at most ``max_budget`` whose verified tokens the cost model was fitted on."""
+    return max(min(max_budget, int(cost.range.tokens[1]) - 1), 0)
+
+
+def priced(positions: Positions, cost: CostModel) -> CostTable:
+    """The cost table of a trace; budgets past the measured token counts cost infinity, so that no rule picks them."""
+    if not hasattr(cost, "verify_seconds"):
+        raise DdsimError(
+            f"cost: expected a cost model (ddsim.fit_cost, CostModel.from_table), got {type(cost).__name__}"
+        )
+    last = measured_budget(cost, positions.max_budget)
+    if positions.horizon > int(cost.range.tokens[1]) - 1:
+        raise DdsimError(
+            f"cost: measured up to {cost.range.tokens[1]:g} tokens; a chain verifies {positions.horizon + 1}, so profile further"
+        )
+    if last < positions.max_budget:
+        warnings.warn(
+            f"costs were measured up to {cost.range.tokens[1]:g} tokens: budgets above {last} are left out, though the trace "
+            f"answers up to {positions.max_budget}",
+            stacklevel=3,
+        )
+    table = cost_table(cost, positions.context, max(last, positions.horizon))
+    width = max(positions.max_budget, positions.horizon) + 1
+    if width > table.seconds.shape[1]:
+        seconds = np.full((len(table.seconds), width), np.inf)
+        seconds[:, : table.seconds.shape[1]] = table.seconds
+        table = dataclasses.replace(table, seconds=seconds)
+    return table
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one policy did: sums over each of S sequences."""
+
+    policy: Policy
+    seconds: Floats
+    """[S]"""
+    rounds: NDArray[np.int64]
+    """[S]"""
+    budget: NDArray[np.int64]
+    """[S] verified nodes in all."""
+    drawn: NDArray[np.int64]
+    """[S] tokens of the rounds that see their whole horizon, the bonus token counted."""
+    expected: Floats
+    """[S] what the policy's gains predict for the same rounds."""
+
+
+def _outcome(policy: Policy, positions: Positions, costs: CostTable) -> Outcome:
+    parts = []
+    for low, _, block in positions.blocks():
+        part = _budget.cost_rows(costs, slice(low, low + len(block)))
+        done = _budget.walk(block, part, policy.actions(block, part))
+        parts.append((done.seconds, done.rounds, done.budget, done.drawn, done.expected))
+    return Outcome(policy, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+class ReplayResult:
+    """Outcomes of policies on one trace, with paired bootstrap intervals over prompts.
+
+    Prompts are drawn with replacement within each workload, all sequences of a prompt together; every policy is judged on the
+    same draws. A ratio is that of the sums (tokens over seconds), in the sample and in each draw; intervals are percentiles.
+
+    Attributes
+    ----------
+    outcomes : dict, policy name -> Outcome
+    tokens : int64 [S], tokens that the rounds of each sequence commit
+    """
+
+    def __init__(
+        self,
+        positions: Positions,
+        outcomes: dict[str, Outcome],
+        ar: Floats,
+        hindsight: Floats,
+        *,
+        bootstrap: int,
+        seed: int,
+        provenance: dict[str, Any],
+    ) -> None:
+        self.outcomes = outcomes
+        self.tokens = positions.tokens
+        self.workload = np.array(positions.workload, object)
+        self._ar, self._hindsight = ar, hindsight
+        self.provenance = provenance
+        self._draws = _Bootstrap(positions, bootstrap, seed)
+
+    def __repr__(self) -> str:
+        return (
+            f"<ReplayResult: {len(self.outcomes)} policies, {len(self.tokens)} sequences, {self.tokens.sum()} tokens>"
+        )
+
+    def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
+        """One row a policy, or one a workload and policy.
+
+        Returns
+        -------
+        pandas.DataFrame
+            [workload,] policy, rounds, tokens, acceptance_length (tokens per round), budget_mean (nodes per round), seconds,
+            tokens_per_second, speedup (over AR at the same cost model) and hindsight_share (of the throughput of Hindsight),
+            the last three each with 95 % bounds ``_low`` and ``_high``; NaN bounds where there is one prompt only.
+        """
+        if by not in (None, "workload"):
+            raise DdsimError(f"table: can be split by 'workload' only, not {by!r}")
+        rows = []
+        for workload in [None] if by is None else list(dict.fromkeys(self.workload)):
+            counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
+            for name, outcome in self.outcomes.items():
+                rows.append(({} if by is None else {by: workload}) | self._row(name, outcome, counted))
+        return pd.DataFrame(rows)
+
+    def _row(self, name: str, outcome: Outcome, counted: NDArray[np.bool_]) -> dict[str, Any]:
+        tokens, rounds = int(self.tokens[counted].sum()), int(outcome.rounds[counted].sum())
+        row: dict[str, Any] = {
+            "policy": name,
+            "rounds": rounds,
+            "tokens": tokens,
+            "acceptance_length": tokens / rounds if rounds else np.nan,
+            "budget_mean": float(outcome.budget[counted].sum() / rounds) if rounds else np.nan,
+            "seconds": float(outcome.seconds[counted].sum()),
+        }
+        ratios = {
+            "tokens_per_second": (self.tokens, outcome.seconds),
+            "speedup": (self._ar, outcome.seconds),
+            "hindsight_share": (self._hindsight, outcome.seconds),
+        }
+        for key, (above, below) in ratios.items():
+            value, low, high = self._draws.ratio(above, below, counted)
+            row |= {key: value, f"{key}_low": low, f"{key}_high": high}
+        return row
+
+    def gain(self, policy: str | Policy, over: str | Policy, workload: str | None = None) -> Interval:
+        """Relative gain in tokens per second of one policy over another, paired: (value, low, high), 0.05 meaning 5 % more."""
+        a, b = self._find(policy), self._find(over)
+        counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
+        value, low, high = self._draws.ratio(b.seconds, a.seconds, counted)
+        return value - 1, low - 1, high - 1
+
+    def surrogate(self) -> pd.DataFrame:
+        """How well expected acceptance predicts the realised one: policy, rounds' predicted and realised tokens, ratio.
+
+        Only rounds that see their whole horizon count, so that the end of a text doesn't flatter the prediction.
+        """
+        rows = [
+            {"policy": n, "predicted": float(o.expected.sum()), "realised": int(o.drawn.sum())}
+            for n, o in self.outcomes.items()
+            if n != "Hindsight"
+        ]
+        table = pd.DataFrame(rows, columns=["policy", "predicted", "realised"])
+        return table.assign(ratio=table["predicted"] / table["realised"].where(table["realised"] > 0))
+
+    def _find(self, policy: str | Policy) -> Outcome:
+        name = policy if isinstance(policy, str) else policy.name
+        if name not in self.outcomes:
+            raise DdsimError(f"policy {name!r} was not replayed; there are {', '.join(self.outcomes)}")
+        return self.outcomes[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Tables and provenance as one JSON-able object."""
+        return {
+            "schema_version": 1,
+            "kind": "ddsim-replay",
+            "provenance": self.provenance,
+            "policies": [o.policy.to_json() for o in self.outcomes.values()],
+            "pooled": _records(self.table()),
+            "by_workload": _records(self.table(by="workload")),
+            "surrogate": _records(self.surrogate()),
+        }
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain JSON types; NaN becomes null."""
+    out: list[dict[str, Any]] = []
+    for row in table.to_dict("records"):
+        clean = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+        out.append({k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in clean.items()})
+    return out
+
+
+class _Bootstrap:
+    """Draws of prompts with replacement, within workloads; the same for everything that is asked."""
+
+    def __init__(self, positions: Positions, count: int, seed: int) -> None:
+        if count < 1:
+            raise DdsimError(f"bootstrap: needs at least 1 resample, is {count}")
+        self.count, self.seed = count, seed
+        prompts: dict[tuple[str, str], int] = {}
+        keys = zip(positions.workload, positions.prompt_id, strict=True)
+        self.unit = np.array([prompts.setdefault(key, len(prompts)) for key in keys], np.int64)
+        workloads = np.array([w for w, _ in prompts], object)
+        self.strata = [np.flatnonzero(workloads == w) for w in dict.fromkeys(workloads.tolist())]
+        self.units = len(prompts)
+
+    @cached_property
+    def _small(self) -> NDArray[np.float32] | None:
+        """All weights, if they fit in 64 MiB."""
+        if self.count * self.units > 1 << 24:
+            return None
+        return np.concatenate(list(self._generate()))
+
+    def _generate(self) -> Iterator[NDArray[np.float32]]:
+        """How often each prompt was drawn, [draws, prompts], a few draws at a time."""
+        rng = np.random.default_rng(self.seed)
+        for first in range(0, self.count, _DRAWS):
+            rows = min(_DRAWS, self.count - first)
+            weights = np.zeros((rows, self.units), np.float32)
+            for members in self.strata:
+                drawn = members[rng.integers(0, len(members), (rows, len(members)))]
+                np.add.at(weights, (np.arange(rows)[:, None], drawn), 1)
+            yield weights
+
+    def sums(self, values: NDArray[Any], counted: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        """Sums of per-sequence values [S] or [S, M] over the counted sequences: of the sample [M], and of each draw [draws, M]."""
+        chosen = np.asarray(values, np.float64).reshape(len(values), -1)[counted]
+        per_unit = np.zeros((self.units, chosen.shape[1]))
+        np.add.at(per_unit, self.unit[counted], chosen)
+        parts = self._generate() if self._small is None else iter([self._small])
+        return per_unit.sum(axis=0), np.concatenate([part.astype(np.float64) @ per_unit for part in parts])
+
+    def ratio(self, above: NDArray[Any], below: NDArray[Any], counted: NDArray[np.bool_]) -> Interval:
+        """Ratio of two sums over sequences with its 95 % interval."""
+        value, draws = self.sums(np.stack([above, below], axis=1), counted)
+        if not value[1] > 0:
+            return np.nan, np.nan, np.nan
+        if len(np.unique(self.unit[counted])) < 2:
+            return float(value[0] / value[1]), np.nan, np.nan
+        kept = draws[draws[:, 1] > 0]
+        low, high = np.quantile(kept[:, 0] / kept[:, 1], [0.025, 0.975])
+        return float(value[0] / value[1]), float(low), float(high)
+
+
+def replay(
+    trace: Trace,
+    cost: CostModel,
+    policies: Sequence[Policy | str] | None = None,
+    *,
+    calibration: Calibration | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> ReplayResult:
+    """Replay policies over a trace, exactly: every round accepts what the recorded text says.
+
+    Parameters
+    ----------
+    trace : Trace
+    cost : CostModel
+        Seconds of a round; contexts are those of the trace, batch 1.
+    policies : list of Policy or of names (see `parse_policy`), optional
+        Default: `default_policies`.
+    calibration : Calibration, optional
+        Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated".
+    bootstrap : int
+        Resamples of the prompts for the 95 % intervals.
+    seed : int
+        Of the resamples.
+
+    Returns
+    -------
+    ReplayResult
+
+    Raises
+    ------
+    DdsimError
+        A budget above what trace or cost model answer, two policies of one name, an empty trace.
+    """
+    positions = positions_of(trace)
+    if not positions.tokens.sum():
+        raise DdsimError("trace: no sequence has two tokens, so there is no round to replay")
+    costs = priced(positions, cost)
+    most = measured_budget(cost, positions.max_budget)
+    if policies is None:
+        policies = default_policies(most)
+    chosen = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
+    for policy in chosen:
+        if isinstance(policy, DDTree):
+            trace.check_budget(policy.budget)
+            if policy.budget > most:
+                raise DdsimError(
+                    f"{policy.name} verifies {policy.budget + 1} tokens, but costs were measured up to "
+                    f"{cost.range.tokens[1]:g}; choose a budget of at most {most} or profile further"
+                )
+    names = [policy.name for policy in chosen]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DdsimError(f"two policies are called {min(twice)!r}; give each a name of its own")
+    outcomes = {p.name: _outcome(p.prepare(positions, costs), positions, costs) for p in chosen}
+    if calibration is not None:
+        better = positions_of(trace, calibration=calibration)
+        for policy in chosen:
+            if policy.calibration is None and _depends(policy, calibration):
+                again = _outcome(policy.prepare(better, costs), better, costs)
+                outcomes[f"{policy.name} calibrated"] = again
+
+    def alone(policy: Policy) -> Floats:
+        return (outcomes[policy.name] if policy.name in outcomes else _outcome(policy, positions, costs)).seconds
+
+    provenance = {
+        "ddsim": ddsim.__version__,
+        "trace": {
+            "fingerprint": trace.fingerprint,
+            "positions": len(trace),
+            "sequences": len(trace.sequences),
+            "recording": trace.meta["provenance"],
+        },
+        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+        "calibration": None if calibration is None else calibration.provenance,
+        "bootstrap": bootstrap,
+        "seed": seed,
+    }
+    return ReplayResult(
+        positions,
+        outcomes,
+        alone(Autoregressive()),
+        alone(Hindsight()),
+        bootstrap=bootstrap,
+        seed=seed,
+        provenance=provenance,
+    )
+
+
+def _depends(policy: Policy, calibration: Calibration) -> bool:
+    """Whether a calibration can change what a policy does."""
+    if policy.adaptive:
+        return True
+    return calibration.kind == "temperature" and isinstance(policy, (DDTree, BestFixed))
+
+
+def replay_rounds(trace: Trace, cost: CostModel, policy: Policy | str) -> pd.DataFrame:
+    """Every round of one policy: sequence, workload, prompt_id, temperature, position, budget, accepted, seconds.
+
+    ``position`` is that of the round's root; ``accepted`` counts drafted tokens. A chain's budget is its length.
+    """
+    positions = positions_of(trace)
+    costs = priced(positions, cost)
+    ready = (parse_policy(policy) if isinstance(policy, str) else policy).prepare(positions, costs)
+    parts = []
+    for low, first, block in positions.blocks():
+        part = _budget.cost_rows(costs, slice(low, low + len(block)))
+        actions = ready.actions(block, part)
+        accepted = _budget.walk(block, part, actions).accepted
+        here = np.flatnonzero(accepted >= 0)
+        sequence = np.searchsorted(block.starts, here, side="right") - 1
+        nodes = np.minimum(actions[here], block.nodes[here])
+        nodes[actions[here] == _budget.CHAIN] = block.horizon
+        alone = actions[here] == _budget.NO_DRAFT
+        nodes[alone] = 0
+        seconds = part.seconds[part.row[here], nodes]
+        seconds[alone] = part.ar_seconds[part.row[here[alone]]]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "sequence": first + sequence,
+                    "workload": np.array(block.workload, object)[sequence],
+                    "prompt_id": np.array(block.prompt_id, object)[sequence],
+                    "temperature": block.temperature[sequence],
+                    "position": here - block.starts[sequence],
+                    "budget": nodes,
+                    "accepted": accepted[here],
+                    "seconds": seconds,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, and what it is worth.
+
+    Attributes
+    ----------
+    sentence : str
+        The recommendation.
+    policy : Policy
+        Recommended, ready to use: a fixed budget, or an adaptive rule with its price.
+    result : ReplayResult
+        AR, DFlash, fixed and adaptive policies, Hindsight.
+    best_budget : int
+        Fixed budget of highest realised throughput.
+    flat : (int, int)
+        Smallest and largest fixed budget within 1 % of the best one's throughput.
+    notes : tuple of str
+        What limits the answer, in sentences.
+    """
+
+    sentence: str
+    policy: Policy
+    result: ReplayResult
+    best_budget: int
+    flat: tuple[int, int]
+    by_workload: pd.DataFrame
+    notes: tuple[str, ...]
+    _curve: pd.DataFrame
+
+    def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
+        """The table of `result`."""
+        return self.result.table(by)
+
+    def curve(self) -> pd.DataFrame:
+        """Fixed budgets: budget, tokens_per_second, low, high, acceptance_length."""
+        return self._curve
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as one JSON-able object."""
+        return {
+            "schema_version": 1,
+            "kind": "ddsim-plan",
+            "sentence": self.sentence,
+            "policy": self.policy.to_json(),
+            "best_budget": self.best_budget,
+            "flat": list(self.flat),
+            "notes": list(self.notes),
+            "curve": _records(self._curve),
+            "workloads": _records(self.by_workload),
+            "replay": self.result.to_json(),
+        }
+
+
+def plan(
+    trace: Trace,
+    cost: CostModel,
+    *,
+    calibration: Calibration | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+) -> Plan:
+    """Recommend a budget or an adaptive rule for what was recorded, at these costs.
+
+    The simplest policy wins unless a less simple one is faster beyond its paired 95 % interval: AR, then the chain, then one fixed
+    budget, then the best of CaDDTree, RoundRatio and LongRun.
+
+    Parameters
+    ----------
+    trace, cost, calibration, bootstrap, seed : as in `replay`
+
+    Returns
+    -------
+    Plan
+    """
+    adaptive: list[Policy] = [CaDDTree(), RoundRatio(), LongRun()]
+    policies = [Autoregressive(), DFlash(), BestFixed(), *adaptive, Hindsight()]
+    result = replay(trace, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    positions = positions_of(trace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # replay has said it
+        costs = priced(positions, cost)
+    spent, rounds = _budget.fixed_walks(positions, costs)
+    every = np.ones(positions.sequences, bool)
+    best, flat = _flat_range(spent.sum(axis=0))
+    rules = [name for name in result.outcomes if name.removesuffix(" calibrated") in {p.name for p in adaptive}]
+    rule = min(rules, key=lambda name: float(result.outcomes[name].seconds.sum()))
+    choice = "AR"
+    for candidate in ("DFlash", "BestFixed", rule):
+        value, low, _ = result.gain(candidate, choice)
+        if (low if np.isfinite(low) else value) > 0:
+            choice = candidate
+    last = measured_budget(cost, positions.max_budget)
+    return Plan(
+        sentence=_sentence(result, choice, rule, best, flat),
+        policy=DDTree(best) if choice == "BestFixed" else result.outcomes[choice].policy,
+        result=result,
+        best_budget=best,
+        flat=flat,
+        by_workload=_workloads(result, spent, best, choice),
+        notes=_notes(result, positions, last, best, spent),
+        _curve=_fixed_curve(result, spent, rounds, every),
+    )
+
+
+def _flat_range(seconds: Floats) -> tuple[int, tuple[int, int]]:
+    """The budget of least seconds, and the run of budgets around it within 1 % of its throughput."""
+    best = int(np.argmin(seconds))
+    near = seconds * 0.99 <= seconds[best]
+    low = high = best
+    while low > 0 and near[low - 1]:
+        low -= 1
+    while high + 1 < len(near) and near[high + 1]:
+        high += 1
+    return best, (low, high)
+
+
+def _fixed_curve(result: ReplayResult, spent: Floats, rounds: NDArray[Any], counted: NDArray[np.bool_]) -> pd.DataFrame:
+    """The throughput of every fixed budget that the costs cover."""
+    covered = np.flatnonzero(np.isfinite(spent).all(axis=0))
+    values = np.column_stack([result.tokens, spent[:, covered]])
+    total, draws = result._draws.sums(values, counted)
+    low, high = np.quantile(draws[:, :1] / draws[:, 1:], [0.025, 0.975], axis=0)
+    if result._draws.units < 2:
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    return pd.DataFrame(
+        {
+            "budget": covered,
+            "tokens_per_second": total[0] / total[1:],
+            "low": low,
+            "high": high,
+            "acceptance_length": total[0] / rounds[counted][:, covered].sum(axis=0),
+        }
+    )
+
+
+def _workloads(result: ReplayResult, spent: Floats, best: int, choice: str) -> pd.DataFrame:
+    """For each workload: its own best fixed budget, what the pooled one loses there, and what the chosen policy gains over its own."""
+    rows = []
+    for workload in dict.fromkeys(result.workload.tolist()):
+        counted = result.workload == workload
+        seconds = spent[counted].sum(axis=0)
+        own, flat = _flat_range(seconds)
+        share = result._draws.ratio(spent[:, own], result.outcomes[choice].seconds, counted)
+        rows.append(
+            {
+                "workload": workload,
+                "best_budget": own,
+                "flat_low": flat[0],
+                "flat_high": flat[1],
+                "tokens_per_second": float(result.tokens[counted].sum() / seconds[own]),
+                "pooled_budget_loss": float(1 - seconds[own] / seconds[best]),
+                "choice_gain": share[0] - 1,
+                "choice_gain_low": share[1] - 1,
+                "choice_gain_high": share[2] - 1,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (100 * v for v in interval)
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
+
+
+def _sentence(result: ReplayResult, choice: str, rule: str, best: int, flat: tuple[int, int]) -> str:
+    outcome = result.outcomes[choice]
+    speed = result.tokens.sum() / outcome.seconds.sum()
+    mean = outcome.budget.sum() / outcome.rounds.sum()
+    close = f"any fixed budget from {flat[0]} to {flat[1]} nodes comes within 1 % of the best one, {best}"
+    if choice == "AR":
+        return (
+            f"Don't draft: at these costs autoregressive decoding, {speed:,.0f} tokens/s, isn't beaten beyond noise by the best "
+            f"fixed tree budget ({_percent(result.gain('BestFixed', 'AR'))}) or by {rule} ({_percent(result.gain(rule, 'AR'))})."
+        )
+    head = {
+        "DFlash": "Verify DFlash's chain",
+        "BestFixed": f"Verify trees of {best} nodes",
+        "CaDDTree": f"Let CaDDTree choose each tree's size ({mean:.0f} nodes on average)",
+        "RoundRatio": f"Let RoundRatio choose each tree's size ({mean:.0f} nodes on average)",
+    }.get(choice.removesuffix(" calibrated"), "")
+    if isinstance(outcome.policy, LongRun):
+        head = f"Let LongRun choose each tree's size at a price of {outcome.policy.price:,.0f} tokens/s ({mean:.0f} nodes on average)"
+    if choice.endswith(" calibrated"):
+        head += " from calibrated marginals"
+    gains = f"{_percent(result.gain(choice, 'AR'))} over AR"
+    if choice != "DFlash":
+        gains += f" and {_percent(result.gain(choice, 'DFlash'))} over DFlash"
+    text = f"{head}: {speed:,.0f} tokens/s, {gains}; {close}"
+    if choice == rule:
+        return f"{text}, which {rule} beats by {_percent(result.gain(rule, 'BestFixed'))}."
+    if choice == "BestFixed":
+        return f"{text}, and no adaptive rule is faster beyond noise (best: {rule}, {_percent(result.gain(rule, 'BestFixed'))})."
+    return f"{text}, and no tree is faster beyond noise (best fixed: {_percent(result.gain('BestFixed', choice))})."
+
+
+def _notes(result: ReplayResult, positions: Positions, last: int, best: int, spent: Floats) -> tuple[str, ...]:
+    notes = []
+    if result._draws.units < 2:
+        notes.append("The trace holds one prompt, so nothing is known of how much another would differ.")
+    if last < positions.max_budget:
+        notes.append(f"Costs were measured up to {last + 1} tokens; budgets above {last} nodes were not judged.")
+    if best == last:
+        notes.append(f"The best budget, {best}, is the largest that could be judged; a larger one may be faster still.")
+    for workload in dict.fromkeys(result.workload.tolist()):
+        seconds = spent[result.workload == workload].sum(axis=0)
+        loss = 1 - seconds.min() / seconds[best]
+        if loss > 0.01:
+            notes.append(
+                f"On {workload}, {int(seconds.argmin())} nodes would be {100 * loss:.1f} % faster than the pooled best budget."
+            )
+    return tuple(notes)
