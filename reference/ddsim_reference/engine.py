@@ -1,8 +1,9 @@
 """The decoding engine: static buffers, one forward pass per bucket of tokens (a CUDA graph on a GPU), tree commit, drafting.
 
 A round is ``stage`` (host: pack and upload the trees), ``verify`` (target over all tree tokens), ``commit`` (follow the
-target's choices, move accepted rows), ``draft`` (marginals after the new roots), ``collect`` (the round's only wait). Each
-is usable and timeable alone: ``set_context`` pretends that any number of tokens is committed.
+target's choices, move accepted rows), ``draft`` (marginals after the new roots); ``collect`` and ``drafted`` read what they
+left on the host, once ``wait_commit`` and ``wait`` say that it is there. ``step`` is the round without drafts. Each is usable
+and timeable alone: ``set_context`` pretends that any number of tokens is committed.
 """
 
 from __future__ import annotations
@@ -95,8 +96,10 @@ class Bucket:
             self.host[name] = flat[first:last].reshape(shape)
             self.on[name] = self.uploaded[first:last].view(shape)
             first = last
+        unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
+        self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
         self.verify_graph: torch.cuda.CUDAGraph | None = None
-        self.commit_graph: torch.cuda.CUDAGraph | None = None
+        self.commit_graphs: dict[float, torch.cuda.CUDAGraph] = {}  # by temperature
 
     def pack(self, proposals: Sequence[Proposal | None]) -> None:
         """Fill the staging block; None is a request that takes no part."""
@@ -124,6 +127,11 @@ class Bucket:
             rows[:, 2] = np.minimum(self.per_tile, m - firsts)
             tile += len(firsts)
             at += m
+
+    def upload(self) -> None:
+        """Start the copy of the staging block; leave the block alone until it has arrived."""
+        if self.uploaded is not self.staging:
+            self.uploaded.copy_(self.staging, non_blocking=True)
 
     def forest(self, context: Tensor) -> Forest:
         """The staged trees, with positions worked out on the device from ``context`` int32 [batch]."""
@@ -256,6 +264,12 @@ class Engine:
         self.choices = self._zeros(max_tokens, dtype=torch.int32)
         self.context = self._zeros(batch, dtype=torch.int32)
         self.roots = self._zeros(batch, dtype=torch.int32)
+        self.active = self._zeros(batch, dtype=torch.int32) + 1  # requests that ``step`` advances
+        self.temperature = 0.0
+        self.origin = self._zeros(batch, dtype=torch.int32)  # context at which each answer begins
+        self.dice = self._zeros(
+            batch, max_context + 1, dtype=torch.float64
+        )  # uniform number of each token of an answer
         self.report = self._zeros(batch, self.steps + 2, dtype=torch.int32)
         self.group = target_config.num_heads // target_config.num_kv_heads
         self.buckets: dict[int, Bucket] = {}
@@ -264,7 +278,13 @@ class Engine:
         self.host_report = self._pinned(self.report)
         if drafter_config is not None and drafter_weights is not None:
             self._build_drafter(drafter_config, here(drafter_weights))
-        self.ready = torch.cuda.Event() if self.device.type == "cuda" else None
+        self.ready = self.committed = None
+        if self.device.type == "cuda":
+            self.ready, self.committed = torch.cuda.Event(), torch.cuda.Event()
+        self.step_bucket = Bucket(batch, batch, self.group, self.device)
+        self.step_bucket.pack([Proposal.chain([0])] * batch)
+        self.step_bucket.uploaded.copy_(self.step_bucket.staging)
+        self.step_graphs: dict[float, torch.cuda.CUDAGraph] = {}
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(*shape, dtype=dtype or self.dtype, device=self.device)
@@ -281,9 +301,12 @@ class Engine:
         self.pending = self._zeros(self.batch, dtype=torch.int32)  # valid rows of ``fresh``
         block = config.block_size
         shape = (self.batch, config.horizon, self.candidates)
-        self.draft_logprobs = self._zeros(*shape, dtype=torch.float16)
-        self.draft_ids = self._zeros(*shape, dtype=torch.int32)
-        self.host_logprobs, self.host_ids = self._pinned(self.draft_logprobs), self._pinned(self.draft_ids)
+        self.draft_out = self._zeros(
+            2, *shape, dtype=torch.int32
+        )  # log-probabilities and ids, so that one copy fetches both
+        self.host_draft = self._pinned(self.draft_out)
+        self.draft_logprobs, self.draft_ids = self.draft_out[0].view(torch.float32), self.draft_out[1]
+        self.host_logprobs, self.host_ids = self.host_draft[0].view(torch.float32).numpy(), self.host_draft[1].numpy()
         self.draft_graph: torch.cuda.CUDAGraph | None = None
         rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)
         per_tile = power_of_two(block)
@@ -337,6 +360,22 @@ class Engine:
         """Declare each request's last committed token, which the next draft starts from."""
         self.roots.copy_(torch.tensor(list(roots), dtype=torch.int32))
 
+    def set_temperature(self, temperature: float) -> None:
+        """Temperature of the tokens chosen from now on; 0 is greedy."""
+        if not temperature >= 0:
+            raise DdsimError(f"temperature {temperature}: must be 0 or more")
+        self.temperature = float(temperature)
+
+    def set_dice(self, request: int, origin: int, uniforms: NDArray[np.float64]) -> None:
+        """Declare the uniform number behind each token of an answer that begins after ``origin`` tokens."""
+        count = min(len(uniforms), self.dice.shape[1])
+        self.dice[request, :count] = torch.from_numpy(uniforms[:count]).to(self.device)
+        self.origin[request] = origin
+
+    def set_root(self, request: int, root: int) -> None:
+        """Declare one request's last committed token."""
+        self.roots[request] = root
+
     def bucket_for(self, tokens: int) -> Bucket:
         """The bucket that ``tokens`` tokens fall into; on the CPU, exactly that many."""
         if tokens > self.max_tokens:
@@ -354,8 +393,7 @@ class Engine:
         """Pack the requests' trees and start their upload; None leaves a request out."""
         bucket = self.bucket_for(sum(len(p.tokens) for p in proposals if p is not None))
         bucket.pack(proposals)
-        if bucket.uploaded is not bucket.staging:
-            bucket.uploaded.copy_(bucket.staging, non_blocking=True)
+        bucket.upload()
         return bucket
 
     def verify(self, bucket: Bucket) -> Tensor:
@@ -376,25 +414,22 @@ class Engine:
                 self._verify(bucket)
         return self.logits[: bucket.tokens]
 
-    def choose(self, bucket: Bucket, temperature: float, uniforms: Tensor) -> None:
-        """Replace the greedy ``choices`` by samples, one uniform number a token (float64 [bucket.tokens])."""
-        with torch.inference_mode():
-            picked = kernels.choose_tokens(self.logits[: bucket.tokens], temperature, uniforms)
-            self.choices[: bucket.tokens].copy_(picked)
-
     def commit(self, bucket: Bucket) -> None:
-        """Follow ``choices`` down the verified trees and move the accepted rows; ``collect`` tells the outcome."""
+        """Follow the target's choices down the verified trees and move the accepted rows; ``collect`` tells the outcome.
+
+        Choices are greedy at temperature 0 (``set_temperature``), otherwise samples drawn with each answer's ``dice``.
+        """
         if self.graphs:
-            assert bucket.commit_graph is not None
-            bucket.commit_graph.replay()
+            bucket.commit_graphs[self.temperature].replay()
         else:
             with torch.inference_mode():
                 self._commit(bucket)
-        if self.host_report is not self.report:
+        if self.committed is not None:
             self.host_report.copy_(self.report, non_blocking=True)
+            self.committed.record()
 
     def draft(self) -> None:
-        """Draft after the roots: the drafter's marginals, on their way to ``host_logprobs`` and ``host_ids``."""
+        """Draft after the roots; ``drafted`` tells the marginals."""
         if self.drafter is None:
             raise DdsimError("this engine has no drafter: only autoregressive decoding is possible")
         if self.graphs:
@@ -404,9 +439,25 @@ class Engine:
         else:
             with torch.inference_mode():
                 self._draft()
-        if self.host_ids is not self.draft_ids:
-            self.host_logprobs.copy_(self.draft_logprobs, non_blocking=True)
-            self.host_ids.copy_(self.draft_ids, non_blocking=True)
+        if self.ready is not None:
+            self.host_draft.copy_(self.draft_out, non_blocking=True)
+
+    def step(self) -> None:
+        """One token for every active request, from its root to its next root, all of it on the device.
+
+        ``roots`` holds the new tokens. Nothing is fed to the drafter: ``draft`` needs a fresh ``prefill`` after it.
+        """
+        if self.graphs:
+            if self.temperature not in self.step_graphs:
+                state = [self.context, self.roots]
+                before = [x.clone() for x in state]
+                self.step_graphs[self.temperature] = self._graph(self._step)
+                for x, old in zip(state, before, strict=True):
+                    x.copy_(old)
+            self.step_graphs[self.temperature].replay()
+        else:
+            with torch.inference_mode():
+                self._step()
 
     def wait(self) -> None:
         """Wait until everything asked for has arrived on the host."""
@@ -414,13 +465,19 @@ class Engine:
             self.ready.record()
             self.ready.synchronize()
 
+    def wait_commit(self) -> None:
+        """Wait for the last ``commit`` only, so that the host works while the drafter does."""
+        if self.committed is not None:
+            self.committed.synchronize()
+
     def collect(self) -> list[tuple[list[int], int]]:
-        """After ``wait``: for each request the accepted tree indices (the root's 0 first) and the target's next token."""
+        """After ``wait_commit``: for each request the accepted tree indices (the root's 0 first) and the target's next token."""
         return [(row[2 : 2 + row[0]], row[1]) for row in self.host_report.tolist()]
 
     def drafted(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """After ``wait``: marginals of every request, float32 [batch, L, K] and int32 [batch, L, K]."""
-        return self.host_logprobs.numpy().astype(np.float32), self.host_ids.numpy()
+        """After ``wait``: marginals of every request, float32 [batch, L, K] and int32 [batch, L, K]; the next draft
+        overwrites them."""
+        return self.host_logprobs, self.host_ids
 
     def prefill(self, request: int, prompt: Sequence[int]) -> Tensor:
         """Commit a prompt to a request's empty cache, in chunks through the verification path.
@@ -455,13 +512,14 @@ class Engine:
 
     # What runs on the device: captured into graphs, or run as it is.
 
-    def _verify(self, bucket: Bucket) -> None:
+    def _verify(self, bucket: Bucket, taps: tuple[int, ...] | None = None) -> None:
+        taps = self.taps if taps is None else taps
         forest = bucket.forest(self.context)
         x = F.embedding(bucket.on["token"], self.embedding)
         if self.gemv and bucket.tokens == 1:
-            hidden = run_layers_one(self.stack, x, forest, taps=self.taps, features=self.features)
+            hidden = run_layers_one(self.stack, x, forest, taps=taps, features=self.features)
         else:
-            hidden = run_layers(self.stack, x, forest, taps=self.taps, features=self.features)
+            hidden = run_layers(self.stack, x, forest, taps=taps, features=self.features)
         logits = self.logits[: bucket.tokens]
         if self.gemv and bucket.tokens == 1:
             kernels.gemv(hidden, self.head, out=logits)
@@ -469,8 +527,27 @@ class Engine:
             project_head(hidden, self.head, logits)
         self.choices[: bucket.tokens].copy_(logits.argmax(-1))
 
+    def _sample(self, bucket: Bucket) -> None:
+        """Replace the greedy choices by samples: the number behind a token belongs to its place in the answer."""
+        request = bucket.on["request"]
+        place = self.context[request] + bucket.on["depth"] + 1 - self.origin[request]
+        uniform = self.dice[request, place.clamp(0, self.dice.shape[1] - 1)]
+        picked = kernels.choose_tokens(self.logits[: bucket.tokens], self.temperature, uniform)
+        self.choices[: bucket.tokens].copy_(picked)
+
+    def _step(self) -> None:
+        bucket = self.step_bucket
+        bucket.on["token"].copy_(self.roots)
+        self._verify(bucket, taps=())
+        if self.temperature > 0:
+            self._sample(bucket)
+        self.roots.copy_(self.choices[: self.batch])
+        self.context += self.active
+
     def _commit(self, bucket: Bucket) -> None:
         on = bucket.on
+        if self.temperature > 0:
+            self._sample(bucket)
         path, count, bonus = kernels.walk(
             on["token"], on["parent"], self.choices[: bucket.tokens], on["start"], on["size"], self.steps, bucket.tokens
         )
@@ -558,16 +635,18 @@ class Engine:
         return graph
 
     def capture(self, bucket: Bucket) -> None:
-        """Capture a bucket's two graphs unless they exist. The requests' state is left as it was."""
-        if bucket.verify_graph is not None:
+        """Capture a bucket's two graphs unless they exist. The requests' state is left as it was, but for what lies
+        beyond their contexts."""
+        if bucket.verify_graph is None:
+            bucket.verify_graph = self._graph(lambda: self._verify(bucket))
+        if self.temperature in bucket.commit_graphs:
             return
-        bucket.verify_graph = self._graph(lambda: self._verify(bucket))
         state = [self.context, self.roots, self.report]
         if self.drafter is not None:
             state += [self.fed, self.pending, self.fresh]
         before = [x.clone() for x in state]
         # Warming up walks whatever is staged; the rows that it moves lie after the context and are overwritten.
-        bucket.commit_graph = self._graph(lambda: self._commit(bucket))
+        bucket.commit_graphs[self.temperature] = self._graph(lambda: self._commit(bucket))
         for x, old in zip(state, before, strict=True):
             x.copy_(old)
 

@@ -54,8 +54,9 @@ def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Rounded down to float16; descending, ties by smaller token id first.
     token_ids : int64 Tensor [..., count]
     """
-    values, ids = logits.topk(min(count, logits.shape[-1]), -1)
+    values, ids = logits.topk(min(count, logits.shape[-1]), -1, sorted=False)
     values = round_down_half(values - logits.logsumexp(-1, keepdim=True))
-    ids, order = ids.sort(-1)
-    values, order2 = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(-1, order2)
+    # Values are at most 0: the bits of their magnitude rise as they fall, so that one sort orders values, then ids.
+    magnitude = values.neg().half().view(torch.int16).long()
+    keys = ((magnitude << 32) | ids).sort(-1).values
+    return -(keys >> 32).to(torch.int16).view(torch.float16).float(), keys & 0xFFFFFFFF
