@@ -18,7 +18,9 @@ from ddsim.errors import DdsimError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ddsim.calibration import Calibration
     from ddsim.cost import CostModel
+    from ddsim.replay import Plan
     from ddsim.trace import Trace
 
 FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
@@ -189,6 +191,114 @@ REPLAY_COLUMNS: tuple[console.Column, ...] = (
     ("speedup_interval", "95 %", str),
     ("hindsight_share", "share of\nhindsight", console.percent),
 )
+WORKLOAD_COLUMNS: tuple[console.Column, ...] = (
+    ("workload", "workload", str),
+    ("best_budget", "best budget,\nnodes", str),
+    ("flat", "within 1 %", str),
+    ("tokens_per_second", "tokens/s", console.number(1)),
+    ("pooled_budget_loss", "loss with the\npooled budget", console.percent),
+)
+
+
+@app.command(rich_help_panel=ANSWERS, epilog=example("ddsim demo", "ddsim demo --json | head"))
+def demo(
+    plot: Annotated[
+        str, typer.Option("--plot", metavar="FILE", help="Where the figure goes (.png, .svg, .pdf; - writes a PNG).")
+    ] = "ddsim-demo.png",
+    json: JsonOption = False,
+) -> None:
+    """Plan and replay what comes with ddsim: HumanEval recorded with a small model, an 8B model's costs on an H100."""
+    show = Out(json, [plot])
+    _check_plot(plot)
+    from ddsim.cost import fit_cost
+    from ddsim.demo import demo_profile, demo_trace
+    from ddsim.replay import default_policies, measured_budget
+    from ddsim.replay import plan as solve
+    from ddsim.replay import replay as run
+
+    trace = demo_trace()
+    with console.progress("Fitting the cost model"):
+        cost = fit_cost(demo_profile())
+    show.say(f"Recording: {_told(trace.meta['provenance'])}; {len(trace.sequences)} prompts, {len(trace):,} positions")
+    show.say(f"Costs:     {_told(cost.provenance)}")
+    with console.progress("Replaying"):
+        answer = solve(trace, cost)
+        result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget)))
+    _show_plan(show, answer, len(trace.workloads) > 1)
+    _show_replay(show, result.table(), "What each policy would have done")
+    _plot_plan(show, plot, answer)
+    show.json({"plan": answer.to_json(), "replay": result.to_json(), "plot": plot})
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim plan traces/humaneval-t0 --profile h100.json",
+        "ddsim plan 'traces/*-t0' --profile h100.json --plot plan.png",
+    ),
+)
+def plan(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    calibrate: CalibrateOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """How big draft trees should be, in one sentence, and what that gains."""
+    show = Out(json, [plot])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim.replay import plan as solve
+
+    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    calibration = _calibration(recording, calibrate, seed)
+    with console.progress("Replaying"):
+        answer = solve(recording, cost, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    _show_plan(show, answer, len(recording.workloads) > 1)
+    _show_replay(show, answer.table(), None)
+    if plot is not None:
+        _plot_plan(show, plot, answer)
+    show.json(answer.to_json() | {"plot": plot})
+
+
+def _show_plan(show: Out, answer: Plan, several: bool) -> None:
+    show.say()
+    show.say(answer.sentence, style="bold")
+    for note in answer.notes:
+        show.say(f"Note: {note}")
+    show.say()
+    if several:
+        table = answer.by_workload
+        flat = [f"{low}–{high}" for low, high in zip(table["flat_low"], table["flat_high"], strict=True)]
+        show.table(table.assign(flat=flat), WORKLOAD_COLUMNS, "The best fixed budget of each workload")
+
+
+def _plot_plan(show: Out, name: str, answer: Plan) -> None:
+    from ddsim.plot import fixed_budgets
+
+    plain = answer.table().set_index("policy")["tokens_per_second"].get("AR")
+    _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.flat, baseline=plain, ax=ax))
+
+
+def _told(provenance: dict[str, Any]) -> str:
+    """What matters most of a provenance, on a line."""
+    parts = [str(provenance[key]) for key in ("target", "drafter", "device") if provenance.get(key)]
+    return ", ".join(parts) or "of unknown origin"
+
+
+def _calibration(trace: Trace, kind: str | None, seed: int) -> Calibration | None:
+    if kind is None:
+        return None
+    from ddsim.calibration import fit_calibration
+
+    with console.progress("Calibrating"):
+        return fit_calibration(trace, kind, seed=seed)[0]
 
 
 @app.command(
@@ -217,20 +327,15 @@ def replay(
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     _check_plot(plot)
-    from ddsim import replay as replays
     from ddsim.export import export_table
     from ddsim.policy import parse_policy
+    from ddsim.replay import replay as run
 
     policies = None if policy is None else [parse_policy(name) for name in policy]
     recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
-    calibration = None
-    if calibrate is not None:
-        from ddsim.calibration import fit_calibration
-
-        with console.progress("Calibrating"):
-            calibration, _ = fit_calibration(recording, calibrate, seed=seed)
+    calibration = _calibration(recording, calibrate, seed)
     with console.progress("Replaying"):
-        result = replays.replay(recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
+        result = run(recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
     if len(recording.workloads) > 1:
         for name, rows in result.table(by="workload").groupby("workload", sort=False):
             _show_replay(show, rows, str(name))
@@ -249,7 +354,8 @@ def replay(
 
 
 def _show_replay(show: Out, table: Any, title: str | None) -> None:
-    interval = [f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)]
+    pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
+    interval = [f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs]
     show.table(table.assign(speedup_interval=interval), REPLAY_COLUMNS, title)
 
 

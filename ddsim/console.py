@@ -73,7 +73,14 @@ class Out:
         from rich.table import Table
 
         shown = [c for c in columns if c[0] in frame.columns]
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         for i, (_, heading, _) in enumerate(shown):
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for record in frame.to_dict("records"):
