@@ -86,7 +86,8 @@ class CostModel:
 
     Between measured contexts and batches all kinds but ``roofline`` interpolate linearly. Outside what was measured every answer
     comes with one :class:`ExtrapolationWarning` per model and axis: token counts go on with the last slope (flat below the first),
-    contexts with the last slope between contexts (flat below the first), batches keep the size of the KV cache.
+    contexts with the last slope between contexts (flat below the first), and every request past the last batch adds what reading
+    its context costs.
 
     Attributes
     ----------
@@ -204,11 +205,11 @@ class CostModel:
             pairs, beyond, out_context, out_batch = grid.weights(c, b)
             for node, w in pairs:
                 value = value + w * points[node].seconds
-            for k, tokens_beyond in beyond:
+            for k, past, more in beyond:
                 index, contexts = grid.nodes[k]
                 if len(index) > 1:
                     rise = points[index[-1]].seconds - points[index[-2]].seconds
-                    value = value + max(0.0, rise / (contexts[-1] - contexts[-2])) * tokens_beyond
+                    value = value + max(0.0, rise / (contexts[-1] - contexts[-2])) * (past + more)
             self._flag(f"context of {name}", c, out_context, _span_of([p.context for p in points]))
             self._flag(f"batch of {name}", b, out_batch, _span_of([p.batch for p in points]))
         return value if value.ndim else float(value)

@@ -39,8 +39,8 @@ class RoundPoint:
 class Grid:
     """Bilinear interpolation weights over (batch, context) nodes; every batch has contexts of its own.
 
-    Past the last context a node's value goes on with a slope given by the caller; below the first it stays. A batch outside the
-    nodes counts as the nearest one with the same KV cache in all: context · batch is kept.
+    Below the first context or batch the value stays. Past the last ones the caller adds what the context tokens cost that no
+    node covers: those past the last context, and those of the requests past the last batch.
     """
 
     def __init__(self, nodes: Sequence[tuple[int | None, int | None]]) -> None:
@@ -55,14 +55,16 @@ class Grid:
 
     def weights(
         self, context: FloatArray, batch: FloatArray
-    ) -> tuple[list[tuple[int, FloatArray]], list[tuple[int, FloatArray]], BoolArray, BoolArray]:
-        """(node, weight) pairs, (batch index, weighted context tokens past its last node) pairs, outside contexts, outside batches."""
-        nothing = np.zeros(context.shape, bool)
+    ) -> tuple[list[tuple[int, FloatArray]], list[tuple[int, FloatArray, FloatArray]], BoolArray, BoolArray]:
+        """Weights, context tokens that aren't covered, and where context and batch lie outside the nodes.
+
+        Weights are (node, weight) pairs; then (batch index, tokens past its last context, tokens of requests past it).
+        """
         if self.any_batch:
             batch = np.full_like(batch, self.batches[0])
         low, high, f = _bracket(self.batches, batch)
         out_batch = (batch < self.batches[0]) | (batch > self.batches[-1])
-        out_context = nothing.copy()
+        out_context = np.zeros(context.shape, bool)
         pairs, beyond = [], []
         for k, (index, contexts) in enumerate(self.nodes):
             wk = np.where(low == k, 1.0 - f, 0.0) + np.where((high == k) & (high != low), f, 0.0)
@@ -71,15 +73,16 @@ class Grid:
             if self.any_context:
                 pairs.append((int(index[0]), wk))
                 continue
-            c = np.where(out_batch, context * batch / self.batches[k], context)
-            i, j, g = _bracket(contexts, c)
-            out_context |= (wk > 0) & ((c < contexts[0]) | (c > contexts[-1]))
+            i, j, g = _bracket(contexts, context)
+            out_context |= (wk > 0) & ((context < contexts[0]) | (context > contexts[-1]))
             for node in range(len(contexts)):
                 w = wk * (np.where(i == node, 1.0 - g, 0.0) + np.where((j == node) & (j != i), g, 0.0))
                 if w.any():
                     pairs.append((int(index[node]), w))
-            if (c > contexts[-1]).any():
-                beyond.append((k, wk * np.maximum(0.0, c - contexts[-1])))
+            past = wk * np.maximum(0.0, context - contexts[-1])
+            more = wk * context * np.maximum(0.0, batch - self.batches[-1])
+            if past.any() or more.any():
+                beyond.append((k, past, more))
         return pairs, beyond, out_context, out_batch
 
 
@@ -116,17 +119,20 @@ class Surface:
         self.grid = Grid([(c.context, c.batch) for c in curves])
         self.slopes = [self._context_slope(index) for index, _ in self.grid.nodes] if roofline is None else []
 
-    def _context_slope(self, index: IntArray) -> float:
-        """Seconds per context token past the last context: from the last two curves, the same for all token counts.
+    def _context_slope(self, index: IntArray) -> tuple[float, float]:
+        """What one more context token costs past the last context: seconds to read it, and seconds per verified token.
 
-        One number, so that a convex or monotone model stays so where it is extrapolated.
+        From the last two curves: their median difference at small token counts, then the slope of what is left. Neither is below
+        0, so that a convex or monotone model stays so where it is extrapolated.
         """
         if len(index) < 2:
-            return 0.0
+            return 0.0, 0.0
         a, b = self.curves[index[-2]], self.curves[index[-1]]
         assert a.context is not None and b.context is not None
         x = np.array([t for t in b.tokens if a.low <= t <= a.high] or [b.low])
-        return max(0.0, float(np.median(_at(b, x, self.kind) - _at(a, x, self.kind))) / (b.context - a.context))
+        rise = (_at(b, x, self.kind) - _at(a, x, self.kind)) / (b.context - a.context)
+        read = max(0.0, float(np.median(rise[: -(-len(x) // 4)])))
+        return read, max(0.0, float((x * (rise - read)).sum() / (x * x).sum()))
 
     def seconds(
         self, tokens: FloatArray, context: FloatArray, batch: FloatArray
@@ -142,8 +148,9 @@ class Surface:
             if self.roofline is None:
                 value[used] += w[used] * _at(curve, tokens[used], self.kind)
         if self.roofline is None:
-            for k, tokens_beyond in beyond:
-                value += self.slopes[k] * tokens_beyond
+            for k, past, more in beyond:
+                read, attend = self.slopes[k]
+                value += read * (past + more) + attend * past * tokens  # a request attends to its own context only
         else:
             value = self.roofline.seconds(tokens, context, batch)
         return value, (tokens < low) | (tokens > high), out_context, out_batch

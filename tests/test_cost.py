@@ -1,0 +1,528 @@
+"""Cost models: what every kind promises, what ``auto`` picks, what happens outside what was measured, files, errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddsim.cost import (
+    CONTEXT_STEP,
+    KINDS,
+    CostModel,
+    DraftSample,
+    ExtrapolationWarning,
+    HostSample,
+    Profile,
+    VerifySample,
+    cost_table,
+    fit_cost,
+    open_cost,
+    write_profile,
+)
+from ddsim.curves import Roofline, pad
+from ddsim.errors import DdsimError
+
+BUCKETS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+BOTH_SIDES = tuple(sorted({t for b in BUCKETS for t in (b, b + 1)} - {1025}))
+CONTEXTS = (256, 1024, 2048, 4096, 8192)
+TRUTH = Roofline(0.003, 0.006, 5e-8, 2e-5, 1e-9, 4.0)
+Truth = Callable[[float, float, float], float]
+
+
+def roofline(t: float, c: float, b: float) -> float:
+    return float(TRUTH.seconds(*np.atleast_1d(np.float64(t), np.float64(c), np.float64(b)))[0])
+
+
+def padded(t: float, c: float, b: float) -> float:
+    return roofline(float(pad(np.array([t], np.float64), BUCKETS)[0]), c, b)
+
+
+def hinge(t: float, c: float, b: float) -> float:
+    """Convex, and no roofline: three slopes."""
+    return 0.01 + 1e-6 * t + 2e-5 * max(0, t - 64) + 5e-5 * max(0, t - 384) + 2e-7 * c
+
+
+def crooked(t: float, c: float, b: float) -> float:
+    """Monotone, neither convex nor stepped: a fast rise, then a slow one."""
+    return 0.004 + 0.004 * np.log1p(t / 4) + 1e-7 * c
+
+
+def measured(
+    truth: Truth,
+    tokens: Sequence[int] = BOTH_SIDES,
+    contexts: Sequence[int] = CONTEXTS,
+    batches: Sequence[int] = (1,),
+    *,
+    noise: float = 0.003,
+    repeats: int = 7,
+    seed: int = 0,
+    **more: Any,
+) -> Profile:
+    rng = np.random.default_rng(seed)
+    verify = [
+        VerifySample(t, c, b, tuple(truth(t, c, b) * np.exp(noise * rng.standard_normal(repeats))))
+        for b in batches
+        for c in contexts
+        for t in tokens
+        if t >= b
+    ]
+    draft = [DraftSample(c, b, (0.001 + 1e-8 * c + 1e-4 * b,)) for b in batches for c in contexts]
+    return Profile(verify, draft, [HostSample((0.0002,))], {"device": "synthetic"}, **more)
+
+
+def error_of(cost: CostModel, truth: Truth, tokens: Sequence[int], contexts: Sequence[int] = (1024, 3000)) -> float:
+    return max(abs(cost.verify_seconds(t, c) / truth(t, c, 1) - 1) for t in tokens for c in contexts)
+
+
+# what each kind promises
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_fits_what_it_is_made_for(kind: str) -> None:
+    truth = {"steps": padded, "roofline": roofline, "convex": hinge, "isotonic": crooked, "table": crooked}[kind]
+    cost = fit_cost(measured(truth, buckets=BUCKETS if kind == "steps" else None), kind)
+    assert cost.kind == kind == cost.report.asked
+    assert error_of(cost, truth, BOTH_SIDES) < 0.01
+    if kind in ("steps", "roofline", "convex"):
+        assert error_of(cost, truth, (5, 77, 300, 450, 700)) < 0.02
+    assert cost.report.kinds[kind].points > 0 and cost.report.noise == pytest.approx(0.0015, rel=0.5)
+
+
+@st.composite
+def noisy_profiles(draw: Any) -> Profile:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    tokens = np.sort(rng.choice(np.arange(1, 1025), draw(st.integers(2, 12)), replace=False)).tolist()
+    contexts = np.sort(rng.choice(np.arange(0, 9000), draw(st.integers(1, 4)), replace=False)).tolist()
+    verify = [
+        VerifySample(t, c, 1, tuple(rng.uniform(0.005, 0.02, draw(st.integers(1, 3)))))
+        for c in contexts
+        for t in tokens
+    ]
+    return Profile(verify, buckets=draw(st.sampled_from([None, BUCKETS, (4, 2000), (1024,)])))
+
+
+@settings(max_examples=60, deadline=None)
+@given(noisy_profiles(), st.sampled_from(KINDS))
+def test_shapes_hold_whatever_was_measured(profile: Profile, kind: str) -> None:
+    cost = fit_cost(profile, kind)
+    last = int(cost.range.tokens[1])
+    t = np.unique(np.concatenate([np.arange(1, last + 40, 7), [s.tokens for s in profile.verify]])).astype(float)
+    assert cost.range.contexts is not None
+    for context in (cost.range.contexts[0], sum(cost.range.contexts) / 2, cost.range.contexts[1] + 1000):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExtrapolationWarning)
+            seconds = cost.verify_seconds(t, context)
+        assert np.isfinite(seconds).all() and (seconds > 0).all() and seconds.max() < 10
+        if kind in ("convex", "isotonic", "roofline"):
+            assert (np.diff(seconds) >= -1e-9).all(), "not monotone"
+        if kind == "convex":
+            inside = t >= profile_first(profile)
+            slopes = np.diff(seconds[inside]) / np.diff(t[inside])
+            assert (np.diff(slopes) >= -1e-8).all(), "not convex"
+        if kind == "steps" and profile.buckets is not None:
+            size = pad(t, profile.buckets)
+            same = (size[1:] == size[:-1]) & (t[1:] <= profile.buckets[-1]) & (t[1:] <= last)
+            assert (np.diff(seconds)[same] == 0).all(), "one bucket, two costs"
+
+
+def profile_first(profile: Profile) -> int:
+    return min(s.tokens for s in profile.verify)
+
+
+def test_steps_use_the_declared_buckets() -> None:
+    sizes = measured(padded, BUCKETS, buckets=BUCKETS)  # measured at the bucket sizes only
+    for kind in ("auto", "steps"):
+        cost = fit_cost(sizes, kind)
+        assert cost.kind in ("steps", "roofline")  # both pad
+        assert cost.report.buckets == list(BUCKETS) and cost.report.buckets_from == "profile"
+        for t in (2, 9, 33, 100, 129, 500, 769):
+            assert cost.verify_seconds(t, 1024) == cost.verify_seconds(pad(np.array([t * 1.0]), BUCKETS), 1024)[0]
+        assert error_of(cost, padded, range(1, 1025, 3)) < 0.01
+        assert not cost.is_convex() and "greedy stop may end at a step" in cost.explain()
+
+
+def test_steps_find_undeclared_buckets() -> None:
+    cost = fit_cost(measured(padded), "steps")
+    assert cost.report.buckets_from == "found"
+    # small passes cost the same whatever their size, so only buckets that cost something can be found
+    dear = [b for b in BUCKETS if b >= 192]
+    assert set(dear) <= set(cost.report.buckets or [])
+    assert error_of(cost, padded, range(1, 1025, 3)) < 0.03
+
+
+def test_padded_sizes_are_inside_what_was_measured() -> None:
+    profile = measured(padded, (8, 16, 100, 1000), buckets=BUCKETS)
+    for kind in ("steps", "roofline"):
+        cost = fit_cost(profile, kind)
+        assert cost.range.tokens == (2, 1024)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            cost.verify_seconds([2, 5, 1001, 1024], 1024)
+    assert fit_cost(profile, "convex").range.tokens == (8, 1000)
+
+
+def test_roofline_recovers_what_made_the_data_over_batches_too() -> None:
+    cost = fit_cost(measured(roofline, batches=(1, 4, 16), contexts=(256, 2048, 8192)), "roofline")
+    parameters = cost.parameters
+    assert parameters is not None
+    for name, rel in (("kv", 0.03), ("token", 0.03), ("attention", 0.1)):
+        assert parameters[name] == pytest.approx(getattr(TRUTH, name), rel=rel)
+    assert cost.verify_seconds(300, 1000, 9) == pytest.approx(roofline(300, 1000, 9), rel=0.01)
+
+
+# between and outside
+
+
+@pytest.mark.parametrize("kind", ["steps", "convex", "isotonic", "table"])
+def test_linear_between_contexts_and_batches(kind: str) -> None:
+    cost = fit_cost(measured(roofline, batches=(1, 8), noise=0.0), kind)
+    t = np.array([16.0, 200, 900])
+    low, high = cost.verify_seconds(t, 1024, 1), cost.verify_seconds(t, 2048, 1)
+    np.testing.assert_allclose(cost.verify_seconds(t, 1280, 1), 0.75 * low + 0.25 * high, rtol=1e-12)
+    one, eight = cost.verify_seconds(t, 1280, 1), cost.verify_seconds(t, 1280, 8)
+    np.testing.assert_allclose(cost.verify_seconds(t, 1280, 4.5), (one + eight) / 2, rtol=1e-12)
+    table = cost.verify_seconds(t[:, None, None], np.array([300, 1024, 5000])[:, None], np.array([1, 3, 8]))
+    assert table.shape == (3, 3, 3)
+    assert table[1, 2, 0] == cost.verify_seconds(200, 5000, 1)
+
+
+def test_draft_and_host_by_context_and_batch() -> None:
+    cost = fit_cost(measured(roofline, batches=(1, 8)), "table")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # host work was measured at batch 1 only
+        assert cost.draft_seconds(1, 1024) == pytest.approx(0.001 + 1e-8 * 1024 + 1e-4 + 0.0002)
+        assert cost.draft_seconds(4.5, 3072) == pytest.approx(0.001 + 1e-8 * 3072 + 4.5e-4 + 0.0002)
+        assert cost.draft_seconds(1, 10_000) == pytest.approx(0.001 + 1e-8 * 10_000 + 1e-4 + 0.0002)
+        assert cost.draft_seconds(np.array([1, 8]), 1024).shape == (2,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extrapolation_is_flagged_once_an_axis_and_sane(kind: str) -> None:
+    truth = padded if kind == "steps" else roofline
+    cost = fit_cost(measured(truth, buckets=BUCKETS if kind == "steps" else None), kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cost.verify_seconds([1, 500, 1024], [256, 999, 8192])
+    for arguments, words, near in (
+        ((2048, 1024, 1), "tokens 2048 is outside the measured 1–1024", 0.1),
+        ((512, 16384, 1), "context 16384 is outside the measured 256–8192", 0.1),
+        ((512, 1024, 8), "batch 8 is outside the measured 1", 0.25),
+    ):
+        with pytest.warns(ExtrapolationWarning, match=words) as caught:
+            value = cost.verify_seconds(*arguments)
+        assert len(caught) == 1 and caught[0].filename == __file__
+        assert value == pytest.approx(roofline(*arguments), rel=near)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert cost.verify_seconds(*arguments) == value  # said once
+
+
+@pytest.mark.parametrize("kind", ["steps", "isotonic", "table", "convex"])
+def test_two_points_in_the_last_bucket_do_not_make_everything_past_it_free_or_dear(kind: str) -> None:
+    for tokens in ((*BOTH_SIDES, 1025), (*BOTH_SIDES[:-1], 1000, 1024)):
+        cost = fit_cost(measured(padded, tokens, buckets=BUCKETS if kind == "steps" else None), kind)
+        with pytest.warns(ExtrapolationWarning):
+            value = cost.verify_seconds(2048, 1024)
+        assert value == pytest.approx(roofline(2048, 1024, 1), rel=0.15)
+
+
+def test_a_batch_outside_adds_the_reading_of_its_cache() -> None:
+    cost = fit_cost(measured(roofline, noise=0.001), "table")
+    with pytest.warns(ExtrapolationWarning, match="batch 32"):
+        extra = cost.verify_seconds(64, 4096, 32) - cost.verify_seconds(64, 4096, 1)
+    assert extra == pytest.approx(31 * 4096 * TRUTH.kv, rel=0.25)
+    # not the arithmetic of attending to other requests' contexts
+    assert cost.verify_seconds(1024, 4096, 32) - cost.verify_seconds(1024, 4096, 1) == pytest.approx(extra)
+    with pytest.warns(ExtrapolationWarning, match="batch of drafting 4 is outside the measured 1"):
+        more = cost.draft_seconds(4, 1024) - cost.draft_seconds(1, 1024)
+    assert more == pytest.approx(3 * 1024 * 1e-8)
+
+
+# outliers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_disturbed_sample_changes_next_to_nothing(kind: str) -> None:
+    clean = measured(padded if kind == "steps" else roofline, buckets=BUCKETS if kind == "steps" else None)
+    samples = list(clean.verify)
+    s = samples[40]
+    samples[40] = VerifySample(s.tokens, s.context, s.batch, (*s.seconds[:-1], 1.0))
+    disturbed = Profile(samples, buckets=clean.buckets)
+    t = np.arange(1, 1025)
+    ratio = fit_cost(disturbed, kind).verify_seconds(t, s.context) / fit_cost(clean, kind).verify_seconds(t, s.context)
+    assert np.abs(ratio - 1).max() < 0.005
+
+
+@pytest.mark.parametrize("kind", ["steps", "roofline", "convex", "isotonic"])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_disturbed_point_is_outvoted_and_named(kind: str, seed: int) -> None:
+    truth = padded if kind == "steps" else roofline
+    clean = measured(truth, buckets=BUCKETS if kind == "steps" else None, seed=seed)
+    samples = list(clean.verify)
+    which = [i for i, s in enumerate(samples) if s.context == 2048 and 16 < s.tokens < 700][7 * seed]
+    s = samples[which]
+    samples[which] = VerifySample(s.tokens, s.context, s.batch, tuple(1.4 * x for x in s.seconds))
+    cost = fit_cost(Profile(samples, buckets=clean.buckets), kind)
+    others = [t for t in BOTH_SIDES if t != s.tokens]
+    assert error_of(cost, truth, others, (2048,)) < 0.03
+    value = cost.verify_seconds(s.tokens, 2048)
+    if kind == "isotonic":  # all that monotone curves know is that it lies between its neighbours
+        above = BOTH_SIDES[BOTH_SIDES.index(s.tokens) + 1]
+        assert truth(s.tokens, 2048, 1) * 0.97 < value < truth(above, 2048, 1) * 1.03
+    else:
+        assert value == pytest.approx(truth(s.tokens, 2048, 1), rel=0.03)
+    # its neighbour in the same bucket looks as odd, since each was predicted from the other
+    named = [w for w in cost.report.worst_points[:2] if (w["tokens"], w["context"]) == (s.tokens, 2048)]
+    assert named and named[0]["error"] == pytest.approx(1 / 1.4 - 1, abs=0.05)
+
+
+# the choice
+
+
+@pytest.mark.parametrize(
+    ("truth", "declared", "picked"),
+    [
+        (roofline, False, {"roofline"}),
+        (padded, True, {"steps"}),
+        (padded, False, {"steps"}),
+        (hinge, False, {"convex"}),
+        (crooked, False, {"isotonic", "table"}),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_auto_picks_the_kind_that_predicts(truth: Truth, declared: bool, picked: set[str], seed: int) -> None:
+    dense = tuple(sorted({*BOTH_SIDES, *range(24, 1025, 40), *(b + 12 for b in BUCKETS[3:-1])}))
+    tokens = dense if truth is padded and not declared else BOTH_SIDES
+    cost = fit_cost(measured(truth, tokens, seed=seed, buckets=BUCKETS if declared else None))
+    assert cost.kind in picked, cost.explain()
+    report = cost.report
+    assert set(report.kinds) == set(KINDS) and report.asked == "auto"
+    least = min(r.score for r in report.kinds.values())
+    assert report.kinds[cost.kind].score <= 1.1 * least + 0.001
+    assert {"tokens", "contexts"} <= set(report.kinds[cost.kind].axes)
+    text = cost.explain()
+    assert f"'{cost.kind}' (picked" in text and "held-out error" in text and "fitted on tokens 1–1024" in text
+
+
+def test_held_out_errors_are_honest() -> None:
+    """The error that is reported is about the error on sizes that were never measured."""
+    cost = fit_cost(measured(hinge, (1, 8, 32, 64, 128, 256, 512, 768, 1024), noise=0.002), "convex")
+    between = [abs(cost.verify_seconds(t, c) / hinge(t, c, 1) - 1) for t in range(2, 1024, 11) for c in (700, 3000)]
+    mine = cost.report.kinds["convex"]
+    assert np.median(between) <= mine.median * 2 and max(between) <= mine.worst * 1.5
+
+
+def test_too_little_to_judge() -> None:
+    two = [VerifySample(t, 512, 1, (s,)) for t, s in ((1, 0.01), (64, 0.02))]
+    cost = fit_cost(Profile(two))
+    assert cost.kind == "table" and "too few token counts and contexts to leave any out" in cost.explain()
+    assert cost.verify_seconds(32.5, 512) == pytest.approx(0.015)
+    assert fit_cost(Profile(two, buckets=(1, 64))).kind == "steps"
+    for kind in KINDS:
+        assert fit_cost(Profile(two), kind).verify_seconds(64, 512) == pytest.approx(0.02, rel=0.02)
+
+
+def test_same_profile_same_model() -> None:
+    profile = measured(padded, buckets=BUCKETS)
+    assert fit_cost(profile).to_json() == fit_cost(profile).to_json()
+    shuffled = Profile(profile.verify[::-1], profile.draft, profile.host, profile.provenance, profile.buckets)
+    assert fit_cost(shuffled).to_json() == fit_cost(profile).to_json()
+
+
+def test_fits_in_the_time_that_the_demo_has() -> None:
+    tokens = sorted({*BOTH_SIDES, *range(24, 1025, 64)})
+    profile = measured(padded, tokens, (256, 512, 1024, 2048, 4096, 8192), repeats=10, buckets=BUCKETS)
+    fit_cost(measured(roofline, (1, 8, 64), (512,)))  # imports
+    start = time.process_time()
+    fit_cost(profile)
+    assert time.process_time() - start < 4  # 1 s on an idle core; 2 s is the target, and this machine may be shared
+
+
+# tables by hand, and prices of positions
+
+
+def test_from_table() -> None:
+    cost = CostModel.from_table([1, 64, 512], [0.010, 0.012, 0.026], draft_seconds=0.001)
+    assert cost.verify_seconds([1, 32.5, 512], 99999, 64).tolist() == [0.010, 0.011, 0.026]
+    assert cost.draft_seconds(8, 123) == 0.001 and cost.ar_seconds() == 0.010
+    assert cost.range.contexts is None and cost.range.batches is None
+    assert not cost.is_convex() and CostModel.from_table([1, 64, 512], [0.010, 0.012, 0.036]).is_convex()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([1], [0.1]), "at least 2 tokens"),
+        (([1, 2], [0.1]), "as many seconds"),
+        (([[1, 2]], [[0.1, 0.2]]), "at least 2 tokens"),
+        (([2, 1], [0.1, 0.2]), "tokens must ascend"),
+        (([1, 1], [0.1, 0.2]), "tokens must ascend"),
+        (([0, 1], [0.1, 0.2]), "tokens must ascend from 1"),
+        (([1, float("nan")], [0.1, 0.2]), "tokens must ascend"),
+        (([1, 2], [0.1, float("nan")]), "seconds must be finite and above 0"),
+        (([1, 2], [0.1, -0.2]), "seconds must be finite and above 0"),
+        ((["a", 2], [0.1, 0.2]), "lists of numbers"),
+        (([1, 2], [0.1, 0.2], -1.0), "draft_seconds: must be at least 0"),
+    ],
+)
+def test_from_table_refuses(arguments: Any, words: str) -> None:
+    with pytest.raises(DdsimError, match=words) as error:
+        CostModel.from_table(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0,), "tokens must be finite and at least 1"),
+        ((float("nan"),), "tokens must be finite"),
+        (("a",), "tokens must be numbers"),
+        ((1, -1), "context must be finite and at least 0"),
+        ((1, 1, 0), "batch must be finite and at least 1"),
+    ],
+)
+def test_questions_without_sense_are_refused(arguments: Any, words: str) -> None:
+    cost = CostModel.from_table([1, 64], [0.010, 0.012])
+    with pytest.raises(DdsimError, match=words):
+        cost.verify_seconds(*arguments)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9000), min_size=1, max_size=30), st.integers(0, 60), st.sampled_from([1, 8]))
+def test_cost_table_prices_every_position(contexts: list[int], budget: int, batch: int) -> None:
+    cost = TABLE_COST
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        for _ in range(2):  # the second comes from the rows kept
+            table = cost_table(cost, contexts, budget, batch)
+            assert table.seconds.shape == (len(table.contexts), budget + 1) and table.row.dtype == np.int32
+            for context, row in zip(contexts, table.row, strict=True):
+                rounded = -(-context // CONTEXT_STEP) * CONTEXT_STEP
+                assert table.contexts[row] == rounded
+                draft = cost.draft_seconds(batch, rounded)
+                for n in {0, budget}:
+                    want = draft + cost.verify_seconds(batch + n, rounded, batch)
+                    assert table.seconds[row, n] == pytest.approx(want, rel=1e-12)
+                assert table.ar_seconds[row] == pytest.approx(cost.ar_seconds(rounded, batch), rel=1e-12)
+
+
+TABLE_COST = fit_cost(measured(padded, batches=(1, 8), contexts=(256, 1024, 8192), buckets=BUCKETS), "steps")
+
+
+@pytest.mark.parametrize("arguments", [([0.5], 4), ([-1], 4), ([1], -1), ([1], 4, 0)])
+def test_cost_table_refuses(arguments: Any) -> None:
+    with pytest.raises(DdsimError, match="cost_table"):
+        cost_table(TABLE_COST, *arguments)
+
+
+# files
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "auto"])
+def test_saved_models_come_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    cost = fit_cost(measured(padded, batches=(1, 8), contexts=(256, 2048, 8192), buckets=BUCKETS), kind)
+    cost.save(tmp_path / "cost.json")
+    again = CostModel.load(tmp_path / "cost.json")
+    assert again.to_json() == cost.to_json() and again.range == cost.range and again.explain() == cost.explain()
+    t, c, b = np.meshgrid(np.arange(1.0, 1200, 13), [1.0, 300, 5000, 20000], [1.0, 3, 8, 20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        assert again.verify_seconds(t, c, b).tobytes() == cost.verify_seconds(t, c, b).tobytes()
+        assert again.draft_seconds(b, c).tobytes() == cost.draft_seconds(b, c).tobytes()
+    again.save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "cost.json").read_bytes()
+
+
+def test_open_cost_takes_profiles_and_models(tmp_path: Path) -> None:
+    profile = measured(padded, BUCKETS, (512, 2048, 8192), buckets=BUCKETS)
+    write_profile(profile, tmp_path / "profile.json")
+    fitted = open_cost(tmp_path / "profile.json")
+    assert fitted.to_json() == fit_cost(profile).to_json() and fitted.provenance == {"device": "synthetic"}
+    fitted.save(tmp_path / "cost.json")
+    assert open_cost(tmp_path / "cost.json").to_json() == fitted.to_json()
+    assert open_cost(tmp_path / "cost.json", fitted.kind).kind == fitted.kind
+    with pytest.raises(
+        DdsimError, match=f'holds a fitted "{fitted.kind}" cost model; to get "convex", fit the profile again'
+    ):
+        open_cost(tmp_path / "cost.json", "convex")
+    with pytest.raises(DdsimError, match='unknown cost kind "cubic"'):
+        open_cost(tmp_path / "profile.json", "cubic")
+    with pytest.raises(DdsimError, match="not a ddsim-cost file"):
+        CostModel.load(tmp_path / "profile.json")
+
+
+def saved(kind: str = "table") -> dict[str, Any]:
+    model: dict[str, Any] = json.loads(json.dumps(fit_cost(measured(roofline, (1, 64), (512,)), kind).to_json()))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("schema_version",), 9, "schema version 9 is newer"),
+        (("fit",), "spline", "fit: must be one of steps"),
+        (("fit",), None, "fit: must be one of"),
+        (("fit",), "roofline", "must hold parameters for a roofline fit"),
+        (("curves",), [], "curves: needs at least 1 entry"),
+        (("curves", 0, "tokens"), [1, 1], "tokens must ascend"),
+        (("curves", 0, "tokens"), [1], "as many seconds as tokens"),
+        (("curves", 0, "seconds", 0), -0.1, r"curves\[0\].seconds\[0\]: must be above 0"),
+        (("curves", 0, "seconds", 0), float("nan"), "must be finite"),
+        (("curves", 0, "colour"), 1, 'unknown key "colour"'),
+        (("curves", 0, "low"), 99, "low be at most high"),
+        (("draft", 0, "seconds"), -1, r"draft\[0\].seconds: must be at least 0"),
+        (("report",), {"kind": 1}, "report: not the report of a cost model"),
+        (("report",), [], "report: not the report of a cost model"),
+        (("extra",), 1, 'unknown key "extra"'),
+        (("provenance",), 1, "provenance: must be an object"),
+    ],
+)
+def test_bad_model_files_get_one_line(tmp_path: Path, path: tuple[Any, ...], value: Any, words: str) -> None:
+    document = saved()
+    place: Any = document
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(DdsimError) as error:
+        CostModel.load(tmp_path / "bad.json")
+    line = str(error.value)
+    assert line.startswith(str(tmp_path / "bad.json")) and "\n" not in line and re.search(words, line), line
+
+
+def test_every_key_of_a_model_file_is_needed(tmp_path: Path) -> None:
+    for kind in ("table", "roofline"):
+        for key in saved(kind):
+            document = saved(kind)
+            del document[key]
+            (tmp_path / "bad.json").write_text(json.dumps(document))
+            with pytest.raises(DdsimError):
+                CostModel.load(tmp_path / "bad.json")
+    document = saved("roofline")
+    document["roofline"]["sharpness"] = 0
+    (tmp_path / "bad.json").write_text(json.dumps(document))
+    with pytest.raises(DdsimError, match=r"roofline\.sharpness: must be above 0"):
+        CostModel.load(tmp_path / "bad.json")
+
+
+def test_unknown_kind() -> None:
+    with pytest.raises(DdsimError, match=r'unknown cost kind "cubic" \(known: auto, steps, roofline'):
+        fit_cost(measured(roofline, (1, 64), (512,)), "cubic")
+
+
+def test_scipy_is_imported_by_fits_only() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, ddsim.cost; ddsim.cost.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
