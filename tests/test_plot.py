@@ -1,0 +1,404 @@
+"""Figures: what they show is what they were given; nothing global changes; each has units; files come out in three formats."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+from ddsim import plot
+from ddsim.calibration import Reliability, fit_calibration, reliability
+from ddsim.cost import CostModel, fit_cost
+from ddsim.errors import DdsimError
+from ddsim.profiles import Profile
+from ddsim.trace import Trace
+from ddsim.tree import draft_tree, tree_gains
+from tests import made_up
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    return made_up.saved(tmp_path_factory.mktemp("plot") / "trace", sequences=8)
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return made_up.profile(batches=(1, 8))
+
+
+@pytest.fixture(scope="module")
+def cost(profile: Profile) -> CostModel:
+    return fit_cost(profile, "steps")
+
+
+@pytest.fixture(scope="module")
+def reliable(trace: Trace) -> tuple[Reliability, Reliability]:
+    return reliability(trace), reliability(trace, fit_calibration(trace)[0])
+
+
+NAMES = ["AR", "DFlash", "DDTree(64)", "CaDDTree", "Hindsight"]
+
+
+def policy_table() -> pd.DataFrame:
+    rate = np.array([145.0, 430.0, 520.0, 540.0, 600.0])
+    return pd.DataFrame(
+        {
+            "policy": NAMES, "tokens_per_second": rate, "tokens_per_second_low": 0.97 * rate,
+            "tokens_per_second_high": 1.03 * rate, "speedup": rate / 145, "hindsight_share": rate / 600,
+        }
+    )  # fmt: skip
+
+
+def curve_table() -> pd.DataFrame:
+    n = np.arange(65)
+    rate = (1 + 4 * (1 - np.exp(-n / 10))) / (0.0075 + np.maximum(0, n - 24) * 4e-5)
+    return pd.DataFrame({"budget": n, "tokens_per_second": rate, "low": 0.96 * rate, "high": 1.03 * rate})
+
+
+def every_figure(
+    trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
+) -> dict[str, Callable[[Axes | None], Axes]]:
+    drafted = plot.drafted_round(trace, 3, 64)
+    gains = tree_gains([v for _, v in next(trace.blocks()).rows(3)], 64)
+    runs = policy_table().rename(columns={"policy": "label", "tokens_per_second": "predicted"})
+    runs = runs.assign(
+        measured=runs["predicted"] * 1.02, measured_low=runs["predicted"], measured_high=runs["predicted"] * 1.04
+    )
+    price = np.linspace(200, 800, 61)
+    grid = np.outer([96, 20, 4], [1, 0.7])
+    return {
+        "tree": lambda ax: plot.tree(drafted, ax=ax),
+        "gains": lambda ax: plot.gains(gains, ax=ax),
+        "gains of many": lambda ax: plot.gains(np.stack([gains, gains / 2]), ax=ax),
+        "round_throughput": lambda ax: plot.round_throughput(gains, cost, context=512, ax=ax),
+        "cost_curve": lambda ax: plot.cost_curve(cost, profile, ax=ax),
+        "cost_curve of a batch": lambda ax: plot.cost_curve(cost, profile, batch=8, ax=ax),
+        "cost_curve alone": lambda ax: plot.cost_curve(cost, ax=ax),
+        "fixed_budgets": lambda ax: plot.fixed_budgets(curve_table(), flat=(20, 40), baseline=145.0, ax=ax),
+        "policies": lambda ax: plot.policies(policy_table(), ax=ax),
+        "policies by workload": lambda ax: plot.policies(
+            pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
+        ),
+        "budget_distribution": lambda ax: plot.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
+        "price_curve": lambda ax: plot.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
+        "heat_map": lambda ax: plot.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
+        "heat_map around 0": lambda ax: plot.heat_map(
+            grid - 30, [1, 8, 64], [512, 4096], label="gain, %", form="{:+.1f}", centre=0, ax=ax
+        ),
+        "reliability_by_probability": lambda ax: plot.reliability_by_probability(*reliable, ax=ax),
+        "reliability_by_depth": lambda ax: plot.reliability_by_depth(*reliable, ax=ax),
+        "acceptance_by_budget": lambda ax: plot.acceptance_by_budget(*reliable, ax=ax),
+        "predicted_measured": lambda ax: plot.predicted_measured(runs.assign(group="code"), ax=ax),
+        "prediction_errors": lambda ax: plot.prediction_errors(runs, ax=ax),
+    }  # fmt: skip
+
+
+def test_every_figure_draws_on_the_axes_given_and_changes_nothing_global(
+    trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
+) -> None:
+    import matplotlib.pyplot as plt
+
+    before, open_before = dict(matplotlib.rcParams), plt.get_fignums()
+    figures = every_figure(trace, profile, cost, reliable)
+    drawn = {name.split()[0] for name in figures}
+    helpers = {"canvas", "save_figure", "drafted_round", "DraftedRound", "COLOURS", "SUFFIXES"}
+    assert drawn == set(plot.__all__) - helpers
+    for name, draw in figures.items():
+        ax = plot.canvas()
+        assert draw(ax) is ax, name
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # missing glyphs, layouts that collapse
+            ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert dict(matplotlib.rcParams) == before
+    assert plt.get_fignums() == open_before
+
+
+def test_every_figure_names_what_its_axes_show(
+    trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
+) -> None:
+    units = ("ms", "tokens", "%", "nodes", "probability", "share", "requests", "true token")
+    for name, draw in every_figure(trace, profile, cost, reliable).items():
+        if name == "tree":
+            continue
+        figure = draw(plot.canvas()).figure
+        for ax in all_axes(figure):
+            labels = [a.get_label_text() for a in (ax.xaxis, ax.yaxis) if a.get_label_text()]
+            assert labels, name
+            assert all(any(unit in label for unit in units) for label in labels), (name, labels)
+
+
+def test_no_text_of_a_figure_overlaps_another_or_leaves_the_page(
+    trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for name, draw in every_figure(trace, profile, cost, reliable).items():
+        if name == "tree":
+            continue  # its letters are in boxes that a test of its own looks at
+        figure = draw(plot.canvas(5.0, 4.2)).figure
+        canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
+        canvas.draw()
+        page = figure.bbox  # type: ignore[union-attr]
+        for ax in all_axes(figure):
+            boxes = [box for axis in (ax.xaxis, ax.yaxis) for box in tick_boxes(axis)]
+            for i, a in enumerate(boxes):
+                assert not any(a.overlaps(b) for b in boxes[i + 1 :]), name
+            for label in (ax.xaxis.label, ax.yaxis.label):
+                if label.get_text() and label.get_visible():
+                    box = label.get_window_extent()
+                    assert _within(box, page), (name, label.get_text())
+                    assert not any(box.overlaps(b) for b in boxes), (name, label.get_text())
+
+
+def all_axes(figure: Any) -> list[Axes]:
+    return [a for ax in figure.axes for a in (ax, *ax.child_axes)]
+
+
+def tick_boxes(axis: Any) -> list[Any]:
+    """Where the tick labels in view are written."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=False)
+    return [t.get_window_extent() for at, t in ticks if low <= at <= high and t.get_text() and t.get_visible()]
+
+
+def _within(box: object, page: object) -> bool:
+    return box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1  # type: ignore[attr-defined]
+
+
+def test_a_figure_of_its_own_is_one_that_notebooks_show() -> None:
+    import matplotlib.pyplot as plt
+
+    ax = plot.gains([0.9, 0.5])
+    try:
+        assert ax.figure.number in plt.get_fignums()  # type: ignore[union-attr]
+    finally:
+        plt.close(ax.figure)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("suffix", "head"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_save_figure(tmp_path: Path, suffix: str, head: bytes) -> None:
+    paths = [plot.save_figure(plot.gains([0.9, 0.5], ax=plot.canvas()), tmp_path / s / f"a.{suffix}") for s in "xy"]
+    assert paths[0].read_bytes().startswith(head)
+    if suffix == "png":
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_save_figure_refuses_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DdsimError, match=r"^.*a\.gif: figures are written as png, svg or pdf; .*$"):
+        plot.save_figure(plot.canvas(), tmp_path / "a.gif")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DdsimError, match="can't be written"):
+        plot.save_figure(plot.canvas(), tmp_path / "file" / "a.png")
+
+
+# --- trees ----------------------------------------------------------------------------------------------------------
+
+
+def naive_accepted(trace: Trace, sequence: int, position: int, budget: int) -> int:
+    """Accepted drafted tokens, by looking for the true path among the tree's paths."""
+    block = next(trace.subset([sequence]).blocks())
+    rows = block.rows(position)
+    tree = draft_tree([v for _, v in rows], budget)
+    paths = {0: ()}
+    for node in range(1, len(tree)):
+        token = int(rows[tree.depths[node] - 1][0][tree.ranks[node]])
+        paths[node] = (*paths[int(tree.parents[node])], token)  # type: ignore[assignment]
+    true = tuple(block.tokens[position + 1 :].tolist())
+    return max(len(p) for p in paths.values() if true[: len(p)] == p)
+
+
+def test_drafted_round_accepts_what_the_text_says(trace: Trace) -> None:
+    seen = set()
+    for position in range(0, 58, 3):
+        for budget in (0, 1, 7, 64):
+            drafted = plot.drafted_round(trace, position, budget, sequence=2)
+            assert len(drafted.accepted) - 1 == naive_accepted(trace, 2, position, budget)
+            assert len(drafted.texts) == len(drafted.tree) == budget + 1
+            seen.add(len(drafted.accepted))
+    assert len(seen) > 3  # the examples tell cases apart
+
+
+def test_drafted_round_knows_the_token_that_follows(trace: Trace) -> None:
+    block = next(trace.subset([0]).blocks())
+    drafted = plot.drafted_round(trace, 10, 16)
+    assert drafted.bonus == trace.text([block.tokens[10 + len(drafted.accepted)]])
+    assert drafted.texts[0] == trace.text([block.tokens[10]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"budget": 65}, "budget 65: .* up to 64 only"),
+        ({"sequence": 8}, "sequence 8: the trace has sequences 0 to 7"),
+        ({"position": 59}, "position 59: rounds of sequence 0 start at positions 0 to 58"),
+    ],
+)
+def test_drafted_round_refuses(trace: Trace, changes: dict[str, int], line: str) -> None:
+    with pytest.raises(DdsimError, match=line):
+        plot.drafted_round(trace, **changes)
+
+
+def boxes(ax: Axes) -> list[FancyBboxPatch]:
+    return [p for p in ax.patches if isinstance(p, FancyBboxPatch)]
+
+
+def test_a_tree_of_64_nodes_is_legible_on_half_a_page(trace: Trace) -> None:
+    ax = plot.tree(plot.drafted_round(trace, 3, 64), ax=plot.canvas(6.3, 4.6))
+    texts = [t for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
+    assert len(texts) == len(boxes(ax)) == 65
+    assert min(t.get_fontsize() for t in texts) >= 5.5  # points
+    drawn = [b.get_window_extent() for b in boxes(ax)]
+    for i, a in enumerate(drawn):
+        assert not any(a.overlaps(b) for b in drawn[i + 1 :])
+    for text, box in zip(texts, drawn, strict=True):
+        extent = text.get_window_extent()
+        assert extent.x0 >= box.x0 - 1 and extent.x1 <= box.x1 + 1
+
+
+def test_the_accepted_path_is_lit(trace: Trace) -> None:
+    drafted = plot.drafted_round(trace, 3, 64)
+    assert len(drafted.accepted) > 2
+    ax = plot.tree(drafted, ax=plot.canvas())
+    faces = [matplotlib.colors.to_hex(b.get_facecolor()).upper() for b in boxes(ax)]
+    assert [i for i, face in enumerate(faces) if face == plot.ORANGE] == drafted.accepted
+    bold = [c for c in ax.collections if isinstance(c, LineCollection)][1]
+    assert len(bold.get_segments()) == len(drafted.accepted) - 1
+    assert f"64 nodes, {len(drafted.accepted) - 1} accepted" in ax.texts[-1].get_text()
+
+
+def test_strange_tokens_are_drawn_without_warning() -> None:
+    texts = [" $x$", "\n\n", "", "漢字", "👍", "\\frac{", "a very long token indeed", "_", "\u202e", "%"]
+    tree = draft_tree(np.log(np.full((1, 9), 0.1)), 9)
+    ax = plot.tree(tree, texts, ax=plot.canvas())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ax.figure.draw_without_rendering()  # type: ignore[union-attr]
+    shown = [t.get_text() for t in ax.texts]
+    assert shown[:4] == ["·$x$", "⏎⏎", "∅", "□□"]
+    assert shown[6] == "a·very·long…"
+    with pytest.raises(DdsimError, match="3 texts for a tree of 10 nodes"):
+        plot.tree(tree, texts[:3], ax=plot.canvas())
+
+
+def test_a_tree_of_the_root_alone_is_drawn() -> None:
+    ax = plot.tree(draft_tree(np.log(np.full((1, 2), 0.1)), 0), ax=plot.canvas())
+    assert len(boxes(ax)) == 1
+
+
+# --- numbers on figures ---------------------------------------------------------------------------------------------
+
+
+def test_round_throughput_marks_best_and_greedy() -> None:
+    seconds = [1.0, 1.05, 1.9, 1.95, 2.0]  # a step that greedy doesn't climb
+    ax = plot.round_throughput([0.9, 0.9, 0.9, 0.9], seconds, ax=plot.canvas())
+    theta = np.array([1, 1.9, 2.8, 3.7, 4.6]) / seconds
+    marks = {line.get_label(): line.get_xydata()[0] for line in ax.lines if len(line.get_xydata()) == 1}  # type: ignore[arg-type, index, misc]
+    best, greedy = int(np.argmax(theta)), 1
+    assert best == 4
+    (b, g) = (next(v for k, v in marks.items() if str(k).startswith(name)) for name in ("best: 4", "greedy stop: 1"))
+    np.testing.assert_allclose(b, [best, theta[best]])
+    np.testing.assert_allclose(g, [greedy, theta[greedy]])
+    with pytest.raises(DdsimError, match="give those of one position"):
+        plot.round_throughput([[0.9]], seconds, ax=plot.canvas())
+
+
+def test_gains_add_up() -> None:
+    ax = plot.gains([0.5, 0.25, 0.0], ax=plot.canvas())
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 1.5, 1.75, 1.75])
+    with pytest.raises(DdsimError, match="gains have shape"):
+        plot.gains(np.zeros((2, 0)), ax=plot.canvas())
+
+
+def test_cost_curve_is_in_milliseconds_and_residuals_are_what_is_left(cost: CostModel, profile: Profile) -> None:
+    ax = plot.cost_curve(cost, profile, contexts=[1024], ax=plot.canvas())
+    points = profile.points()
+    points = points.take((points.batch == 1) & (points.context == 1024))
+    upper, below = ax, ax.child_axes[0]
+    np.testing.assert_allclose(upper.lines[0].get_xydata(), np.stack([points.tokens, 1e3 * points.seconds], 1))
+    fit = cost.verify_seconds(points.tokens, 1024)
+    np.testing.assert_allclose(below.lines[0].get_ydata(), 100 * (points.seconds / fit - 1))
+    with pytest.raises(DdsimError, match="no points at batch 2; it has batches 1, 8"):
+        plot.cost_curve(cost, profile, batch=2, ax=plot.canvas())
+
+
+def test_cost_curve_asks_for_nothing_that_was_not_measured(cost: CostModel, profile: Profile) -> None:
+    fresh = fit_cost(profile, "steps")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in (1, 8):
+            plot.cost_curve(fresh, profile, batch=batch, ax=plot.canvas())
+        plot.cost_curve(fresh, ax=plot.canvas())
+
+
+def test_policies_are_in_order_and_say_what_they_are_worth() -> None:
+    ax = plot.policies(policy_table(), ax=plot.canvas())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["Hindsight", "CaDDTree", "DDTree(64)", "DFlash", "AR"]
+    assert [t.get_text() for t in ax.texts][:2] == ["4.14×", "3.72×   90 % of hindsight"]
+    bare = plot.policies(policy_table()[["policy", "tokens_per_second"]], ax=plot.canvas())
+    assert {t.get_text() for t in bare.texts} <= {""}
+
+
+def test_unknown_intervals_are_left_out() -> None:
+    table = policy_table().assign(tokens_per_second_low=np.nan, tokens_per_second_high=np.nan)
+    ax = plot.policies(table, ax=plot.canvas())
+    assert ax.get_xlim()[1] > 600
+    curve = curve_table().assign(low=np.nan, high=np.nan)
+    assert np.isfinite(plot.fixed_budgets(curve, ax=plot.canvas()).get_ylim()).all()
+
+
+def test_budget_distribution_is_the_share_of_rounds() -> None:
+    ax = plot.budget_distribution({"A": [8, 8, 16, 64, -1]}, ax=plot.canvas())
+    x, y = (np.asarray(v) for v in ax.lines[0].get_data())
+    for n, share in ((0, 0.0), (8, 0.5), (16, 0.75), (64, 1.0)):
+        assert y[x == n][-1] == share
+    assert ax.lines[0].get_label() == "A: median 12, mean 24"
+
+
+def test_price_curve_finds_the_fixed_point() -> None:
+    x = np.linspace(100, 300, 41)
+    ax = plot.price_curve(x, 250 - (x - 250) ** 2 / 1000, ax=plot.canvas())
+    star = next(line for line in ax.lines if str(line.get_label()).startswith("λ*"))
+    np.testing.assert_allclose(star.get_xydata(), [[250, 250]], atol=0.5)  # type: ignore[arg-type]
+
+
+def test_heat_map_refuses_another_shape() -> None:
+    with pytest.raises(DdsimError, match=r"values have shape \(1, 2\); expected \(2, 1\)"):
+        plot.heat_map([[1, 2]], [1, 2], [512], label="x", ax=plot.canvas())
+    ax = plot.heat_map([[1.0, np.nan]], [1], [512, 1024], label="x, nodes", ax=plot.canvas())
+    assert [t.get_text() for t in ax.texts] == ["1"]
+
+
+def test_prediction_errors_are_relative() -> None:
+    table = pd.DataFrame({"label": ["a", "b"], "predicted": [100.0, 200.0], "measured": [103.0, 190.0]})
+    ax = plot.prediction_errors(table, ax=plot.canvas())
+    dots = next(line for line in ax.lines if line.get_marker() == "o")
+    np.testing.assert_allclose(dots.get_xdata(), [3, -5])
+
+
+def test_colours_are_told_apart_when_red_or_green_cones_are_missing() -> None:
+    # Viénot, Brettel and Mollon (1999): linear RGB -> LMS, drop one cone, back.
+    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in plot.COLOURS]) ** 2.2
+    lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
+    for drop in ([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]]):
+        seen = np.clip(rgb @ lms.T @ np.array(drop).T @ np.linalg.inv(lms).T, 0, 1) ** (1 / 2.2)
+        gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+        assert gaps[:3, :3][np.triu_indices(3, 1)].min() > 0.3  # most figures need no more than three
+        assert gaps[np.triu_indices(len(seen), 1)].min() > 0.14  # where markers or line styles differ too
+
+
+def test_canvas_is_unknown_to_pyplot() -> None:
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    assert isinstance(plot.canvas().figure, Figure)
+    assert plt.get_fignums() == before
