@@ -1268,9 +1268,11 @@ def _replace(path: Path, write: Any) -> None:
             os.fsync(folder)  # the rename too must survive a power cut
         finally:
             os.close(folder)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise DdsimError(f"{path}: can't be written ({error.strerror or error})") from None
+        if isinstance(error, OSError):
+            raise DdsimError(f"{path}: can't be written ({error.strerror or error})") from None
+        raise
 
 
 def _read_pieces(path: Path) -> dict[int, str]:
