@@ -1,8 +1,11 @@
 """Solvers: how many tree nodes to verify, given the gains of the nodes and what verification costs.
 
-A round at a position with sorted gains ``g`` and budget ``n`` commits ``1 + Phi(n)`` tokens in expectation,
-``Phi(n) = g[0] + ... + g[n-1]``, and takes ``C(n)`` seconds.  Every rule below is a scan of ``n``; ties go to the
-smallest ``n``; a budget never exceeds the nodes that exist (gains above 0).
+A round at a position with sorted gains g and budget n commits 1 + Φ*(n) tokens in expectation, Φ*(n) = g[0] + ... + g[n - 1],
+and takes C(n) seconds. Every rule below is a scan of n; ties go to the smallest n; a budget never exceeds the nodes that exist
+(gains above 0). Seconds may be infinite: such budgets are never chosen.
+
+Kernels take and return arrays; sequences, or chunks of positions, are split over threads, and results don't depend on their
+number.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from ddsim._threads import split
 from ddsim.errors import DdsimError
 
 NO_DRAFT = -1  # an action: decode one token without drafting
@@ -32,11 +36,19 @@ Rule = Literal["greedy", "exhaustive", "price"]
 
 
 class Costs(Protocol):
-    """What the solvers need of a cost table: seconds of a round by context and budget (see `ddsim.cost`)."""
+    """What the solvers need of a cost table: seconds of a round by context and budget (see `ddsim.cost.cost_table`)."""
 
-    seconds: Floats  # [U, M + 1], a drafted round with n nodes
-    ar_seconds: Floats  # [U], a round without draft
-    row: Ints  # [P], the row of each position
+    @property
+    def seconds(self) -> Floats:
+        """float64 [U, M + 1], a drafted round with n nodes."""
+
+    @property
+    def ar_seconds(self) -> Floats:
+        """float64 [U], a round without draft."""
+
+    @property
+    def row(self) -> Ints:
+        """int32 [P], the row of each position."""
 
 
 class Calibration(Protocol):
@@ -156,8 +168,26 @@ class Positions:
 
 def cost_rows(costs: Costs, index: slice | NDArray[Any]) -> Costs:
     """The same cost table for a part of its positions."""
-    part: Costs = dataclasses.replace(costs, row=costs.row[index])  # type: ignore[type-var]
-    return part
+    return _Curves(costs.seconds, costs.ar_seconds, costs.row[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curves:
+    """The smallest cost table."""
+
+    seconds: Floats
+    ar_seconds: Floats
+    row: Ints
+
+
+def curve_table(seconds: ArrayLike, positions: int, ar_seconds: float | None = None) -> Costs:
+    """A cost table with one curve for all positions: seconds of a round with 0, 1, ... nodes.
+
+    ``ar_seconds`` (default: those of a round with 0 nodes) is what a round without draft takes.
+    """
+    curve = cost_curve(seconds, 0)
+    alone = curve[0] if ar_seconds is None else float(ar_seconds)
+    return _Curves(curve[None], np.array([alone]), np.zeros(positions, np.int32))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -166,16 +196,47 @@ def cost_rows(costs: Costs, index: slice | NDArray[Any]) -> Costs:
 
 
 @njit(cache=True, nogil=True)
-def _choose(gains, nodes, seconds, rule, price, base):  # type: ignore[no-untyped-def]
-    """(n, base + Phi(n)) for one position."""
+def _slopes_ahead(seconds):  # type: ignore[no-untyped-def]
+    """[U, M + 1] the least of (C(m) - C(n)) / (m - n) over m > n: the slope of C's convex hull to the right of n."""
+    rows, width = seconds.shape
+    out = np.empty((rows, width))
+    hull = np.empty(width, np.int64)
+    for u in range(rows):
+        top = 0  # hull[:top]: vertices to the right of n, the nearest last
+        for n in range(width - 1, -1, -1):
+            least = np.inf
+            while top:
+                m = hull[top - 1]
+                least = (seconds[u, m] - seconds[u, n]) / (m - n)
+                if top == 1:
+                    break
+                beyond = hull[top - 2]
+                if (seconds[u, beyond] - seconds[u, n]) / (beyond - n) > least:
+                    break
+                top -= 1
+            out[u, n] = least
+            if seconds[u, n] < np.inf:
+                hull[top] = n
+                top += 1
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _choose(gains, seconds, ahead, rule, price, base):  # type: ignore[no-untyped-def]
+    """(n, base + Φ(n)) for one position.
+
+    Ends where no larger budget can be better: m nodes gain at most (m - n)·g[n + 1] over n, and cost at least (m - n)·ahead[n].
+    """
     best = 0
     best_tokens = base
     best_seconds = seconds[0]
     best_value = base - price * seconds[0]
-    phi = 0.0
-    for n in range(1, nodes + 1):
-        phi += gains[n - 1]
-        tokens = base + phi
+    tokens = base
+    for n in range(1, len(gains) + 1):
+        worth = price if rule == PRICE else best_tokens / best_seconds
+        if gains[n - 1] <= 0 or gains[n - 1] <= worth * ahead[n - 1]:
+            break
+        tokens += gains[n - 1]
         if rule == PRICE:
             value = tokens - price * seconds[n]
             if value > best_value:
@@ -188,10 +249,12 @@ def _choose(gains, nodes, seconds, rule, price, base):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _budgets(gains, nodes, seconds, row, rule, price, base):  # type: ignore[no-untyped-def]
-    out = np.empty(len(nodes), np.int32)
-    for p in range(len(nodes)):
-        out[p] = _choose(gains[p], nodes[p], seconds[row[p]], rule, price, base)[0]
+def _budgets(gains, seconds, row, rule, price, base):  # type: ignore[no-untyped-def]
+    # -inf ends no scan: for a few positions slopes cost more than they save
+    ahead = _slopes_ahead(seconds) if len(gains) >= 2 * len(seconds) else np.full(seconds.shape, -np.inf)
+    out = np.empty(len(gains), np.int32)
+    for p in range(len(gains)):
+        out[p] = _choose(gains[p], seconds[row[p]], ahead[row[p]], rule, price, base)[0]
     return out
 
 
@@ -210,9 +273,15 @@ def _count(gains):  # type: ignore[no-untyped-def]
     return out
 
 
+def _plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
+    """Contiguous and writable: kernels see one type of array, whatever the caller has, and are compiled once."""
+    out = np.ascontiguousarray(array, dtype)
+    return out if out.flags.writeable else out.copy()
+
+
 def node_counts(gains: NDArray[np.float32]) -> Ints:
     """int32 [P]: how many nodes exist at each position (gains above 0; ``gains`` [P, N] descending)."""
-    counts: Ints = _count(gains)
+    counts: Ints = _count(_plain(gains, np.float32))
     return counts
 
 
@@ -222,7 +291,6 @@ def round_budgets(
     rule: Rule,
     price: float = 0.0,
     *,
-    nodes: Ints | None = None,
     calibration: Calibration | None = None,
 ) -> Ints:
     """Budgets of many positions under one rule.
@@ -230,32 +298,21 @@ def round_budgets(
     Parameters
     ----------
     gains : float32 [P, N], descending, zero-padded
-    costs : cost table with a row for each of the P positions
+    costs : cost table with a row for each of the P positions; budgets that it has no seconds for are not chosen
     rule : "greedy" (grow while (1 + Phi)/C improves), "exhaustive" (argmax of that ratio) or "price"
         (argmax of (1 + Phi(n)) - price * C(n)); ties go to the smallest n
     price : tokens per second, for "price"
-    nodes : int32 [P], cap; by default the nodes that exist
     calibration : applied to the gains first
 
     Returns
     -------
     int32 [P]
     """
-    if nodes is None:
-        nodes = node_counts(gains)
     if calibration is not None:
-        gains = np.ascontiguousarray(calibration.apply_gains(gains), np.float32)
-    out: Ints = _budgets(gains, nodes, costs.seconds, costs.row, RULES[rule], float(price), 1.0)
+        gains = calibration.apply_gains(gains)
+    gains = gains[:, : costs.seconds.shape[1] - 1]
+    out: Ints = _budgets(_plain(gains, np.float32), costs.seconds, costs.row, RULES[rule], float(price), 1.0)
     return out
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curve:
-    """The smallest cost table: one curve."""
-
-    seconds: Floats
-    ar_seconds: Floats
-    row: Ints
 
 
 def cost_curve(cost: Any, max_budget: int, context: int | None = None, batch: int = 1) -> Floats:
@@ -320,8 +377,7 @@ def optimal_budget(
     if (price is None) == (rule == "price"):
         raise DdsimError("rule 'price' needs price=; the other rules take none")
     curve = cost_curve(cost, values.shape[1], _priced_context(context))
-    table = _Curve(curve[None], curve[:1], np.zeros(len(values), np.int32))
-    out = round_budgets(values, table, rule, price or 0.0)
+    out = round_budgets(values, curve_table(curve, len(values)), rule, price or 0.0)
     return int(out[0]) if single else out
 
 
@@ -339,34 +395,27 @@ def _priced_context(context: int | None) -> int | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _rule_totals(gains, nodes, seconds, row, index, rule, price, base):  # type: ignore[no-untyped-def]
-    chunks = (len(index) + _CHUNK - 1) // _CHUNK
-    part = np.zeros((chunks, 2))
-    for c in prange(chunks):
+@njit(cache=True, nogil=True)
+def _rule_totals(gains, seconds, row, ahead, index, rule, price, base, first, last, part):  # type: ignore[no-untyped-def]
+    for c in range(first, last):
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, len(index))):
             p = index[i]
-            n, tokens = _choose(gains[p], nodes[p], seconds[row[p]], rule, price, base)
+            n, tokens = _choose(gains[p], seconds[row[p]], ahead[row[p]], rule, price, base)
             part[c, 0] += tokens
             part[c, 1] += seconds[row[p], n]
-    return part
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _fixed_totals(gains, nodes, seconds, row, index, base):  # type: ignore[no-untyped-def]
-    width = gains.shape[1] + 1
-    chunks = (len(index) + _CHUNK - 1) // _CHUNK
-    part = np.zeros((chunks, 2, width))
-    for c in prange(chunks):
+@njit(cache=True, nogil=True)
+def _fixed_totals(gains, nodes, seconds, row, index, base, first, last, part):  # type: ignore[no-untyped-def]
+    for c in range(first, last):
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, len(index))):
             p = index[i]
             tokens = base
-            for n in range(width):
+            for n in range(gains.shape[1] + 1):
                 if 0 < n <= nodes[p]:
                     tokens += gains[p, n - 1]
                 part[c, 0, n] += tokens
                 part[c, 1, n] += seconds[row[p], min(n, nodes[p])]
-    return part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,7 +424,7 @@ class PriceSolution:
 
     Attributes
     ----------
-    price : float, tokens per second: the fixed point lambda* = E[tokens] / E[seconds] of its own budgets
+    price : float, tokens per second: the fixed point λ* = E[tokens] / E[seconds] of its own budgets
     tokens, seconds : float, their sums over the positions counted
     iterations : int
     """
@@ -386,54 +435,47 @@ class PriceSolution:
     iterations: int
 
 
-def _totals_over(
-    positions: Positions,
-    sequences: NDArray[np.bool_] | None,
+def _surrogate_blocks(
+    positions: Positions | ArrayLike,
     costs: Costs,
+    sequences: NDArray[np.bool_] | None,
     calibration: Calibration | None,
-    kernel: Callable[[NDArray[np.float32], Ints, Costs, NDArray[np.int64]], Floats],
-) -> Floats:
-    total: Floats | None = None
+) -> Iterator[tuple[NDArray[np.float32], Ints, Costs, NDArray[np.int64]]]:
+    """Gains, nodes, costs and which positions to count, block by block; bare gains are one block and all count."""
+    if not isinstance(positions, Positions):
+        bare = np.ascontiguousarray(np.atleast_2d(np.asarray(positions, np.float32)))
+        nodes = node_counts(bare)
+        yield bare if calibration is None else calibration.apply_gains(bare), nodes, costs, np.arange(len(bare))
+        return
     for low, first, block in positions.blocks():
-        high = low + len(block)
         index = block.roots(None if sequences is None else sequences[first : first + block.sequences])
         gains: NDArray[np.float32] = block.gains  # type: ignore[assignment]
         if calibration is not None:
             gains = np.ascontiguousarray(calibration.apply_gains(gains), np.float32)
-        part = kernel(gains, block.nodes, cost_rows(costs, slice(low, high)), index).sum(axis=0)
-        total = part if total is None else total + part
-    if total is None:
-        raise DdsimError("no positions to solve over: the trace or the selection is empty")
-    return total
+        yield gains, block.nodes, cost_rows(costs, slice(low, low + len(block))), index
 
 
-def as_positions(gains: Positions | ArrayLike) -> Positions:
-    """Bare gains [P, N] as positions that each stand for a round (no truth: surrogate solvers only)."""
-    if isinstance(gains, Positions):
-        return gains
-    values = np.ascontiguousarray(np.atleast_2d(np.asarray(gains, np.float32)))
-    count = len(values)
-    # a last position never starts a round, so a sentinel closes the one sequence
-    values = np.concatenate([values, np.zeros((1, values.shape[1]), np.float32)])
-    return Positions(
-        values,
-        np.full((count + 1, 1), NO_RANK, np.int32),
-        node_counts(values),
-        np.zeros(count + 1, np.uint8),
-        np.zeros(count + 1, np.float32),
-        np.zeros(count + 1, np.int32),
-        np.array([0, count + 1], np.int64),
-        ("",),
-        ("",),
-        np.zeros(1, np.float32),
-    )
-
-
-def _sentinel_row(positions: Positions | ArrayLike, costs: Costs) -> Costs:
-    """Cost rows to match `as_positions`."""
-    if isinstance(positions, Positions):
-        return costs
-    return dataclasses.replace(costs, row=np.append(costs.row, costs.row[-1:]).astype(np.int32))  # type: ignore
+def _totals(
+    positions: Positions | ArrayLike,
+    costs: Costs,
+    rule: Rule,
+    price: float = 0.0,
+    sequences: NDArray[np.bool_] | None = None,
+    calibration: Calibration | None = None,
+    base: float = 1.0,
+) -> tuple[float, float]:
+    """Expected tokens and seconds of one round at every position under a rule; ``base`` tokens come with any budget."""
+    ahead = _slopes_ahead(costs.seconds)
+    total = np.zeros(2)
+    for gains, _, part, index in _surrogate_blocks(positions, costs, sequences, calibration):
+        chunks = -(-len(index) // _CHUNK)
+        sums = np.zeros((chunks, 2))
+        arguments = (gains, part.seconds, part.row, ahead, index, RULES[rule], float(price), base)
+        split(lambda first, last, a=arguments, s=sums: _rule_totals(*a, first, last, s), chunks, 16)  # type: ignore[misc]
+        total += sums.sum(axis=0)
+    if not total[1] > 0:
+        raise DdsimError("no positions to solve over: the trace or the selection has no round")
+    return float(total[0]), float(total[1])
 
 
 def solve_price(
@@ -442,13 +484,12 @@ def solve_price(
     *,
     sequences: NDArray[np.bool_] | None = None,
     calibration: Calibration | None = None,
-    realised: bool = False,
 ) -> PriceSolution:
-    """The long-run price lambda*, by Dinkelbach's method.
+    """The long-run price λ*, by Dinkelbach's method.
 
-    lambda* is the largest sum(1 + Phi_p(n_p)) / sum(C_p(n_p)) over all choices of n_p, positions weighted equally; the
-    choice argmax_n (1 + Phi_p(n)) - lambda* C_p(n) attains it.  Each iteration replaces the price by the throughput
-    that its budgets yield; prices rise to the fixed point in a few passes.
+    λ* is the largest Σ (1 + Φ*_p(n_p)) / Σ C_p(n_p) over all choices of n_p, positions weighted equally; the choice
+    argmax_n (1 + Φ*_p(n)) - λ*·C_p(n) attains it. Each iteration replaces the price by the throughput that its budgets yield;
+    prices rise to the fixed point in a few passes.
 
     Parameters
     ----------
@@ -456,85 +497,40 @@ def solve_price(
     costs : cost table with a row for each position
     sequences : bool [S], which sequences to count (default all)
     calibration : applied to the gains
-    realised : walk the trace instead: tokens and seconds of the rounds actually visited; the best of a few fixed-point
-        iterations started at the surrogate's lambda*
 
     Returns
     -------
     PriceSolution
 
+    Raises
+    ------
+    DdsimError : no position to count
+
     Examples
     --------
-    >>> import numpy as np
-    >>> from ddsim.budget import CurveTable
     >>> gains = np.array([[0.9, 0.8], [0.1, 0.0]], np.float32)
-    >>> solve_price(gains, CurveTable([1.0, 1.5, 2.0], 2)).price  # doctest: +ELLIPSIS
-    1.23...
+    >>> round(solve_price(gains, curve_table([1.0, 1.5, 2.0], 2)).price, 3)
+    1.233
     """
-    where, table = as_positions(positions), _sentinel_row(positions, costs)
+    return _dinkelbach(positions, costs, sequences, calibration, 1.0)
 
-    def totals(price: float, rule: int = PRICE) -> Floats:
-        return _totals_over(
-            where,
-            sequences,
-            table,
-            calibration,
-            lambda gains, nodes, part, index: _rule_totals(
-                gains, nodes, part.seconds, part.row, index, rule, price, 1.0
-            ),
-        )
 
-    tokens, seconds = totals(0.0, EXHAUSTIVE)
-    if not seconds > 0:
-        raise DdsimError("cannot solve for a price: the positions counted take no time")
+def _dinkelbach(
+    positions: Positions | ArrayLike,
+    costs: Costs,
+    sequences: NDArray[np.bool_] | None,
+    calibration: Calibration | None,
+    base: float,
+) -> PriceSolution:
+    tokens, seconds = _totals(positions, costs, "exhaustive", 0.0, sequences, calibration, base)
     price, iterations = tokens / seconds, 1
     while iterations < 50:
-        tokens, seconds = totals(price)
+        tokens, seconds = _totals(positions, costs, "price", price, sequences, calibration, base)
         iterations += 1
         if not tokens / seconds > price:
             break
         price = tokens / seconds
-    solution = PriceSolution(float(price), float(tokens), float(seconds), iterations)
-    if not realised:
-        return solution
-    return _realised_price(where, table, sequences, calibration, solution)
-
-
-def _realised_price(
-    positions: Positions,
-    costs: Costs,
-    sequences: NDArray[np.bool_] | None,
-    calibration: Calibration | None,
-    start: PriceSolution,
-) -> PriceSolution:
-    counted = np.ones(positions.sequences, np.bool_) if sequences is None else sequences
-    tokens = float(positions.tokens[counted].sum())
-    best, price = start, start.price
-    best_seconds = np.inf
-    for step in range(12):
-        spent = 0.0
-        for low, first, block in positions.blocks():
-            part = cost_rows(costs, slice(low, low + len(block)))
-            actions = lockstep(
-                block,
-                part,
-                lambda gains, table, at=price: round_budgets(gains, table, "price", at, calibration=calibration),
-            )
-            spent += float(walk(block, part, actions).seconds[counted[first : first + block.sequences]].sum())
-        if spent < best_seconds:
-            best_seconds = spent
-            best = PriceSolution(price, tokens, spent, start.iterations + step + 1)
-        if abs(tokens / spent - price) <= 1e-6 * price:
-            break
-        price = tokens / spent
-    return best
-
-
-def CurveTable(seconds: ArrayLike, positions: int, ar_seconds: float | None = None) -> Costs:
-    """A cost table with one curve for all positions: seconds of a round with 0, 1, ... nodes."""
-    curve = cost_curve(seconds, 0)
-    alone = curve[0] if ar_seconds is None else float(ar_seconds)
-    return _Curve(curve[None], np.array([alone]), np.zeros(positions, np.int32))
+    return PriceSolution(price, tokens, seconds, iterations)
 
 
 def fixed_expected(
@@ -545,15 +541,16 @@ def fixed_expected(
     calibration: Calibration | None = None,
 ) -> Floats:
     """float64 [N + 1]: expected tokens per second of each fixed budget under the surrogate, positions weighted equally."""
-    where, table = as_positions(positions), _sentinel_row(positions, costs)
-    tokens, seconds = _totals_over(
-        where,
-        sequences,
-        table,
-        calibration,
-        lambda gains, nodes, part, index: _fixed_totals(gains, nodes, part.seconds, part.row, index, 1.0),
-    )
-    out: Floats = tokens / seconds
+    total: Floats | None = None
+    for gains, nodes, part, index in _surrogate_blocks(positions, costs, sequences, calibration):
+        chunks = -(-len(index) // _CHUNK)
+        sums = np.zeros((chunks, 2, gains.shape[1] + 1))
+        arguments = (gains, nodes, part.seconds, part.row, index, 1.0)
+        split(lambda first, last, a=arguments, s=sums: _fixed_totals(*a, first, last, s), chunks, 16)  # type: ignore[misc]
+        total = sums.sum(axis=0) if total is None else total + sums.sum(axis=0)
+    if total is None or not total[1, 0] > 0:
+        raise DdsimError("no positions to solve over: the trace or the selection has no round")
+    out: Floats = total[0] / total[1]
     return out
 
 
@@ -567,17 +564,8 @@ def rule_expected(
     calibration: Calibration | None = None,
 ) -> float:
     """Expected tokens per second of a rule under the surrogate, positions weighted equally."""
-    where, table = as_positions(positions), _sentinel_row(positions, costs)
-    tokens, seconds = _totals_over(
-        where,
-        sequences,
-        table,
-        calibration,
-        lambda gains, nodes, part, index: _rule_totals(
-            gains, nodes, part.seconds, part.row, index, RULES[rule], float(price), 1.0
-        ),
-    )
-    return float(tokens / seconds)
+    tokens, seconds = _totals(positions, costs, rule, price, sequences, calibration)
+    return tokens / seconds
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -592,8 +580,8 @@ class Walk:
     Attributes
     ----------
     seconds : float64 [S]; rounds : int64 [S]; budget : int64 [S], sum of verified nodes
-    drawn : int64 [S], tokens accepted (without the bonus) plus one in rounds that see their whole horizon
-    expected : float64 [S], predicted 1 + Phi in the same rounds
+    drawn : int64 [S], tokens accepted plus one in rounds that see their whole horizon
+    expected : float64 [S], predicted 1 + Φ in the same rounds
     accepted : int16 [P], accepted drafted tokens at visited positions, -1 elsewhere
     """
 
@@ -605,104 +593,102 @@ class Walk:
     accepted: NDArray[np.int16]
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _walk(gains, ranks, nodes, chain, chain_expected, starts, seconds, ar_seconds, row, actions):  # type: ignore[no-untyped-def]
-    count = len(starts) - 1
-    horizon = ranks.shape[1]
-    spent = np.zeros(count)
-    rounds = np.zeros(count, np.int64)
-    budget = np.zeros(count, np.int64)
-    drawn = np.zeros(count, np.int64)
-    expected = np.zeros(count)
-    accepted = np.full(len(actions), -1, np.int16)
-    for s in prange(count):
-        p = starts[s]
-        end = starts[s + 1] - 1
-        while p < end:
-            u = row[p]
-            n = actions[p]
-            a = 0
-            tokens = 1.0
-            if n == NO_DRAFT:
-                spent[s] += ar_seconds[u]
-            elif n == CHAIN:
-                a = chain[p]
-                spent[s] += seconds[u, horizon]
-                tokens += chain_expected[p]
-                budget[s] += horizon
-            else:
-                n = min(n, nodes[p])
-                while a < horizon and ranks[p, a] <= n:
-                    a += 1
-                spent[s] += seconds[u, n]
-                for i in range(n):
-                    tokens += gains[p, i]
-                budget[s] += n
-            if p + horizon <= end:
-                drawn[s] += a + 1
-                expected[s] += tokens
-            rounds[s] += 1
-            accepted[p] = a
-            p += a + 1
-    return spent, rounds, budget, drawn, expected, accepted
-
-
-def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
-    """Walk all sequences of a block with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P]."""
-    return Walk(
-        *_walk(
-            block.gains,
-            block.ranks,
-            block.nodes,
-            block.chain,
-            block.chain_expected,
-            block.starts,
-            costs.seconds,
-            costs.ar_seconds,
-            costs.row,
-            actions,
-        )
-    )
-
-
 @njit(cache=True, nogil=True)
-def _advance(ranks, nodes, chain, positions, budgets):  # type: ignore[no-untyped-def]
+def _round(ranks, nodes, chain, seconds, ar_seconds, row, p, action):  # type: ignore[no-untyped-def]
+    """(nodes verified, drafted tokens accepted, seconds) of a round at p."""
+    u = row[p]
+    if action == NO_DRAFT:
+        return 0, 0, ar_seconds[u]
     horizon = ranks.shape[1]
-    out = np.empty(len(positions), np.int64)
-    for i in range(len(positions)):
-        p = positions[i]
-        n = budgets[i]
-        a = 0
-        if n == CHAIN:
-            a = chain[p]
-        elif n != NO_DRAFT:
-            n = min(n, nodes[p])
-            while a < horizon and ranks[p, a] <= n:
-                a += 1
-        out[i] = p + a + 1
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _step(ranks, nodes, chain, seconds, ar_seconds, row, p, n):  # type: ignore[no-untyped-def]
-    horizon = ranks.shape[1]
-    if n == NO_DRAFT:
-        return p + 1, ar_seconds[row[p]]
-    if n == CHAIN:
-        return p + chain[p] + 1, seconds[row[p], horizon]
-    n = min(n, nodes[p])
+    if action == CHAIN:
+        return horizon, int(chain[p]), seconds[u, horizon]
+    n = min(action, nodes[p])
     a = 0
     while a < horizon and ranks[p, a] <= n:
         a += 1
-    return p + a + 1, seconds[row[p], n]
+    return n, a, seconds[u, n]
+
+
+@njit(cache=True, nogil=True)
+def _walk(  # type: ignore[no-untyped-def]
+    gains,
+    ranks,
+    nodes,
+    chain,
+    chain_expected,
+    starts,
+    seconds,
+    ar_seconds,
+    row,
+    actions,
+    first,
+    last,
+    spent,
+    rounds,
+    budget,
+    drawn,
+    expected,
+    accepted,
+):
+    horizon = ranks.shape[1]
+    for s in range(first, last):
+        p = starts[s]
+        end = starts[s + 1] - 1
+        while p < end:
+            n, a, cost = _round(ranks, nodes, chain, seconds, ar_seconds, row, p, actions[p])
+            spent[s] += cost
+            rounds[s] += 1
+            budget[s] += n
+            accepted[p] = a
+            if p + horizon <= end:
+                tokens = 1.0
+                if actions[p] == CHAIN:
+                    tokens += chain_expected[p]
+                else:
+                    for i in range(n):
+                        tokens += gains[p, i]
+                drawn[s] += a + 1
+                expected[s] += tokens
+            p += a + 1
+
+
+def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
+    """Walk all sequences of a block in memory, with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P]."""
+    count = block.sequences
+    spent, expected = np.zeros(count), np.zeros(count)
+    rounds, budget, drawn = (np.zeros(count, np.int64) for _ in range(3))
+    accepted = np.full(len(block), -1, np.int16)
+    arguments = (
+        block.gains,
+        block.ranks,
+        block.nodes,
+        block.chain,
+        block.chain_expected,
+        block.starts,
+        costs.seconds,
+        costs.ar_seconds,
+        costs.row,
+        _plain(actions, np.int32),
+    )
+    sums = (spent, rounds, budget, drawn, expected, accepted)
+    split(lambda first, last: _walk(*arguments, first, last, *sums), count, 1024)
+    return Walk(*sums)
 
 
 def step(block: Positions, costs: Costs, position: int, action: int) -> tuple[int, float]:
     """One round: the position after it, which may lie beyond the sequence's end, and its seconds."""
-    after, seconds = _step(
+    _, accepted, seconds = _round(
         block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, position, action
     )
-    return int(after), float(seconds)
+    return position + accepted + 1, seconds
+
+
+@njit(cache=True, nogil=True)
+def _advance(ranks, nodes, chain, seconds, ar_seconds, row, here, actions):  # type: ignore[no-untyped-def]
+    out = np.empty(len(here), np.int64)
+    for i in range(len(here)):
+        out[i] = here[i] + 1 + _round(ranks, nodes, chain, seconds, ar_seconds, row, here[i], actions[i])[1]
+    return out
 
 
 def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float32], Costs], Ints]) -> Ints:
@@ -716,24 +702,21 @@ def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float3
     live = here < end
     here, end = here[live], end[live]
     while len(here):
-        budgets = np.ascontiguousarray(choose(block.gains[here], cost_rows(costs, here)), np.int32)  # type: ignore[index]
-        actions[here] = budgets
-        here = _advance(block.ranks, block.nodes, block.chain, here, budgets)
+        chosen = np.ascontiguousarray(choose(block.gains[here], cost_rows(costs, here)), np.int32)  # type: ignore[index]
+        actions[here] = chosen
+        here = _advance(block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, here, chosen)
         live = here < end
         if not live.all():
             here, end = here[live], end[live]
     return actions
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _fixed_walks(ranks, nodes, starts, seconds, row, width):  # type: ignore[no-untyped-def]
-    count = len(starts) - 1
+@njit(cache=True, nogil=True)
+def _fixed_walks(ranks, nodes, starts, seconds, row, first, last, spent, rounds):  # type: ignore[no-untyped-def]
     horizon = ranks.shape[1]
-    spent = np.zeros((count, width))
-    rounds = np.zeros((count, width), np.int32)
-    for s in prange(count):
+    for s in range(first, last):
         end = starts[s + 1] - 1
-        for n in range(width):
+        for n in range(spent.shape[1]):
             p = starts[s]
             while p < end:
                 m = min(n, nodes[p])
@@ -743,43 +726,31 @@ def _fixed_walks(ranks, nodes, starts, seconds, row, width):  # type: ignore[no-
                 spent[s, n] += seconds[row[p], m]
                 rounds[s, n] += 1
                 p += a + 1
-    return spent, rounds
 
 
 def fixed_walks(positions: Positions, costs: Costs) -> tuple[Floats, Ints]:
     """Realised seconds, float64 [S, N + 1], and rounds, int32 [S, N + 1], of every fixed budget, sequence by sequence."""
-    width = positions.max_budget + 1
-    parts = []
-    for low, _, block in positions.blocks():
+    spent = np.zeros((positions.sequences, positions.max_budget + 1))
+    rounds = np.zeros(spent.shape, np.int32)
+    for low, s, block in positions.blocks():
         part = cost_rows(costs, slice(low, low + len(block)))
-        parts.append(_fixed_walks(block.ranks, block.nodes, block.starts, part.seconds, part.row, width))
-    spent, rounds = zip(*parts, strict=True)
-    return np.concatenate(spent), np.concatenate(rounds)
+        arguments = (block.ranks, block.nodes, block.starts, part.seconds, part.row)
+        sums = (spent[s : s + block.sequences], rounds[s : s + block.sequences])
+        split(lambda first, last, a=arguments, b=sums: _fixed_walks(*a, first, last, *b), block.sequences, 8)  # type: ignore[misc]
+    return spent, rounds
 
 
-def fixed_seconds(positions: Positions, costs: Costs, folds: NDArray[np.int64] | None = None) -> Floats:
-    """float64 [F, N + 1]: realised seconds of every fixed budget, summed over the sequences of each fold.
-
-    ``folds`` int64 [S] numbers the fold of each sequence (default: one fold).
-    """
-    which = np.zeros(positions.sequences, np.int64) if folds is None else folds
-    out = np.zeros((int(which.max(initial=0)) + 1, positions.max_budget + 1))
-    np.add.at(out, which, fixed_walks(positions, costs)[0])
+def fixed_seconds(positions: Positions, costs: Costs, sequences: NDArray[np.bool_] | None = None) -> Floats:
+    """float64 [N + 1]: realised seconds of every fixed budget, summed over the sequences counted (bool [S], default all)."""
+    spent = fixed_walks(positions, costs)[0]
+    out: Floats = (spent if sequences is None else spent[sequences]).sum(axis=0)
     return out
 
 
-def best_fixed_budget(positions: Positions, costs: Costs, *, realised: bool = True) -> int:
-    """The fixed budget of highest throughput over the trace: realised, or expected under the surrogate."""
-    if realised:
-        return int(np.argmin(fixed_seconds(positions, costs)[0]))
-    return int(np.argmax(fixed_expected(positions, costs)))
-
-
-@njit(cache=True, nogil=True, parallel=True)
-def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone, first, last, actions):  # type: ignore[no-untyped-def]
     horizon = ranks.shape[1]
-    actions = np.zeros(len(nodes), np.int32)
-    for s in prange(len(starts) - 1):
+    for s in range(first, last):
         low = starts[s]
         end = starts[s + 1] - 1
         least = np.zeros(max(end - low + 1, 1))  # least seconds from each position to the end
@@ -787,19 +758,18 @@ def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone):
             u = row[p]
             best = ar_seconds[u] + least[p + 1 - low]
             action = NO_DRAFT
-            first = 0  # budgets first .. last accept exactly a tokens
+            fewest = 0  # budgets fewest .. most accept exactly a tokens
             for a in range(horizon + 1):
-                last = nodes[p]
-                if a < horizon and ranks[p, a] <= last:
-                    last = ranks[p, a] - 1
+                most = nodes[p]
+                if a < horizon and ranks[p, a] <= most:
+                    most = ranks[p, a] - 1
                 rest = least[min(p + a + 1, end) - low]
-                stop = first if monotone[u] else last
-                for n in range(first, stop + 1):
+                for n in range(fewest, (fewest if monotone[u] else most) + 1):
                     if seconds[u, n] + rest < best:
                         best = seconds[u, n] + rest
                         action = n
-                first = last + 1
-                if first > nodes[p]:
+                fewest = most + 1
+                if fewest > nodes[p]:
                     break
             value = seconds[u, horizon] + least[min(p + chain[p] + 1, end) - low]
             if value < best:
@@ -807,24 +777,24 @@ def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone):
                 action = CHAIN
             least[p - low] = best
             actions[p] = action
-    return actions
 
 
 def hindsight_actions(block: Positions, costs: Costs) -> Ints:
     """The budgets of least realised time, with the true tokens known: a shortest path over positions.
 
     At every position the choices are one autoregressive step (NO_DRAFT), the chain (CHAIN) and every tree budget
-    n = 0 .. nodes, so no policy that chooses among these can be faster.  Ties: autoregression first, then fewer nodes.
+    n = 0 .. nodes, so no policy that chooses among these can be faster. Ties: autoregression first, then fewer nodes.
 
     Returns
     -------
     int32 [P]
     """
-    monotone = (np.diff(costs.seconds[:, : block.max_budget + 1], axis=1) >= 0).all(axis=1)
-    out: Ints = _hindsight(
-        block.ranks, block.nodes, block.chain, block.starts, costs.seconds, costs.ar_seconds, costs.row, monotone
-    )
-    return out
+    curves = costs.seconds[:, : block.max_budget + 1]
+    monotone = (curves[:, 1:] >= curves[:, :-1]).all(axis=1)
+    actions = np.zeros(len(block), np.int32)
+    arguments = (block.ranks, block.nodes, block.chain, block.starts, costs.seconds, costs.ar_seconds, costs.row)
+    split(lambda first, last: _hindsight(*arguments, monotone, first, last, actions), block.sequences, 64)
+    return actions
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -858,13 +828,11 @@ def forest_budgets(
     from ddsim.tree import forest_gains
 
     requests = len(gains)
-    raw = gains
     if calibration is not None:
-        gains = np.where(raw > 0, calibration.apply_gains(raw), 0).astype(np.float32)
-    total = min(len(seconds) - 1, raw.size)
-    merged, owner = forest_gains(np.ascontiguousarray(gains), total)
-    nodes = int(node_counts(np.ascontiguousarray(merged[None]))[0])
-    best = _choose(merged, nodes, seconds, RULES[rule], float(price), float(requests))[0]
+        gains = calibration.apply_gains(gains)
+    merged, owner = forest_gains(gains, min(len(seconds) - 1, gains.size))
+    curve = _plain(np.atleast_2d(seconds), np.float64)
+    best = _budgets(merged[None], curve, np.zeros(1, np.int32), RULES[rule], float(price), float(requests))[0]
     return np.bincount(owner[:best], minlength=requests).astype(np.int32)
 
 
@@ -886,16 +854,7 @@ def solve_forest_price(
         raise DdsimError(f"{len(gains)} positions do not fill one batch of {batch}")
     order = np.random.default_rng(seed).permutation(len(gains))[: groups * batch].reshape(groups, batch)
     if calibration is not None:
-        gains = np.where(gains > 0, calibration.apply_gains(gains), 0).astype(np.float32)
+        gains = calibration.apply_gains(gains)
     total = min(len(seconds) - 1, batch * gains.shape[1])
-    merged = np.stack([forest_gains(np.ascontiguousarray(gains[group]), total)[0] for group in order])
-    nodes = node_counts(merged)
-    row, index = np.zeros(groups, np.int32), np.arange(groups)
-    table = np.ascontiguousarray(seconds[None])
-    price, iterations, rule = 0.0, 0, EXHAUSTIVE
-    while True:
-        tokens, spent = _rule_totals(merged, nodes, table, row, index, rule, price, float(batch)).sum(axis=0)
-        iterations += 1
-        if iterations > 1 and (not tokens / spent > price or iterations >= 50):
-            return PriceSolution(float(price), float(tokens), float(spent), iterations)
-        price, rule = tokens / spent, PRICE
+    merged = np.stack([forest_gains(gains[group], total)[0] for group in order])
+    return _dinkelbach(merged, curve_table(seconds, groups), None, None, float(batch))

@@ -339,9 +339,8 @@ class BestFixed(Policy):
         self.budget: int | None = None
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> BestFixed:
-        folds = None if sequences is None else np.where(sequences, 0, 1).astype(np.int64)
         ready = BestFixed()
-        ready.budget = int(np.argmin(_budget.fixed_seconds(positions, costs, folds)[0]))
+        ready.budget = int(np.argmin(_budget.fixed_seconds(positions, costs, sequences)))
         return ready
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
@@ -399,6 +398,11 @@ _KNOWN: dict[str, Callable[..., Policy]] = {
     "Hindsight": Hindsight,
 }
 
+_SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "DDTree": {"budget": int},
+    "LongRun": {"price": float, "online": bool},
+}
+
 
 def parse_policy(text: str) -> Policy:
     """A policy from its name and settings as typed on a command line.
@@ -426,7 +430,7 @@ def parse_policy(text: str) -> Policy:
         raise DdsimError(f"unknown policy {text!r}; known: {', '.join(_KNOWN)} (a budget is given as DDTree:64)")
     label = known[name]
     settings = (match.group(2) or match.group(3) or "").strip()
-    takes = {"DDTree": {"budget": int}, "LongRun": {"price": float, "online": bool}}.get(label, {})
+    takes = _SETTINGS.get(label, {})
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in settings.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))

@@ -32,6 +32,8 @@ VERSION = 1
 """Counted up when gains, ranks or the layout of the file change."""
 KEPT = 16
 """Files kept in one cache folder; those used longest ago go first."""
+MAPPED = 1 << 28
+"""Bytes of an array up to which it stays mapped as a whole; pages that were read count as memory of the process."""
 _MARK = b"ddsim positions".ljust(64, b"\0")
 _PIECE = 1 << 24  # bytes per checksum
 
@@ -61,7 +63,7 @@ def positions_of(trace: Trace, *, calibration: Calibration | None = None, cache:
     >>> trace = Trace.from_arrays([5, 6, 6], np.full((3, 2, 2), [6, 7]), np.log(np.full((3, 2, 2), [0.5, 0.25])), max_budget=4)
     >>> positions = positions_of(trace)
     >>> np.asarray(positions.gains)[0].tolist(), np.asarray(positions.ranks)[0].tolist()
-    ([0.5, 0.25, 0.25, 0.125], [1, 3])
+    ([0.5, 0.25, 0.25, 0.125], [1, 2])
     """
     layout = _layout(len(trace), trace.max_budget, trace.horizon)
     if cache and trace.path is not None:
@@ -196,12 +198,15 @@ def _end(layout: _Layout) -> int:
 
 
 def _mapped(path: Path, layout: _Layout) -> dict[str, Any]:
+    """Small arrays read, large ones mapped: at once, or a slice at a time where all would fill the memory."""
     arrays: dict[str, Any] = {}
     for field, (dtype, shape, at) in layout.items():
-        if len(shape) == 2:
-            arrays[field] = StoredRows(path, (shape[0], shape[1]), dtype, at)
-        else:
+        if len(shape) == 1:
             arrays[field] = np.fromfile(path, dtype, shape[0], offset=at)
+        else:
+            arrays[field] = StoredRows(path, (shape[0], shape[1]), dtype, at)
+            if int(np.prod(shape)) * dtype.itemsize <= MAPPED:
+                arrays[field] = arrays[field][:]
     return arrays
 
 

@@ -160,38 +160,49 @@ class ReplayResult:
         """
         if by not in (None, "workload"):
             raise DdsimError(f"table: can be split by 'workload' only, not {by!r}")
-        rows = []
-        for workload in [None] if by is None else list(dict.fromkeys(self.workload)):
-            counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
-            for name, outcome in self.outcomes.items():
-                rows.append(({} if by is None else {by: workload}) | self._row(name, outcome, counted))
+        rows: list[dict[str, Any]] = []
+        for workload in [None] if by is None else list(dict.fromkeys(self.workload.tolist())):
+            label = {} if by is None else {by: workload}
+            rows += [label | row for row in self._rows(self._counted(workload))]
         return pd.DataFrame(rows)
 
-    def _row(self, name: str, outcome: Outcome, counted: NDArray[np.bool_]) -> dict[str, Any]:
-        tokens, rounds = int(self.tokens[counted].sum()), int(outcome.rounds[counted].sum())
-        row: dict[str, Any] = {
-            "policy": name,
-            "rounds": rounds,
-            "tokens": tokens,
-            "acceptance_length": tokens / rounds if rounds else np.nan,
-            "budget_mean": float(outcome.budget[counted].sum() / rounds) if rounds else np.nan,
-            "seconds": float(outcome.seconds[counted].sum()),
-        }
+    def _counted(self, workload: str | None) -> NDArray[np.bool_]:
+        counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
+        if not counted.any():
+            raise DdsimError(f"no workload {workload!r}; there are {', '.join(dict.fromkeys(self.workload.tolist()))}")
+        return counted
+
+    def _rows(self, counted: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        tokens = int(self.tokens[counted].sum())
+        seconds = np.stack([outcome.seconds for outcome in self.outcomes.values()], axis=1)
         ratios = {
-            "tokens_per_second": (self.tokens, outcome.seconds),
-            "speedup": (self._ar, outcome.seconds),
-            "hindsight_share": (self._hindsight, outcome.seconds),
+            key: self._draws.ratios(above, seconds, counted)
+            for key, above in (
+                ("tokens_per_second", self.tokens),
+                ("speedup", self._ar),
+                ("hindsight_share", self._hindsight),
+            )
         }
-        for key, (above, below) in ratios.items():
-            value, low, high = self._draws.ratio(above, below, counted)
-            row |= {key: value, f"{key}_low": low, f"{key}_high": high}
-        return row
+        rows = []
+        for k, (name, outcome) in enumerate(self.outcomes.items()):
+            rounds = int(outcome.rounds[counted].sum())
+            row: dict[str, Any] = {
+                "policy": name,
+                "rounds": rounds,
+                "tokens": tokens,
+                "acceptance_length": tokens / rounds if rounds else np.nan,
+                "budget_mean": float(outcome.budget[counted].sum() / rounds) if rounds else np.nan,
+                "seconds": float(outcome.seconds[counted].sum()),
+            }
+            for key, intervals in ratios.items():
+                row |= dict(zip((key, f"{key}_low", f"{key}_high"), intervals[:, k].tolist(), strict=True))
+            rows.append(row)
+        return rows
 
     def gain(self, policy: str | Policy, over: str | Policy, workload: str | None = None) -> Interval:
         """Relative gain in tokens per second of one policy over another, paired: (value, low, high), 0.05 meaning 5 % more."""
         a, b = self._find(policy), self._find(over)
-        counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
-        value, low, high = self._draws.ratio(b.seconds, a.seconds, counted)
+        value, low, high = self._draws.ratio(b.seconds, a.seconds, self._counted(workload))
         return value - 1, low - 1, high - 1
 
     def surrogate(self) -> pd.DataFrame:
@@ -275,16 +286,23 @@ class _Bootstrap:
         parts = self._generate() if self._small is None else iter([self._small])
         return per_unit.sum(axis=0), np.concatenate([part.astype(np.float64) @ per_unit for part in parts])
 
+    def ratios(self, above: NDArray[Any], below: NDArray[Any], counted: NDArray[np.bool_]) -> Floats:
+        """Ratios of sums over sequences, ``above`` [S] over each column of ``below`` [S, M]: value, low, high, float64 [3, M].
+
+        The bounds are NaN if the sequences counted come from one prompt.
+        """
+        value, draws = self.sums(np.column_stack([above, below]), counted)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out = np.full((3, len(value) - 1), np.nan)
+            out[0] = value[0] / value[1:]
+            if len(np.unique(self.unit[counted])) > 1:
+                out[1:] = np.nanquantile(draws[:, :1] / draws[:, 1:], [0.025, 0.975], axis=0)
+        return out
+
     def ratio(self, above: NDArray[Any], below: NDArray[Any], counted: NDArray[np.bool_]) -> Interval:
-        """Ratio of two sums over sequences with its 95 % interval."""
-        value, draws = self.sums(np.stack([above, below], axis=1), counted)
-        if not value[1] > 0:
-            return np.nan, np.nan, np.nan
-        if len(np.unique(self.unit[counted])) < 2:
-            return float(value[0] / value[1]), np.nan, np.nan
-        kept = draws[draws[:, 1] > 0]
-        low, high = np.quantile(kept[:, 0] / kept[:, 1], [0.025, 0.975])
-        return float(value[0] / value[1]), float(low), float(high)
+        """`ratios` with one column below."""
+        value, low, high = self.ratios(above, below[:, None], counted)[:, 0].tolist()
+        return value, low, high
 
 
 def replay(
@@ -540,18 +558,14 @@ def _flat_range(seconds: Floats) -> tuple[int, tuple[int, int]]:
 def _fixed_curve(result: ReplayResult, spent: Floats, rounds: NDArray[Any], counted: NDArray[np.bool_]) -> pd.DataFrame:
     """The throughput of every fixed budget that the costs cover."""
     covered = np.flatnonzero(np.isfinite(spent).all(axis=0))
-    values = np.column_stack([result.tokens, spent[:, covered]])
-    total, draws = result._draws.sums(values, counted)
-    low, high = np.quantile(draws[:, :1] / draws[:, 1:], [0.025, 0.975], axis=0)
-    if result._draws.units < 2:
-        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    value, low, high = result._draws.ratios(result.tokens, spent[:, covered], counted)
     return pd.DataFrame(
         {
             "budget": covered,
-            "tokens_per_second": total[0] / total[1:],
+            "tokens_per_second": value,
             "low": low,
             "high": high,
-            "acceptance_length": total[0] / rounds[counted][:, covered].sum(axis=0),
+            "acceptance_length": result.tokens[counted].sum() / rounds[counted][:, covered].sum(axis=0),
         }
     )
 
