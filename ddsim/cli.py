@@ -103,9 +103,17 @@ def _out_option(what: str, *names: str) -> Any:
     return typer.Option(*(names or ("--out", "-o")), metavar="FILE", help=f"{what}; - for standard output.")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"ddsim {__version__}")
+        raise typer.Exit()
+
+
 @app.callback()
 def _app(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
@@ -505,6 +513,8 @@ def export(
             raise DdsimError(f"-o {out}: its ending and --format {file_format} disagree; drop one of them")
         suffix = f".{file_format}"
     recording = _open(trace, workload, temperature)
+    if what == "candidates" and suffix not in (".csv", ".parquet"):
+        raise DdsimError(f"-o {out}: candidates are written as .csv or .parquet")
     if what == "sequences":
         table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
         _write(out, suffix, lambda path: export_table(table, path))
@@ -648,26 +658,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters must not end a run
-    console.show_warnings_in_one_line()
     try:
-        code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
-        sys.stdout.flush()
+        with console.one_line_warnings():
+            code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
+            sys.stdout.flush()
     except BaseException as error:
         if debug and not isinstance(error, (BrokenPipeError, SystemExit)):
             import traceback
 
             traceback.print_exc()
         return _exit_code(error)
+    if code == INTERRUPTED:  # Typer's answer to Ctrl-C
+        return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
 def _exit_code(error: BaseException) -> int:
     """Say in one line what went wrong; the exit code that goes with it."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 0
-    if isinstance(error, BrokenPipeError) or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+    # Typer and Rich turn a broken pipe into sys.exit(1).
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
         return BROKEN_PIPE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _fail("interrupted", INTERRUPTED)
     if isinstance(error, _Failed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -174,7 +175,8 @@ def output_file(name: str, suffix: str) -> Iterator[Path]:
             yield path
             if folder is None:
                 sys.stdout.flush()
-                sys.stdout.buffer.write(path.read_bytes())
+                with open(path, "rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer, 1 << 16)
                 sys.stdout.buffer.flush()
             else:
                 os.replace(path, name)
@@ -212,8 +214,9 @@ def progress(label: str) -> Iterator[Progress]:
         yield update
 
 
-def show_warnings_in_one_line() -> None:
-    """From now on a warning is one line on standard error, without the place in the source."""
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Meanwhile a warning is one line on standard error, without the place in the source."""
 
     def show(
         message: Warning | str,
@@ -225,4 +228,6 @@ def show_warnings_in_one_line() -> None:
     ) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
 
-    warnings.showwarning = show
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

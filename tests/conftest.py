@@ -1,0 +1,49 @@
+"""What several tests share: small made-up files, and the command line run in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a run of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """Run ``ddsim WORD ...`` through its entry point, 80 columns wide."""
+    from ddsim.cli import main
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+
+    def run(*words: str | Path | int | float) -> Answer:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        return Answer(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a made-up trace (``trace``, two workloads, exact to budget 64) and profile (``profile.json``)."""
+    import made_up
+
+    folder = tmp_path_factory.mktemp("files")
+    made_up.saved(folder / "trace")
+    made_up.profile().save(folder / "profile.json")
+    return folder

@@ -1,0 +1,399 @@
+"""The command line as people and programs meet it: answers, formats, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ddsim.cli import app, main
+
+Run = Callable[..., Any]  # the fixture of conftest.py
+COMMAND = [sys.executable, "-m", "ddsim"]
+COMMANDS = sorted(c.name or c.callback.__name__ for c in app.registered_commands if c.callback)
+
+
+def error(answer: Any, code: int = 2) -> str:
+    """The one line that a failed run printed; nothing else may have been."""
+    assert answer.code == code, answer
+    assert answer.out == ""
+    lines = [line for line in answer.err.splitlines() if not line.startswith("warning: ")]
+    assert len(lines) == 1, answer.err
+    assert "Traceback" not in answer.err
+    return lines[0]
+
+
+def narrow(text: str) -> None:
+    """No line is wider than 80 columns."""
+    assert max(map(len, text.splitlines())) <= 80, text
+
+
+# --- help, start-up -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_in_80_columns(cli: Run, command: str) -> None:
+    answer = cli(command, "--help")
+    assert answer.code == 0
+    assert f"ddsim {command}" in answer.out.split("Example")[1]
+    narrow(answer.out)
+
+
+def test_help_lists_every_command(cli: Run) -> None:
+    answer = cli("--help")
+    assert answer.code == 0
+    wanted = "demo plan replay fit calibrate export report bench serve record profile decode validate train-drafter"
+    assert set(wanted.split()) == set(COMMANDS)
+    assert all(f" {name} " in answer.out for name in COMMANDS)
+    narrow(answer.out)
+
+
+def test_every_command_has_json_and_curves_have_plot(cli: Run) -> None:
+    for command in COMMANDS:
+        assert "--json" in cli(command, "--help").out, command
+    for command in ("demo", "plan", "replay", "fit", "calibrate", "serve", "validate"):
+        assert "--plot" in cli(command, "--help").out, command
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, ddsim.cli as c; c.main(['--help']); "
+        "heavy = {'numpy', 'pandas', 'scipy', 'numba', 'matplotlib', 'pyarrow', 'torch'} & set(sys.modules); "
+        "sys.exit(repr(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(cli: Run) -> None:
+    from ddsim import __version__
+
+    answer = cli("--version")
+    assert (answer.code, answer.out, answer.err) == (0, f"ddsim {__version__}\n", "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(shell: str) -> None:
+    words = {"COMP_WORDS": "ddsim re", "COMP_CWORD": "1"} if shell == "bash" else {"_TYPER_COMPLETE_ARGS": "ddsim re"}
+    environment = (
+        os.environ | words | {"_DDSIM_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    )
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True)
+    assert {"replay", "record", "report"} <= set(done.stdout.replace('"', " ").replace(":", " ").split()), done
+
+
+def test_completion_knows_policies() -> None:
+    environment = os.environ | {
+        "COMP_WORDS": "ddsim replay trace --policy Lo",
+        "COMP_CWORD": "4",
+        "_DDSIM_COMPLETE": "complete_bash",
+    }
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True)
+    assert "LongRun" in done.stdout
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def test_replay(cli: Run, files: Path, tmp_path: Path) -> None:
+    answer = cli(
+        "replay", files / "trace", "--profile", files / "profile.json", "--plot", tmp_path / "r.png", "-o", tmp_path / "r.csv"
+    )  # fmt: skip
+    assert answer.code == 0
+    for name in (
+        "AR",
+        "DFlash",
+        "DDTree(8)",
+        "DDTree(64)",
+        "CaDDTree",
+        "RoundRatio",
+        "LongRun",
+        "BestFixed",
+        "Hindsight",
+    ):
+        assert answer.out.count(f"\n {name}  ") == 3, name  # chat, code, pooled
+    narrow(answer.out)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "r.csv").read_text().startswith("workload,policy,")
+    assert all(line.startswith("warning: cost extrapolated: ") for line in answer.err.splitlines())
+
+
+def test_replay_of_chosen_policies_as_json(cli: Run, files: Path) -> None:
+    answer = cli(
+        "replay", files / "trace", "-p", files / "profile.json", "--policy", "AR", "--policy", "DDTree:24", "-w", "chat",
+        "--kind", "table", "--json", "--bootstrap", 50,
+    )  # fmt: skip
+    assert answer.code == 0
+    document = json.loads(answer.out)
+    assert [row["policy"] for row in document["pooled"]] == ["AR", "DDTree(24)"]
+    assert document["pooled"][0]["speedup"] == 1
+    assert document["provenance"]["cost"]["kind"] == "table"
+
+
+def test_plan(cli: Run, files: Path, tmp_path: Path) -> None:
+    words = ("plan", files / "trace", "-p", files / "profile.json", "--bootstrap", 100)
+    answer = cli(*words, "--plot", tmp_path / "plan.svg")
+    assert answer.code == 0
+    narrow(answer.out)
+    document = json.loads(cli(*words, "--json").out)
+    assert " ".join(answer.out.split()).startswith(document["sentence"])
+    assert f"{document['best_budget']} nodes" in document["sentence"]
+    assert "<svg" in (tmp_path / "plan.svg").read_text()
+
+
+def test_patterns_and_several_traces_make_one(cli: Run, files: Path, tmp_path: Path) -> None:
+    from ddsim.trace import open_trace
+
+    whole = open_trace(files / "trace")
+    for name in whole.workloads:
+        whole.select(workload=name).save(tmp_path / f"{name}-t0")
+    (tmp_path / "notes.txt").write_text("not a trace")
+    for traces in ([f"{tmp_path}/*-t0"], [tmp_path / "chat-t0", tmp_path / "code-t0"], [tmp_path]):
+        answer = cli("export", *traces, "-o", "-", "--format", "jsonl")
+        assert answer.code == 0, answer.err
+        rows = [json.loads(line) for line in answer.out.splitlines()]
+        assert [row["workload"] for row in rows] == ["chat"] * 12 + ["code"] * 12
+
+
+def test_fit(cli: Run, files: Path, tmp_path: Path) -> None:
+    answer = cli("fit", files / "profile.json", "-o", tmp_path / "cost.json", "--plot", tmp_path / "fit.pdf")
+    assert answer.code == 0
+    assert answer.out.startswith("Cost model '")
+    narrow(answer.out)
+    assert (tmp_path / "fit.pdf").read_bytes().startswith(b"%PDF")
+    again = cli("plan", files / "trace", "-p", tmp_path / "cost.json", "--bootstrap", 20, "--json")
+    direct = cli("plan", files / "trace", "-p", files / "profile.json", "--bootstrap", 20, "--json")
+    assert json.loads(again.out)["sentence"] == json.loads(direct.out)["sentence"]
+
+
+def test_fit_fails_a_tolerance_with_exit_code_1(cli: Run, files: Path) -> None:
+    assert cli("fit", files / "profile.json", "--tolerance", 0.2, "--json").code == 0
+    answer = cli("fit", files / "profile.json", "--tolerance", 1e-6, "--json")
+    assert answer.code == 1
+    assert json.loads(answer.out)["model"]["kind"] == "ddsim-cost"
+    assert answer.err.startswith("failed: held-out error ")
+
+
+def test_calibrate(cli: Run, files: Path, tmp_path: Path) -> None:
+    for kind in ("isotonic", "temperature"):
+        answer = cli(
+            "calibrate", files / "trace", "--kind", kind, "-o", tmp_path / "c.json", "--plot", tmp_path / "c.png"
+        )
+        assert answer.code == 0
+        narrow(answer.out)
+        assert json.loads((tmp_path / "c.json").read_text())["calibration"] == kind
+    document = json.loads(cli("calibrate", files / "trace", "--json").out)
+    assert [row["budget"] for row in document["held_out"]] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_dash_is_standard_output(cli: Run, files: Path) -> None:
+    document = json.loads(cli("fit", files / "profile.json", "-o", "-").out)
+    assert document["kind"] == "ddsim-cost"
+    done = subprocess.run([*COMMAND, "fit", files / "profile.json", "--plot", "-"], capture_output=True)
+    assert done.stdout.startswith(b"\x89PNG")
+    assert b"Cost model" in done.stderr
+    assert "standard output" in error(cli("fit", files / "profile.json", "-o", "-", "--json"))
+    assert "standard output" in error(cli("fit", files / "profile.json", "-o", "-", "--plot", "-"))
+
+
+def test_export(cli: Run, files: Path, tmp_path: Path) -> None:
+    answer = cli("export", files / "trace", "-o", tmp_path / "s.parquet")
+    assert answer.code == 0
+    assert pq.read_table(tmp_path / "s.parquet").num_rows == 24
+    answer = cli("export", files / "trace", "--what", "candidates", "--limit", 5, "-o", "-")
+    assert answer.out.splitlines()[0] == "sequence,position,context,token,depth,rank,token_id,logprob"
+    assert len(answer.out.splitlines()) == 6
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_bad_words(cli: Run, files: Path) -> None:
+    trace, profile = files / "trace", files / "profile.json"
+    cases = {
+        ("fitt",): "No such command 'fitt'",
+        ("fit",): "Missing argument 'PROFILE'",
+        ("fit", profile, "--colour"): "No such option",
+        ("fit", profile, "--seed", "one"): "--seed",
+        ("plan", trace): "Missing option '--profile'",
+        ("replay", trace, "-p", profile, "--policy", "Magic"): "known: AR, DFlash, DDTree, CaDDTree",
+        ("replay", trace, "-p", profile, "--policy", "DDTree"): "DDTree needs a budget",
+        ("replay", trace, "-p", profile, "--policy", "DDTree:65"): "up to 64 only",
+        ("replay", trace, "-p", profile, "--policy", "AR", "--policy", "AR"): "'AR'",
+        ("replay", trace, "-p", profile, "--kind", "cubic"): "known: auto, steps, roofline, convex, isotonic, table",
+        ("replay", trace, "-p", profile, "--calibrate", "platt"): "known: isotonic, temperature",
+        ("replay", trace, "-p", profile, "-w", "poetry"): "the trace has workloads chat, code",
+        ("replay", trace, "-p", profile, "--plot", "figure.bmp"): "end the name in .png, .svg, .pdf",
+        ("export", trace, "--what", "rows", "-o", "x.csv"): "known: sequences, candidates",
+        ("export", trace, "-o", "x.xlsx"): "end the name in",
+        ("export", trace, "-o", "x.csv", "--format", "json"): "disagree",
+        ("export", trace, "--what", "candidates", "-o", "x.json"): ".csv or .parquet",
+    }
+    for words, wanted in cases.items():
+        line = error(cli(*words))
+        assert wanted in line, (words, line)
+        assert len(line) < 250, line
+
+
+def test_missing_files(cli: Run, files: Path, tmp_path: Path) -> None:
+    assert "no-trace" in error(cli("plan", tmp_path / "no-trace", "-p", files / "profile.json"))
+    assert "no-profile.json: no such file" in error(cli("plan", files / "trace", "-p", tmp_path / "no-profile.json"))
+    assert "no-profile.json: no such file" in error(cli("fit", tmp_path / "no-profile.json"))
+    assert str(tmp_path) in error(cli("plan", f"{tmp_path}/*-t9", "-p", files / "profile.json"))
+    assert "doesn't exist" in error(cli("fit", files / "profile.json", "-o", tmp_path / "no" / "cost.json"))
+    assert "is a folder" in error(cli("fit", files / "profile.json", "-o", tmp_path))
+
+
+@pytest.fixture
+def copy(files: Path, tmp_path: Path) -> Path:
+    """A trace of one's own to spoil."""
+    return Path(shutil.copytree(files / "trace", tmp_path / "copy", ignore=shutil.ignore_patterns(".*")))
+
+
+def test_truncated_trace(cli: Run, files: Path, copy: Path, tmp_path: Path) -> None:
+    shard = copy / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-2000])
+    out = tmp_path / "r.csv"
+    line = error(cli("replay", copy, "-p", files / "profile.json", "-o", out))
+    assert "part-00000.parquet" in line and "truncated" in line
+    assert not out.exists()
+
+
+def test_edited_trace(cli: Run, files: Path, copy: Path, tmp_path: Path) -> None:
+    shard = copy / "part-00000.parquet"
+    table = pq.read_table(shard)
+    tokens = table["token"].to_pylist()
+    tokens[7] = (tokens[7] + 1) % 40
+    column = table.schema.get_field_index("token")
+    pq.write_table(table.set_column(column, table.schema.field(column), pa.array(tokens, pa.int32())), shard)
+    for words in (
+        ("replay", copy, "-p", files / "profile.json", "-o", tmp_path / "r.csv"),
+        ("calibrate", copy, "-o", tmp_path / "c.json"),
+        ("export", copy, "--what", "candidates", "-o", tmp_path / "c.parquet"),
+    ):
+        line = error(cli(*words))
+        assert "part-00000.parquet" in line and "edited" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]  # nothing half-written
+
+
+def test_profile_with_one_token_count(cli: Run, files: Path, tmp_path: Path) -> None:
+    document = json.loads((files / "profile.json").read_text())
+    document["verify"] = [v for v in document["verify"] if v["tokens"] == 16]
+    (tmp_path / "p.json").write_text(json.dumps(document))
+    for words in (
+        ("fit", tmp_path / "p.json", "-o", tmp_path / "c.json"),
+        ("plan", files / "trace", "-p", tmp_path / "p.json"),
+    ):
+        assert "verify needs at least 2 token counts at context 256, batch 1; it has only 16" in error(cli(*words))
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_profile_that_is_something_else(cli: Run, files: Path, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text((files / "profile.json").read_text()[:-300])
+    assert "truncated" in error(cli("fit", path))
+    path.write_text('{"kind": "invoice"}')
+    assert '"invoice"' in error(cli("plan", files / "trace", "-p", path))
+    path.write_bytes(b"\xff\xfe\x00binary")
+    assert "text" in error(cli("fit", path))
+
+
+# --- whatever goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_debug_shows_the_traceback(cli: Run) -> None:
+    for words in (("--debug", "fit", "nothing.json"), ("fit", "nothing.json", "--debug")):
+        answer = cli(*words)
+        assert answer.code == 2
+        assert "Traceback" in answer.err
+        assert answer.err.splitlines()[-1] == "error: nothing.json: no such file"
+
+
+def test_a_bug_is_one_line_and_exit_code_3(cli: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddsim.cost
+
+    monkeypatch.setattr(ddsim.cost, "fit_cost", lambda *_, **__: 1 / 0)
+    assert "a bug in ddsim: ZeroDivisionError" in error(cli("fit", files / "profile.json"), 3)
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(cli: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddsim.cost
+
+    def interrupt(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(ddsim.cost, "fit_cost", interrupt)
+    assert error(cli("fit", files / "profile.json"), 130) == "error: interrupted"
+
+
+def test_a_reader_that_goes_away_is_no_error(files: Path) -> None:
+    words = " ".join([*COMMAND, "export", str(files / "trace"), "--what", "candidates", "-o", "-"])
+    done = subprocess.run(
+        ["bash", "-c", f"{words} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith("sequence,position")
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_without_torch_one_line_says_what_to_install(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.startswith("ddsim_reference")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    model = ("--target", "smollm2-135m", "--drafter", "drafter")
+    for words in (
+        ("record", *model, "--prompts", "chat", "-o", "trace"),
+        ("train-drafter", "--target", "smollm2-135m", "--mask-token", 16, "-o", "d", "--work", "w"),
+    ):
+        line = error(cli(*words))
+        assert "torch isn't installed" in line and "pip install '.[reference]'" in line
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(words: list[str], seconds: float = 60) -> str:
+    """What a command writes to a terminal of 80 columns."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ |= {"COLUMNS": "80", "TERM": "xterm-256color"}
+        os.execv(sys.executable, [*COMMAND, *words])
+    written, end = b"", time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not select.select([terminal], [], [], 0.2)[0]:
+            continue
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        written += part
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, written.decode(errors="replace")
+    return written.decode(errors="replace")
+
+
+def test_progress_on_a_terminal_only(cli: Run, files: Path) -> None:
+    words = ["calibrate", str(files / "trace")]
+    assert "Calibrating" in on_a_terminal(words)
+    answer = cli(*words)
+    assert "Calibrating" not in answer.out + answer.err
+
+
+def test_main_takes_words() -> None:
+    assert main(["--version"]) == 0
