@@ -1,16 +1,23 @@
 """Numba kernels for draft trees: arrays in, arrays out, one thread each; ``tree.py`` checks, shapes and splits the work.
 
-How the first n nodes of a best-first tree are found without a heap, a position at a time:
+How the first n nodes of a best-first tree are found, a position at a time:
 
 1. *Aim.* Path log-probability = that of the all-best path to the same depth + the deviations from it. A histogram of summed
    deviations (rows convolved one after another) tells roughly how many nodes lie above any threshold: aim for a few more than n.
-2. *Enumerate* every node above the threshold depth-first. Rows are descending, so a failing candidate ends its row. Too few
-   nodes: aim lower. More than fit: keep the n first, raise the threshold to the last of them and go on. A bad aim costs time
-   only. Depth-first order is the lexicographic order of rank tuples, a prefix before its extensions.
-3. *Order* by a stable bucket sort on path log-probability. Stability yields the documented order of ties.
+2. *List* every node above the threshold, level by level. Rows are descending, so a parent's children above it are a run.
+3. *Order* by a bucket sort on path log-probability; equal nodes are compared by their rank tuples.
+
+A threshold that lists too few nodes is lowered; where it lists too many to hold (a histogram that misleads, thousands of equal
+nodes), a binary heap does the same job within a bounded time. Both leave the same arrays behind: listed nodes, each with its path
+log-probability and its code ``parent * 2^32 + candidate rank`` (parents come before their children; node 0 is the root), and the
+order of all but the root.
 
 Path log-probabilities are float64 sums from depth 1 down; adding is monotone also in floating point, so no step approximates.
+
+Inner loops index with unsigned integers: Numba tests a signed index for being negative, which doubles the time of these loops.
 """
+
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 from __future__ import annotations
 
@@ -22,63 +29,54 @@ from numba import njit
 NO_RANK = 2**31 - 1
 BINS = 48  # of the histogram that aims the threshold
 FIRST_REACH = 12.0  # nats below probability 1 that the histogram covers at first
-AIM = 1.15  # nodes aimed at, as a multiple of those wanted
-LONG_RUN = 32  # values in one bucket above which insertion sort is left for merge sort
-
-# Powers 2^-k and the coefficients 1/i! of the exponential below: no library call, so loops over it vectorise, and no fused
-# products, so gains are the same bits on every machine.
-POWERS = 2.0 ** -np.arange(256.0)
-_LOG2_E = 1.4426950408889634
-_LN2_HIGH = 6.93147180369123816490e-01
-_LN2_LOW = 1.90821492927058770002e-10
+AIMS = (1.07, 1.4, 2.0)  # nodes aimed at, as multiples of those wanted: the aim is within 7 % at 19 positions of 20
+GROUP = 4  # children listed at once, without a branch between them; rows end with as many -inf
+LONG_RUN = 32  # nodes in one bucket above which insertion sort is left for merge sort
+_0, _1, _2, _3, _4, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 32))
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread, for trees of at most ``most`` nodes and ``horizon`` levels."""
+    """Working memory of one thread, for trees of at most ``most`` nodes and ``horizon`` levels; ``room`` nodes can be listed."""
 
-    rows: Any  # float64 [horizon * (most + 1) + 1]: candidates in reach, -inf after each row
-    starts: Any  # int64 [horizon + 1]: where each row starts
-    counts: Any  # float32 [4, BINS]: of the histogram
-    values: Any  # float64 [room]: path log-probabilities, depth-first
-    codes: Any  # int64 [room]: parent * 2^32 + candidate rank
-    stack: Any  # int64 [2, horizon]: where to go on in the row of each level, and below which node
-    stack_values: Any  # float64 [horizon]: path log-probability of that node
+    rows: Any  # float64 [horizon * (most + GROUP)]: candidates in reach, GROUP times -inf after each row
+    starts: Any  # int64 [horizon]: where each row starts
+    counts: Any  # float32 [4, 2 * BINS]: of the histogram
+    values: Any  # float64 [room + GROUP]: path log-probabilities of the listed nodes
+    codes: Any  # int64 [room + GROUP]: their codes
     sorted_values: Any  # float64 [room]: path log-probabilities, best first
-    order: Any  # int64 [room]: which node of the depth-first order stands where in the best-first order
-    buckets: Any  # int64 [2, room + 1]
-    spare_values: Any  # float64 [room]
-    spare_order: Any  # int64 [room]
+    order: Any  # uint32 [room]: which listed node stands where in best-first order
+    bucket_of: Any  # uint32 [room]
+    bucket_ends: Any  # uint32 [2 * room + 1]
+    spare: Any  # uint32 [room]
 
 
 @njit(cache=True, nogil=True)
 def make_scratch(horizon, most):
     """Working memory for ``first_nodes``."""
-    room = 4 * most + 64
+    room = 2 * most + 64
     return Scratch(
-        np.empty(horizon * (most + 1) + 1, np.float64),
-        np.empty(horizon + 1, np.int64),
-        np.empty((4, BINS), np.float32),
+        np.empty(horizon * (most + GROUP), np.float64),
+        np.empty(horizon, np.int64),
+        np.empty((4, 2 * BINS), np.float32),
+        np.empty(room + GROUP, np.float64),
+        np.empty(room + GROUP, np.int64),
         np.empty(room, np.float64),
-        np.empty(room, np.int64),
-        np.empty((2, horizon), np.int64),
-        np.empty(horizon, np.float64),
-        np.empty(room, np.float64),
-        np.empty(room, np.int64),
-        np.empty((2, room + 1), np.int64),
-        np.empty(room, np.float64),
-        np.empty(room, np.int64),
+        np.empty(room, np.uint32),
+        np.empty(room, np.uint32),
+        np.empty(2 * room + 1, np.uint32),
+        np.empty(room, np.uint32),
     )
 
 
 @njit(cache=True, nogil=True)
-def exp_nonpositive(x, powers):
-    """e^x for x <= 0 within two units of the last place of float64; below e^-150 it is 0 in float32 anyway."""
-    x = max(x, -150.0)
-    k = int(0.5 - x * _LOG2_E)
-    r = (x + k * _LN2_HIGH) + k * _LN2_LOW
-    p = 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
+def exp_nonpositive(x):
+    """e^x for x <= 0, to 1e-9 of its value down to e^-104, where float32 ends, and 1e-12 down to e^-50; 0 in float32 below.
+
+    (e^(x / 256))^256 needs neither a table nor integers, so loops over it vectorise; and no library call and no fused product, so
+    gains are the same bits on every machine.
+    """
+    r = (x if x > -150.0 else -150.0) * (1.0 / 256.0)
+    p = 1.0 / 3628800.0
     p = p * r + 1.0 / 362880.0
     p = p * r + 1.0 / 40320.0
     p = p * r + 1.0 / 5040.0
@@ -89,19 +87,26 @@ def exp_nonpositive(x, powers):
     p = p * r + 0.5
     p = p * r + 1.0
     p = p * r + 1.0
-    return p * powers[k]
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    p *= p
+    return p
 
 
 @njit(cache=True, nogil=True)
 def load_rows(logprobs, offsets, first_row, horizon, most, reach, rows, starts):
-    """Copy the candidates that a node above -reach can use, a sentinel -inf after each row; return depths in use.
+    """Copy the candidates that a node above -reach can use, GROUP sentinels -inf after each row; return depths in use.
 
     Node (best, ..., best, k) has the highest probability of all that use candidate k of its row, and candidate k >= most of a row
-    comes after ``most`` siblings. ``rows`` is [horizon * (most + 1) + 1], ``starts`` is [horizon + 1].
+    comes after ``most`` siblings.
     """
     at = 0
     chain = 0.0
-    depth = 0
     for d in range(horizon):
         begin = offsets[first_row + d]
         end = min(offsets[first_row + d + 1], begin + most)
@@ -112,20 +117,18 @@ def load_rows(logprobs, offsets, first_row, horizon, most, reach, rows, starts):
                 break
             rows[at] = value
             at += 1
-        rows[at] = -np.inf
-        at += 1
-        if rows[starts[d]] == -np.inf:
-            break
+        if at == starts[d]:
+            return d
+        for _ in range(GROUP):
+            rows[at] = -np.inf
+            at += 1
         chain += rows[starts[d]]
-        depth = d + 1
-    starts[depth] = at - 1  # the row below the deepest: empty
-    rows[at - 1] = -np.inf
-    return depth
+    return horizon
 
 
 @njit(cache=True, nogil=True)
 def histogram_nodes(rows, starts, depth, reach, memory):
-    """About how many nodes have path log-probability near -b * reach / BINS: a view [BINS] into ``memory``."""
+    """About how many nodes have path log-probability near -b * reach / BINS: a view [2 * BINS] into ``memory``."""
     counts = memory[0]
     spread = memory[1]
     spread_next = memory[2]
@@ -138,28 +141,24 @@ def histogram_nodes(rows, starts, depth, reach, memory):
     for d in range(depth):
         best = rows[starts[d]]
         chain -= best
-        shift = int(min(chain * inverse + 0.5, 1e6))
-        width = BINS - shift
-        if width <= 0:
-            break
         row_counts[:] = 0.0
         last = 0
         at = starts[d]
-        while rows[at] > -np.inf:
-            bin_of = int(min((best - rows[at]) * inverse + 0.5, 1e6))
-            if bin_of >= width:
-                break
-            row_counts[bin_of] += 1.0
-            last = bin_of
+        while rows[at] > -np.inf:  # all in reach: bin BINS at most
+            last = int((best - rows[at]) * inverse + 0.5)
+            row_counts[last] += 1.0
             at += 1
-        for b in range(width):
-            spread_next[b] = spread[b] * row_counts[0]
+        weight = row_counts[0]
+        for b in range(BINS):
+            spread_next[b] = weight * spread[b]
+            spread_next[b + BINS] = 0.0
         for q in range(1, last + 1):
             weight = row_counts[q]
             if weight > 0.0:
-                for b in range(width - q):
+                for b in range(BINS):
                     spread_next[b + q] += weight * spread[b]
-        for b in range(width):
+        shift = int(chain * inverse + 0.5)
+        for b in range(BINS):
             spread[b] = spread_next[b]
             counts[b + shift] += spread_next[b]
     return counts
@@ -178,147 +177,143 @@ def threshold_for(counts, reach, target):
 
 
 @njit(cache=True, nogil=True)
-def enumerate_nodes(s, depth, threshold, most):
-    """List nodes with path log-probability > threshold, depth-first; of more than fit, at least the ``most`` first by tree order.
+def list_nodes(s, depth, threshold):
+    """List the root and all nodes with path log-probability > threshold, level by level, each in lexicographic order.
 
-    Node i gets s.values[i] and s.codes[i]. Return how many nodes, and the threshold in force at the end.
+    Return how many, or 0 if they are more than there is room for.
     """
     rows = s.rows
-    starts = s.starts
     values = s.values
     codes = s.codes
-    room = values.shape[0]
-    n = 0
-    d = 0
-    base = 0.0
-    parent = -1
-    at = starts[0]
-    start = at
-    below = rows[starts[1]] if depth > 1 else -np.inf
-    while True:
-        value = base + rows[at]
-        if value > threshold:
-            if n == room:
-                threshold = keep_first(s, n, most)
-                n = most
-                renumbered = s.buckets[0]
-                for i in range(d):
-                    if s.stack[1, i] >= 0:
-                        s.stack[1, i] = renumbered[s.stack[1, i]]
-                if parent >= 0:
-                    parent = renumbered[parent]
-                continue
-            values[n] = value
-            codes[n] = (parent << 32) + (at - start)
-            at += 1
-            if value + below > threshold:
-                s.stack_values[d] = base
-                s.stack[0, d] = at
-                s.stack[1, d] = parent
-                d += 1
-                base = value
-                parent = n
-                at = starts[d]
-                start = at
-                below = rows[starts[d + 1]] if d + 1 < depth else -np.inf
-            n += 1
-        else:
-            if d == 0:
-                return n, threshold
-            d -= 1
-            base = s.stack_values[d]
-            at = s.stack[0, d]
-            parent = s.stack[1, d]
-            start = starts[d]
-            below = rows[starts[d + 1]]
+    room = np.uint64(values.shape[0] - GROUP)
+    values[0] = 0.0
+    codes[0] = 0
+    first = _0
+    n = _1
+    for d in range(depth):
+        start = np.uint64(s.starts[d])
+        last = n
+        for parent in range(first, last):
+            base = values[parent]
+            at = start
+            found = _4
+            while found == _4:
+                if n > room:
+                    return 0
+                value_0 = base + rows[at]
+                value_1 = base + rows[at + _1]
+                value_2 = base + rows[at + _2]
+                value_3 = base + rows[at + _3]
+                values[n] = value_0
+                values[n + _1] = value_1
+                values[n + _2] = value_2
+                values[n + _3] = value_3
+                code = np.int64((parent << _32) + (at - start))
+                codes[n] = code
+                codes[n + _1] = code + 1
+                codes[n + _2] = code + 2
+                codes[n + _3] = code + 3
+                found = np.uint64(value_0 > threshold) + np.uint64(value_1 > threshold)
+                found += np.uint64(value_2 > threshold) + np.uint64(value_3 > threshold)
+                n += found
+                at += _4
+        first = last
+    return np.int64(n) if n <= room else 0
 
 
 @njit(cache=True, nogil=True)
-def keep_first(s, n, most):
-    """Reduce the n > most listed nodes to the ``most`` first by tree order, still depth-first; return the last one's value.
-
-    Later nodes must exceed that value: equal ones come after these. Old indices map to new ones in s.buckets[0]; a node dropped
-    maps to -1, and none of its descendants can be listed any more.
-    """
-    order_nodes(s, n, most, -np.inf)
-    threshold = s.sorted_values[most - 1]
-    renumbered = s.buckets[0]
-    renumbered[:n] = -1
-    for i in range(most):
-        renumbered[s.order[i]] = 0
-    m = 0
-    for i in range(n):
-        if renumbered[i] == 0:
-            code = s.codes[i]
-            parent = code >> 32
-            if parent >= 0:
-                parent = renumbered[parent]
-            s.values[m] = s.values[i]
-            s.codes[m] = (parent << 32) + (code & 0xFFFFFFFF)
-            renumbered[i] = m
-            m += 1
-    return threshold
+def precedes(values, codes, a, b):
+    """Whether listed node a comes before listed node b != a in best-first order."""
+    if values[a] != values[b]:
+        return values[a] > values[b]
+    x = np.int64(a)
+    y = np.int64(b)
+    depth_x = 0
+    while x > 0:
+        x = codes[x] >> 32
+        depth_x += 1
+    depth_y = 0
+    while y > 0:
+        y = codes[y] >> 32
+        depth_y += 1
+    x = np.int64(a)
+    y = np.int64(b)
+    for _ in range(depth_y, depth_x):
+        x = codes[x] >> 32
+    for _ in range(depth_x, depth_y):
+        y = codes[y] >> 32
+    if x == y:
+        return depth_x < depth_y
+    while codes[x] >> 32 != codes[y] >> 32:
+        x = codes[x] >> 32
+        y = codes[y] >> 32
+    return codes[x] < codes[y]
 
 
 @njit(cache=True, nogil=True)
-def order_nodes(s, n, most, low):
-    """Sort the n listed nodes, all above ``low``, stably by descending value into s.sorted_values and s.order, ``most`` at most."""
-    if n == 0:
-        return 0
+def order_nodes(s, n, low):
+    """Sort the n listed nodes but the root, all above ``low``, best first into s.sorted_values and s.order."""
+    if n <= 1:
+        return
     values = s.values
-    high = values[0]  # the best node of depth 1 is the best of all
+    codes = s.codes
+    high = values[1]  # the best node of depth 1 is the best of all
     if low == -np.inf:
-        low = high
-        for i in range(n):
-            low = min(low, values[i])
-    scale = n / (high - low) if high > low else 0.0
+        for i in range(1, n):
+            low = min(low if low > -np.inf else high, values[i])
+    scale = 1.0 / (high - low) if high > low else 0.0
     if not scale < 1e300:
         scale = 0.0
-    bucket_of = s.buckets[0]
-    counts = s.buckets[1]
-    counts[: n + 1] = 0
-    for i in range(n):
-        b = min(max(int((high - values[i]) * scale), 0), n)
-        bucket_of[i] = b
-        counts[b] += 1
-    total = 0
-    longest = 0
-    last = 0
-    while total < min(n, most):
-        count = counts[last]
-        counts[last] = total
-        total += count
+    # Nodes crowd towards the threshold, about as the fourth power of the distance from the best: so buckets fill evenly.
+    bucket_of = s.bucket_of
+    buckets = 2 * n
+    for i in range(1, n):
+        x = (high - values[i]) * scale
+        x *= x
+        x *= x
+        bucket_of[i] = np.uint32(np.int32(x * buckets))
+    ends = s.bucket_ends
+    ends[: buckets + 1] = 0
+    for i in range(1, n):
+        ends[bucket_of[i]] += 1
+    total = np.uint32(0)
+    longest = total
+    for b in range(buckets + 1):
+        count = ends[b]
+        ends[b] = total
+        total = np.uint32(total + count)
         longest = max(longest, count)
-        last += 1
     ordered = s.sorted_values
     order = s.order
-    for i in range(n):
+    for i in range(1, n):
         b = bucket_of[i]
-        if b < last:
-            at = counts[b]
-            counts[b] = at + 1
-            ordered[at] = values[i]
-            order[at] = i
-    if longest <= LONG_RUN:
-        for i in range(1, total):
-            value = ordered[i]
-            if value > ordered[i - 1]:
-                node = order[i]
-                j = i
-                while j > 0 and ordered[j - 1] < value:
-                    ordered[j] = ordered[j - 1]
-                    order[j] = order[j - 1]
-                    j -= 1
-                ordered[j] = value
-                order[j] = node
-    else:
-        merge_sort(ordered, order, s.spare_values, s.spare_order, total)
-    return min(total, most)
+        at = ends[b]
+        ends[b] = at + 1
+        ordered[at] = values[i]
+        order[at] = i
+    if longest > LONG_RUN:
+        merge_sort(values, codes, order, s.spare, n - 1)
+        for i in range(n - 1):
+            ordered[i] = values[order[i]]
+        return
+    for i in range(_1, np.uint64(n - 1)):
+        value = ordered[i]
+        if value >= ordered[i - _1]:
+            node = order[i]
+            j = i
+            while j > _0 and (
+                value > ordered[j - _1] or (value == ordered[j - _1] and precedes(values, codes, node, order[j - _1]))
+            ):
+                ordered[j] = ordered[j - _1]
+                order[j] = order[j - _1]
+                j -= _1
+            ordered[j] = value
+            order[j] = node
 
 
 @njit(cache=True, nogil=True)
-def merge_sort(values, order, spare_values, spare_order, n):
-    """Sort values[:n], and order[:n] with them, stably and descending."""
+def merge_sort(values, codes, order, spare, n):
+    """Sort the nodes order[:n] best first."""
     width = 1
     while width < n:
         for left in range(0, n, 2 * width):
@@ -327,74 +322,140 @@ def merge_sort(values, order, spare_values, spare_order, n):
             i = left
             j = middle
             for k in range(left, right):
-                if i < middle and (j >= right or values[i] >= values[j]):
-                    spare_values[k] = values[i]
-                    spare_order[k] = order[i]
+                if i < middle and (j >= right or precedes(values, codes, order[i], order[j])):
+                    spare[k] = order[i]
                     i += 1
                 else:
-                    spare_values[k] = values[j]
-                    spare_order[k] = order[j]
+                    spare[k] = order[j]
                     j += 1
-        values[:n] = spare_values[:n]
-        order[:n] = spare_order[:n]
+        order[:n] = spare[:n]
         width *= 2
 
 
 @njit(cache=True, nogil=True)
-def first_nodes(logprobs, offsets, first_row, horizon, most, s):
-    """Find and order the ``most`` first nodes of the best-first tree over ``horizon`` rows; return (listed, ordered) counts."""
-    reach = FIRST_REACH
+def heap_nodes(s, depth, most):
+    """List and order the ``most`` first nodes with a binary heap: pop the best, push its first child and its next sibling.
+
+    Return how many were listed (the root and those left in the heap too) and how many are ordered.
+    """
+    rows = s.rows
+    starts = s.starts
+    values = s.values
+    codes = s.codes
+    depths = s.spare
+    heap = s.bucket_of
+    values[0] = 0.0
+    codes[0] = 0
+    depths[0] = 0
+    listed = 1
+    size = 0
+    n = 0
+    node = 0
     while True:
-        depth = load_rows(logprobs, offsets, first_row, horizon, most, reach, s.rows, s.starts)
-        threshold = -np.inf
-        if reach == np.inf:
-            n, threshold = enumerate_nodes(s, depth, -np.inf, most)
-            return n, order_nodes(s, n, most, threshold)
-        counts = histogram_nodes(s.rows, s.starts, depth, reach, s.counts)
-        target = AIM * most + 8.0
-        threshold = np.inf
-        while threshold > -reach:
-            threshold = max(min(threshold_for(counts, reach, target), threshold - 0.5 * reach / BINS), -reach)
-            n, last = enumerate_nodes(s, depth, threshold, most)
-            if n >= most:
-                return n, order_nodes(s, n, most, last)
-            target *= 2.0
-        reach = 4.0 * reach if reach < 100.0 else np.inf
+        # The root, then the nodes best first: push the first child, and the next sibling.
+        for step in range(2 if node > 0 else 1):
+            if step == 0:
+                parent = node
+                rank = 0
+            else:
+                parent = codes[node] >> 32
+                rank = (codes[node] & 0xFFFFFFFF) + 1
+            d = np.int64(depths[parent])
+            if d == depth or rows[starts[d] + rank] == -np.inf:
+                continue
+            values[listed] = values[parent] + rows[starts[d] + rank]
+            codes[listed] = (parent << 32) + rank
+            depths[listed] = d + 1
+            hole = size
+            while hole > 0 and precedes(values, codes, listed, heap[(hole - 1) // 2]):
+                heap[hole] = heap[(hole - 1) // 2]
+                hole = (hole - 1) // 2
+            heap[hole] = listed
+            listed += 1
+            size += 1
+        if n == most or size == 0:
+            return listed, n
+
+        node = np.int64(heap[0])
+        s.order[n] = node
+        s.sorted_values[n] = values[node]
+        n += 1
+        size -= 1
+        moved = heap[size]
+        hole = 0
+        while 2 * hole + 1 < size:
+            child = 2 * hole + 1
+            if child + 1 < size and precedes(values, codes, heap[child + 1], heap[child]):
+                child += 1
+            if not precedes(values, codes, heap[child], moved):
+                break
+            heap[hole] = heap[child]
+            hole = child
+        heap[hole] = moved
 
 
 @njit(cache=True, nogil=True)
-def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks, chain, powers):
+def first_nodes(logprobs, offsets, first_row, horizon, most, s):
+    """List and order the ``most`` first nodes of the best-first tree over ``horizon`` rows.
+
+    Return how many are listed, the root among them, and how many are ordered.
+    """
+    fits = True
+    reach = FIRST_REACH
+    while fits and reach < 1000.0:
+        depth = load_rows(logprobs, offsets, first_row, horizon, most, reach, s.rows, s.starts)
+        counts = histogram_nodes(s.rows, s.starts, depth, reach, s.counts)
+        for aim in AIMS:
+            threshold = max(threshold_for(counts, reach, aim * most + 8.0), -reach)
+            n = list_nodes(s, depth, threshold)
+            if n > most:
+                order_nodes(s, n, threshold)
+                return n, most
+            fits = n > 0
+            if threshold == -reach or not fits:
+                break
+        reach *= 4.0
+    depth = load_rows(logprobs, offsets, first_row, horizon, most, np.inf, s.rows, s.starts)
+    if fits:  # so there may be fewer nodes than wanted
+        n = list_nodes(s, depth, -np.inf)
+        if n > 0:
+            order_nodes(s, n, -np.inf)
+            return n, min(n - 1, most)
+    return heap_nodes(s, depth, most)
+
+
+@njit(cache=True, nogil=True)
+def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks, chain):
     """Fill gains [P, N], ranks [P, horizon] and chain [P] for positions first..last-1."""
     most = gains.shape[1]
     s = make_scratch(horizon, most)
-    place = s.spare_order
+    place = s.spare
     for p in range(first, last):
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
+        ours = gains[p]
         for i in range(n):
-            gains[p, i] = exp_nonpositive(s.sorted_values[i], powers)
-        for i in range(n, most):
-            gains[p, i] = 0.0
-        rising = False
+            ours[i] = exp_nonpositive(s.sorted_values[i])
+        ours[n:] = 0.0
+        rising = 0
         for i in range(1, n):
-            rising |= gains[p, i] > gains[p, i - 1]
-        if rising:  # the exponential of neighbouring floats may round the wrong way
+            rising += ours[i] > ours[i - 1]
+        if rising > 0:  # the exponential of neighbouring floats may round the wrong way
             for i in range(1, n):
-                gains[p, i] = min(gains[p, i], gains[p, i - 1])
+                ours[i] = min(ours[i], ours[i - 1])
 
         matched = 0
         while matched < horizon and truth[p, matched] == 0:
             matched += 1
         chain[p] = min(matched, 255)
 
-        for d in range(horizon):
-            ranks[p, d] = NO_RANK
+        ranks[p, :] = NO_RANK
         if truth[p, 0] < 0:
             continue
         place[:listed] = NO_RANK
         for i in range(n):
             place[s.order[i]] = i + 1
-        node = -1
-        at = 0
+        node = 0
+        at = 1
         for d in range(horizon):
             if truth[p, d] < 0:
                 break
@@ -418,13 +479,13 @@ def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values)
         return 0
     s = make_scratch(horizon, most)
     n = first_nodes(logprobs, offsets, 0, horizon, most, s)[1]
-    place = s.spare_order
+    place = s.spare
+    place[0] = 0
     for i in range(n):
         node = s.order[i]
-        code = s.codes[node]
         place[node] = i + 1
-        parent = code >> 32
-        above = place[parent] if parent >= 0 else 0
+        code = s.codes[node]
+        above = place[np.uint32(code >> 32)]
         parents[i + 1] = above
         depths[i + 1] = depths[above] + 1
         ranks[i + 1] = code & 0xFFFFFFFF
@@ -436,34 +497,37 @@ def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values)
 def kept_pairs(logprobs, offsets, horizon, most, first, last, kept):
     """Fill kept [P, horizon]: candidates of each row that trees of ``most`` nodes use, for positions first..last-1."""
     s = make_scratch(horizon, most)
-    place = s.spare_order
-    on_chain = s.buckets[0]
+    place = s.spare
+    on_chain = s.bucket_of
     for p in range(first, last):
         kept[p, :] = 0
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
-        place[:listed] = 0
+        place[:listed] = NO_RANK
         for i in range(n):
-            place[s.order[i]] = 1
-        # on_chain[i]: depth of node i if all its ranks are 0, else 0. A candidate is used if the chain's end followed by it is.
-        for i in range(listed):
-            parent = s.codes[i] >> 32
+            place[s.order[i]] = i
+        # A candidate is used if the node of best candidates down to its row, and then itself, is. on_chain[i]: 1 + depth of
+        # node i if all its ranks are 0, else 0.
+        on_chain[0] = 1
+        for i in range(1, listed):
+            level = np.int64(on_chain[s.codes[i] >> 32])
             rank = s.codes[i] & 0xFFFFFFFF
-            level = 0 if parent < 0 else on_chain[parent]
             on_chain[i] = 0
-            if (parent < 0 or level > 0) and place[i] == 1:
-                kept[p, level] = max(kept[p, level], rank + 1)
+            if level > 0 and place[i] != NO_RANK:
+                kept[p, level - 1] = max(kept[p, level - 1], rank + 1)
                 if rank == 0:
                     on_chain[i] = level + 1
 
 
 @njit(cache=True, nogil=True)
 def packed_mask(parents, mask):
-    """Set bit j of row i of ``mask`` [nodes, words], zeroed, where node j is node i or above it."""
-    for i in range(parents.shape[0]):
+    """Fill ``mask`` [nodes, words]: bit j of row i is set where node j is node i or above it."""
+    words = mask.shape[1]
+    mask[0, :] = 0
+    mask[0, 0] = 1
+    for i in range(1, parents.shape[0]):
         above = parents[i]
-        if above >= 0:
-            for w in range((above >> 6) + 1):
-                mask[i, w] = mask[above, w]
+        for w in range(words):
+            mask[i, w] = mask[above, w]
         mask[i, i >> 6] |= np.uint64(1) << np.uint64(i & 63)
 
 
@@ -494,28 +558,27 @@ def true_ranks(token_ids, offsets, tokens, starts, horizon, first, last, ranks):
                 ranks[p, d] = found
 
 
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def sum_exp(row):
+    """Σ exp(row[i]), added in any order, so that the loop vectorises."""
+    total = 0.0
+    for i in range(row.shape[0]):
+        total += exp_nonpositive(np.float64(row[i]))
+    return total
+
+
 @njit(cache=True, nogil=True)
-def first_bad_row(logprobs, offsets, tolerance, first, last, powers):
+def first_bad_row(logprobs, offsets, tolerance, first, last):
     """First row of first..last-1 that can't be a marginal and why (1 NaN, 2 positive, 3 rising, 4 sum), or (-1, 0)."""
     for row in range(first, last):
         begin = offsets[row]
         end = offsets[row + 1]
-        total = 0.0
-        bad = False
+        below = 0.0
         for i in range(begin, end):
             value = np.float64(logprobs[i])
-            if not value <= 0.0:
-                return row, (2 if value > 0.0 else 1)
-            if i > begin and value > logprobs[i - 1]:
-                bad = True
-            total += exp_nonpositive(value, powers)
-        if bad:
-            for i in range(begin, end):
-                if np.isnan(logprobs[i]):
-                    return row, 1
-                if logprobs[i] > 0.0:
-                    return row, 2
-            return row, 3
-        if total > 1.0 + tolerance:
+            if not value <= below:
+                return row, 1 if np.isnan(value) else (2 if value > 0.0 else 3)
+            below = value
+        if sum_exp(logprobs[begin:end]) > 1.0 + tolerance:
             return row, 4
     return -1, 0

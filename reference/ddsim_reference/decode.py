@@ -495,8 +495,7 @@ class _Run:
         gains = self.gains
         if policy.adaptive:
             _kernels.gains_and_ranks(
-                rows, offsets, self.no_truth, self.horizon, 0, len(gains), gains, self.no_ranks, self.no_chain,
-                _kernels.POWERS,
+                rows, offsets, self.no_truth, self.horizon, 0, len(gains), gains, self.no_ranks, self.no_chain
             )  # fmt: skip
             if len(live) < len(gains):
                 gains = gains[slots]
