@@ -362,9 +362,73 @@ def replay(
 
 
 def _show_replay(show: Out, table: Any, title: str | None) -> None:
+    show.table(_with_interval(table), REPLAY_COLUMNS, title)
+
+
+def _with_interval(table: Any) -> Any:
+    """The table with a column that holds both bounds of the speed-up; empty where there is nothing to be unsure of."""
     pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
-    interval = [f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs]
-    show.table(table.assign(speedup_interval=interval), REPLAY_COLUMNS, title)
+    return table.assign(speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs])
+
+
+SERVING_COLUMNS: tuple[console.Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", console.number(2)),
+    ("budget_mean", "nodes/\nrequest", console.number(1)),
+    ("tokens_per_second", "tokens/s", console.number(0)),
+    ("tpot_mean", "TPOT\nms", console.milliseconds),
+    ("tpot_p95", "p95\nms", console.milliseconds),
+    ("speedup", "speed-up", console.number(2)),
+    ("speedup_interval", "95 %", str),
+)
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim serve traces/humaneval-t0 --profile h100.json",
+        "ddsim serve 'traces/*-t0' -p h100.json --batch 64 --policy LongRun --policy DDTree:8",
+    ),
+)
+def serve(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests decoded together (repeatable): 1, 8, 32.")
+    ] = None,
+    policy: PolicyOption = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests to finish (default: each prompt once).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens that one pass may verify.")] = None,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Repeated simulations behind the 95 % intervals.")] = 100,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a server that decodes B requests together: throughput and time per token of each policy."""
+    show = Out(json, [plot])
+    _one_of("--kind", kind, KINDS)
+    _check_plot(plot)
+    from ddsim.serving import simulate
+
+    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    with console.progress("Simulating"):
+        result = simulate(
+            recording, cost, policy or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
+            bootstrap=bootstrap, seed=seed,
+        )  # fmt: skip
+    table = result.table()
+    for size, rows in table.groupby("batch", sort=False):
+        show.table(
+            _with_interval(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
+        )
+    if plot is not None:
+        from ddsim.plot import serving
+
+        _plot(show, plot, lambda ax: serving(table, ax=ax))
+    show.json(result.to_json() | {"plot": plot})
 
 
 # --- costs, calibration, files --------------------------------------------------------------------------------------
@@ -591,7 +655,8 @@ def record(
             batch=batch, progress=progress,
         )  # fmt: skip
     trace = _open([path])
-    show.say(f"{path}: {len(trace.sequences)} sequences, {len(trace)} positions, exact to budget {trace.max_budget}")
+    told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"
+    show.say(told, wrap=False)
     show.json(
         {
             "out": path, "sequences": len(trace.sequences), "positions": len(trace), "workloads": trace.workloads,
@@ -627,7 +692,7 @@ def train_drafter(
         mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
-    show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}")
+    show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)
     show.json({"out": path, "work": work, "finished": path is not None})
 
 

@@ -61,10 +61,10 @@ class Out:
             self._console = make_console(self._stream)
         return self._console
 
-    def say(self, text: str = "", style: str | None = None) -> None:
-        """Print a line for people (none with ``--json``)."""
+    def say(self, text: str = "", style: str | None = None, *, wrap: bool = True) -> None:
+        """Print a line for people (none with ``--json``); ``wrap=False`` for one with a path in it."""
         if not self.as_json:
-            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=False)
+            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=not wrap)
 
     def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
         """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
@@ -96,7 +96,7 @@ class Out:
     def saved(self, name: str | os.PathLike[str]) -> None:
         """Say which file was written."""
         if str(name) != STDOUT:
-            self.say(f"Wrote {name}")
+            self.say(f"Wrote {name}", wrap=False)
 
 
 def _cell(record: dict[Any, Any], column: Column) -> str:

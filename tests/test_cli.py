@@ -311,6 +311,70 @@ def test_profile_that_is_something_else(cli: Run, files: Path, tmp_path: Path) -
     assert "text" in error(cli("fit", path))
 
 
+# --- with a model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny ``target``, ``drafter`` and ``prompts.jsonl``."""
+    pytest.importorskip("torch", reason="needs the reference extra")
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny_models.save(folder)
+    lines = [{"id": f"p{i}", "workload": "toy", "prompt": f"word{i} word{i + 1}"} for i in range(3)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_record(cli: Run, models: Path, tmp_path: Path) -> None:
+    words = (
+        "record", "--target", models / "target", "--drafter", models / "drafter", "--prompts", models / "prompts.jsonl",
+        "-o", tmp_path / "trace", "--max-new-tokens", 12, "--max-budget", 16,
+    )  # fmt: skip
+    document = json.loads(cli(*words, "--limit", 2, "--json").out)
+    assert (document["sequences"], document["positions"], document["max_budget"]) == (2, 24, 16)
+    answer = cli(*words)  # goes on with the third prompt
+    assert answer.code == 0
+    assert "3 sequences, 36 positions, exact to budget 16" in answer.out
+
+
+def test_models_that_do_not_fit(cli: Run, models: Path, tmp_path: Path) -> None:
+    import tiny_models
+
+    def record(target: Path, drafter: Path, *more: str | Path | int) -> str:
+        words = ("record", "--target", target, "--drafter", drafter, "--prompts", models / "prompts.jsonl")
+        return error(cli(*words, "-o", tmp_path / "trace", "--max-new-tokens", 8, "--max-budget", 8, *more))
+
+    target, drafter = tiny_models.save(tmp_path / "vocabulary", vocab_size=99)
+    assert "vocabulary 99, but the target's is 61" in record(target, drafter)
+    assert not (tmp_path / "trace").exists()
+    target, drafter = tiny_models.save(tmp_path / "size", hidden_size=32)
+    assert "hidden size 32, but the target's is 48" in record(target, drafter)
+    assert "no-model: no such folder" in record(tmp_path / "no-model", models / "drafter")
+    assert "config.json" in record(models / "target", models / "target")
+    assert "float64" in record(models / "target", models / "drafter", "--dtype", "float64")
+    target, drafter = tiny_models.save(tmp_path / "horizon", block_size=4)
+    words = ("record", "--prompts", models / "prompts.jsonl", "-o", tmp_path / "trace", "--max-new-tokens", 8)
+    words = (*words, "--max-budget", 8, "--target", models / "target", "--drafter")
+    assert cli(*words, models / "drafter").code == 0
+    assert "horizon" in error(cli(*words, drafter))  # a recording of another drafter can't go on there
+
+
+def test_prompt_files_that_are_not_jsonl(cli: Run, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    for text, wanted in (
+        ("Tell me a story.\n", "line 1: not JSON; write one JSON object a line"),
+        ('[{"id": "a", "workload": "w", "prompt": "p"}]\n', "line 1: not a JSON object but a list"),
+        ('{"id": "a", "workload": "w", "prompt": "p"}\n{"id": "b"}\n', 'line 2: "workload" is missing'),
+        ("", "holds no prompts"),
+    ):
+        path.write_text(text)
+        words = ("record", "--target", models / "target", "--drafter", models / "drafter", "--prompts", path)
+        assert wanted in error(cli(*words, "-o", tmp_path / "trace"))
+        assert not (tmp_path / "trace").exists()
+
+
 # --- whatever goes wrong ----------------------------------------------------------------------------------------------
 
 
