@@ -447,6 +447,8 @@ class Plan:
     ----------
     sentence : str
         The recommendation.
+    choice : str
+        Name of the recommended policy in `result`.
     policy : Policy
         Recommended, ready to use: a fixed budget, or an adaptive rule with its price.
     result : ReplayResult
@@ -460,6 +462,7 @@ class Plan:
     """
 
     sentence: str
+    choice: str
     policy: Policy
     result: ReplayResult
     best_budget: int
@@ -533,6 +536,7 @@ def plan(
     last = measured_budget(cost, positions.max_budget)
     return Plan(
         sentence=_sentence(result, choice, rule, best, flat),
+        choice=choice,
         policy=DDTree(best) if choice == "BestFixed" else result.outcomes[choice].policy,
         result=result,
         best_budget=best,
