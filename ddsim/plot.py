@@ -334,6 +334,7 @@ def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
     right.set_ylabel("gain g(n), path probability of node n", color=VERMILION, fontsize=_TEXT)
     right.tick_params(labelsize=_TEXT)
     right.yaxis.set_minor_locator(NullLocator())
+    right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     right.spines["top"].set_visible(False)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     ax.legend(handles=handles, fontsize=_TEXT, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
@@ -812,6 +813,8 @@ def reliability_by_probability(
     ax.set_xlabel("predicted: path probability of a node")
     ax.set_ylabel("share of such nodes accepted")
     _dress(ax)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
     _legend(ax, "upper left")
     return ax
 
