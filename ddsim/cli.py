@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json as json_module
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from ddsim.calibration import Calibration
     from ddsim.cost import CostModel
+    from ddsim.profiles import Profile
     from ddsim.replay import Plan
     from ddsim.trace import Trace
 
@@ -142,6 +145,17 @@ def _cost(path: Path, kind: str) -> CostModel:
 
     with console.progress("Fitting the cost model"):
         return open_cost(path.expanduser(), kind)
+
+
+def _costs(path: Path, kind: str) -> Profile | CostModel:
+    """What a file holds: a profile as measured, or a fitted cost model."""
+    from ddsim.cost import open_cost
+    from ddsim.profiles import KIND, read_profile
+
+    held = None
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        held = json_module.loads(path.expanduser().read_text())["kind"]
+    return read_profile(path.expanduser()) if held == KIND else open_cost(path.expanduser(), kind)
 
 
 def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:
@@ -369,6 +383,41 @@ def _with_interval(table: Any) -> Any:
     """The table with a column that holds both bounds of the speed-up; empty where there is nothing to be unsure of."""
     pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
     return table.assign(speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs])
+
+
+@app.command(
+    rich_help_panel=ANSWERS, epilog=example("ddsim report traces/humaneval-t0 --profile h100.json -o report.html")
+)
+def report(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    out: Annotated[str, _out_option("The page")],
+    kind: KindOption = "auto",
+    calibrate: CalibrateOption = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """The answer and its reasons as one HTML file that needs no network: recommendation, costs, policies, provenance."""
+    show = Out(json, [out])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    from ddsim.report import report as write_report
+
+    recording, cost = _open(trace, workload, temperature), _costs(profile, kind)
+    calibration = _calibration(recording, calibrate, seed)
+    with console.progress("Writing the report") as progress:
+        _write(
+            out, ".html",
+            lambda path: write_report(
+                recording, cost, path, kind=kind, calibration=calibration, bootstrap=bootstrap, seed=seed,
+                progress=progress,
+            ),
+        )  # fmt: skip
+    show.saved(out)
+    show.json({"out": out})
 
 
 SERVING_COLUMNS: tuple[console.Column, ...] = (

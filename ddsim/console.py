@@ -216,7 +216,8 @@ def progress(label: str) -> Iterator[Progress]:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Meanwhile a warning is one line on standard error, without the place in the source."""
+    """Meanwhile a warning is one line on standard error, without the place in the source, and each is shown once."""
+    shown: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -226,7 +227,10 @@ def one_line_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
+        text = " ".join(str(message).split())
+        if text not in shown:
+            print(f"warning: {text}", file=file or sys.stderr)
+        shown.add(text)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
