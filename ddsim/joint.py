@@ -1,0 +1,494 @@
+"""Joint rounds: how many nodes each of B requests that are verified in one forward pass gets.
+
+The n largest gains of all requests are the best n nodes of the forest, so a batch is one tree with merged gains. Besides the
+forest there are two ways to carry a rule for one request over to a batch: every request decides alone at its share of the cost
+(`Share`), or all get one width (`Uniform`), as engines with rectangular batches need.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from ddsim._threads import split
+from ddsim.budget import (
+    CHAIN,
+    EXHAUSTIVE,
+    GREEDY,
+    PRICE,
+    RULES,
+    Costs,
+    Floats,
+    Ints,
+    Positions,
+    PriceSolution,
+    _choose,
+    _slopes_ahead,
+)
+from ddsim.calibration import Calibration
+from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, cost_table
+from ddsim.errors import DdsimError
+from ddsim.policy import (
+    Autoregressive,
+    BestFixed,
+    CaDDTree,
+    DDTree,
+    DFlash,
+    LongRun,
+    Policy,
+    RoundRatio,
+)
+
+AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM = range(6)
+_CHUNK = 64  # joint rounds per partial sum: fixed, so that sums don't depend on the thread count
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# policies
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Share(Policy):
+    """Every request of a batch decides alone, at its share of the cost: n nodes count as C(B·n) / B.
+
+    Parameters
+    ----------
+    policy : Policy
+        A rule for one request.
+
+    Examples
+    --------
+    >>> gains = np.array([[0.9, 0.5], [0.2, 0.1]], np.float32)
+    >>> Share(RoundRatio()).choose_joint(gains, 1.0 + 0.2 * np.arange(5)).tolist()
+    [1, 0]
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.name = f"{policy.name} share"
+        self.online = policy.online
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+        return Share(self.policy.prepare(positions, costs, sequences=sequences))
+
+    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+        return self.policy.choose(gains, costs)
+
+    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
+        curve = share_curve(seconds, *gains.shape)
+        return self.policy.choose(np.ascontiguousarray(gains[:, : len(curve) - 1]), _one_curve(curve, len(gains)))
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        self.policy.observe(tokens, seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "policy": self.policy.to_json()}
+
+
+class Uniform(Policy):
+    """One width for all requests of a batch, chosen each round by a rule for one request with the mean gains.
+
+    Parameters
+    ----------
+    policy : Policy
+
+    Examples
+    --------
+    >>> gains = np.array([[0.9, 0.5], [0.2, 0.1]], np.float32)
+    >>> Uniform(RoundRatio()).choose_joint(gains, 1.0 + 0.2 * np.arange(5)).tolist()
+    [1, 1]
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.name = f"{policy.name} uniform"
+        self.online = policy.online
+        self.calibration = policy.calibration
+        self._plain = copy.copy(policy)  # decides on gains that are calibrated before their mean is taken
+        self._plain.calibration = None
+
+    #: Requests with fewer nodes are padded to the width, and cost as much.
+    rectangular = True
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+        return Uniform(self.policy.prepare(positions, costs, sequences=sequences))
+
+    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+        return self.policy.choose(gains, costs)
+
+    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
+        curve = share_curve(seconds, *gains.shape)
+        mean = calibrated(gains, self.calibration)[:, : len(curve) - 1].mean(axis=0, dtype=np.float64)
+        width = self._plain.choose(mean[None].astype(np.float32), _one_curve(curve, 1))
+        return np.repeat(width, len(gains)).astype(np.int32)
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        self._plain.observe(tokens, seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "policy": self.policy.to_json()}
+
+
+def calibrated(gains: NDArray[np.float32], calibration: Calibration | None) -> NDArray[np.float32]:
+    """Gains mapped by a calibration, or as they are."""
+    if calibration is None:
+        return gains
+    return np.ascontiguousarray(calibration.apply_gains(gains), np.float32)
+
+
+def share_curve(seconds: Floats, batch: int, max_budget: int) -> Floats:
+    """float64 [W + 1]: a request's share of a joint round in which all have n = 0 .. W nodes, W at most ``max_budget``."""
+    return np.ascontiguousarray(seconds[..., ::batch][..., : max_budget + 1] / batch)
+
+
+def _one_curve(curve: Floats, rows: int) -> CostTable:
+    """A cost table with one curve for all rows."""
+    return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what joint rounds cost
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JointTable:
+    """Seconds of joint rounds of ``batch`` requests, by mean context.
+
+    Requests of one batch have different contexts. They are priced at their mean, rounded up to a multiple of ``CONTEXT_STEP``:
+    what a context costs to read is linear in its length, so the mean prices the sum.
+
+    Attributes
+    ----------
+    batch : int
+    first : int
+        Context of row 0 in steps of ``CONTEXT_STEP``; row u prices a mean context of (first + u) steps.
+    seconds : float64 [U, M + 1]
+        A drafted round with n = 0 .. M nodes in all, n + batch tokens.
+    ar_seconds : float64 [U]
+    limit : int
+        Nodes in all that rules may choose, at most M.
+    curve : float64 [U, limit + 1]
+        ``seconds`` up to there.
+    share : float64 [U, W + 1]
+        ``share_curve`` of it.
+    curve_ahead, share_ahead : float64
+        The least slope from n nodes to any larger number of them, of both.
+    """
+
+    batch: int
+    first: int
+    seconds: Floats
+    ar_seconds: Floats
+    limit: int
+    curve: Floats
+    curve_ahead: Floats
+    share: Floats
+    share_ahead: Floats
+
+    def row_of(self, context: float) -> int:
+        """The row that prices a mean context."""
+        steps = int(-(-context // CONTEXT_STEP)) - self.first
+        return min(max(steps, 0), len(self.seconds) - 1)
+
+
+def joint_table(
+    cost: CostModel,
+    contexts: tuple[int, int],
+    batch: int,
+    max_budget: int,
+    horizon: int,
+    *,
+    max_tokens: int | None = None,
+    widest: int = 0,
+) -> JointTable:
+    """Price joint rounds of ``batch`` requests at mean contexts from ``contexts[0]`` to ``contexts[1]``.
+
+    Parameters
+    ----------
+    cost : CostModel
+    contexts : (int, int)
+    batch : int
+    max_budget : int
+        Nodes that one request can have.
+    horizon : int
+        Nodes of a chain.
+    max_tokens : int, optional
+        Tokens that a pass may verify. By default rules choose within what the cost model was fitted on, but may always give
+        every request the nodes of a chain; fixed widths (``widest``) go past that at extrapolated cost, which is flagged.
+    widest : int
+        Nodes per request that are priced besides what rules may choose.
+
+    Raises
+    ------
+    DdsimError
+        ``max_tokens`` leaves no token per request.
+    """
+    if max_tokens is not None and max_tokens < batch:
+        raise DdsimError(f"max_tokens: {max_tokens} tokens can't hold the roots of a batch of {batch}")
+    if max_tokens is None:
+        limit = max(int(cost.range.tokens[1]) - batch, batch * horizon)
+        last = max(limit, batch * min(widest, max_budget))
+    else:
+        limit = last = max_tokens - batch
+    limit, last = (min(n, batch * max(max_budget, horizon)) for n in (limit, last))
+    first, end = (-(-context // CONTEXT_STEP) for context in contexts)
+    table = cost_table(cost, np.arange(first, end + 1) * CONTEXT_STEP, last, batch)
+    curve = np.ascontiguousarray(table.seconds[:, : limit + 1])
+    share = share_curve(curve, batch, max_budget)
+    return JointTable(
+        batch, first, table.seconds, table.ar_seconds, limit, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# one joint round
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _before(gains, where, budgets, a, b):  # type: ignore[no-untyped-def]
+    """Whether request a's next node comes before request b's: the larger gain, then the smaller request."""
+    x, y = gains[where[a], budgets[a]], gains[where[b], budgets[b]]
+    return x > y or (x == y and a < b)
+
+
+@njit(cache=True, nogil=True)
+def _sift(heap, size, i, gains, where, budgets):  # type: ignore[no-untyped-def]
+    while True:
+        top, child = i, 2 * i + 1
+        for c in range(child, min(child + 2, size)):
+            if _before(gains, where, budgets, heap[c], heap[top]):
+                top = c
+        if top == i:
+            return
+        heap[i], heap[top] = heap[top], heap[i]
+        i = top
+
+
+@njit(cache=True, nogil=True)
+def _forest(gains, nodes, where, curve, ahead, rule, price, budgets, order, heap):  # type: ignore[no-untyped-def]
+    """(n, B + Phi(n)) of the forest, and each request's nodes in ``budgets``; ``order`` [M] and ``heap`` [B] are scratch."""
+    batch = len(where)
+    base = float(batch)
+    size = 0
+    for b in range(batch):
+        budgets[b] = 0
+        if nodes[where[b]] > 0:
+            heap[size] = b
+            size += 1
+    for i in range(size // 2 - 1, -1, -1):
+        _sift(heap, size, i, gains, where, budgets)
+    best, best_tokens, best_seconds = 0, base, curve[0]
+    best_value = base - price * curve[0]
+    tokens, n = base, 0
+    while size and n < len(curve) - 1:
+        b = heap[0]
+        gain = gains[where[b], budgets[b]]
+        worth = price if rule == PRICE else best_tokens / best_seconds
+        if gain <= 0 or gain <= worth * ahead[n]:  # as in ddsim.budget._choose: nothing better follows
+            break
+        order[n] = b
+        n += 1
+        budgets[b] += 1
+        if budgets[b] == nodes[where[b]]:
+            size -= 1
+            heap[0] = heap[size]
+        _sift(heap, size, 0, gains, where, budgets)
+        tokens += gain
+        if rule == PRICE:
+            value = tokens - price * curve[n]
+            if value > best_value:
+                best, best_tokens, best_value = n, tokens, value
+        elif tokens * best_seconds > best_tokens * curve[n]:
+            best, best_tokens, best_seconds = n, tokens, curve[n]
+        elif rule == GREEDY:
+            break
+    for i in range(best, n):  # what was looked at past the best is given back
+        budgets[order[i]] -= 1
+    return best, best_tokens
+
+
+@njit(cache=True, nogil=True)
+def decide(  # type: ignore[no-untyped-def]
+    mode, rule, price, width, gains, nodes, chain_expected, where, horizon,
+    curve, curve_ahead, share, share_ahead, budgets, order, heap, mean,
+):  # fmt: skip
+    """(n, expected tokens) of one joint round at the positions ``where`` [B]; the requests' actions go to ``budgets`` [B].
+
+    Curves are one row of a `JointTable`; ``order`` [limit], ``heap`` [B] and ``mean`` [N] are scratch.
+    """
+    batch = len(where)
+    if mode == AR:
+        return 0, float(batch)
+    if mode == FOREST:
+        return _forest(gains, nodes, where, curve, curve_ahead, rule, price, budgets, order, heap)
+    total, tokens = 0, 0.0
+    if mode == CHAINS:
+        for b in range(batch):
+            budgets[b] = CHAIN
+            tokens += 1.0 + chain_expected[where[b]]
+        return batch * horizon, tokens
+    if mode == UNIFORM:
+        most = len(share) - 1
+        for i in range(most):
+            sum_of = 0.0
+            for b in range(batch):
+                sum_of += gains[where[b], i]
+            mean[i] = np.float32(sum_of / batch)
+        width = _choose(mean[:most], share, share_ahead, rule, price, 1.0)[0]
+    for b in range(batch):
+        p = where[b]
+        if mode == SHARE:
+            n, expected = _choose(gains[p, : len(share) - 1], share, share_ahead, rule, price, 1.0)
+        else:
+            n, expected = min(width, nodes[p]), 1.0
+            for i in range(n):
+                expected += gains[p, i]
+        budgets[b] = n
+        total += n
+        tokens += expected
+    return batch * width if mode == UNIFORM else total, tokens  # one width: padded
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# many joint rounds, under the surrogate
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _totals(  # type: ignore[no-untyped-def]
+    mode, rule, price, width, gains, nodes, chain_expected, groups, row, horizon,
+    seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last, out,
+):  # fmt: skip
+    """Expected tokens, seconds and nodes of the joint rounds ``groups`` [G, B], added up by chunks in ``out`` [chunks, 3]."""
+    count, batch = groups.shape
+    budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+    order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+    for c in range(first, last):
+        for i in range(c * _CHUNK, min((c + 1) * _CHUNK, count)):
+            u = row[i]
+            n, tokens = decide(
+                mode, rule, price, width, gains, nodes, chain_expected, groups[i], horizon,
+                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+            )  # fmt: skip
+            out[c, 0] += tokens
+            out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
+            out[c, 2] += n
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A policy for joint rounds as the kernels understand it."""
+
+    mode: int
+    rule: int = PRICE
+    price: float = 0.0
+    width: int = 0
+    online: bool = False
+    calibration: Calibration | None = None
+
+
+def decision_of(policy: Policy) -> Decision | None:
+    """How the kernels decide as ``policy`` does; None: they can't, and `Policy.choose_joint` has to be asked."""
+    kind = type(policy)
+    if kind is Autoregressive:
+        return Decision(AR)
+    if kind is DFlash:
+        return Decision(CHAINS)
+    if isinstance(policy, (DDTree, BestFixed)) and kind in (DDTree, BestFixed):
+        return None if policy.budget is None else Decision(WIDTH, width=policy.budget)
+    mode = FOREST
+    if isinstance(policy, (Share, Uniform)) and kind in (Share, Uniform):
+        mode = SHARE if kind is Share else UNIFORM
+        policy = policy.policy
+    if isinstance(policy, LongRun) and type(policy) is LongRun:
+        if policy.price is not None:
+            return Decision(mode, PRICE, policy.price, calibration=policy.calibration)
+        return Decision(mode, PRICE, online=True, calibration=policy.calibration) if mode == FOREST else None
+    if isinstance(policy, (CaDDTree, RoundRatio)) and type(policy) in (CaDDTree, RoundRatio):
+        return Decision(mode, RULES[policy.rule], calibration=policy.calibration)
+    return None
+
+
+def groups_of(positions: Positions, batch: int, seed: int = 0) -> NDArray[np.int64]:
+    """int64 [G, batch]: the positions that can start a round, shuffled into joint rounds; the rest of them is left out."""
+    roots = positions.roots()
+    if len(roots) < batch:
+        raise DdsimError(f"a batch of {batch} needs as many positions that start a round; the trace has {len(roots)}")
+    order = np.random.default_rng(seed).permutation(roots)
+    return order[: len(order) // batch * batch].reshape(-1, batch)
+
+
+def joint_totals(
+    decision: Decision,
+    positions: Positions,
+    groups: NDArray[np.int64],
+    table: JointTable,
+    *,
+    context: int | None = None,
+) -> tuple[float, float, float]:
+    """Expected tokens, seconds and nodes of the joint rounds ``groups``, summed; the surrogate, nothing is walked.
+
+    ``positions`` has its gains in memory, calibrated already. ``context`` prices all rounds alike.
+    """
+    if context is None:
+        mean = positions.context[groups].mean(axis=1)
+        row = np.array([table.row_of(c) for c in mean.tolist()], np.int64)
+    else:
+        row = np.full(len(groups), table.row_of(context), np.int64)
+    arguments = (
+        decision.mode, decision.rule, decision.price, decision.width, positions.gains, positions.nodes,
+        positions.chain_expected, groups, row, positions.horizon,
+        table.seconds, table.ar_seconds, table.curve, table.curve_ahead, table.share, table.share_ahead,
+    )  # fmt: skip
+    parts = np.zeros((-(-len(groups) // _CHUNK), 3))
+    split(lambda first, last: _totals(*arguments, first, last, parts), len(parts), 16)
+    sums = parts.sum(axis=0)
+    return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+def solve_joint_price(
+    mode: int,
+    positions: Positions,
+    groups: NDArray[np.int64],
+    table: JointTable,
+    *,
+    context: int | None = None,
+) -> PriceSolution:
+    """λ* of joint rounds: the price that equals the throughput of its own budgets, over all slots (Dinkelbach's method).
+
+    For SHARE the budgets don't maximise what the price weighs, since requests pay for shares of rounds that nobody runs; the best
+    price met on the way is returned.
+
+    Parameters
+    ----------
+    mode : FOREST, SHARE or UNIFORM
+    positions, groups, table, context : as in `joint_totals`
+    """
+    decision = Decision(mode, EXHAUSTIVE)
+    tokens, seconds, _ = joint_totals(decision, positions, groups, table, context=context)
+    price, best = tokens / seconds, None
+    for iterations in range(2, 51):
+        tokens, seconds, _ = joint_totals(Decision(mode, PRICE, price), positions, groups, table, context=context)
+        if best is None or tokens / seconds >= best.tokens / best.seconds:
+            best = PriceSolution(price, tokens, seconds, iterations)
+        if not tokens / seconds > price:
+            break
+        price = tokens / seconds
+    assert best is not None
+    return best
+
+
+def batches_of(batch: int | Sequence[int]) -> tuple[int, ...]:
+    """Checked batch sizes."""
+    sizes = (batch,) if isinstance(batch, (int, np.integer)) else tuple(batch)
+    if not sizes or any(isinstance(b, bool) or not isinstance(b, (int, np.integer)) or b < 1 for b in sizes):
+        raise DdsimError(f"batch: must be whole numbers of requests, at least 1, is {batch!r}")
+    return tuple(int(b) for b in sizes)

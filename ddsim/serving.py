@@ -1,0 +1,632 @@
+"""Batches: closed-loop simulation of B requests that are decoded together, and maps over batch size and context."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numba import njit
+from numpy.typing import NDArray
+
+import ddsim
+from ddsim import budget as _budget
+from ddsim._threads import split
+from ddsim.budget import CHAIN, NO_DRAFT, Floats, Ints, Positions
+from ddsim.calibration import Calibration
+from ddsim.cost import CONTEXT_STEP, CostModel, CostTable
+from ddsim.errors import DdsimError
+from ddsim.joint import (
+    AR,
+    CHAINS,
+    FOREST,
+    SHARE,
+    UNIFORM,
+    WIDTH,
+    Decision,
+    JointTable,
+    Share,
+    Uniform,
+    batches_of,
+    calibrated,
+    decide,
+    decision_of,
+    groups_of,
+    joint_table,
+    joint_totals,
+    solve_joint_price,
+)
+from ddsim.policy import (
+    MEMORY,
+    PRIOR,
+    Autoregressive,
+    BestFixed,
+    DDTree,
+    DFlash,
+    Hindsight,
+    LongRun,
+    Policy,
+    RoundRatio,
+    parse_policy,
+)
+from ddsim.positions import positions_of
+from ddsim.trace import Trace
+
+__all__ = ["ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
+
+Interval = tuple[float, float, float]
+
+
+def serving_policies() -> list[Policy]:
+    """AR, DFlash, BestFixed (one width for all, always), LongRun with one width a round, LongRun and RoundRatio by shares and as forests.
+
+    Examples
+    --------
+    >>> [policy.name for policy in serving_policies()][-3:]
+    ['LongRun share', 'RoundRatio', 'LongRun']
+    """
+    return [
+        Autoregressive(),
+        DFlash(),
+        BestFixed(),
+        Uniform(LongRun()),
+        Share(LongRun()),
+        RoundRatio(),
+        LongRun(),
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the simulation
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one policy did at one batch size: one entry a repeat.
+
+    Attributes
+    ----------
+    seconds : float64 [R]
+    tokens : int64 [R], committed by all slots
+    rounds : int64 [R], joint rounds
+    nodes : int64 [R], verified nodes in all
+    latency : float64 [R, requests], seconds from a request's first round to its last
+    """
+
+    seconds: Floats
+    tokens: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    latency: Floats
+
+
+@njit(cache=True, nogil=True)
+def _closed_loop(  # type: ignore[no-untyped-def]
+    mode, rule, price, width, online, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
+    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last, spent, committed, rounds, verified, latency,
+):  # fmt: skip
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last five arrays."""
+    requests, horizon = queue.shape[1], ranks.shape[1]
+    for r in range(first, last):
+        where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        request, since = np.zeros(batch, np.int64), np.zeros(batch)
+        budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+        for b in range(batch):
+            s = queue[r, b % requests]
+            where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
+        following, done, now, at = batch, 0, 0.0, price
+        total_tokens, total_seconds = 0.0, 0.0
+        while done < requests:
+            length = 0
+            for b in range(batch):
+                length += context[where[b]]
+            u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
+            if online and rounds[r] == 0:
+                n, expected = decide(
+                    mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
+                    curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+                )  # fmt: skip
+                total_tokens, total_seconds = PRIOR * expected, PRIOR * seconds[u, n]
+            if online:
+                at = total_tokens / total_seconds
+            n, expected = decide(
+                mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
+                curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+            )  # fmt: skip
+            took = ar_seconds[u] if mode == AR else seconds[u, n]
+            now += took
+            gained = 0
+            for b in range(batch):
+                p, accepted = where[b], 0
+                if mode == CHAINS:
+                    accepted = chain[p]
+                elif mode != AR:
+                    while accepted < horizon and ranks[p, accepted] <= budgets[b]:
+                        accepted += 1
+                where[b] = min(p + accepted + 1, end[b])
+                gained += where[b] - p
+                if where[b] == end[b]:
+                    if request[b] < requests:
+                        latency[r, request[b]] = now - since[b]
+                        done += 1
+                    s = queue[r, following % requests]
+                    where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+                    following += 1
+            if online:
+                keep = 1.0 if rounds[r] < MEMORY else 1.0 - 1.0 / MEMORY
+                total_tokens = keep * total_tokens + gained
+                total_seconds = keep * total_seconds + took
+            rounds[r] += 1
+            verified[r] += n
+            committed[r] += gained
+        spent[r] = now
+
+
+def _run(
+    policy: Policy, decision: Decision | None, positions: Positions, table: JointTable, queue: NDArray[np.int64]
+) -> Run:
+    """One policy at one batch size, every repeat: in the kernel if it can decide as the policy does."""
+    if decision is None:
+        one = [_loop(copy.deepcopy(policy), positions, table, row) for row in queue]
+        return Run(*(np.array(column) for column in zip(*one, strict=True)))
+    gains = calibrated(np.asarray(positions.gains), decision.calibration)
+    arguments = (
+        decision.mode, decision.rule, decision.price, decision.width, decision.online,
+        gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
+        positions.starts, queue, table.batch, CONTEXT_STEP,
+        table.first, table.seconds, table.ar_seconds, table.curve, table.curve_ahead, table.share, table.share_ahead,
+    )  # fmt: skip
+    tokens, rounds, nodes = (np.zeros(len(queue), np.int64) for _ in range(3))
+    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape))
+    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency)
+    split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
+    return run
+
+
+def _loop(
+    policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
+) -> tuple[float, int, int, int, Floats]:
+    """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
+    requests, batch, horizon = len(queue), table.batch, positions.horizon
+    gains, ranks, starts = positions.gains, positions.ranks, positions.starts
+    request = np.arange(batch)
+    taken = queue[request % requests]
+    where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(batch)
+    latency = np.zeros(requests)
+    following, done, now, committed, rounds, verified = batch, 0, 0.0, 0, 0, 0
+    while done < requests:
+        u = table.row_of(float(positions.context[where].sum()) / batch)
+        asked = np.asarray(policy.choose_joint(np.ascontiguousarray(gains[where]), table.curve[u]), np.int64)  # type: ignore[index]
+        budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
+        nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
+        if getattr(policy, "rectangular", False):
+            nodes = batch * int(asked.max())
+        if nodes >= table.seconds.shape[1]:
+            raise DdsimError(f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed")
+        took = float(table.ar_seconds[u] if (asked == NO_DRAFT).all() else table.seconds[u, nodes])
+        now += took
+        accepted = (ranks[where] <= np.maximum(budgets, 0)[:, None]).cumprod(axis=1).sum(axis=1)  # type: ignore[index]
+        accepted = np.where(asked == CHAIN, positions.chain[where], accepted)
+        moved = np.minimum(where + accepted + 1, end)
+        gained = int((moved - where).sum())
+        where = moved
+        for b in np.flatnonzero(where == end):
+            if request[b] < requests:
+                latency[request[b]] = now - since[b]
+                done += 1
+            s = queue[following % requests]
+            where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+            following += 1
+        policy.observe(gained, took)
+        committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
+    return now, committed, rounds, verified, latency
+
+
+def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
+    """Budgets that exist; past what a pass can hold, everybody gets the same."""
+    budgets = np.minimum(asked, nodes)
+    if np.maximum(budgets, 0).sum() > most:
+        budgets = np.minimum(budgets, most // len(budgets))
+    return budgets
+
+
+def simulate(
+    trace: Trace | Positions,
+    cost: CostModel,
+    policies: Sequence[Policy | str] | None = None,
+    *,
+    batch: int | Sequence[int] = (1, 8, 32),
+    requests: int | None = None,
+    max_tokens: int | None = None,
+    calibration: Calibration | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
+) -> ServingResult:
+    """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
+
+    Exact for the recorded tokens, whatever the policy. All slots are always taken: the simulation ends when all of the
+    ``requests`` first requests are finished, and until then slots that become free go on with the queue from its start. A round of
+    B requests with n nodes in all takes draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
+
+    Rules decide about the whole batch as a forest; `Share` and `Uniform` carry them over in other ways. What has to be solved
+    (`LongRun`'s price, `BestFixed`'s width) is solved anew for every batch size.
+
+    Parameters
+    ----------
+    trace : Trace or Positions
+        Its gains are held in memory.
+    cost : CostModel
+        Batches that weren't measured are extrapolated, with a warning.
+    policies : sequence of Policy or str, optional
+        Default: `serving_policies`. AR is always simulated too.
+    batch : int or ints
+        Numbers of slots.
+    requests : int, optional
+        Requests to finish. Default: every sequence once, and at least four a slot.
+    max_tokens : int, optional
+        Tokens that one pass may verify; see `ddsim.joint.joint_table`.
+    calibration : Calibration, optional
+        Of the marginals; changes the trees.
+    bootstrap : int
+        Repeats of the whole simulation for the intervals, each with a queue of prompts drawn with replacement within workloads
+        (all sequences of a prompt together) and shuffled. Requests of a batch share its time, so repeating the simulation is what
+        carries over to other prompts; reweighting one run isn't. Every policy sees the same queues. 0: no intervals.
+    seed : int
+
+    Returns
+    -------
+    ServingResult
+
+    Raises
+    ------
+    DdsimError
+        A policy that works on single requests only, too few positions, bad options.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(8), (40, 3)), axis=-1)[..., ::-1])
+    >>> ids = rng.permuted(np.tile(np.arange(8), (40, 3, 1)), axis=-1)
+    >>> trace = Trace.from_arrays(rng.integers(0, 8, 40), ids, rows, max_budget=16)
+    >>> cost = CostModel.from_table([1, 200], [0.010, 0.020], draft_seconds=0.001)
+    >>> simulate(trace, cost, ["DFlash", "LongRun"], batch=4, bootstrap=10).table()["policy"].tolist()
+    ['AR', 'DFlash', 'LongRun']
+    """
+    sizes = batches_of(batch)
+    if bootstrap < 0 or (requests is not None and requests < 1):
+        raise DdsimError(f"simulate: needs bootstrap >= 0 and requests >= 1, has {bootstrap} and {requests}")
+    positions = _in_memory(trace, calibration)
+    asked = _with_baseline([parse_policy(p) if isinstance(p, str) else p for p in policies or serving_policies()])
+    contexts = int(positions.context.min()), int(positions.context.max())
+    widest = max((p.budget or 0 for p in asked if isinstance(p, DDTree)), default=0)
+    runs: dict[tuple[int, str], Run] = {}
+    ready: dict[tuple[int, str], Policy] = {}
+    queues: dict[int, NDArray[np.int64]] = {}
+    for size in sizes:
+        count = max(positions.sequences, 4 * size) if requests is None else requests
+        queues[size] = _queues(positions, count, bootstrap, seed)
+        table = joint_table(
+            cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
+        )
+        if any(isinstance(p, DFlash) for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
+            raise DdsimError(
+                f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
+            )
+        for policy in asked:
+            ready[size, policy.name] = _prepared(policy, positions, table, seed)
+        for policy in asked:
+            key = size, policy.name
+            decision = decision_of(ready[key])
+            if decision is not None and decision.mode == WIDTH:
+                decision = dataclasses.replace(
+                    decision, width=min(decision.width, (table.seconds.shape[1] - 1) // size)
+                )
+            runs[key] = _run(ready[key], decision, positions, table, queues[size])
+    provenance = {
+        "ddsim": ddsim.__version__,
+        "trace": positions.fingerprint,
+        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+        "contexts": "a batch is priced at the mean context of its requests",
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
+    }
+    lengths = positions.tokens
+    return ServingResult(runs, {size: lengths[queue] for size, queue in queues.items()}, provenance)
+
+
+def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:
+    """Positions with all arrays in memory, without sequences in which no round starts."""
+    if isinstance(trace, Positions):
+        if calibration is not None:
+            raise DdsimError("calibration: positions are calibrated already; give it to positions_of instead")
+        positions = trace
+    else:
+        positions = positions_of(trace, calibration=calibration)
+    if not (positions.tokens > 0).any():
+        raise DdsimError("the trace has no sequence of two tokens or more: nothing to decode")
+    whole = positions.block(0, positions.sequences)
+    keep = np.flatnonzero(whole.tokens > 0)
+    if len(keep) == whole.sequences:
+        return whole
+    rows = np.concatenate([np.arange(whole.starts[s], whole.starts[s + 1]) for s in keep])
+    return Positions(
+        whole.gains[rows],  # type: ignore[index]
+        whole.ranks[rows],  # type: ignore[index]
+        whole.nodes[rows],
+        whole.chain[rows],
+        whole.chain_expected[rows],
+        whole.context[rows],
+        np.concatenate([[0], np.cumsum(np.diff(whole.starts)[keep])]),
+        tuple(whole.prompt_id[s] for s in keep),
+        tuple(whole.workload[s] for s in keep),
+        whole.temperature[keep],
+        whole.fingerprint,
+    )
+
+
+def _with_baseline(policies: list[Policy]) -> list[Policy]:
+    """The policies, AR first, each name once."""
+    if not any(isinstance(p, Autoregressive) for p in policies):
+        policies = [Autoregressive(), *policies]
+    names: set[str] = set()
+    for policy in policies:
+        if isinstance(policy, Hindsight):
+            raise DdsimError("Hindsight: a shortest path for one request; it has no meaning in a batch")
+        if policy.name in names:
+            raise DdsimError(f"two policies are called {policy.name}")
+        names.add(policy.name)
+    return policies
+
+
+def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
+    """int64 [1 + repeats, count]: sequences in the order in which they are taken; row 0 has every sequence before one again."""
+    rng = np.random.default_rng(seed)
+    prompts: dict[tuple[str, str], list[int]] = {}
+    for s in range(positions.sequences):
+        names = (positions.workload[s], positions.prompt_id[s]) if positions.prompt_id else ("", str(s))
+        prompts.setdefault(names, []).append(s)
+    strata: dict[str, list[list[int]]] = {}
+    for (workload, _), members in prompts.items():
+        strata.setdefault(workload, []).append(members)
+
+    def filled(draw: Any) -> NDArray[np.int64]:
+        parts: list[NDArray[np.int64]] = []
+        while sum(map(len, parts)) < count:
+            parts.append(rng.permutation(np.array(draw(), np.int64)))
+        return np.concatenate(parts)[:count]
+
+    def resampled() -> list[int]:
+        return [s for of in strata.values() for k in rng.integers(0, len(of), len(of)) for s in of[k]]
+
+    rows = [filled(lambda: range(positions.sequences))]
+    for _ in range(repeats):
+        drawn = resampled()  # one sample of prompts a repeat, taken again and again if there are more requests
+        rows.append(filled(lambda drawn=drawn: drawn))
+    return np.array(rows)
+
+
+def _prepared(policy: Policy, positions: Positions, table: JointTable, seed: int) -> Policy:
+    """The policy ready for joint rounds: prices and widths solved for this batch size."""
+    inner = policy.policy if isinstance(policy, (Share, Uniform)) else policy
+    if isinstance(inner, LongRun) and inner.solves:
+        mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
+        mapped = dataclasses.replace(positions, gains=calibrated(np.asarray(positions.gains), inner.calibration))
+        groups = groups_of(positions, table.batch, seed) if table.batch <= len(positions.roots()) else None
+        if groups is None:
+            raise DdsimError(
+                f"{policy.name}: too few positions in the trace to solve a price for batches of {table.batch}"
+            )
+        priced = copy.copy(inner)
+        priced.price = solve_joint_price(mode, mapped, groups, table).price
+        return priced if inner is policy else type(policy)(priced)  # type: ignore[call-arg]
+    return policy.prepare(positions, _shares(positions, table))
+
+
+def _shares(positions: Positions, table: JointTable) -> CostTable:
+    """What every position's request pays of a joint round in which all have the same number of nodes and the same context."""
+    seconds = np.full((len(table.share), max(positions.max_budget, positions.horizon) + 1), np.inf)
+    seconds[:, : table.share.shape[1]] = table.share
+    row = np.clip(-(-positions.context // CONTEXT_STEP) - table.first, 0, len(seconds) - 1).astype(np.int32)
+    contexts = (table.first + np.arange(len(seconds), dtype=np.int64)) * CONTEXT_STEP
+    return CostTable(seconds, table.ar_seconds / table.batch, row, contexts, table.batch)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# results
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class ServingResult:
+    """Outcomes of policies at several batch sizes, with 95 % intervals from repeated simulations.
+
+    Attributes
+    ----------
+    runs : dict, (batch, policy name) -> Run
+        Entry 0 of a run has every prompt; the others are repeats with prompts drawn with replacement.
+    provenance : dict
+    """
+
+    def __init__(
+        self,
+        runs: dict[tuple[int, str], Run],
+        lengths: dict[int, NDArray[np.int64]],
+        provenance: dict[str, Any],
+    ) -> None:
+        self.runs = runs
+        self.provenance = provenance
+        self._lengths = lengths
+
+    def __repr__(self) -> str:
+        batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
+        return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
+
+    def table(self) -> pd.DataFrame:
+        """One row a batch size and policy.
+
+        Returns
+        -------
+        DataFrame
+            batch, policy, rounds (joint), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
+            a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one slot),
+            tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
+            the same batch size; _low, _high).
+        """
+        rows = []
+        for (batch, name), run in self.runs.items():
+            rate = run.tokens / run.seconds
+            ar = self.runs[batch, self._baseline(batch)]
+            tpot = run.latency / self._lengths[batch]
+            row: dict[str, Any] = {
+                "batch": batch,
+                "policy": name,
+                "rounds": int(run.rounds[0]),
+                "tokens": int(run.tokens[0]),
+                "acceptance_length": run.tokens[0] / (run.rounds[0] * batch),
+                "budget_mean": run.nodes[0] / (run.rounds[0] * batch),
+                "seconds": float(run.seconds[0]),
+            }
+            row |= _columns("tokens_per_second", rate)
+            row["tokens_per_second_user"] = rate[0] / batch
+            row |= _columns("tpot_mean", tpot.mean(axis=1))
+            row["tpot_p95"] = float(np.quantile(tpot[0], 0.95))
+            row |= _columns("speedup", rate / (ar.tokens / ar.seconds))
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def gain(self, policy: str, over: str, batch: int) -> Interval:
+        """Relative gain in tokens per second of one policy over another at one batch size, paired: value, low, high."""
+        for name in (policy, over):
+            if (batch, name) not in self.runs:
+                known = ", ".join(n for b, n in self.runs if b == batch)
+                raise DdsimError(f"no policy {name!r} at batch {batch}; there {'are ' + known if known else 'is none'}")
+        a, b = self.runs[batch, policy], self.runs[batch, over]
+        return _interval((a.tokens / a.seconds) / (b.tokens / b.seconds) - 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Table (times in seconds) and provenance, as JSON."""
+        rows = self.table().astype(object).where(lambda t: t.notna(), None).to_dict("records")
+        return {"kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": rows}
+
+    def __str__(self) -> str:
+        table = self.table()
+        shown = pd.DataFrame(
+            {
+                "batch": table["batch"],
+                "policy": table["policy"],
+                "accepted": table["acceptance_length"].map("{:.2f}".format),
+                "nodes": table["budget_mean"].map("{:.1f}".format),
+                "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
+                "a user": table["tokens_per_second_user"].map("{:.1f}".format),
+                "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
+                "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
+                "speedup": table["speedup"].map("{:.2f}".format),
+            }
+        )
+        if table["speedup_low"].notna().any():
+            shown["95 %"] = [
+                f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
+            ]
+        return shown.to_string(index=False)
+
+    def _baseline(self, batch: int) -> str:
+        return next(name for b, name in self.runs if b == batch)
+
+
+def _interval(values: Floats) -> Interval:
+    """Value of the plain run, and the 95 % percentile interval over the repeats (NaN without any)."""
+    if len(values) < 2:
+        return float(values[0]), np.nan, np.nan
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _columns(name: str, values: Floats) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values), strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# maps
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def batch_map(
+    trace: Trace | Positions,
+    cost: CostModel,
+    *,
+    batch: int | Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    contexts: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192),
+    max_tokens: int | None = None,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Expected throughput over batch size and context: best width for all, one width a round, shares, forest.
+
+    The positions of the trace are put into random joint rounds, as if all had the given context: expected tokens by the gains,
+    nothing is walked. Every way has the price λ* that is best for it, so forest ≥ one width a round ≥ best width, and
+    forest ≥ shares.
+
+    Parameters
+    ----------
+    trace, cost, max_tokens, calibration, seed : as in `simulate`
+    batch, contexts : sequences of int
+        The grid.
+
+    Returns
+    -------
+    DataFrame
+        batch, context, width (the best one), nodes (mean of the forest, a request), ar, fixed, uniform, share, forest (expected
+        tokens per second of all slots), gain_uniform, gain_share and gain_forest (relative, over fixed).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(8), (40, 3)), axis=-1)[..., ::-1])
+    >>> ids = np.tile(np.arange(8), (40, 3, 1))
+    >>> trace = Trace.from_arrays(rng.integers(0, 8, 40), ids, rows, max_budget=16)
+    >>> cost = CostModel.from_table([1, 100], [0.010, 0.030])
+    >>> batch_map(trace, cost, batch=[1, 8], contexts=[512])["width"].tolist()
+    [14, 2]
+    """
+    positions = _in_memory(trace, calibration)
+    sizes = batches_of(batch)
+    if not contexts or min(contexts) < 0:
+        raise DdsimError(f"contexts: must be whole numbers of tokens, at least 0, are {list(contexts)}")
+    spread = _spread(positions)
+    rows = []
+    for size in sizes:
+        groups = groups_of(positions, size, seed)
+        for context in contexts:
+            table = joint_table(
+                cost, (context, context), size, positions.max_budget, positions.horizon, max_tokens=max_tokens
+            )
+            fixed = spread[: table.share.shape[1]] / table.share[0]
+            width = int(np.argmax(fixed))
+            row: dict[str, Any] = {"batch": size, "context": int(context), "width": width, "nodes": 0.0}
+            row["ar"] = size / float(table.ar_seconds[0])
+            # groups leave out some positions, so the best width is judged on them too
+            tokens, seconds, _ = joint_totals(Decision(WIDTH, width=width), positions, groups, table, context=context)
+            row["fixed"] = tokens / seconds
+            for name, mode in (("uniform", UNIFORM), ("share", SHARE), ("forest", FOREST)):
+                price = solve_joint_price(mode, positions, groups, table, context=context).price
+                decision = Decision(mode, _budget.PRICE, price)
+                tokens, seconds, nodes = joint_totals(decision, positions, groups, table, context=context)
+                row[name] = tokens / seconds
+            row["nodes"] = nodes / groups.size
+            for name in ("uniform", "share", "forest"):
+                row[f"gain_{name}"] = row[name] / row["fixed"] - 1.0
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _spread(positions: Positions) -> Floats:
+    """float64 [N + 1]: mean of 1 + Φ(n) over the positions that can start a round."""
+    gains = np.asarray(positions.gains)[positions.roots()]
+    return np.concatenate([[1.0], 1.0 + np.cumsum(gains.mean(axis=0, dtype=np.float64))])

@@ -1,0 +1,94 @@
+"""Plain twins of joint rounds and of the closed loop: every budget tried, every list sorted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ddsim.budget import Positions
+
+
+def best(gains: Sequence[float], curve: Sequence[float], base: float, rule: str, price: float) -> tuple[int, float]:
+    """(n, base + the first n gains) by trying every n."""
+    most = min(len(curve) - 1, sum(g > 0 for g in gains))
+    tokens = [base]
+    for g in gains[:most]:
+        tokens.append(tokens[-1] + float(g))
+    if rule == "greedy":
+        n = 0
+        while n < most and tokens[n + 1] * curve[n] > tokens[n] * curve[n + 1]:
+            n += 1
+        return n, tokens[n]
+    values = [t - price * c if rule == "price" else t / c for t, c in zip(tokens, curve, strict=False)]
+    n = max(range(most + 1), key=lambda i: (values[i], -i))
+    return n, tokens[n]
+
+
+def decide(gains: Any, seconds: Any, way: str, rule: str, price: float) -> tuple[list[int], float]:
+    """Budgets of B requests with gains [B, N] at joint cost ``seconds``, and expected tokens."""
+    batch, width = gains.shape
+    share = [seconds[n * batch] / batch for n in range(width + 1) if n * batch < len(seconds)]
+    if way == "forest":
+        every = sorted((-float(gains[b, i]), b, i) for b in range(batch) for i in range(width))
+        n, tokens = best([-g for g, _, _ in every], seconds, float(batch), rule, price)
+        budgets = [sum(b == owner for _, owner, _ in every[:n]) for b in range(batch)]
+        return budgets, tokens
+    if way == "share":
+        one = [best(row.tolist(), share, 1.0, rule, price) for row in gains]
+        return [n for n, _ in one], sum(t for _, t in one)
+    mean = [float(np.float32(sum(float(row[i]) for row in gains) / batch)) for i in range(len(share) - 1)]
+    n, _ = best(mean, share, 1.0, rule, price)
+    budgets = [n] * batch
+    return budgets, sum(1.0 + float(row[:n].sum(dtype=np.float64)) for row in gains)
+
+
+def closed_loop(
+    positions: Positions, queue: Sequence[int], batch: int, seconds: Any, ar_seconds: Any, choose: Any, padded: bool
+) -> Any:
+    """One simulation at one context row: ``choose(gains [B, N]) -> budgets``; None: no draft, "chain": chains. ``padded``: nodes
+    that don't exist are paid for.
+
+    Returns seconds, tokens, rounds, nodes and the latency of every request.
+    """
+    waiting = [(k, queue[k % len(queue)]) for k in range(1000)][::-1]
+    slots: list[dict[str, Any]] = []
+    now, tokens, rounds, nodes = 0.0, 0, 0, 0
+    latency: dict[int, float] = {}
+
+    def take() -> dict[str, Any]:
+        k, s = waiting.pop()
+        return {"request": k, "p": int(positions.starts[s]), "end": int(positions.starts[s + 1]) - 1, "since": now}
+
+    slots = [take() for _ in range(batch)]
+    while len([k for k in latency if k < len(queue)]) < len(queue):
+        budgets = choose(positions.gains[[slot["p"] for slot in slots]])
+        if budgets is None:
+            now += ar_seconds
+        elif budgets == "chain":
+            n = batch * positions.horizon
+            now, nodes = now + seconds[n], nodes + n
+        else:
+            n = (
+                sum(budgets)
+                if padded
+                else sum(min(n, int(positions.nodes[slot["p"]])) for n, slot in zip(budgets, slots, strict=True))
+            )
+            now, nodes = now + seconds[n], nodes + n
+        rounds += 1
+        for i, slot in enumerate(slots):
+            p, accepted = slot["p"], 0
+            if budgets == "chain":
+                accepted = int(positions.chain[p])
+            elif budgets is not None:
+                while accepted < positions.horizon and positions.ranks[p][accepted] <= budgets[i]:
+                    accepted += 1
+            after = min(p + accepted + 1, slot["end"])
+            tokens += after - p
+            slot["p"] = after
+        for i, slot in enumerate(slots):
+            if slot["p"] == slot["end"]:
+                latency[slot["request"]] = now - slot["since"]
+                slots[i] = take()
+    return now, tokens, rounds, nodes, [latency[k] for k in range(len(queue))]
