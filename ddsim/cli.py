@@ -178,10 +178,11 @@ def _check_plot(name: str | None) -> None:
         raise DdsimError(f"--plot {name}: can't tell the format; end the name in {', '.join(PLOT_FORMATS)}")
 
 
-def _plot(show: Out, name: str, draw: Callable[[Axes], Any]) -> None:
-    from ddsim.plot import canvas, save_figure
+def _plot(show: Out, name: str, draw: Callable[[Axes], Any], lines: int = 0) -> None:
+    """Draw a figure and write it; ``lines`` of text need so much more height."""
+    from ddsim.plot import SIZE, canvas, save_figure
 
-    ax = canvas()
+    ax = canvas(height=max(SIZE[1], 0.9 + 0.27 * lines))
     draw(ax)
     _write(name, ".png", lambda path: save_figure(ax, path))
     show.saved(name)
@@ -371,7 +372,8 @@ def replay(
     if plot is not None:
         from ddsim.plot import policies as policies_figure
 
-        _plot(show, plot, lambda ax: policies_figure(result.table(), ax=ax))
+        pooled = result.table()
+        _plot(show, plot, lambda ax: policies_figure(pooled, ax=ax), len(pooled))
     show.json(result.to_json() | {"out": out, "plot": plot})
 
 

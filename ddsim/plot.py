@@ -51,6 +51,7 @@ __all__ = [
     "reliability_by_probability",
     "round_throughput",
     "save_figure",
+    "serving",
     "tree",
 ]
 
@@ -773,6 +774,47 @@ def heat_map(
     bar.set_label(label, fontsize=_TEXT)
     bar.ax.tick_params(labelsize=_TEXT)
     bar.outline.set_visible(False)  # type: ignore[operator]
+    return ax
+
+
+def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Speed-up over autoregressive decoding at the same batch size, a line a policy, with intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As ``ServingResult.table()`` gives: batch, policy, speedup and optionally speedup_low and speedup_high.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"batch": [1, 8], "policy": "LongRun", "speedup": [3.2, 2.1]})
+    >>> serving(table, ax=canvas()).get_xlabel()
+    'batch, requests decoded together'
+    """
+    ax = _axes(ax)
+    batches = sorted(table["batch"].unique().tolist())
+    named = list(table.groupby("policy", sort=False))
+    for i, (name, part) in enumerate(named):
+        part = part.sort_values("batch")
+        rate = part["speedup"].to_numpy(float)
+        # Side by side, so that intervals at one batch size don't hide each other.
+        x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
+        colour = GREY if name == "AR" else COLOURS[i % len(COLOURS)]
+        style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": str(name)}
+        bars = None
+        if {"speedup_low", "speedup_high"} <= set(part):
+            bars = np.abs(np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float))
+        ax.errorbar(x, rate, bars, marker=MARKERS[i % len(MARKERS)], ms=4.5, elinewidth=1, **style)
+    _dress(ax)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(batches, [f"{b:,}" for b in batches])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("batch, requests decoded together")
+    ax.set_ylabel("tokens/s, as a multiple of AR's at that batch")
+    ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 

@@ -218,6 +218,61 @@ def test_export(cli: Run, files: Path, tmp_path: Path) -> None:
     assert len(answer.out.splitlines()) == 6
 
 
+@pytest.fixture
+def shipped(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made-up files in place of those that come with ddsim."""
+    import ddsim.demo
+
+    paths = {ddsim.demo.TRACE: files / "trace", ddsim.demo.PROFILE: files / "profile.json"}
+    monkeypatch.setattr(ddsim.demo, "data", paths.__getitem__)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_demo(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = cli("demo")
+    assert answer.code == 0
+    narrow(answer.out)
+    assert "Hindsight" in answer.out
+    assert [p.name for p in tmp_path.iterdir()] == ["ddsim-demo.png"]
+    document = json.loads(cli("demo", "--json", "--plot", "other.svg").out)
+    assert document["plan"]["sentence"] in " ".join(answer.out.split())
+    assert len(document["replay"]["pooled"]) == 12
+    assert (tmp_path / "other.svg").exists()
+
+
+def test_demo_without_its_data(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddsim.demo
+
+    monkeypatch.setattr(ddsim.demo, "TRACE", "not-there")
+    monkeypatch.chdir(tmp_path)
+    assert "not-there: is missing from this installation" in error(cli("demo"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_serve(cli: Run, files: Path, tmp_path: Path) -> None:
+    words = ("serve", files / "trace", "-p", files / "profile.json", "-b", 2, "--bootstrap", 5)
+    answer = cli(*words, "--plot", tmp_path / "s.png")
+    assert answer.code == 0
+    narrow(answer.out)
+    assert "2 requests together" in answer.out
+    assert (tmp_path / "s.png").exists()
+    document = json.loads(cli(*words, "--policy", "DDTree:8", "--json").out)
+    assert [row["policy"] for row in document["table"]] == ["AR", "DDTree(8)"]
+    assert "Hindsight" in error(cli(*words, "--policy", "Hindsight"))
+    assert "--batch" in error(cli(*words, "-b", 0))
+
+
+def test_report(cli: Run, files: Path, tmp_path: Path) -> None:
+    words = ("report", files / "trace", "-p", files / "profile.json", "--bootstrap", 20, "-o")
+    answer = cli(*words, tmp_path / "report.html")
+    assert (answer.code, answer.out) == (0, f"Wrote {tmp_path}/report.html\n")
+    page = (tmp_path / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert json.loads(cli(*words, tmp_path / "r.html", "--json").out) == {"out": f"{tmp_path}/r.html"}
+    assert cli(*words, "-").out.lower().startswith("<!doctype html>")
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,9 @@ def every_figure(
             pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
         ),
         "budget_distribution": lambda ax: plot.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
+        "serving": lambda ax: plot.serving(
+            pd.concat([policy_table().iloc[:4].assign(batch=b, speedup_low=0.9, speedup_high=4.0) for b in (1, 8)]), ax=ax
+        ),
         "price_curve": lambda ax: plot.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
         "heat_map": lambda ax: plot.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
         "heat_map around 0": lambda ax: plot.heat_map(
@@ -320,12 +323,12 @@ def test_gains_add_up() -> None:
 
 
 def test_cost_curve_is_in_milliseconds_and_residuals_are_what_is_left(cost: CostModel, profile: Profile) -> None:
-    ax = plot.cost_curve(cost, profile, contexts=[1024], ax=plot.canvas())
+    ax = plot.cost_curve(cost, profile, contexts=[512], ax=plot.canvas())
     points = profile.points()
-    points = points.take((points.batch == 1) & (points.context == 1024))
+    points = points.take((points.batch == 1) & (points.context == 512))
     upper, below = ax, ax.child_axes[0]
     np.testing.assert_allclose(upper.lines[0].get_xydata(), np.stack([points.tokens, 1e3 * points.seconds], 1))
-    fit = cost.verify_seconds(points.tokens, 1024)
+    fit = cost.verify_seconds(points.tokens, 512)
     np.testing.assert_allclose(below.lines[0].get_ydata(), 100 * (points.seconds / fit - 1))
     with pytest.raises(DdsimError, match="no points at batch 2; it has batches 1, 8"):
         plot.cost_curve(cost, profile, batch=2, ax=plot.canvas())
