@@ -857,4 +857,5 @@ def solve_forest_price(
         gains = calibration.apply_gains(gains)
     total = min(len(seconds) - 1, batch * gains.shape[1])
     merged = np.stack([forest_gains(gains[group], total)[0] for group in order])
-    return _dinkelbach(merged, curve_table(seconds, groups), None, None, float(batch))
+    table = _Curves(np.atleast_2d(seconds), np.ones(1), np.zeros(groups, np.int32))
+    return _dinkelbach(merged, table, None, None, float(batch))
