@@ -590,11 +590,15 @@ def calibrate(
     show.json({"kind": kind, "held_out": report, "provenance": calibration.provenance, "out": out, "plot": plot})
 
 
+EXPORTS = ("sequences", "candidates", "budgets")
+
+
 @app.command(
     rich_help_panel=CURVES,
     epilog=example(
         "ddsim export traces/humaneval-t0 -o sequences.csv",
         "ddsim export traces/humaneval-t0 --what candidates --limit 1000 -o - | head",
+        "ddsim export 'traces/*-t0' --what budgets --profile h100.json -o budgets.json",
     ),
 )
 def export(
@@ -604,38 +608,59 @@ def export(
         str,
         typer.Option(
             metavar="WHAT",
-            help="sequences (a row each) or candidates (a row for each candidate of each position and depth).",
-            autocompletion=_complete("sequences", "candidates"),
+            help="sequences: a row each. candidates: a row for each at every position and depth. "
+            "budgets: the best tree width by context and batch, JSON for a serving engine.",
+            autocompletion=_complete(*EXPORTS),
         ),
     ] = "sequences",
     file_format: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="csv, parquet, json or jsonl; for -o - (csv).")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for budgets.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", "-b", min=1, help="Batch size, for budgets (repeatable).")
+    ] = None,
+    context: Annotated[
+        list[int] | None, typer.Option("--context", min=0, help="Context, for budgets (repeatable).")
+    ] = None,
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a trace as a table for spreadsheets and other tools."""
+    """Write a trace as a table, or the best budgets as a lookup table, for other tools."""
     show = Out(json, [out])
-    _one_of("--what", what, ("sequences", "candidates"))
+    _one_of("--what", what, EXPORTS)
     _one_of("--format", file_format, ("csv", "parquet", "json", "jsonl"))
-    from ddsim.export import export_candidates, export_table, sequence_table
+    if (what == "budgets") != (profile is not None):
+        raise DdsimError("export: budgets need --profile FILE, and nothing else takes it")
+    suffix = Path(out).suffix if out != STDOUT else ".json" if what == "budgets" else f".{file_format or 'csv'}"
+    if file_format is not None and suffix != f".{file_format}":
+        raise DdsimError(f"-o {out}: its ending and --format {file_format} disagree; drop one of them")
+    known = {"candidates": (".csv", ".parquet"), "budgets": (".json",)}.get(what)
+    if known is not None and suffix not in known:
+        raise DdsimError(f"-o {out}: {what} are written as {' or '.join(known)}")
+    from ddsim.export import export_budgets, export_candidates, export_table, sequence_table
 
-    suffix = Path(out).suffix if out != STDOUT else ".csv"
-    if file_format is not None:
-        if out != STDOUT and suffix != f".{file_format}":
-            raise DdsimError(f"-o {out}: its ending and --format {file_format} disagree; drop one of them")
-        suffix = f".{file_format}"
     recording = _open(trace, workload, temperature)
-    if what == "candidates" and suffix not in (".csv", ".parquet"):
-        raise DdsimError(f"-o {out}: candidates are written as .csv or .parquet")
     if what == "sequences":
         table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
         _write(out, suffix, lambda path: export_table(table, path))
-    else:
+    elif what == "candidates":
         with console.progress("Writing candidates"):
             _write(out, suffix, lambda path: export_candidates(recording, path, limit=limit))
+    elif profile is not None:
+        from ddsim.serving import batch_map
+
+        cost = _cost(profile, "auto")
+        given: dict[str, Any] = {k: sorted(set(v)) for k, v in (("batch", batch), ("contexts", context)) if v}
+        with console.progress("Solving"):
+            widths = batch_map(recording, cost, **given).pivot(index="context", columns="batch", values="width")
+        source = {"trace": recording.fingerprint, "cost": cost.provenance, "cost_kind": cost.kind}
+        grid = widths.index.to_numpy(int), widths.columns.to_numpy(int), widths.to_numpy(int)
+        _write(out, suffix, lambda path: export_budgets(path, *grid, provenance=source))
     show.saved(out)
     show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
 

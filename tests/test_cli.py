@@ -218,6 +218,15 @@ def test_export(cli: Run, files: Path, tmp_path: Path) -> None:
     assert len(answer.out.splitlines()) == 6
 
 
+def test_export_of_budgets(cli: Run, files: Path) -> None:
+    words = ("export", files / "trace", "--what", "budgets", "-b", 16, "-b", 1, "--context", 512, "-o", "-")
+    document = json.loads(cli(*words, "-p", files / "profile.json").out)
+    assert (document["contexts"], document["batches"]) == ([512], [1, 16])
+    ((one, sixteen),) = document["budgets"]
+    assert one > sixteen > 0
+    assert "--profile" in error(cli(*words))
+
+
 @pytest.fixture
 def shipped(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up files in place of those that come with ddsim."""
@@ -292,7 +301,7 @@ def test_bad_words(cli: Run, files: Path) -> None:
         ("replay", trace, "-p", profile, "--calibrate", "platt"): "known: isotonic, temperature",
         ("replay", trace, "-p", profile, "-w", "poetry"): "the trace has workloads chat, code",
         ("replay", trace, "-p", profile, "--plot", "figure.bmp"): "end the name in .png, .svg, .pdf",
-        ("export", trace, "--what", "rows", "-o", "x.csv"): "known: sequences, candidates",
+        ("export", trace, "--what", "rows", "-o", "x.csv"): "known: sequences, candidates, budgets",
         ("export", trace, "-o", "x.xlsx"): "end the name in",
         ("export", trace, "-o", "x.csv", "--format", "json"): "disagree",
         ("export", trace, "--what", "candidates", "-o", "x.json"): ".csv or .parquet",
