@@ -42,7 +42,13 @@ _HOME = {
     "plan": "replay",
     "Calibration": "calibration",
     "fit_calibration": "calibration",
+    "cross_calibrate": "calibration",
     "positions_of": "positions",
+    "simulate": "serving",
+    "batch_map": "serving",
+    "ServingResult": "serving",
+    "Share": "joint",
+    "Uniform": "joint",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

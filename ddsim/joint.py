@@ -417,13 +417,13 @@ def decision_of(policy: Policy) -> Decision | None:
     return None
 
 
-def groups_of(positions: Positions, batch: int, seed: int = 0) -> NDArray[np.int64]:
-    """int64 [G, batch]: the positions that can start a round, shuffled into joint rounds; the rest of them is left out."""
+def groups_of(positions: Positions, batch: int, seed: int = 0, most: int = 8192) -> NDArray[np.int64]:
+    """int64 [G, batch]: positions that can start a round, at most about ``most`` of them, shuffled into joint rounds."""
     roots = positions.roots()
     if len(roots) < batch:
         raise DdsimError(f"a batch of {batch} needs as many positions that start a round; the trace has {len(roots)}")
     order = np.random.default_rng(seed).permutation(roots)
-    return order[: len(order) // batch * batch].reshape(-1, batch)
+    return order[: min(len(order), max(most, batch)) // batch * batch].reshape(-1, batch)
 
 
 def joint_totals(
@@ -461,6 +461,7 @@ def solve_joint_price(
     table: JointTable,
     *,
     context: int | None = None,
+    start: float | None = None,
 ) -> PriceSolution:
     """λ* of joint rounds: the price that equals the throughput of its own budgets, over all slots (Dinkelbach's method).
 
@@ -471,9 +472,11 @@ def solve_joint_price(
     ----------
     mode : FOREST, SHARE or UNIFORM
     positions, groups, table, context : as in `joint_totals`
+    start : float, optional
+        A price to begin with: any will do, a close one saves time.
     """
-    decision = Decision(mode, EXHAUSTIVE)
-    tokens, seconds, _ = joint_totals(decision, positions, groups, table, context=context)
+    first = Decision(mode, EXHAUSTIVE) if start is None else Decision(mode, PRICE, start)
+    tokens, seconds, _ = joint_totals(first, positions, groups, table, context=context)
     price, best = tokens / seconds, None
     for iterations in range(2, 51):
         tokens, seconds, _ = joint_totals(Decision(mode, PRICE, price), positions, groups, table, context=context)

@@ -569,8 +569,8 @@ def batch_map(
 ) -> pd.DataFrame:
     """Expected throughput over batch size and context: best width for all, one width a round, shares, forest.
 
-    The positions of the trace are put into random joint rounds, as if all had the given context: expected tokens by the gains,
-    nothing is walked. Every way has the price λ* that is best for it, so forest ≥ one width a round ≥ best width, and
+    Positions of the trace (at most 8,192) are put into random joint rounds, as if all had the given context: expected tokens by
+    the gains, nothing is walked. Every way has the price λ* that is best for it, so forest ≥ one width a round ≥ best width, and
     forest ≥ shares.
 
     Parameters
@@ -603,6 +603,7 @@ def batch_map(
     rows = []
     for size in sizes:
         groups = groups_of(positions, size, seed)
+        price: dict[int, float] = {}
         for context in contexts:
             table = joint_table(
                 cost, (context, context), size, positions.max_budget, positions.horizon, max_tokens=max_tokens
@@ -615,8 +616,9 @@ def batch_map(
             tokens, seconds, _ = joint_totals(Decision(WIDTH, width=width), positions, groups, table, context=context)
             row["fixed"] = tokens / seconds
             for name, mode in (("uniform", UNIFORM), ("share", SHARE), ("forest", FOREST)):
-                price = solve_joint_price(mode, positions, groups, table, context=context).price
-                decision = Decision(mode, _budget.PRICE, price)
+                solved = solve_joint_price(mode, positions, groups, table, context=context, start=price.get(mode))
+                price[mode] = solved.price
+                decision = Decision(mode, _budget.PRICE, solved.price)
                 tokens, seconds, nodes = joint_totals(decision, positions, groups, table, context=context)
                 row[name] = tokens / seconds
             row["nodes"] = nodes / groups.size
