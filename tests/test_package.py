@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -86,3 +90,29 @@ def test_python_in_the_documents_runs(tmp_path: Path) -> None:
     test = names["test_half"]
     assert callable(test)
     test()
+
+
+@pytest.mark.slow
+def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
+    """A wheel holds all that ``ddsim demo`` needs, and nothing of the tests."""
+    source, empty = tmp_path / "source", tmp_path / "empty"
+    empty.mkdir()
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
+    pip = [sys.executable, "-m", "pip", "-q"]
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(source)], check=True)
+    packages = {p.name for p in (tmp_path / "site").iterdir() if p.is_dir() and not p.name.endswith(".dist-info")}
+    assert packages - {"bin"} == {"ddsim", "ddsim_reference"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for word in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ddsim", "demo", "--json"],
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, (word, done.stderr)
+        assert json.loads(done.stdout)["plan"]["sentence"]
+        assert [p.name for p in empty.iterdir()] == ["ddsim-demo.png"]
+    assert list((tmp_path / "cache" / "ddsim").glob("*.positions"))  # not beside the package's own files
+    assert not list((tmp_path / "site" / "ddsim" / "data").rglob(".ddsim-cache"))
