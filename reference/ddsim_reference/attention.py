@@ -22,6 +22,12 @@ except ImportError:
     triton = None
 
 
+KEYS_A_STEP = 64
+"""Keys that a program of the attention kernel looks at in one step."""
+STAGES = 3
+"""Steps whose keys and values are on their way at once."""
+
+
 @dataclass
 class Forest:
     """Where the flat tokens of a forward pass belong; all int32.
@@ -86,9 +92,9 @@ if triton is not None:
     @triton.jit
     def _tree_attention(
         q_ptr, key_ptr, value_ptr, tile_ptr, context_ptr, size_ptr, mask_ptr, out_ptr, partial_ptr, norm_ptr,
-        q_stride, length, words, scale,
+        q_stride, length, words, scale, splits,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, CAUSAL: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, CAUSAL: tl.constexpr,
     ):  # fmt: skip
         tile = tl.program_id(0)
         head = tl.program_id(1)
@@ -99,13 +105,13 @@ if triton is not None:
         index = tl.load(tile_ptr + tile * 4 + 3)
         if count > 0:
             context = tl.load(context_ptr + request)
-            if CAUSAL:
+            if CAUSAL:  # noqa: SIM108
                 limit = index + count
             else:
                 limit = tl.load(size_ptr + request)
             context_chunks = tl.cdiv(context, BLOCK_N)
             chunks = context_chunks + tl.cdiv(limit, BLOCK_N)
-            share = tl.cdiv(chunks, SPLITS)
+            share = tl.cdiv(chunks, splits)
             begin = split * share
             end = tl.minimum(begin + share, chunks)
 
@@ -137,12 +143,12 @@ if triton is not None:
                     q, key_ptr + base, value_ptr + base, context + node, inside, seen, best, total, mixed, scale, DIM
                 )
             out_at = flat.to(tl.int64) * HEADS + head * GROUP + member
-            if SPLITS == 1:
+            if not SPLIT:
                 result = mixed / total[:, None]
                 at = out_ptr + out_at[:, None] * DIM + column[None, :]
                 tl.store(at, result.to(out_ptr.dtype.element_ty), mask=real[:, None])
             else:
-                at = out_at * SPLITS + split
+                at = out_at * splits + split
                 tl.store(norm_ptr + at * 2, best, mask=real)
                 tl.store(norm_ptr + at * 2 + 1, total, mask=real)
                 wrote = real & (best > -float("inf"))
@@ -204,12 +210,13 @@ def tree_attention(
     if splits > 1:
         partial = torch.empty(tokens, heads, splits, dim, dtype=torch.float32, device=qkv.device)
         norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=qkv.device)
+    narrow = dim > 128 or qkv.element_size() == 4  # what fits into shared memory
     _tree_attention[(tiles, kv_heads, splits)](
         qkv, key_cache, value_cache, forest.tiles, forest.context, forest.size, forest.mask, out, partial, norm,
-        qkv.stride(0), length, forest.mask.shape[1], dim**-0.5 * 1.4426950408889634,
+        qkv.stride(0), length, forest.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim,
-        BLOCK_M=block_m, BLOCK_N=64 if dim <= 128 else 32, SPLITS=splits, CAUSAL=forest.causal,
-        num_warps=8 if block_m >= 128 else 4, num_stages=3,
+        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal,
+        num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES,
     )  # fmt: skip
     if splits > 1:
         _combine[(tokens, heads)](

@@ -392,6 +392,8 @@ class _Run:
                     marks[3].record()
                 engine.ready.record()
             engine.wait_commit()
+            if marks is not None:
+                marks[2].synchronize()
             now = time.perf_counter()
             spent, self.clock = now - self.clock, now
             if self.timings:

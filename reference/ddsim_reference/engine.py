@@ -84,18 +84,22 @@ class Bucket:
             "start": (batch,),
             "size": (batch,),
         }
-        total = sum(int(np.prod(shape)) for shape in shapes.values())
+        places, total = {}, 0
+        for (
+            name,
+            shape,
+        ) in shapes.items():  # each starts at a multiple of 16 bytes, so that one compiled kernel serves all
+            places[name] = total
+            total += -(-int(np.prod(shape)) // 4) * 4
         self.staging = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
         self.uploaded = self.staging if device.type == "cpu" else torch.zeros(total, dtype=torch.int32, device=device)
         flat = self.staging.numpy()
         self.host: dict[str, NDArray[np.int32]] = {}
         self.on: dict[str, Tensor] = {}
-        first = 0
         for name, shape in shapes.items():
-            last = first + int(np.prod(shape))
-            self.host[name] = flat[first:last].reshape(shape)
-            self.on[name] = self.uploaded[first:last].view(shape)
-            first = last
+            own = slice(places[name], places[name] + int(np.prod(shape)))
+            self.host[name] = flat[own].reshape(shape)
+            self.on[name] = self.uploaded[own].view(shape)
         unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
         self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
         self.verify_graph: torch.cuda.CUDAGraph | None = None

@@ -375,7 +375,7 @@ def walk(
     count = torch.zeros(batch, dtype=torch.int32, device=tokens.device)
     bonus = torch.zeros(batch, dtype=torch.int32, device=tokens.device)
     if use_triton(tokens):
-        block = power_of_two(largest)
+        block = next(size for size in (64, 512, 4096, power_of_two(largest)) if size >= largest)  # few to compile
         _walk[(batch,)](
             tokens, parents, choices, start, size, path, count, bonus,
             PATH=path.shape[1], BLOCK=block, num_warps=4 if block > 128 else 1,
@@ -403,7 +403,7 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
     choices = torch.empty(logits.shape[0], dtype=torch.int32, device=logits.device)
     _sample[(logits.shape[0],)](
         logits, uniform, choices, logits.shape[1], 1.0 / temperature,
-        BLOCK=min(power_of_two(logits.shape[1]), 1024), num_warps=4,
+        BLOCK=min(power_of_two(logits.shape[1]), 4096), num_warps=8,
     )  # fmt: skip
     return choices
 
