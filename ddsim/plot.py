@@ -257,7 +257,10 @@ def tree(
     box = ax.get_window_extent()
     points = 72 / _figure(ax).dpi
     wide, high = box.width * points / (extent + 3), box.height * points / (height + 1.6)
-    size = float(np.clip(min(wide / 0.602, high / 1.45), 3.0, 11.0))  # a letter is 0.602 of its size wide
+    size = float(np.clip(min(wide / 0.602, high / 1.45), 3.0, 10.0))  # a letter is 0.602 of its size wide
+    # A small tree doesn't fill the axes: its boxes fit their letters.
+    ax.set_xlim(-1.5, -1.5 + max(extent + 3, box.width * points / (0.602 * size)))
+    ax.set_ylim(-1.9 + max(height + 1.6, box.height * points / (1.6 * size)), -1.9)
 
     probability = np.exp(shape.logprobs)
     lit = {int(i) for i in accepted}
@@ -599,7 +602,7 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
                 facts.append(f"{row['speedup']:.2f}×")
             if "hindsight_share" in row and not ceiling:
                 facts.append(f"{100 * row['hindsight_share']:.0f} % of hindsight")
-            ax.text(most * 1.03, y, "   ".join(facts), va="center", fontsize=_TEXT)
+            ax.text(most * 1.03, y, ", ".join(facts), va="center", fontsize=_TEXT)
             labels.append(str(row["policy"]))
             y += 1
         ceilings = part.loc[part["policy"] == "Hindsight", "tokens_per_second"]

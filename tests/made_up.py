@@ -56,12 +56,10 @@ def seconds(tokens: int, context: int, batch: int = 1) -> float:
     """What a target of 8 billion parameters might take, in buckets."""
     buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096]
     padded = next(b for b in buckets if b >= tokens)
-    return (
-        0.0005 + ((0.0055 + 1.5e-8 * context * batch) ** 4 + (2.2e-5 * padded + 1e-10 * padded * context) ** 4) ** 0.25
-    )
+    return 0.0005 + ((0.0055 + 3e-7 * context * batch) ** 4 + (1.5e-4 * padded + 1e-10 * padded * context) ** 4) ** 0.25
 
 
-def profile(contexts: tuple[int, ...] = (256, 1024, 4096), batches: tuple[int, ...] = (1,), seed: int = 1) -> Profile:
+def profile(contexts: tuple[int, ...] = (64, 512, 1024), batches: tuple[int, ...] = (1,), seed: int = 1) -> Profile:
     """Its profile: 20 repeats with 1 % noise."""
     rng = np.random.default_rng(seed)
     counts = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512]

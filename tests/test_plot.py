@@ -346,7 +346,7 @@ def test_cost_curve_asks_for_nothing_that_was_not_measured(cost: CostModel, prof
 def test_policies_are_in_order_and_say_what_they_are_worth() -> None:
     ax = plot.policies(policy_table(), ax=plot.canvas())
     assert [t.get_text() for t in ax.get_yticklabels()] == ["Hindsight", "CaDDTree", "DDTree(64)", "DFlash", "AR"]
-    assert [t.get_text() for t in ax.texts][:2] == ["4.14×", "3.72×   90 % of hindsight"]
+    assert [t.get_text() for t in ax.texts][:2] == ["4.14×", "3.72×, 90 % of hindsight"]
     bare = plot.policies(policy_table()[["policy", "tokens_per_second"]], ax=plot.canvas())
     assert {t.get_text() for t in bare.texts} <= {""}
 
