@@ -31,8 +31,8 @@ BINS = 48  # of the histogram that aims the threshold
 FIRST_REACH = 12.0  # nats below probability 1 that the histogram covers at first
 AIMS = (1.07, 1.4, 2.0)  # nodes aimed at, as multiples of those wanted: the aim is within 7 % at 19 positions of 20
 GROUP = 4  # children listed at once, without a branch between them; rows end with as many -inf
-LONG_RUN = 32  # nodes in one bucket above which insertion sort is left for merge sort
-_0, _1, _2, _3, _4, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 32))
+PATIENCE = 8  # moves a node after which insertion sort gives way to merge sort
+_0, _1, _2, _3, _4, _32, _64 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 32, 64))
 
 
 class Scratch(NamedTuple):
@@ -226,28 +226,19 @@ def precedes(values, codes, a, b):
     """Whether listed node a comes before listed node b != a in best-first order."""
     if values[a] != values[b]:
         return values[a] > values[b]
+    # Climb to where the two paths meet (parents are listed before their children); the ranks of the last steps decide.
     x = np.int64(a)
     y = np.int64(b)
-    depth_x = 0
-    while x > 0:
-        x = codes[x] >> 32
-        depth_x += 1
-    depth_y = 0
-    while y > 0:
-        y = codes[y] >> 32
-        depth_y += 1
-    x = np.int64(a)
-    y = np.int64(b)
-    for _ in range(depth_y, depth_x):
-        x = codes[x] >> 32
-    for _ in range(depth_x, depth_y):
-        y = codes[y] >> 32
-    if x == y:
-        return depth_x < depth_y
-    while codes[x] >> 32 != codes[y] >> 32:
-        x = codes[x] >> 32
-        y = codes[y] >> 32
-    return codes[x] < codes[y]
+    rank_x = -1
+    rank_y = -1
+    while x != y:
+        if x > y:
+            rank_x = codes[x] & 0xFFFFFFFF
+            x = codes[x] >> 32
+        else:
+            rank_y = codes[y] & 0xFFFFFFFF
+            y = codes[y] >> 32
+    return rank_x < rank_y
 
 
 @njit(cache=True, nogil=True)
@@ -277,12 +268,10 @@ def order_nodes(s, n, low):
     for i in range(1, n):
         ends[bucket_of[i]] += 1
     total = np.uint32(0)
-    longest = total
     for b in range(buckets + 1):
         count = ends[b]
         ends[b] = total
         total = np.uint32(total + count)
-        longest = max(longest, count)
     ordered = s.sorted_values
     order = s.order
     for i in range(1, n):
@@ -291,24 +280,30 @@ def order_nodes(s, n, low):
         ends[b] = at + 1
         ordered[at] = values[i]
         order[at] = i
-    if longest > LONG_RUN:
-        merge_sort(values, codes, order, s.spare, n - 1)
-        for i in range(n - 1):
-            ordered[i] = values[order[i]]
-        return
+    moves = _0
+    last = ordered[0]
     for i in range(_1, np.uint64(n - 1)):
         value = ordered[i]
-        if value >= ordered[i - _1]:
-            node = order[i]
-            j = i
-            while j > _0 and (
-                value > ordered[j - _1] or (value == ordered[j - _1] and precedes(values, codes, node, order[j - _1]))
-            ):
-                ordered[j] = ordered[j - _1]
-                order[j] = order[j - _1]
-                j -= _1
-            ordered[j] = value
-            order[j] = node
+        if value < last:
+            last = value
+            continue
+        node = order[i]
+        j = i
+        while j > _0 and (
+            value > ordered[j - _1] or (value == ordered[j - _1] and precedes(values, codes, node, order[j - _1]))
+        ):
+            ordered[j] = ordered[j - _1]
+            order[j] = order[j - _1]
+            j -= _1
+        ordered[j] = value
+        order[j] = node
+        last = ordered[i]
+        moves += i - j
+        if moves > np.uint64(PATIENCE * n):
+            merge_sort(values, codes, order, s.spare, n - 1)
+            for k in range(n - 1):
+                ordered[k] = values[order[k]]
+            return
 
 
 @njit(cache=True, nogil=True)
@@ -521,14 +516,16 @@ def kept_pairs(logprobs, offsets, horizon, most, first, last, kept):
 @njit(cache=True, nogil=True)
 def packed_mask(parents, mask):
     """Fill ``mask`` [nodes, words]: bit j of row i is set where node j is node i or above it."""
-    words = mask.shape[1]
-    mask[0, :] = 0
-    mask[0, 0] = 1
-    for i in range(1, parents.shape[0]):
-        above = parents[i]
+    flat = mask.reshape(-1)
+    words = np.uint64(mask.shape[1])
+    flat[:words] = 0
+    flat[0] = 1
+    for i in range(_1, np.uint64(parents.shape[0])):
+        row = i * words
+        above = np.uint64(parents[i]) * words
         for w in range(words):
-            mask[i, w] = mask[above, w]
-        mask[i, i >> 6] |= np.uint64(1) << np.uint64(i & 63)
+            flat[row + w] = flat[above + w]
+        flat[row + i // _64] |= _1 << i % _64
 
 
 @njit(cache=True, nogil=True)

@@ -13,17 +13,16 @@ Large inputs are split over ``numba.get_num_threads()`` threads by position; res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _kernels
+from ._threads import split
 from .errors import DdsimError
 
 NO_RANK = _kernels.NO_RANK
@@ -109,7 +108,9 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     ranks = np.empty(most + 1, np.int32)
     values = np.empty(most + 1, np.float64)
     n = 1 + _kernels.draft_tree(flat, offsets, horizon, most, parents, depths, ranks, values)
-    return DraftTree(parents[:n], depths[:n], ranks[:n], values[:n])
+    if n <= most:
+        parents, depths, ranks, values = parents[:n], depths[:n], ranks[:n], values[:n]
+    return DraftTree(parents, depths, ranks, values)
 
 
 def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
@@ -235,7 +236,7 @@ def gains_and_ranks(
     >>> [round(float(gain), 2) for gain in gains[0]], ranks.tolist(), chain.tolist()
     ([0.6, 0.48, 0.4, 0.32], [[3, 4]], [0])
     """
-    flat, starts, positions = _compressed(logprobs, offsets, horizon)
+    flat, starts, positions = _compressed(_floats(logprobs), offsets, horizon)
     most = _budget(max_budget, "max_budget")
     truth = _frozen(truth_ranks, np.int32)
     if truth.shape != (positions, horizon):
@@ -251,7 +252,7 @@ def gains_and_ranks(
     def work(first: int, last: int) -> None:
         _kernels.gains_and_ranks(flat, starts, truth, horizon, first, last, gains, ranks, chain)
 
-    _split(work, positions)
+    split(work, positions, 256)
     return gains, ranks, chain
 
 
@@ -286,14 +287,13 @@ def true_ranks(
     >>> true_ranks(np.array([7, 5, 5, 7]), np.array([0, 2, 4, 4, 4]), np.array([9, 5]), np.array([0, 2]), 2).tolist()
     [[1, -1], [-1, -1]]
     """
-    _, starts, positions = _compressed(token_ids, offsets, horizon)
+    ids, starts, positions = _compressed(_frozen(token_ids, np.int32), offsets, horizon)
     committed = _frozen(tokens, np.int32)
     bounds = _frozen(sequence_starts, np.int64)
     if committed.shape != (positions,):
         raise DdsimError(f"tokens has shape {committed.shape}; offsets and horizon {horizon} say {(positions,)}")
     if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != positions or np.any(np.diff(bounds) < 0):
         raise DdsimError(f"sequence_starts must rise from 0 to the {positions} positions")
-    ids = _frozen(token_ids, np.int32)
     ranks = np.empty((positions, horizon), np.int32)
     _kernels.true_ranks(ids, starts, committed, bounds, horizon, 0, len(bounds) - 1, ranks)
     return ranks
@@ -333,10 +333,10 @@ def kept_pairs(logprobs: NDArray[np.floating[Any]], max_budget: int, *, check: b
     if most == 0 or horizon == 0:
         return kept
     flat = dense.reshape(-1)
-    starts = _frozen(np.arange(positions * horizon + 1, dtype=np.int64) * width, np.int64)
+    starts = _even_offsets(positions * horizon, width)
     if check:
         _check(flat, starts, horizon)
-    _split(lambda first, last: _kernels.kept_pairs(flat, starts, horizon, most, first, last, kept), positions)
+    split(lambda first, last: _kernels.kept_pairs(flat, starts, horizon, most, first, last, kept), positions, 256)
     return kept
 
 
@@ -443,14 +443,13 @@ def check_marginals(
     if offsets is not None:
         if horizon is None:
             raise DdsimError("check_marginals with offsets needs the horizon too")
-        flat, starts, _ = _compressed(np.asarray(logprobs), offsets, horizon)
+        flat, starts, _ = _compressed(_floats(logprobs), offsets, horizon)
         _check(flat, starts, horizon)
         return
     dense = logprobs if isinstance(logprobs, np.ndarray) else None
     if dense is not None and dense.ndim == 3:
         positions, depth, width = dense.shape
-        starts = _frozen(np.arange(positions * depth + 1, dtype=np.int64) * width, np.int64)
-        _check(_floats(dense).reshape(-1), starts, depth)
+        _check(_floats(dense).reshape(-1), _even_offsets(positions * depth, width), depth)
         return
     _check(*_rows_of_one(logprobs))
 
@@ -483,16 +482,22 @@ def _budget(budget: int, name: str) -> int:
 def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
     view = np.ascontiguousarray(array, dtype).view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
-def _floats(array: ArrayLike) -> NDArray[Any]:
+@lru_cache(8)
+def _even_offsets(rows: int, width: int) -> NDArray[np.int64]:
+    """Offsets of rows of equal width."""
+    return _frozen(np.arange(rows + 1, dtype=np.int64) * width, np.int64)
+
+
+def _floats(array: Any) -> NDArray[Any]:
     """Log-probabilities as read-only float64 if they come so, else float32."""
     given = np.asarray(array)
     if given.dtype.kind not in "fiu":
         raise DdsimError(f"logprobs are of type {given.dtype}; give float32 or float64")
-    return _frozen(given, np.float32 if given.dtype in (np.float32, np.float16) else np.float64)
+    return _frozen(given, np.float32 if given.dtype.char in "ef" else np.float64)
 
 
 def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
@@ -502,7 +507,7 @@ def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
         if dense.ndim != 2:
             raise DdsimError(f"logprobs has shape {dense.shape}; one position needs [horizon, candidates]")
         horizon, width = dense.shape
-        return dense.reshape(-1), _frozen(np.arange(0, horizon * width + 1, max(width, 1)), np.int64), horizon
+        return dense.reshape(-1), _even_offsets(horizon, width), horizon
     rows = [np.asarray(row) for row in logprobs]  # type: ignore[union-attr]
     if any(row.ndim != 1 for row in rows):
         raise DdsimError("logprobs must be rows of numbers, one row a depth")
@@ -511,9 +516,8 @@ def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
     return _floats(flat), _frozen(offsets, np.int64), len(rows)
 
 
-def _compressed(values: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows:
-    """Check that offsets cut ``values`` into whole positions; return both, and the number of positions."""
-    flat = np.asarray(values)
+def _compressed(flat: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows:
+    """Check that offsets cut ``flat`` into whole positions; return both, and the number of positions."""
     starts = _frozen(offsets, np.int64)
     if horizon < 1:
         raise DdsimError(f"horizon is {horizon}; it must be at least 1")
@@ -523,20 +527,4 @@ def _compressed(values: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows
         )
     if starts[0] < 0 or starts[-1] > len(flat) or np.any(starts[1:] < starts[:-1]):
         raise DdsimError(f"offsets must not fall and must stay within the {len(flat)} candidates")
-    return (_floats(flat) if flat.dtype.kind == "f" else flat), starts, (len(starts) - 1) // horizon
-
-
-def _split(work: Callable[[int, int], None], items: int) -> None:
-    """Run ``work(first, last)`` over all items, on threads if there are many.
-
-    Threads of our own, not Numba's: those end the process when two callers meet in a kernel, or after a fork.
-    """
-    threads = min(numba.get_num_threads(), items // 256 + 1)
-    if threads <= 1:
-        work(0, items)
-        return
-    # Several pieces a thread even out positions that cost more; the first compiles before the others start.
-    bounds = np.linspace(0, items, 4 * threads + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in pairwise(bounds)]:
-            done.result()
+    return flat, starts, (len(starts) - 1) // horizon

@@ -70,3 +70,43 @@ def true_path_ranks(rows: Rows, truth: Sequence[int], budget: int, no_rank: int)
     return [
         places.get(tuple(truth[: d + 1]), no_rank) if min(truth[: d + 1]) >= 0 else no_rank for d in range(len(rows))
     ]
+
+
+def candidates_used(rows: Rows, budget: int) -> list[int]:
+    """How many leading candidates of each row the first ``budget`` nodes use."""
+    used = [0] * len(rows)
+    for _, node in best_first(rows, budget):
+        for d, k in enumerate(node):
+            used[d] = max(used[d], k + 1)
+    return used
+
+
+def forest(requests: Sequence[Rows], total: int) -> list[list[Node]]:
+    """Nodes of each request among the ``total`` best of all; equal ones from the smaller request first."""
+    pool = [(-value, b, node) for b, rows in enumerate(requests) for value, node in best_first(rows, total)]
+    # Stable by value and request: the nodes of a request come in their own order.
+    pool.sort(key=lambda item: item[:2])
+    return [[node for _, owner, node in pool[:total] if owner == b] for b in range(len(requests))]
+
+
+def ancestors(parents: Sequence[int], node: int) -> set[int]:
+    """The node and all above it."""
+    found = set()
+    while node >= 0:
+        found.add(node)
+        node = parents[node]
+    return found
+
+
+def row_fault(row: Sequence[float]) -> str | None:
+    """Why a row can't be a marginal."""
+    previous = 0.0
+    for value in row:
+        if math.isnan(value):
+            return "NaN"
+        if value > 0:
+            return "positive"
+        if value > previous:
+            return "rise"
+        previous = value
+    return "sum" if math.fsum(math.exp(value) for value in row) > 1 + 1e-4 else None
