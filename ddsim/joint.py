@@ -45,7 +45,7 @@ from ddsim.policy import (
     RoundRatio,
 )
 
-AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM = range(6)
+AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
 _CHUNK = 64  # joint rounds per partial sum: fixed, so that sums don't depend on the thread count
 
 
@@ -133,6 +133,44 @@ class Uniform(Policy):
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "policy": self.policy.to_json()}
+
+
+class FairRatio(Policy):
+    """The forest of highest geometric mean of expected acceptance lengths over time: max Σ_b log(1 + Φ_b(n_b)) − B log C(Σ n_b).
+
+    The text of a request is what it is: a token gained where drafting is easy saves little, since it would have come cheaply, one
+    gained where it is hard saves a round. `LongRun` and `RoundRatio` count both alike, so as forests they feed the easy requests,
+    which then hurry on to their hard parts. Worth what a token costs where it is, C / (B (1 + Φ_b)) seconds, a node pays if
+    g_b / (1 + Φ_b) ≥ B·C' / C, which is the first-order condition of the maximum above. For one request it is `RoundRatio`.
+
+    Parameters
+    ----------
+    calibration : Calibration, optional
+        Isotonic.
+
+    Examples
+    --------
+    >>> gains, seconds = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.1]], np.float32), np.array([1.0, 1.0, 1.0, 1.0, 9.0, 9.0, 9.0])
+    >>> RoundRatio().choose_joint(gains, seconds).tolist(), FairRatio().choose_joint(gains, seconds).tolist()
+    ([3, 0], [2, 1])
+    """
+
+    def __init__(self, *, calibration: Calibration | None = None) -> None:
+        self._ratio = RoundRatio(calibration=calibration)  # refuses calibrations that change trees
+        self.calibration = calibration
+        self.name = self._ratio.name.replace(self._ratio.label, "FairRatio")
+
+    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+        return self._ratio.choose(gains, costs)
+
+    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
+        batch, budget = gains.shape
+        mapped = calibrated(gains, self.calibration).astype(np.float64)
+        before = 1.0 + np.cumsum(mapped, axis=1) - mapped
+        ratio = (mapped / before).reshape(-1)
+        order = np.argsort(-ratio, kind="stable")[: min(len(seconds) - 1, int((mapped > 0).sum()))]
+        value = np.concatenate([[0.0], np.cumsum(np.log1p(ratio[order]))]) - batch * np.log(seconds[: len(order) + 1])
+        return np.bincount(order[: int(np.argmax(value))] // budget, minlength=batch).astype(np.int32)
 
 
 def calibrated(gains: NDArray[np.float32], calibration: Calibration | None) -> NDArray[np.float32]:
@@ -247,24 +285,28 @@ def joint_table(
     )
 
 
+def curves_for(mode: int, table: JointTable) -> tuple[Floats, Floats, Floats, Floats]:
+    """What `decide` weighs nodes against: curve [U, limit + 1] and share [U, W + 1], each with its slopes ahead."""
+    if mode == FAIR:
+        logs = np.log(table.curve)
+        return logs, _slopes_ahead(logs), table.share, table.share_ahead
+    return table.curve, table.curve_ahead, table.share, table.share_ahead
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # one joint round
 # --------------------------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _before(gains, where, budgets, a, b):  # type: ignore[no-untyped-def]
-    """Whether request a's next node comes before request b's: the larger gain, then the smaller request."""
-    x, y = gains[where[a], budgets[a]], gains[where[b], budgets[b]]
-    return x > y or (x == y and a < b)
-
-
-@njit(cache=True, nogil=True)
-def _sift(heap, size, i, gains, where, budgets):  # type: ignore[no-untyped-def]
+def _sift(heap, size, key):  # type: ignore[no-untyped-def]
+    """Move the first request of a heap to its place: larger keys first, then smaller requests."""
+    i = 0
     while True:
         top, child = i, 2 * i + 1
         for c in range(child, min(child + 2, size)):
-            if _before(gains, where, budgets, heap[c], heap[top]):
+            x, y = key[heap[c]], key[heap[top]]
+            if x > y or (x == y and heap[c] < heap[top]):
                 top = c
         if top == i:
             return
@@ -273,37 +315,48 @@ def _sift(heap, size, i, gains, where, budgets):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _forest(gains, nodes, where, curve, ahead, rule, price, budgets, order, heap):  # type: ignore[no-untyped-def]
-    """(n, B + Phi(n)) of the forest, and each request's nodes in ``budgets``; ``order`` [M] and ``heap`` [B] are scratch."""
+def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order, heap, key, rate):  # type: ignore[no-untyped-def]
+    """(n, B + Phi(n)) of the forest, and each request's nodes in ``budgets``.
+
+    Nodes come in the order of their gains; if ``fair``, of their gains over the request's expected tokens so far, and ``curve`` is
+    the logarithm of the cost. ``order`` [M] and ``heap``, ``key``, ``rate`` [B] are scratch.
+    """
     batch = len(where)
-    base = float(batch)
     size = 0
     for b in range(batch):
-        budgets[b] = 0
-        if nodes[where[b]] > 0:
-            heap[size] = b
+        budgets[b], rate[b] = 0, 1.0
+        key[b] = gains[where[b], 0] if nodes[where[b]] else 0.0
+        if key[b] > 0:
             size += 1
-    for i in range(size // 2 - 1, -1, -1):
-        _sift(heap, size, i, gains, where, budgets)
-    best, best_tokens, best_seconds = 0, base, curve[0]
-    best_value = base - price * curve[0]
-    tokens, n = base, 0
+    heap[:] = np.argsort(-key, kind="mergesort")  # a sorted list is a heap; requests without nodes come last
+    tokens = float(batch)
+    value = -batch * curve[0] if fair else tokens - price * curve[0]
+    best, best_tokens, best_seconds, best_value = 0, tokens, curve[0], value
+    logs, n = 0.0, 0
     while size and n < len(curve) - 1:
         b = heap[0]
-        gain = gains[where[b], budgets[b]]
-        worth = price if rule == PRICE else best_tokens / best_seconds
-        if gain <= 0 or gain <= worth * ahead[n]:  # as in ddsim.budget._choose: nothing better follows
+        p = where[b]
+        gain = gains[p, budgets[b]]
+        if fair:
+            step, worth = np.log1p(key[b]), float(batch)
+        else:
+            step, worth = gain, price if rule == PRICE else best_tokens / best_seconds
+        if step <= worth * ahead[n]:  # as in ddsim.budget._choose: nothing better follows
             break
         order[n] = b
         n += 1
         budgets[b] += 1
-        if budgets[b] == nodes[where[b]]:
+        rate[b] += gain
+        if budgets[b] == nodes[p] or gains[p, budgets[b]] <= 0:
             size -= 1
             heap[0] = heap[size]
-        _sift(heap, size, 0, gains, where, budgets)
+        else:
+            key[b] = gains[p, budgets[b]] / (rate[b] if fair else 1.0)
+        _sift(heap, size, key)
         tokens += gain
-        if rule == PRICE:
-            value = tokens - price * curve[n]
+        logs += step
+        if fair or rule == PRICE:
+            value = logs - batch * curve[n] if fair else tokens - price * curve[n]
             if value > best_value:
                 best, best_tokens, best_value = n, tokens, value
         elif tokens * best_seconds > best_tokens * curve[n]:
@@ -318,17 +371,19 @@ def _forest(gains, nodes, where, curve, ahead, rule, price, budgets, order, heap
 @njit(cache=True, nogil=True)
 def decide(  # type: ignore[no-untyped-def]
     mode, rule, price, width, gains, nodes, chain_expected, where, horizon,
-    curve, curve_ahead, share, share_ahead, budgets, order, heap, mean,
+    curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean,
 ):  # fmt: skip
     """(n, expected tokens) of one joint round at the positions ``where`` [B]; the requests' actions go to ``budgets`` [B].
 
-    Curves are one row of a `JointTable`; ``order`` [limit], ``heap`` [B] and ``mean`` [N] are scratch.
+    Curves are one row of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
     """
     batch = len(where)
     if mode == AR:
         return 0, float(batch)
-    if mode == FOREST:
-        return _forest(gains, nodes, where, curve, curve_ahead, rule, price, budgets, order, heap)
+    if mode in (FOREST, FAIR):
+        return _forest(
+            mode == FAIR, gains, nodes, where, curve, curve_ahead, rule, price, budgets, order, heap, key, rate
+        )
     total, tokens = 0, 0.0
     if mode == CHAINS:
         for b in range(batch):
@@ -369,14 +424,15 @@ def _totals(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Expected tokens, seconds and nodes of the joint rounds ``groups`` [G, B], added up by chunks in ``out`` [chunks, 3]."""
     count, batch = groups.shape
-    budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+    budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
+    key, rate = np.zeros(batch), np.zeros(batch)
     order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
     for c in range(first, last):
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, count)):
             u = row[i]
             n, tokens = decide(
                 mode, rule, price, width, gains, nodes, chain_expected, groups[i], horizon,
-                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
             )  # fmt: skip
             out[c, 0] += tokens
             out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
@@ -412,6 +468,8 @@ def decision_of(policy: Policy) -> Decision | None:
         if policy.price is not None:
             return Decision(mode, PRICE, policy.price, calibration=policy.calibration)
         return Decision(mode, PRICE, online=True, calibration=policy.calibration) if mode == FOREST else None
+    if isinstance(policy, FairRatio) and kind is FairRatio:
+        return Decision(FAIR, calibration=policy.calibration)
     if isinstance(policy, (CaDDTree, RoundRatio)) and type(policy) in (CaDDTree, RoundRatio):
         return Decision(mode, RULES[policy.rule], calibration=policy.calibration)
     return None
@@ -446,7 +504,7 @@ def joint_totals(
     arguments = (
         decision.mode, decision.rule, decision.price, decision.width, positions.gains, positions.nodes,
         positions.chain_expected, groups, row, positions.horizon,
-        table.seconds, table.ar_seconds, table.curve, table.curve_ahead, table.share, table.share_ahead,
+        table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     parts = np.zeros((-(-len(groups) // _CHUNK), 3))
     split(lambda first, last: _totals(*arguments, first, last, parts), len(parts), 16)

@@ -28,11 +28,13 @@ from ddsim.joint import (
     UNIFORM,
     WIDTH,
     Decision,
+    FairRatio,
     JointTable,
     Share,
     Uniform,
     batches_of,
     calibrated,
+    curves_for,
     decide,
     decision_of,
     groups_of,
@@ -56,27 +58,30 @@ from ddsim.policy import (
 from ddsim.positions import positions_of
 from ddsim.trace import Trace
 
-__all__ = ["ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
+__all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
 
 Interval = tuple[float, float, float]
 
 
 def serving_policies() -> list[Policy]:
-    """AR, DFlash, BestFixed (one width for all, always), LongRun with one width a round, LongRun and RoundRatio by shares and as forests.
+    """AR, DFlash, BestFixed (one width for all, always), RoundRatio by shares, with one width a round and as a forest, and the forests
+    of LongRun (solved and online) and FairRatio.
 
     Examples
     --------
-    >>> [policy.name for policy in serving_policies()][-3:]
-    ['LongRun share', 'RoundRatio', 'LongRun']
+    >>> [policy.name for policy in serving_policies()][-4:]
+    ['RoundRatio', 'LongRun', 'LongRun online', 'FairRatio']
     """
     return [
         Autoregressive(),
         DFlash(),
         BestFixed(),
-        Uniform(LongRun()),
-        Share(LongRun()),
+        Share(RoundRatio()),
+        Uniform(RoundRatio()),
         RoundRatio(),
         LongRun(),
+        LongRun(online=True),
+        FairRatio(),
     ]
 
 
@@ -115,7 +120,8 @@ def _closed_loop(  # type: ignore[no-untyped-def]
     for r in range(first, last):
         where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         request, since = np.zeros(batch, np.int64), np.zeros(batch)
-        budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int32)
+        budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
+        key, rate = np.zeros(batch), np.zeros(batch)
         order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
         for b in range(batch):
             s = queue[r, b % requests]
@@ -130,14 +136,14 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             if online and rounds[r] == 0:
                 n, expected = decide(
                     mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
-                    curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+                    curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
                 )  # fmt: skip
                 total_tokens, total_seconds = PRIOR * expected, PRIOR * seconds[u, n]
             if online:
                 at = total_tokens / total_seconds
             n, expected = decide(
                 mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
-                curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, mean,
+                curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
             )  # fmt: skip
             took = ar_seconds[u] if mode == AR else seconds[u, n]
             now += took
@@ -180,7 +186,7 @@ def _run(
         decision.mode, decision.rule, decision.price, decision.width, decision.online,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
         positions.starts, queue, table.batch, CONTEXT_STEP,
-        table.first, table.seconds, table.ar_seconds, table.curve, table.curve_ahead, table.share, table.share_ahead,
+        table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     tokens, rounds, nodes = (np.zeros(len(queue), np.int64) for _ in range(3))
     run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def best(gains: Sequence[float], curve: Sequence[float], base: float, rule: str,
 def decide(gains: Any, seconds: Any, way: str, rule: str, price: float) -> tuple[list[int], float]:
     """Budgets of B requests with gains [B, N] at joint cost ``seconds``, and expected tokens."""
     batch, width = gains.shape
+    if way == "fair":
+        return fair(gains, seconds)
     share = [seconds[n * batch] / batch for n in range(width + 1) if n * batch < len(seconds)]
     if way == "forest":
         every = sorted((-float(gains[b, i]), b, i) for b in range(batch) for i in range(width))
@@ -42,6 +45,21 @@ def decide(gains: Any, seconds: Any, way: str, rule: str, price: float) -> tuple
     n, _ = best(mean, share, 1.0, rule, price)
     budgets = [n] * batch
     return budgets, sum(1.0 + float(row[:n].sum(dtype=np.float64)) for row in gains)
+
+
+def fair(gains: Any, seconds: Any) -> tuple[list[int], float]:
+    """The best of all ways to hand out nodes, by the sum of the logarithms of expected tokens less B times that of the time."""
+    batch = len(gains)
+    tokens = [[1.0 + float(row[:n].sum(dtype=np.float64)) for n in range(int((row > 0).sum()) + 1)] for row in gains]
+    best_value, best_budgets = -np.inf, [0] * batch
+    for budgets in product(*(range(len(t)) for t in tokens)):
+        if sum(budgets) < len(seconds):
+            value = sum(np.log(t[n]) for t, n in zip(tokens, budgets, strict=True)) - batch * np.log(
+                seconds[sum(budgets)]
+            )
+            if value > best_value:
+                best_value, best_budgets = value, list(budgets)
+    return best_budgets, sum(t[n] for t, n in zip(tokens, best_budgets, strict=True))
 
 
 def closed_loop(

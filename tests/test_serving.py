@@ -18,11 +18,13 @@ from ddsim.calibration import Calibration
 from ddsim.cost import CONTEXT_STEP, CostModel, ExtrapolationWarning, cost_table
 from ddsim.errors import DdsimError
 from ddsim.joint import (
+    FAIR,
     FOREST,
     SHARE,
     UNIFORM,
     WIDTH,
     Decision,
+    FairRatio,
     JointTable,
     Share,
     Uniform,
@@ -171,6 +173,28 @@ def table_of(seconds: Any, batch: int, budget: int) -> JointTable:
     )
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 5))
+def test_fair_ratio_is_the_best_way_to_hand_out_nodes(data: Any, seed: int, batch: int, budget: int) -> None:
+    positions = made(seed, [batch + 1], budget)
+    gains: Any = positions.gains[:batch]  # type: ignore[index]
+    seconds = data.draw(curves(data.draw(st.integers(1, batch * budget + 3))))
+
+    def value(budgets: Any) -> float:
+        tokens = [1 + float(row[:n].sum(dtype=float)) for row, n in zip(gains, budgets, strict=True)]
+        return float(np.log(tokens).sum() - batch * np.log(seconds[int(np.sum(budgets))]))
+
+    want, _ = naive_serving.fair(gains, seconds)
+    got = FairRatio().choose_joint(gains, seconds)
+    assert value(got) == pytest.approx(value(want), abs=1e-9)
+    table = table_of(seconds, batch, budget)
+    tokens, _, nodes = joint_totals(Decision(FAIR), positions, np.arange(batch)[None], table)
+    assert nodes == got.sum()
+    assert tokens == pytest.approx(batch + sum(float(gains[b, :n].sum(dtype=float)) for b, n in enumerate(got)))
+    if batch == 1:
+        assert value(got) == pytest.approx(value(RoundRatio().choose_joint(gains, seconds)), abs=1e-6)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 9))
 def test_forests_of_policies_are_forest_budgets(data: Any, seed: int, batch: int, budget: int) -> None:
@@ -246,7 +270,7 @@ def test_closed_loop_against_a_plain_one(seed: int, lengths: list[int], batch: i
     positions = made(seed, lengths)
     policies = [
         Autoregressive(), DFlash(), DDTree(3), CaDDTree(), RoundRatio(), LongRun(80.0), Share(RoundRatio()),
-        Share(LongRun(60.0)), Uniform(RoundRatio()), Uniform(LongRun(70.0)),
+        Share(LongRun(60.0)), Uniform(RoundRatio()), Uniform(LongRun(70.0)), FairRatio(),
     ]  # fmt: skip
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
     whole = serving._in_memory(positions, None)
@@ -300,7 +324,7 @@ def test_the_kernel_does_what_the_policy_objects_do(seed: int, lengths: list[int
     cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
     pure = [
         Autoregressive(), DFlash(), DDTree(5), BestFixed(), CaDDTree(), RoundRatio(), LongRun(90.0), LongRun(online=True),
-        Share(CaDDTree()), Uniform(LongRun(90.0)),
+        Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(),
     ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
