@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +78,34 @@ class DrafterConfig:
     def horizon(self) -> int:
         """Positions drafted in one pass: the block without its root."""
         return self.block_size - 1
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """The device, if it is there."""
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DdsimError(f"device {device!r}: unknown; use cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise DdsimError(
+            f"device {device}: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch"
+        )
+    return chosen
+
+
+def check_room(name: str, parameters: int, dtype: torch.dtype, device: str | torch.device) -> None:
+    """Refuse weights that the GPU has no memory for."""
+    chosen = check_device(device)
+    if chosen.type != "cuda":
+        return
+    needed = parameters * torch.empty(0, dtype=dtype).element_size()
+    free = torch.cuda.mem_get_info(chosen)[0]
+    free += torch.cuda.memory_reserved(chosen) - torch.cuda.memory_allocated(chosen)
+    if needed > free:
+        raise DdsimError(
+            f"{name}: its weights need {needed / 1e9:.1f} GB of GPU memory, {free / 1e9:.1f} GB are free; "
+            "use a smaller model, bfloat16 or --device cpu"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -207,12 +236,15 @@ def load_target(
     DdsimError
         Nothing is found under that name, the file is damaged, or the architecture is not supported.
     """
+    check_device(device)
     gguf = _gguf_path(name)
     if gguf is not None:
         config, weights, tokenizer = _load_gguf(gguf, dtype, device, with_tokenizer)
     else:
         folder = checkpoint_folder(name)
         config = model_config(_read_json(folder / "config.json"), folder / "config.json")
+        extra = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+        check_room(name, config.parameters + extra, dtype, device)
         weights = _load_safetensors(folder, dtype, device)
         tokenizer = _tokenizer(folder) if with_tokenizer else None
     if config.tie_word_embeddings:
@@ -298,8 +330,10 @@ def load_drafter(
         )
     except KeyError as error:
         raise DdsimError(f"{path}: field {error} is missing; is this a DFlash drafter?") from error
+    shapes = drafter_shapes(drafter)
+    check_room(name, sum(math.prod(shape) for shape in shapes.values()), dtype, device)
     weights = _load_safetensors(folder, dtype, device)
-    for key, shape in drafter_shapes(drafter).items():
+    for key, shape in shapes.items():
         if key not in weights:
             raise DdsimError(f"{folder}: tensor {key!r} is missing")
         if tuple(weights[key].shape) != shape:

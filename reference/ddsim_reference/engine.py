@@ -21,7 +21,7 @@ from ddsim.errors import DdsimError
 
 from . import kernels
 from .attention import Forest, tile_count, tokens_per_tile
-from .checkpoint import DrafterConfig, ModelConfig, Weights
+from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device
 from .dense import rms_norm
 from .kernels import power_of_two
 from .lockstep import head_logits
@@ -156,29 +156,29 @@ class Bucket:
         )
 
 
-def check_pair(target: ModelConfig, drafter: DrafterConfig) -> None:
+def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str = "drafter") -> None:
     """Refuse a drafter that was not made for the target."""
     if drafter.block_size < 2:
-        raise DdsimError(f"drafter: block size {drafter.block_size} drafts nothing; it must be at least 2")
+        raise DdsimError(f"{name}: block size {drafter.block_size} drafts nothing; it must be at least 2")
     if drafter.block_size > 64:
-        raise DdsimError(f"drafter: block size {drafter.block_size} is not supported; the largest is 64")
-    for name in ("hidden_size", "vocab_size"):
-        mine, other = getattr(drafter, name), getattr(target, name)
+        raise DdsimError(f"{name}: block size {drafter.block_size} is not supported; the largest is 64")
+    for field in ("hidden_size", "vocab_size"):
+        mine, other = getattr(drafter, field), getattr(target, field)
         if mine != other:
-            what = name.replace("_", " ").replace("vocab size", "vocabulary size")
+            what = field.replace("_", " ").replace("vocab size", "vocabulary size")
             raise DdsimError(
-                f"drafter: {what} {mine}, but the target's is {other}; use the drafter made for this target"
+                f"{name}: {what} {mine}, but the target's is {other}; use the drafter made for this target"
             )
     if (
         not drafter.target_layer_ids
         or not 0 <= min(drafter.target_layer_ids) <= max(drafter.target_layer_ids) < target.num_layers
     ):
         raise DdsimError(
-            f"drafter: reads target layers {list(drafter.target_layer_ids)}, but the target has layers 0 to {target.num_layers - 1}"
+            f"{name}: reads target layers {list(drafter.target_layer_ids)}, but the target has layers 0 to {target.num_layers - 1}"
         )
     if not 0 <= drafter.mask_token_id < target.vocab_size:
         raise DdsimError(
-            f"drafter: mask token {drafter.mask_token_id} lies outside the vocabulary of {target.vocab_size}"
+            f"{name}: mask token {drafter.mask_token_id} lies outside the vocabulary of {target.vocab_size}"
         )
 
 
@@ -233,15 +233,14 @@ class Engine:
         embedding = target_weights["model.embed_tokens.weight"]
         self.device = torch.device(embedding.device if device is None else device)
         self.dtype = embedding.dtype if dtype is None else dtype
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise DdsimError(
-                "device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch"
-            )
+        check_device(self.device)
         if max_context < 1 or max_tokens < 1 or batch < 1:
             raise DdsimError(
                 f"max_context {max_context}, max_tokens {max_tokens}, batch {batch}: all must be at least 1"
             )
-        if drafter_config is not None:
+        if drafter_config is None or drafter_weights is None:
+            drafter_config = drafter_weights = None
+        else:
             check_pair(target_config, drafter_config)
         self.target, self.drafter = target_config, drafter_config
         self.max_context, self.max_tokens, self.batch = max_context, max_tokens, batch

@@ -18,6 +18,7 @@ from ddsim.trace import TraceWriter
 
 from . import dense
 from .checkpoint import DrafterConfig, ModelConfig, Weights, checkpoint_folder, load_drafter, load_target
+from .engine import check_pair
 from .lockstep import Lockstep, head_logits
 from .sampling import choose, top_candidates, uniforms
 from .workloads import Prompt, encode, load_prompts
@@ -128,20 +129,6 @@ def marginals(
             logprobs[first:last] = values.cpu().numpy()
             token_ids[first:last] = ids.cpu().numpy()
     return logprobs, token_ids
-
-
-def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str) -> None:
-    """Refuse a drafter that was not made for the target."""
-    if drafter.hidden_size != target.hidden_size:
-        raise DdsimError(f"{name}: hidden size {drafter.hidden_size}, but the target's is {target.hidden_size}")
-    if drafter.vocab_size != target.vocab_size:
-        raise DdsimError(f"{name}: vocabulary {drafter.vocab_size}, but the target's is {target.vocab_size}")
-    if max(drafter.target_layer_ids) >= target.num_layers:
-        raise DdsimError(
-            f"{name}: reads target layer {max(drafter.target_layer_ids)}, but the target has {target.num_layers} layers"
-        )
-    if not 0 <= drafter.mask_token_id < target.vocab_size:
-        raise DdsimError(f"{name}: mask token {drafter.mask_token_id} lies outside the vocabulary")
 
 
 def sha256(path: Path) -> str:
