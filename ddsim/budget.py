@@ -580,14 +580,16 @@ class Walk:
     Attributes
     ----------
     seconds : float64 [S]; rounds : int64 [S]; budget : int64 [S], sum of verified nodes
-    drawn : int64 [S], tokens accepted plus one in rounds that see their whole horizon
-    expected : float64 [S], predicted 1 + Φ in the same rounds
+    whole : int64 [S], rounds that see their whole horizon, so that the end of the text hides no accepted token
+    drawn : int64 [S], tokens accepted plus one in these
+    expected : float64 [S], 1 + Φ in these
     accepted : int16 [P], accepted drafted tokens at visited positions, -1 elsewhere
     """
 
     seconds: Floats
     rounds: NDArray[np.int64]
     budget: NDArray[np.int64]
+    whole: NDArray[np.int64]
     drawn: NDArray[np.int64]
     expected: Floats
     accepted: NDArray[np.int16]
@@ -626,6 +628,7 @@ def _walk(  # type: ignore[no-untyped-def]
     spent,
     rounds,
     budget,
+    whole,
     drawn,
     expected,
     accepted,
@@ -647,6 +650,7 @@ def _walk(  # type: ignore[no-untyped-def]
                 else:
                     for i in range(n):
                         tokens += gains[p, i]
+                whole[s] += 1
                 drawn[s] += a + 1
                 expected[s] += tokens
             p += a + 1
@@ -656,7 +660,7 @@ def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
     """Walk all sequences of a block in memory, with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P]."""
     count = block.sequences
     spent, expected = np.zeros(count), np.zeros(count)
-    rounds, budget, drawn = (np.zeros(count, np.int64) for _ in range(3))
+    rounds, budget, whole, drawn = (np.zeros(count, np.int64) for _ in range(4))
     accepted = np.full(len(block), -1, np.int16)
     arguments = (
         block.gains,
@@ -670,7 +674,7 @@ def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
         costs.row,
         _plain(actions, np.int32),
     )
-    sums = (spent, rounds, budget, drawn, expected, accepted)
+    sums = (spent, rounds, budget, whole, drawn, expected, accepted)
     split(lambda first, last: _walk(*arguments, first, last, *sums), count, 1024)
     return Walk(*sums)
 
@@ -709,6 +713,68 @@ def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float3
         if not live.all():
             here, end = here[live], end[live]
     return actions
+
+
+def solve_walk_price(
+    positions: Positions,
+    costs: Costs,
+    *,
+    sequences: NDArray[np.bool_] | None = None,
+    calibration: Calibration | None = None,
+) -> PriceSolution:
+    """The long-run price for the rounds that really occur, corrected for the bias of the gains.
+
+    `solve_price` weights all positions equally and believes the gains. Here the policy walks the trace: λ is the throughput
+    that it realises, β the ratio of accepted drafted tokens to Σ Φ over its rounds. With 1 + β·Φ(n) expected tokens the best
+    choice is argmax_n β·Φ(n) - λ·C(n), which is the rule at price λ / β. The fixed point is found by iteration from the
+    per-round ratio. Under calibrated gains and evenly visited positions it is λ*.
+
+    Parameters
+    ----------
+    positions, costs, sequences, calibration : as in `solve_price`
+
+    Returns
+    -------
+    PriceSolution
+        ``price`` is λ / β; ``tokens`` and ``seconds`` are realised.
+
+    Raises
+    ------
+    DdsimError : no round to count
+    """
+    counted = np.ones(positions.sequences, np.bool_) if sequences is None else sequences
+    rule: Rule = "exhaustive"
+    price, iterations = 0.0, 0
+    while True:
+        seconds = tokens = accepted = predicted = 0.0
+        for low, first, block in positions.blocks():
+            inside = counted[first : first + block.sequences]
+            if not inside.any():
+                continue
+            part = cost_rows(costs, slice(low, low + len(block)))
+            if calibration is not None:
+                block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]
+
+            def choose(gains: NDArray[np.float32], table: Costs, rule: Rule = rule, price: float = price) -> Ints:
+                return round_budgets(gains, table, rule, price)
+
+            done = walk(block, part, lockstep(block, part, choose))
+            seconds += float(done.seconds[inside].sum())
+            tokens += float(block.tokens[inside].sum())
+            accepted += float((done.drawn - done.whole)[inside].sum())
+            predicted += float((done.expected - done.whole)[inside].sum())
+        if not seconds > 0:
+            raise DdsimError("no positions to solve over: the trace or the selection has no round")
+        iterations += 1
+        found = tokens / seconds * bias(predicted, accepted)
+        if iterations == 12 or abs(found - price) <= 1e-4 * price:
+            return PriceSolution(found, tokens, seconds, iterations)
+        rule, price = "price", found
+
+
+def bias(predicted: float, accepted: float) -> float:
+    """1 / β: predicted over accepted drafted tokens, 1 where there are none."""
+    return predicted / accepted if predicted > 0 and accepted > 0 else 1.0
 
 
 @njit(cache=True, nogil=True)

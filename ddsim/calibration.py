@@ -20,6 +20,7 @@ accepted.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +141,10 @@ class Calibration:
         result = round_logprobs(np.minimum(scaled - np.repeat(normaliser, sizes), 0))
         return np.maximum(result, np.float32(-65504))
 
+    def for_prompt(self, workload: str, prompt_id: str) -> Calibration:
+        """The calibration to judge a prompt with: this one, whatever the prompt (see `CrossCalibration`)."""
+        return self
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all."""
         write_document(
@@ -192,6 +197,29 @@ class Calibration:
         return Calibration(kind, logs, acceptance, temperatures, provenance)
 
 
+@dataclass(frozen=True, eq=False)
+class CrossCalibration:
+    """Calibrations of which each prompt gets one that was fitted without it; made by `cross_calibrate`."""
+
+    kind: str
+    parts: tuple[Calibration, ...]
+    fold: dict[tuple[str, str], int]
+    """(workload, prompt_id) -> which of ``parts`` was fitted without this prompt."""
+    provenance: dict[str, Any]
+
+    def for_prompt(self, workload: str, prompt_id: str) -> Calibration:
+        """The calibration that was fitted without a prompt.
+
+        Raises
+        ------
+        DdsimError
+            A prompt that the cross-calibrated trace doesn't have.
+        """
+        if (workload, prompt_id) not in self.fold:
+            raise DdsimError(f"calibration: prompt {prompt_id!r} of {workload!r} has no part in this cross-calibration")
+        return self.parts[self.fold[workload, prompt_id]]
+
+
 def fit_calibration(
     trace: Trace, kind: str = "isotonic", *, train_share: float = 0.5, seed: int = 0
 ) -> tuple[Calibration, pd.DataFrame]:
@@ -218,28 +246,88 @@ def fit_calibration(
     DdsimError
         Unknown kind, fewer than two prompts, or no position with a full horizon of truth on one side.
     """
-    if kind not in ("isotonic", "temperature"):
-        raise DdsimError(f"unknown calibration {kind!r}; choose isotonic or temperature")
+    fit = _fitter(kind)
     train, test = split_prompts(trace, train_share, seed)
-    none = np.zeros(0)
-    provenance = {
-        "trace": trace.fingerprint,
-        "train": train.fingerprint,
-        "train_share": train_share,
-        "seed": seed,
-        "workloads": list(trace.workloads),
-        "recording": trace.meta["provenance"],
-    }
-    if kind == "isotonic":
-        logs, acceptance = fit_isotonic(*_node_counts(train))
-        calibration = Calibration(kind, logs, acceptance, none, provenance)
-    else:
-        calibration = Calibration(kind, none, none, _fit_temperatures(train), provenance)
+    provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
+    calibration = fit(_statistics(train, kind, np.zeros(len(train.sequences), np.int64), 1)[0], provenance)
     before, after = reliability(test).by_budget, reliability(test, calibration).by_budget
     report = before[["budget", "count", "realised"]].assign(
         predicted_before=before["predicted"], predicted_after=after["predicted"]
     )
     return calibration, report
+
+
+def cross_calibrate(trace: Trace, kind: str = "isotonic", *, folds: int = 5, seed: int = 0) -> CrossCalibration:
+    """Fit calibrations such that every prompt can be judged with one that was fitted on other prompts only.
+
+    Parameters
+    ----------
+    trace : Trace
+    kind : {"isotonic", "temperature"}
+    folds : int
+        Prompts are dealt into so many parts (fewer if there are fewer prompts), each workload evenly; all
+        sequences of a prompt go to one.
+    seed : int
+        Of the deal.
+
+    Returns
+    -------
+    CrossCalibration
+        For ``replay(..., calibration=)`` and ``positions_of(..., calibration=)``.
+
+    Raises
+    ------
+    DdsimError
+        Unknown kind, fewer than two prompts or folds, or no position with a full horizon of truth.
+    """
+    fit = _fitter(kind)
+    prompts = list(dict.fromkeys((info.workload, info.prompt_id) for info in trace.sequences))
+    count = min(folds, len(prompts))
+    if count < 2:
+        raise DdsimError(
+            f"calibration: needs at least 2 folds and 2 prompts, got {folds} folds and {len(prompts)} prompts"
+        )
+    rng = np.random.default_rng(seed)
+    shuffled = [prompts[i] for i in rng.permutation(len(prompts))]
+    fold = {prompt: i % count for i, prompt in enumerate(sorted(shuffled, key=lambda prompt: prompt[0]))}
+    of_sequence = np.array([fold[info.workload, info.prompt_id] for info in trace.sequences], np.int64)
+    statistics = _statistics(trace, kind, of_sequence, count)
+    provenance = _origin(trace) | {"folds": count, "seed": seed}
+    parts = tuple(fit(np.delete(statistics, f, axis=0).sum(axis=0), provenance | {"left_out": f}) for f in range(count))
+    return CrossCalibration(kind, parts, fold, provenance)
+
+
+def calibrated_rows(block: TraceBlock, calibration: Calibration | CrossCalibration) -> NDArray[np.float32]:
+    """The log-probabilities of a block, [M], each sequence's by its own calibration."""
+    if calibration.kind != "temperature":
+        return block.logprobs
+    out = np.empty_like(block.logprobs)
+    for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
+        edges = block.offsets[block.starts[s] * block.horizon : block.starts[s + 1] * block.horizon + 1]
+        rows = slice(edges[0], edges[-1])
+        out[rows] = calibration.for_prompt(*names).apply_rows(block.logprobs[rows], edges - edges[0])
+    return out
+
+
+def calibrated_gains(
+    block: TraceBlock, gains: NDArray[np.float32], calibration: Calibration | CrossCalibration
+) -> NDArray[np.float32]:
+    """The gains of a block, [P, N], each sequence's by its own calibration."""
+    if calibration.kind != "isotonic":
+        return gains
+    out = np.empty_like(gains)
+    for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
+        rows = slice(block.starts[s], block.starts[s + 1])
+        out[rows] = calibration.for_prompt(*names).apply_gains(gains[rows])
+    return out
+
+
+def _origin(trace: Trace) -> dict[str, Any]:
+    return {
+        "trace": trace.fingerprint,
+        "workloads": list(trace.workloads),
+        "recording": trace.meta["provenance"],
+    }
 
 
 def split_prompts(trace: Trace, train_share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
@@ -281,13 +369,13 @@ def fit_isotonic(
     return logs, np.clip(np.maximum.accumulate(fitted), np.finfo(np.float32).tiny, 1.0)
 
 
-def reliability(trace: Trace, calibration: Calibration | None = None) -> Reliability:
+def reliability(trace: Trace, calibration: Calibration | CrossCalibration | None = None) -> Reliability:
     """Compare predicted with realised acceptance over a trace, optionally after a calibration.
 
     Parameters
     ----------
     trace : Trace
-    calibration : Calibration, optional
+    calibration : Calibration or CrossCalibration, optional
 
     Returns
     -------
@@ -308,16 +396,16 @@ def reliability(trace: Trace, calibration: Calibration | None = None) -> Reliabi
         if not use.any():
             continue
         truth = _truth(block)
-        logprobs = block.logprobs if calibration is None else calibration.apply_rows(block.logprobs, block.offsets)
+        logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
         gains, ranks, _ = gains_and_ranks(logprobs, block.offsets, truth, horizon, most)
         sizes = np.diff(block.offsets).reshape(-1, horizon)
         has = (sizes > 0) & use[:, None]
         best = np.zeros(sizes.shape)
         best[has] = np.exp(logprobs[block.offsets[:-1].reshape(-1, horizon)[has]].astype(np.float64))
         depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
-        gains, ranks = gains[use], ranks[use]
         if calibration is not None:
-            gains = calibration.apply_gains(gains)
+            gains = calibrated_gains(block, gains, calibration)
+        gains, ranks = gains[use], ranks[use]
         predicted += gains.sum(0, dtype=np.float64)
         hit = ranks[ranks <= most] - 1
         realised += np.bincount(hit, minlength=most)
@@ -390,26 +478,47 @@ def _truth(block: TraceBlock) -> NDArray[np.int32]:
     return true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
 
 
-def _node_counts(trace: Trace) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
+def _fitter(kind: str) -> Callable[[NDArray[np.float64], dict[str, Any]], Calibration]:
+    """From sufficient statistics and provenance to a calibration of this kind."""
+    none = np.zeros(0)
+    if kind == "isotonic":
+
+        def isotonic(counts: NDArray[np.float64], provenance: dict[str, Any]) -> Calibration:
+            logs, acceptance = fit_isotonic(*counts)
+            return Calibration(kind, logs, acceptance, none, provenance)
+
+        return isotonic
+    if kind == "temperature":
+        return lambda sums, provenance: Calibration(kind, none, none, _best_temperatures(sums), provenance)
+    raise DdsimError(f"unknown calibration {kind!r}; choose isotonic or temperature")
+
+
+def _statistics(trace: Trace, kind: str, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """What a fit needs, summed over the sequences of each fold (``fold`` int64 [S]): [count, ...]."""
+    return (_node_counts if kind == "isotonic" else _losses)(trace, fold, count)
+
+
+def _node_counts(trace: Trace, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[count, 3, J]: nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
     bins = int(-_LOWEST * _BINS_PER_NAT)
-    total = np.zeros((3, bins))
+    total = np.zeros((3, count * bins))
     for block in trace.blocks():
         use = _uncensored(block)
         gains, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget)
-        gains, ranks = gains[use], ranks[use]
+        gains, ranks, first = gains[use], ranks[use], fold[block.sequence[use]] * bins
+        node_position = np.repeat(np.arange(len(gains)), (gains > 0).sum(axis=1))
         logs = np.log(gains[gains > 0].astype(np.float64))
         position, depth = np.nonzero(ranks <= trace.max_budget)
         hits = np.log(gains[position, ranks[position, depth] - 1].astype(np.float64))
-        where, hit = (np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) for v in (logs, hits))
-        total += np.stack(
-            [
-                np.bincount(where, minlength=bins),
-                np.bincount(hit, minlength=bins),
-                np.bincount(where, logs, bins),
-            ]
+        where, hit = (
+            np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) + first[at]
+            for v, at in ((logs, node_position), (hits, position))
         )
-    return total[0], total[1], total[2]
+        size = count * bins
+        total += np.stack(
+            [np.bincount(where, None, size), np.bincount(hit, None, size), np.bincount(where, logs, size)]
+        )
+    return total.reshape(3, count, bins).swapaxes(0, 1)
 
 
 def _scaled(
@@ -431,34 +540,40 @@ def _scaled(
     return scaled, normaliser
 
 
-def _fit_temperatures(trace: Trace) -> NDArray[np.float64]:
-    """The temperature of each depth under which the true tokens are likeliest (those not kept count as the
-    missing mass)."""
-    losses = np.zeros((len(TEMPERATURES), trace.horizon))
-    seen = np.zeros(trace.horizon)
+def _losses(trace: Trace, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[count, 1 + temperatures, L]: rows judged, then -log-likelihood of the true tokens at every temperature (those not kept
+    count as the missing mass)."""
+    total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
     for block in trace.blocks():
-        use, truth = _uncensored(block), _truth(block)
+        use, truth, where = _uncensored(block), _truth(block), fold[block.sequence]
         sizes = np.diff(block.offsets).reshape(truth.shape)
         judged = use[:, None] & (sizes > 0)
-        seen += judged.sum(0)
+        full = np.flatnonzero(sizes.ravel() > 0)
         place = np.where(truth >= 0, block.offsets[:-1].reshape(truth.shape) + truth, 0)
+        np.add.at(total[:, 0], where, judged)
         for i, temperature in enumerate(TEMPERATURES):
             power = np.full(truth.size, 1 / temperature)
             scaled, normaliser = _scaled(block.logprobs, block.offsets, power)
             z = normaliser.reshape(truth.shape)
-            full = np.flatnonzero(sizes.ravel() > 0)
             mass = np.zeros(truth.size)
             if len(full):
                 mass[full] = np.add.reduceat(np.exp(scaled), block.offsets[:-1][full])
             rest = np.maximum(1 - mass.reshape(truth.shape) / np.exp(z), 1e-9)
             found = (scaled[place] if len(scaled) else np.zeros(place.shape)) - z
-            losses[i] -= np.where(judged, np.where(truth >= 0, found, np.log(rest)), 0).sum(0)
+            loss = -np.where(judged, np.where(truth >= 0, found, np.log(rest)), 0)
+            np.add.at(total[:, 1 + i], where, loss)
+    return total
+
+
+def _best_temperatures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[L] the temperature of each depth under which the true tokens are likeliest, 1 where none was judged."""
+    seen, losses = sums[0], sums[1:]
     if not seen.any():
         raise DdsimError("calibration: no position of the training prompts has a full horizon of truth")
     logs, step = np.log(TEMPERATURES), np.log(TEMPERATURES[1] / TEMPERATURES[0])
     best = losses.argmin(0)
     result = np.exp(logs[best])
-    for d in range(trace.horizon):
+    for d in range(len(seen)):
         if seen[d] == 0:
             result[d] = 1.0
         elif 0 < best[d] < len(logs) - 1:

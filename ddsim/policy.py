@@ -30,7 +30,7 @@ from ddsim.errors import DdsimError
 Gains = NDArray[np.float32]
 
 MEMORY = 2000
-"""Rounds after which an online price forgets."""
+"""Rounds after which an online price forgets, by default."""
 PRIOR = 8
 """Rounds that the guess made in the first round counts for in an online price."""
 
@@ -233,36 +233,52 @@ class RoundRatio(_Rule):
 
 
 class LongRun(_Rule):
-    """The budget of highest (1 + Φ*(n)) − λ·C(n), at one price λ in tokens per second.
+    """The budget of highest (1 + Φ*(n)) - λ·C(n), at one price λ in tokens per second.
 
     Parameters
     ----------
     price : float, optional
-        λ. Without it, replay and `prepare` solve for λ*, the fixed point at which the price equals the throughput that it
-        yields (Dinkelbach), over the trace; a policy that was never prepared tunes the price itself, as with ``online``.
+        λ. Without it, replay and `prepare` solve for it over the trace (`ddsim.budget.solve_walk_price`): the fixed point at
+        which the price equals the throughput that it yields, corrected for the bias of the gains. A policy that was never
+        prepared tunes the price itself, as with ``online``.
     online : bool
-        Tune the price from the throughput measured so far, also in replay.
+        Tune the price from the rounds so far, also in replay: prompts in their order, the state kept from one to the next, as
+        in a server that runs on.
+    memory : float
+        Rounds after which an online price forgets. A short memory makes the price local: in a text, a token saved where
+        decoding is slow is worth more time than one saved where it is fast.
     calibration : Calibration, optional
         Isotonic.
 
     Notes
     -----
-    Step rule of the online price. In the first round λ₀ = max_n (1 + Φ*(n)) / C(n), with t₀ = 1 + Φ*(n₀) tokens and s₀ = C(n₀)
-    seconds at that optimum. After round k with t_k tokens in s_k seconds,
+    Step rule of the online price. Over the rounds so far keep four sums: rounds K, accepted drafted tokens A, what the gains
+    promised for them Φ, and seconds S. The throughput measured is (K + A) / S; the gains' bias is β = A / Φ, and since β·Φ(n) is
+    what n nodes are worth, the price is
 
-        T ← ρ_k T + t_k,  S ← ρ_k S + s_k,  λ = T / S,   T, S starting at PRIOR·t₀, PRIOR·s₀,
+        λ = (K + A) / S · Φ / A.
 
-    with ρ_k = 1 for the first MEMORY rounds (λ is the plain mean so far: a Robbins-Monro iteration on λ with steps
-    s_k / S ~ 1/k), then 1 − 1 / MEMORY, so that the price follows a changing load.
+    In the first round the sums start as PRIOR rounds at that round's best ratio n₀ = argmax (1 + Φ(n)) / C(n), with A = Φ(n₀),
+    S = C(n₀) each. After round k each sum is multiplied by ρ_k and the round is added; ρ_k = 1 for the first ``memory`` rounds (sums
+    are plain, so λ moves by steps of order 1/k, as in stochastic approximation), then 1 - 1 / ``memory``, so that the price
+    follows a changing load. After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its
+    rounds and the seconds they took, on the scale of the costs given.
     """
 
     label = "LongRun"
     rule = "price"
 
     def __init__(
-        self, price: float | None = None, *, online: bool = False, calibration: Calibration | None = None
+        self,
+        price: float | None = None,
+        *,
+        online: bool = False,
+        memory: float = MEMORY,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__(calibration=calibration)
+        if not 1 < memory <= np.inf:
+            raise DdsimError(f"LongRun: the memory must be above 1 round, is {memory!r}")
         if price is not None and (
             isinstance(price, bool) or not isinstance(price, (int, float, np.floating)) or not 0 <= price < np.inf
         ):
@@ -271,10 +287,16 @@ class LongRun(_Rule):
             raise DdsimError("LongRun: give a price or let it be tuned online, not both")
         self.price = None if price is None else float(price)
         self.solves = price is None and not online
+        self.memory = float(memory)
         if online:
-            self.name = self.name.replace(self.label, f"{self.label} online")
-        self._tokens = self._seconds = 0.0
-        self._rounds = 0
+            label = f"{self.label} online" + ("" if memory == MEMORY else f"({memory:g})")
+            self.name = self.name.replace(self.label, label)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._steps = 0
+        self._sums = np.zeros(4)  # rounds, accepted, promised, seconds
+        self._asked = np.zeros(2)  # rounds and promised tokens of the last choice
 
     @property
     def online(self) -> bool:  # type: ignore[override]
@@ -284,49 +306,61 @@ class LongRun(_Rule):
     def _price(self) -> float:
         if self.price is not None:
             return self.price
-        return self._tokens / self._seconds if self._seconds > 0 else 0.0
+        rounds, accepted, promised, seconds = self._sums.tolist()
+        return (rounds + accepted) / seconds * _budget.bias(promised, accepted) if seconds > 0 else 0.0
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
         ready = copy.copy(self)
-        ready._tokens = ready._seconds = 0.0
-        ready._rounds = 0
+        ready._forget()
         if self.solves:
-            ready.price = _budget.solve_price(positions, costs, sequences=sequences, calibration=self.calibration).price
+            ready.price = _budget.solve_walk_price(
+                positions, costs, sequences=sequences, calibration=self.calibration
+            ).price
         return ready
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
-        if self.online and not self._seconds and len(gains):
-            n = int(
-                _budget.round_budgets(
-                    gains[:1], _budget.cost_rows(costs, slice(0, 1)), "exhaustive", calibration=self.calibration
-                )[0]
-            )
-            self._start(1.0 + self._mapped(gains[0])[:n].sum(dtype=np.float64), float(costs.seconds[costs.row[0], n]))
-        return super().choose(gains, costs)
+        if self.price is not None:
+            return super().choose(gains, costs)
+        mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
+        if not self._steps:
+            best = _budget.round_budgets(mapped, costs, "exhaustive")
+            self._start(len(best), _promised(mapped, best), float(costs.seconds[costs.row, best].sum()))
+        budgets = _budget.round_budgets(mapped, costs, "price", self._price)
+        self._asked[:] = len(budgets), _promised(mapped, budgets)
+        return budgets
 
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        if self.online and not self._seconds and len(gains):
-            budgets = _budget.forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
-            kept = np.arange(gains.shape[1]) < budgets[:, None]
-            self._start(len(gains) + self._mapped(gains)[kept].sum(dtype=np.float64), float(seconds[budgets.sum()]))
-        return super().choose_joint(gains, seconds)
+        if self.price is not None:
+            return super().choose_joint(gains, seconds)
+        mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
+        if not self._steps:
+            best = _budget.forest_budgets(mapped, seconds, "exhaustive")
+            self._start(len(best), _promised(mapped, best), float(seconds[best.sum()]))
+        budgets = _budget.forest_budgets(mapped, seconds, "price", self._price)
+        self._asked[:] = len(budgets), _promised(mapped, budgets)
+        return budgets
 
     def observe(self, tokens: float, seconds: float) -> None:
-        if self.price is not None or not self._seconds:
+        if self.price is not None or not self._asked[0]:
             return
-        keep = 1.0 if self._rounds < MEMORY else 1.0 - 1.0 / MEMORY
-        self._tokens = keep * self._tokens + tokens
-        self._seconds = keep * self._seconds + seconds
-        self._rounds += 1
+        rounds, promised = self._asked.tolist()
+        if self._steps > self.memory:
+            self._sums *= 1.0 - 1.0 / self.memory
+        self._sums += (rounds, tokens - rounds, promised, seconds)
+        self._steps += 1
+        self._asked[:] = 0
 
-    def _mapped(self, gains: Gains) -> Gains:
-        return gains if self.calibration is None else self.calibration.apply_gains(gains)
-
-    def _start(self, tokens: float, seconds: float) -> None:
-        self._tokens, self._seconds = PRIOR * tokens, PRIOR * seconds
+    def _start(self, rounds: int, promised: float, seconds: float) -> None:
+        self._sums[:] = PRIOR * np.array([rounds, promised, promised, seconds])
+        self._steps = 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "price": self.price, "solved": self.solves}
+        return {"name": self.name, "price": self.price, "solved": self.solves, "memory": self.memory}
+
+
+def _promised(gains: Gains, budgets: Ints) -> float:
+    """Σ Φ(n) over rounds."""
+    return sum(float(row[:n].sum(dtype=np.float64)) for row, n in zip(gains, budgets.tolist(), strict=True))
 
 
 class BestFixed(Policy):
@@ -400,7 +434,7 @@ _KNOWN: dict[str, Callable[..., Policy]] = {
 
 _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
     "DDTree": {"budget": int},
-    "LongRun": {"price": float, "online": bool},
+    "LongRun": {"price": float, "online": bool, "memory": float},
 }
 
 

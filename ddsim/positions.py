@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import ddsim
 from ddsim.budget import Positions, StoredRows, node_counts
-from ddsim.calibration import Calibration
+from ddsim.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_rows
 from ddsim.trace import Trace, TraceBlock
 from ddsim.tree import gains_and_ranks, true_ranks
 
@@ -40,7 +40,9 @@ _PIECE = 1 << 24  # bytes per checksum
 _Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
 
 
-def positions_of(trace: Trace, *, calibration: Calibration | None = None, cache: bool = True) -> Positions:
+def positions_of(
+    trace: Trace, *, calibration: Calibration | CrossCalibration | None = None, cache: bool = True
+) -> Positions:
     """Gains and true-path ranks at all positions of a trace.
 
     They are computed once and kept in ``.ddsim-cache`` in the trace's folder, or in the user's cache folder where that can't be
@@ -49,7 +51,7 @@ def positions_of(trace: Trace, *, calibration: Calibration | None = None, cache:
     Parameters
     ----------
     trace : Trace
-    calibration : Calibration, optional
+    calibration : Calibration or CrossCalibration, optional
         A temperature changes the rows, hence trees, gains and ranks; an isotonic map changes the gains only.
     cache : bool
         False: compute, and keep all in memory.
@@ -123,23 +125,24 @@ def _positions(trace: Trace, arrays: dict[str, Any]) -> Positions:
     )
 
 
-def _computed(trace: Trace, calibration: Calibration | None) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+def _computed(
+    trace: Trace, calibration: Calibration | CrossCalibration | None
+) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     """The arrays of one block after another, with the block's first position."""
     low = 0
     for block in trace.blocks():
-        logprobs = block.logprobs if calibration is None else calibration.apply_rows(block.logprobs, block.offsets)
+        logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
         truth = true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
         gains, ranks, chain = gains_and_ranks(logprobs, block.offsets, truth, block.horizon, trace.max_budget)
         nodes = node_counts(gains)
-        expected = _chain_expected(block, logprobs)
         if calibration is not None:
-            gains = calibration.apply_gains(gains)
+            gains = calibrated_gains(block, gains, calibration)
         yield (
             low,
             {
                 "nodes": nodes,
                 "chain": chain,
-                "chain_expected": expected,
+                "chain_expected": _chain_expected(block, logprobs),
                 "context": block.context,
                 "ranks": ranks,
                 "gains": gains,
@@ -158,9 +161,15 @@ def _chain_expected(block: TraceBlock, logprobs: NDArray[np.float32]) -> NDArray
     return np.exp(np.cumsum(best, axis=1)).sum(axis=1).astype(np.float32)
 
 
-def _digest(calibration: Calibration) -> str:
-    parts = [calibration.log_gains, calibration.acceptance, calibration.temperatures]
-    return hashlib.sha256(b"".join([calibration.kind.encode(), *(p.tobytes() for p in parts)])).hexdigest()
+def _digest(calibration: Calibration | CrossCalibration) -> str:
+    """A hash of all that a calibration does."""
+    parts = [calibration] if isinstance(calibration, Calibration) else calibration.parts
+    fold = [] if isinstance(calibration, Calibration) else sorted(calibration.fold.items())
+    digest = hashlib.sha256(json.dumps([calibration.kind, fold]).encode())
+    for part in parts:
+        for values in (part.log_gains, part.acceptance, part.temperatures):
+            digest.update(json.dumps(values.tolist()).encode())
+    return digest.hexdigest()
 
 
 def _folders(trace: Path) -> list[Path]:
@@ -223,7 +232,12 @@ def _checksums(path: Path, end: int) -> list[int]:
 
 
 def _write(
-    folder: Path, name: str, key: dict[str, Any], layout: _Layout, trace: Trace, calibration: Calibration | None
+    folder: Path,
+    name: str,
+    key: dict[str, Any],
+    layout: _Layout,
+    trace: Trace,
+    calibration: Calibration | CrossCalibration | None,
 ) -> dict[str, Any] | None:
     """Compute into a cache file, which appears whole or not at all; None if the folder can't be written."""
     try:
@@ -252,7 +266,7 @@ def _write(
     return _mapped(folder / name, layout)
 
 
-def _fill(file: BinaryIO, layout: _Layout, trace: Trace, calibration: Calibration | None) -> None:
+def _fill(file: BinaryIO, layout: _Layout, trace: Trace, calibration: Calibration | CrossCalibration | None) -> None:
     for low, part in _computed(trace, calibration):
         for field, values in part.items():
             dtype, shape, at = layout[field]

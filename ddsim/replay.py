@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import ddsim
 from ddsim import budget as _budget
 from ddsim.budget import Floats, Positions
-from ddsim.calibration import Calibration
+from ddsim.calibration import Calibration, CrossCalibration
 from ddsim.cost import CostModel, CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy import (
@@ -98,10 +98,12 @@ class Outcome:
     """[S]"""
     budget: NDArray[np.int64]
     """[S] verified nodes in all."""
+    whole: NDArray[np.int64]
+    """[S] rounds that see their whole horizon."""
     drawn: NDArray[np.int64]
-    """[S] tokens of the rounds that see their whole horizon, the bonus token counted."""
+    """[S] tokens of these, the bonus token counted."""
     expected: Floats
-    """[S] what the policy's gains predict for the same rounds."""
+    """[S] what the gains predict for these."""
 
 
 def _outcome(policy: Policy, positions: Positions, costs: CostTable) -> Outcome:
@@ -109,7 +111,7 @@ def _outcome(policy: Policy, positions: Positions, costs: CostTable) -> Outcome:
     for low, _, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))
         done = _budget.walk(block, part, policy.actions(block, part))
-        parts.append((done.seconds, done.rounds, done.budget, done.drawn, done.expected))
+        parts.append((done.seconds, done.rounds, done.budget, done.whole, done.drawn, done.expected))
     return Outcome(policy, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -206,17 +208,18 @@ class ReplayResult:
         return value - 1, low - 1, high - 1
 
     def surrogate(self) -> pd.DataFrame:
-        """How well expected acceptance predicts the realised one: policy, rounds' predicted and realised tokens, ratio.
+        """Expected against realised acceptance length: policy, rounds, predicted, realised, ratio.
 
-        Only rounds that see their whole horizon count, so that the end of a text doesn't flatter the prediction.
+        Only rounds that see their whole horizon count, so that the end of a text hides no accepted token.
         """
-        rows = [
-            {"policy": n, "predicted": float(o.expected.sum()), "realised": int(o.drawn.sum())}
-            for n, o in self.outcomes.items()
-            if n != "Hindsight"
-        ]
-        table = pd.DataFrame(rows, columns=["policy", "predicted", "realised"])
-        return table.assign(ratio=table["predicted"] / table["realised"].where(table["realised"] > 0))
+        rows = []
+        for name, outcome in self.outcomes.items():
+            rounds = int(outcome.whole.sum())
+            if isinstance(outcome.policy, Hindsight) or not rounds:
+                continue
+            predicted, realised = float(outcome.expected.sum()) / rounds, float(outcome.drawn.sum()) / rounds
+            rows.append([name, rounds, predicted, realised, predicted / realised])
+        return pd.DataFrame(rows, columns=["policy", "rounds", "predicted", "realised", "ratio"])
 
     def _find(self, policy: str | Policy) -> Outcome:
         name = policy if isinstance(policy, str) else policy.name
@@ -310,7 +313,7 @@ def replay(
     cost: CostModel,
     policies: Sequence[Policy | str] | None = None,
     *,
-    calibration: Calibration | None = None,
+    calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> ReplayResult:
@@ -323,8 +326,9 @@ def replay(
         Seconds of a round; contexts are those of the trace, batch 1.
     policies : list of Policy or of names (see `parse_policy`), optional
         Default: `default_policies`.
-    calibration : Calibration, optional
-        Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated".
+    calibration : Calibration or CrossCalibration, optional
+        Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated". For a fair comparison
+        it must have been fitted on other prompts: `ddsim.cross_calibrate` sees to it.
     bootstrap : int
         Resamples of the prompts for the 95 % intervals.
     seed : int
@@ -394,7 +398,7 @@ def replay(
     )
 
 
-def _depends(policy: Policy, calibration: Calibration) -> bool:
+def _depends(policy: Policy, calibration: Calibration | CrossCalibration) -> bool:
     """Whether a calibration can change what a policy does."""
     if policy.adaptive:
         return True
@@ -499,7 +503,7 @@ def plan(
     trace: Trace,
     cost: CostModel,
     *,
-    calibration: Calibration | None = None,
+    calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
 ) -> Plan:
