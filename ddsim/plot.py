@@ -529,14 +529,8 @@ def fixed_budgets(
     best = int(np.argmax(rate))
     ax = _axes(ax)
     if flat is not None:
-        ax.axvspan(
-            flat[0] - 0.3,
-            flat[1] + 0.3,
-            color=GREEN,
-            alpha=0.15,
-            lw=0,
-            label=f"within 1 %: {flat[0]} to {flat[1]} nodes",
-        )
+        span = f"{flat[0]} to {flat[1]}" if flat[1] > flat[0] else f"{flat[0]}"
+        ax.axvspan(flat[0] - 0.3, flat[1] + 0.3, color=GREEN, alpha=0.15, lw=0, label=f"within 1 %: {span} nodes")
     if {"low", "high"} <= set(curve):
         ax.fill_between(
             n,
@@ -577,7 +571,7 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     groups = [("", table)] if "workload" not in table else list(table.groupby("workload", sort=False))
     lines = sum(len(part) + (1 if name else 0) for name, part in groups)
-    ax = _axes(ax, (SIZE[0], 0.9 + 0.27 * lines))
+    ax = _axes(ax, (SIZE[0], 0.8 + 0.22 * lines))
     labels: list[str] = []
     bold: list[int] = []
     most = float(table["tokens_per_second"].max())
