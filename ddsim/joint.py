@@ -447,7 +447,7 @@ class Decision:
     rule: int = PRICE
     price: float = 0.0
     width: int = 0
-    online: bool = False
+    memory: float = 0.0  # rounds after which an online price forgets; 0: the price is given
     calibration: Calibration | None = None
 
 
@@ -467,7 +467,7 @@ def decision_of(policy: Policy) -> Decision | None:
     if isinstance(policy, LongRun) and type(policy) is LongRun:
         if policy.price is not None:
             return Decision(mode, PRICE, policy.price, calibration=policy.calibration)
-        return Decision(mode, PRICE, online=True, calibration=policy.calibration) if mode == FOREST else None
+        return Decision(mode, PRICE, memory=policy.memory, calibration=policy.calibration) if mode == FOREST else None
     if isinstance(policy, FairRatio) and kind is FairRatio:
         return Decision(FAIR, calibration=policy.calibration)
     if isinstance(policy, (CaDDTree, RoundRatio)) and type(policy) in (CaDDTree, RoundRatio):

@@ -43,7 +43,6 @@ from ddsim.joint import (
     solve_joint_price,
 )
 from ddsim.policy import (
-    MEMORY,
     PRIOR,
     Autoregressive,
     BestFixed,
@@ -61,6 +60,9 @@ from ddsim.trace import Trace
 __all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
 
 Interval = tuple[float, float, float]
+
+SHUFFLES = 8
+"""Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
 
 
 def serving_policies() -> list[Policy]:
@@ -92,7 +94,7 @@ def serving_policies() -> list[Policy]:
 
 @dataclass(frozen=True)
 class Run:
-    """What one policy did at one batch size: one entry a repeat.
+    """What one policy did at one batch size: SHUFFLES entries with all prompts, then one for each repeat with resampled prompts.
 
     Attributes
     ----------
@@ -100,6 +102,7 @@ class Run:
     tokens : int64 [R], committed by all slots
     rounds : int64 [R], joint rounds
     nodes : int64 [R], verified nodes in all
+    promised : float64 [R], accepted tokens that the policy's gains predict
     latency : float64 [R, requests], seconds from a request's first round to its last
     """
 
@@ -107,15 +110,17 @@ class Run:
     tokens: NDArray[np.int64]
     rounds: NDArray[np.int64]
     nodes: NDArray[np.int64]
+    promised: Floats
     latency: Floats
 
 
 @njit(cache=True, nogil=True)
 def _closed_loop(  # type: ignore[no-untyped-def]
-    mode, rule, price, width, online, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
-    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last, spent, committed, rounds, verified, latency,
+    mode, rule, price, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
+    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
+    spent, committed, rounds, verified, promised, latency,
 ):  # fmt: skip
-    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last five arrays."""
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last six arrays."""
     requests, horizon = queue.shape[1], ranks.shape[1]
     for r in range(first, last):
         where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
@@ -127,20 +132,22 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             s = queue[r, b % requests]
             where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
         following, done, now, at = batch, 0, 0.0, price
-        total_tokens, total_seconds = 0.0, 0.0
+        steps, k, a, phi, s_of = 0, 0.0, 0.0, 0.0, 0.0  # the state of an online LongRun: see there
         while done < requests:
             length = 0
             for b in range(batch):
                 length += context[where[b]]
             u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
-            if online and rounds[r] == 0:
+            if memory > 0 and steps == 0:
                 n, expected = decide(
                     mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
                     curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
                 )  # fmt: skip
-                total_tokens, total_seconds = PRIOR * expected, PRIOR * seconds[u, n]
-            if online:
-                at = total_tokens / total_seconds
+                k, a, phi = PRIOR * batch, PRIOR * (expected - batch), PRIOR * (expected - batch)
+                s_of = PRIOR * seconds[u, n]
+                steps = 1
+            if memory > 0:
+                at = (k + a) / s_of * (phi / a if phi > 0 and a > 0 else 1.0)
             n, expected = decide(
                 mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
                 curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
@@ -164,40 +171,37 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                     s = queue[r, following % requests]
                     where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
                     following += 1
-            if online:
-                keep = 1.0 if rounds[r] < MEMORY else 1.0 - 1.0 / MEMORY
-                total_tokens = keep * total_tokens + gained
-                total_seconds = keep * total_seconds + took
+            if memory > 0:
+                keep = 1.0 - 1.0 / memory if steps > memory else 1.0
+                k, a = keep * k + batch, keep * a + (gained - batch)
+                phi, s_of = keep * phi + (expected - batch), keep * s_of + took
+                steps += 1
             rounds[r] += 1
+            promised[r] += expected - batch
             verified[r] += n
             committed[r] += gained
         spent[r] = now
 
 
-def _run(
-    policy: Policy, decision: Decision | None, positions: Positions, table: JointTable, queue: NDArray[np.int64]
-) -> Run:
-    """One policy at one batch size, every repeat: in the kernel if it can decide as the policy does."""
-    if decision is None:
-        one = [_loop(copy.deepcopy(policy), positions, table, row) for row in queue]
-        return Run(*(np.array(column) for column in zip(*one, strict=True)))
+def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Run:
+    """One policy at one batch size, every repeat, in the kernel."""
     gains = calibrated(np.asarray(positions.gains), decision.calibration)
     arguments = (
-        decision.mode, decision.rule, decision.price, decision.width, decision.online,
+        decision.mode, decision.rule, decision.price, decision.width, decision.memory,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
         positions.starts, queue, table.batch, CONTEXT_STEP,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     tokens, rounds, nodes = (np.zeros(len(queue), np.int64) for _ in range(3))
-    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape))
-    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency)
+    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(len(queue)), np.zeros(queue.shape))
+    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.promised, run.latency)
     split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
     return run
 
 
 def _loop(
     policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
-) -> tuple[float, int, int, int, Floats]:
+) -> tuple[float, int, int, int, float, Floats]:
     """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
     requests, batch, horizon = len(queue), table.batch, positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
@@ -231,7 +235,7 @@ def _loop(
             following += 1
         policy.observe(gained, took)
         committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
-    return now, committed, rounds, verified, latency
+    return now, committed, rounds, verified, np.nan, latency
 
 
 def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
@@ -256,7 +260,7 @@ def simulate(
 ) -> ServingResult:
     """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
 
-    Exact for the recorded tokens, whatever the policy. All slots are always taken: the simulation ends when all of the
+    Exact for the recorded tokens, whatever the policy; figures are taken over SHUFFLES orders of the queue. All slots are always taken: the simulation ends when all of the
     ``requests`` first requests are finished, and until then slots that become free go on with the queue from its start. A round of
     B requests with n nodes in all takes draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
 
@@ -325,15 +329,16 @@ def simulate(
                 f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
             )
         for policy in asked:
-            ready[size, policy.name] = _prepared(policy, positions, table, seed)
+            ready[size, policy.name] = _prepared(policy, positions, table, queues[size][:SHUFFLES])
         for policy in asked:
             key = size, policy.name
             decision = decision_of(ready[key])
-            if decision is not None and decision.mode == WIDTH:
-                decision = dataclasses.replace(
-                    decision, width=min(decision.width, (table.seconds.shape[1] - 1) // size)
-                )
-            runs[key] = _run(ready[key], decision, positions, table, queues[size])
+            if decision is None:  # the kernel can't decide as the policy does
+                one = [_loop(copy.deepcopy(ready[key]), positions, table, row) for row in queues[size]]
+                runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
+            else:
+                width = min(decision.width, (table.seconds.shape[1] - 1) // size)
+                runs[key] = _run(dataclasses.replace(decision, width=width), positions, table, queues[size])
     provenance = {
         "ddsim": ddsim.__version__,
         "trace": positions.fingerprint,
@@ -393,7 +398,10 @@ def _with_baseline(policies: list[Policy]) -> list[Policy]:
 
 
 def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
-    """int64 [1 + repeats, count]: sequences in the order in which they are taken; row 0 has every sequence before one again."""
+    """int64 [SHUFFLES + repeats, count]: sequences in the order in which they are taken.
+
+    The first rows take every sequence before one is taken again.
+    """
     rng = np.random.default_rng(seed)
     prompts: dict[tuple[str, str], list[int]] = {}
     for s in range(positions.sequences):
@@ -412,28 +420,36 @@ def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArra
     def resampled() -> list[int]:
         return [s for of in strata.values() for k in rng.integers(0, len(of), len(of)) for s in of[k]]
 
-    rows = [filled(lambda: range(positions.sequences))]
+    rows = [filled(lambda: range(positions.sequences)) for _ in range(SHUFFLES)]
     for _ in range(repeats):
         drawn = resampled()  # one sample of prompts a repeat, taken again and again if there are more requests
         rows.append(filled(lambda drawn=drawn: drawn))
     return np.array(rows)
 
 
-def _prepared(policy: Policy, positions: Positions, table: JointTable, seed: int) -> Policy:
+def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Policy:
     """The policy ready for joint rounds: prices and widths solved for this batch size."""
     inner = policy.policy if isinstance(policy, (Share, Uniform)) else policy
-    if isinstance(inner, LongRun) and inner.solves:
-        mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
-        mapped = dataclasses.replace(positions, gains=calibrated(np.asarray(positions.gains), inner.calibration))
-        groups = groups_of(positions, table.batch, seed) if table.batch <= len(positions.roots()) else None
-        if groups is None:
-            raise DdsimError(
-                f"{policy.name}: too few positions in the trace to solve a price for batches of {table.batch}"
-            )
-        priced = copy.copy(inner)
-        priced.price = solve_joint_price(mode, mapped, groups, table).price
-        return priced if inner is policy else type(policy)(priced)  # type: ignore[call-arg]
-    return policy.prepare(positions, _shares(positions, table))
+    if not (isinstance(inner, LongRun) and inner.solves):
+        return policy.prepare(positions, _shares(positions, table))
+    mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
+    ready = copy.copy(inner)
+    ready.price = _loop_price(Decision(mode, calibration=inner.calibration), positions, table, queue)
+    return ready if inner is policy else type(policy)(ready)  # type: ignore[call-arg]
+
+
+def _loop_price(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> float:
+    """The price that the closed loop yields, corrected for the gains' bias: `ddsim.budget.solve_walk_price` for joint rounds."""
+    decision = dataclasses.replace(decision, rule=_budget.EXHAUSTIVE)
+    for _ in range(12):
+        run = _run(decision, positions, table, queue)
+        tokens, seconds = float(run.tokens.sum()), float(run.seconds.sum())
+        accepted = tokens - table.batch * float(run.rounds.sum())
+        found = tokens / seconds * _budget.bias(float(run.promised.sum()), accepted)
+        if abs(found - decision.price) <= 1e-4 * decision.price:
+            break
+        decision = dataclasses.replace(decision, rule=_budget.PRICE, price=found)
+    return found
 
 
 def _shares(positions: Positions, table: JointTable) -> CostTable:
@@ -456,7 +472,6 @@ class ServingResult:
     Attributes
     ----------
     runs : dict, (batch, policy name) -> Run
-        Entry 0 of a run has every prompt; the others are repeats with prompts drawn with replacement.
     provenance : dict
     """
 
@@ -480,30 +495,30 @@ class ServingResult:
         Returns
         -------
         DataFrame
-            batch, policy, rounds (joint), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
+            batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
             a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one slot),
             tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
             the same batch size; _low, _high).
         """
         rows = []
         for (batch, name), run in self.runs.items():
-            rate = run.tokens / run.seconds
-            ar = self.runs[batch, self._baseline(batch)]
+            rate = _rates(run)
             tpot = run.latency / self._lengths[batch]
+            rounds = int(run.rounds[:SHUFFLES].sum())
             row: dict[str, Any] = {
                 "batch": batch,
                 "policy": name,
-                "rounds": int(run.rounds[0]),
-                "tokens": int(run.tokens[0]),
-                "acceptance_length": run.tokens[0] / (run.rounds[0] * batch),
-                "budget_mean": run.nodes[0] / (run.rounds[0] * batch),
-                "seconds": float(run.seconds[0]),
+                "rounds": rounds,
+                "tokens": int(run.tokens[:SHUFFLES].sum()),
+                "acceptance_length": run.tokens[:SHUFFLES].sum() / (rounds * batch),
+                "budget_mean": run.nodes[:SHUFFLES].sum() / (rounds * batch),
+                "seconds": float(run.seconds[:SHUFFLES].sum()),
             }
             row |= _columns("tokens_per_second", rate)
             row["tokens_per_second_user"] = rate[0] / batch
-            row |= _columns("tpot_mean", tpot.mean(axis=1))
-            row["tpot_p95"] = float(np.quantile(tpot[0], 0.95))
-            row |= _columns("speedup", rate / (ar.tokens / ar.seconds))
+            row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
+            row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
+            row |= _columns("speedup", rate / _rates(self.runs[batch, self._baseline(batch)]))
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -513,8 +528,7 @@ class ServingResult:
             if (batch, name) not in self.runs:
                 known = ", ".join(n for b, n in self.runs if b == batch)
                 raise DdsimError(f"no policy {name!r} at batch {batch}; there {'are ' + known if known else 'is none'}")
-        a, b = self.runs[batch, policy], self.runs[batch, over]
-        return _interval((a.tokens / a.seconds) / (b.tokens / b.seconds) - 1.0)
+        return _interval(_rates(self.runs[batch, policy]) / _rates(self.runs[batch, over]) - 1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Table (times in seconds) and provenance, as JSON."""
@@ -546,8 +560,14 @@ class ServingResult:
         return next(name for b, name in self.runs if b == batch)
 
 
+def _rates(run: Run) -> Floats:
+    """Tokens per second of all slots: over the shuffles of all prompts, then of every repeat."""
+    plain = run.tokens[:SHUFFLES].sum() / run.seconds[:SHUFFLES].sum()
+    return np.append(plain, run.tokens[SHUFFLES:] / run.seconds[SHUFFLES:])
+
+
 def _interval(values: Floats) -> Interval:
-    """Value of the plain run, and the 95 % percentile interval over the repeats (NaN without any)."""
+    """The first value, and the 95 % percentile interval of the others (NaN without any)."""
     if len(values) < 2:
         return float(values[0]), np.nan, np.nan
     low, high = np.quantile(values[1:], [0.025, 0.975])

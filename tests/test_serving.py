@@ -374,6 +374,7 @@ def test_table_and_gain() -> None:
     rate = table.set_index(["batch", "policy"])["tokens_per_second"]
     assert value == pytest.approx(rate[4, "LongRun"] / rate[4, "DDTree(4)"] - 1) and low <= high
     assert result.gain("LongRun", "LongRun", 1) == (0, 0, 0)  # paired
+    assert len(result.runs[4, "LongRun"].seconds) == serving.SHUFFLES + 50
     json.dumps(result.to_json(), allow_nan=False)
     assert "TPOT ms" in str(result) and len(str(result).splitlines()) == 11
     with pytest.raises(DdsimError, match="no policy 'Hindsight' at batch 4; there are AR, DFlash"):
@@ -472,13 +473,9 @@ def test_batches_that_were_not_measured_are_flagged_and_priced() -> None:
     )  # 16 · 13 tokens lie past the 64 measured, and are priced all the same
 
 
-def test_too_few_positions_for_a_batch() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)
-        with pytest.raises(
-            DdsimError, match="LongRun: too few positions in the trace to solve a price for batches of 50"
-        ):
-            simulate(made(1, [20, 20]), COST, ["LongRun"], batch=50)
+def test_more_slots_than_positions() -> None:
+    result = quiet(made(1, [20, 20]), COST, ["LongRun", Share(LongRun()), "BestFixed"], batch=50, bootstrap=0)
+    assert (result.table()["tokens_per_second"] > 0).all()
 
 
 @pytest.mark.parametrize(
