@@ -722,12 +722,10 @@ def solve_walk_price(
     sequences: NDArray[np.bool_] | None = None,
     calibration: Calibration | None = None,
 ) -> PriceSolution:
-    """The long-run price for the rounds that really occur, corrected for the bias of the gains.
+    """The price that equals the throughput which its budgets realise on the trace: λ* for the rounds that really occur.
 
-    `solve_price` weights all positions equally and believes the gains. Here the policy walks the trace: λ is the throughput
-    that it realises, β the ratio of accepted drafted tokens to Σ Φ over its rounds. With 1 + β·Φ(n) expected tokens the best
-    choice is argmax_n β·Φ(n) - λ·C(n), which is the rule at price λ / β. The fixed point is found by iteration from the
-    per-round ratio. Under calibrated gains and evenly visited positions it is λ*.
+    `solve_price` weights all positions equally and believes the gains, which flatters: rounds start more often where texts are
+    hard. Here the policy walks the trace, and the fixed point is found by iteration from the per-round ratio.
 
     Parameters
     ----------
@@ -736,45 +734,34 @@ def solve_walk_price(
     Returns
     -------
     PriceSolution
-        ``price`` is λ / β; ``tokens`` and ``seconds`` are realised.
+        Realised tokens and seconds.
 
     Raises
     ------
     DdsimError : no round to count
     """
     counted = np.ones(positions.sequences, np.bool_) if sequences is None else sequences
+    tokens = float(positions.tokens[counted].sum())
+    if not tokens:
+        raise DdsimError("no positions to solve over: the trace or the selection has no round")
     rule: Rule = "exhaustive"
     price, iterations = 0.0, 0
     while True:
-        seconds = tokens = accepted = predicted = 0.0
+        spent = 0.0
         for low, first, block in positions.blocks():
             inside = counted[first : first + block.sequences]
             if not inside.any():
                 continue
             part = cost_rows(costs, slice(low, low + len(block)))
-            if calibration is not None:
-                block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]
 
             def choose(gains: NDArray[np.float32], table: Costs, rule: Rule = rule, price: float = price) -> Ints:
-                return round_budgets(gains, table, rule, price)
+                return round_budgets(gains, table, rule, price, calibration=calibration)
 
-            done = walk(block, part, lockstep(block, part, choose))
-            seconds += float(done.seconds[inside].sum())
-            tokens += float(block.tokens[inside].sum())
-            accepted += float((done.drawn - done.whole)[inside].sum())
-            predicted += float((done.expected - done.whole)[inside].sum())
-        if not seconds > 0:
-            raise DdsimError("no positions to solve over: the trace or the selection has no round")
+            spent += float(walk(block, part, lockstep(block, part, choose)).seconds[inside].sum())
         iterations += 1
-        found = tokens / seconds * bias(predicted, accepted)
-        if iterations == 12 or abs(found - price) <= 1e-4 * price:
-            return PriceSolution(found, tokens, seconds, iterations)
-        rule, price = "price", found
-
-
-def bias(predicted: float, accepted: float) -> float:
-    """1 / β: predicted over accepted drafted tokens, 1 where there are none."""
-    return predicted / accepted if predicted > 0 and accepted > 0 else 1.0
+        if iterations == 12 or abs(tokens / spent - price) <= 1e-4 * price:
+            return PriceSolution(tokens / spent, tokens, spent, iterations)
+        rule, price = "price", tokens / spent
 
 
 @njit(cache=True, nogil=True)

@@ -238,9 +238,9 @@ class LongRun(_Rule):
     Parameters
     ----------
     price : float, optional
-        λ. Without it, replay and `prepare` solve for it over the trace (`ddsim.budget.solve_walk_price`): the fixed point at
-        which the price equals the throughput that it yields, corrected for the bias of the gains. A policy that was never
-        prepared tunes the price itself, as with ``online``.
+        λ. Without it, replay and `prepare` solve for it over the trace: the fixed point at which the price equals the
+        throughput that it yields (`ddsim.budget.solve_walk_price`). A policy that was never prepared tunes the price itself, as
+        with ``online``.
     online : bool
         Tune the price from the rounds so far, also in replay: prompts in their order, the state kept from one to the next, as
         in a server that runs on.
@@ -252,17 +252,12 @@ class LongRun(_Rule):
 
     Notes
     -----
-    Step rule of the online price. Over the rounds so far keep four sums: rounds K, accepted drafted tokens A, what the gains
-    promised for them Φ, and seconds S. The throughput measured is (K + A) / S; the gains' bias is β = A / Φ, and since β·Φ(n) is
-    what n nodes are worth, the price is
-
-        λ = (K + A) / S · Φ / A.
-
-    In the first round the sums start as PRIOR rounds at that round's best ratio n₀ = argmax (1 + Φ(n)) / C(n), with A = Φ(n₀),
-    S = C(n₀) each. After round k each sum is multiplied by ρ_k and the round is added; ρ_k = 1 for the first ``memory`` rounds (sums
-    are plain, so λ moves by steps of order 1/k, as in stochastic approximation), then 1 - 1 / ``memory``, so that the price
-    follows a changing load. After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its
-    rounds and the seconds they took, on the scale of the costs given.
+    Step rule of the online price: λ = T / S, where T and S are the tokens and seconds of the rounds so far. They start in the
+    first round as PRIOR rounds at that round's best ratio n₀ = argmax (1 + Φ*(n)) / C(n), with 1 + Φ*(n₀) tokens and C(n₀) seconds
+    each. After round k, T ← ρ_k T + t_k and S ← ρ_k S + s_k: ρ_k = 1 for the first ``memory`` rounds, so that λ moves by steps
+    s_k / S ~ 1/k as in stochastic approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
+    After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its rounds and the seconds they
+    took, on the scale of the costs given.
     """
 
     label = "LongRun"
@@ -295,8 +290,7 @@ class LongRun(_Rule):
 
     def _forget(self) -> None:
         self._steps = 0
-        self._sums = np.zeros(4)  # rounds, accepted, promised, seconds
-        self._asked = np.zeros(2)  # rounds and promised tokens of the last choice
+        self._tokens = self._seconds = 0.0
 
     @property
     def online(self) -> bool:  # type: ignore[override]
@@ -306,8 +300,7 @@ class LongRun(_Rule):
     def _price(self) -> float:
         if self.price is not None:
             return self.price
-        rounds, accepted, promised, seconds = self._sums.tolist()
-        return (rounds + accepted) / seconds * _budget.bias(promised, accepted) if seconds > 0 else 0.0
+        return self._tokens / self._seconds if self._steps else 0.0
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
         ready = copy.copy(self)
@@ -319,48 +312,34 @@ class LongRun(_Rule):
         return ready
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
-        if self.price is not None:
-            return super().choose(gains, costs)
-        mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
-        if not self._steps:
-            best = _budget.round_budgets(mapped, costs, "exhaustive")
-            self._start(len(best), _promised(mapped, best), float(costs.seconds[costs.row, best].sum()))
-        budgets = _budget.round_budgets(mapped, costs, "price", self._price)
-        self._asked[:] = len(budgets), _promised(mapped, budgets)
-        return budgets
+        if self.online and not self._steps:
+            best = _budget.round_budgets(gains, costs, "exhaustive", calibration=self.calibration)
+            self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
+        return super().choose(gains, costs)
 
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        if self.price is not None:
-            return super().choose_joint(gains, seconds)
+        if self.online and not self._steps:
+            best = _budget.forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
+            self._start(gains, best, float(seconds[best.sum()]))
+        return super().choose_joint(gains, seconds)
+
+    def _start(self, gains: Gains, budgets: Ints, seconds: float) -> None:
         mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
-        if not self._steps:
-            best = _budget.forest_budgets(mapped, seconds, "exhaustive")
-            self._start(len(best), _promised(mapped, best), float(seconds[best.sum()]))
-        budgets = _budget.forest_budgets(mapped, seconds, "price", self._price)
-        self._asked[:] = len(budgets), _promised(mapped, budgets)
-        return budgets
+        kept = np.arange(gains.shape[1]) < budgets[:, None]
+        self._tokens = PRIOR * (len(gains) + float(mapped[kept].sum(dtype=np.float64)))
+        self._seconds = PRIOR * seconds
+        self._steps = 1
 
     def observe(self, tokens: float, seconds: float) -> None:
-        if self.price is not None or not self._asked[0]:
+        if self.price is not None or not self._steps:
             return
-        rounds, promised = self._asked.tolist()
-        if self._steps > self.memory:
-            self._sums *= 1.0 - 1.0 / self.memory
-        self._sums += (rounds, tokens - rounds, promised, seconds)
+        keep = 1.0 if self._steps <= self.memory else 1.0 - 1.0 / self.memory
+        self._tokens = keep * self._tokens + tokens
+        self._seconds = keep * self._seconds + seconds
         self._steps += 1
-        self._asked[:] = 0
-
-    def _start(self, rounds: int, promised: float, seconds: float) -> None:
-        self._sums[:] = PRIOR * np.array([rounds, promised, promised, seconds])
-        self._steps = 1
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "price": self.price, "solved": self.solves, "memory": self.memory}
-
-
-def _promised(gains: Gains, budgets: Ints) -> float:
-    """Σ Φ(n) over rounds."""
-    return sum(float(row[:n].sum(dtype=np.float64)) for row, n in zip(gains, budgets.tolist(), strict=True))
 
 
 class BestFixed(Policy):
