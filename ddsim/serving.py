@@ -102,7 +102,6 @@ class Run:
     tokens : int64 [R], committed by all slots
     rounds : int64 [R], joint rounds
     nodes : int64 [R], verified nodes in all
-    promised : float64 [R], accepted tokens that the policy's gains predict
     latency : float64 [R, requests], seconds from a request's first round to its last
     """
 
@@ -110,7 +109,6 @@ class Run:
     tokens: NDArray[np.int64]
     rounds: NDArray[np.int64]
     nodes: NDArray[np.int64]
-    promised: Floats
     latency: Floats
 
 
@@ -118,9 +116,9 @@ class Run:
 def _closed_loop(  # type: ignore[no-untyped-def]
     mode, rule, price, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
     low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
-    spent, committed, rounds, verified, promised, latency,
+    spent, committed, rounds, verified, latency,
 ):  # fmt: skip
-    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last six arrays."""
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last five arrays."""
     requests, horizon = queue.shape[1], ranks.shape[1]
     for r in range(first, last):
         where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
@@ -132,7 +130,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             s = queue[r, b % requests]
             where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
         following, done, now, at = batch, 0, 0.0, price
-        steps, k, a, phi, s_of = 0, 0.0, 0.0, 0.0, 0.0  # the state of an online LongRun: see there
+        steps, past_tokens, past_seconds = 0, 0.0, 0.0  # the state of an online LongRun: see there
         while done < requests:
             length = 0
             for b in range(batch):
@@ -143,11 +141,9 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                     mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
                     curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
                 )  # fmt: skip
-                k, a, phi = PRIOR * batch, PRIOR * (expected - batch), PRIOR * (expected - batch)
-                s_of = PRIOR * seconds[u, n]
-                steps = 1
+                past_tokens, past_seconds, steps = PRIOR * expected, PRIOR * seconds[u, n], 1
             if memory > 0:
-                at = (k + a) / s_of * (phi / a if phi > 0 and a > 0 else 1.0)
+                at = past_tokens / past_seconds
             n, expected = decide(
                 mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
                 curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
@@ -172,12 +168,10 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                     where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
                     following += 1
             if memory > 0:
-                keep = 1.0 - 1.0 / memory if steps > memory else 1.0
-                k, a = keep * k + batch, keep * a + (gained - batch)
-                phi, s_of = keep * phi + (expected - batch), keep * s_of + took
+                keep = 1.0 if steps <= memory else 1.0 - 1.0 / memory
+                past_tokens, past_seconds = keep * past_tokens + gained, keep * past_seconds + took
                 steps += 1
             rounds[r] += 1
-            promised[r] += expected - batch
             verified[r] += n
             committed[r] += gained
         spent[r] = now
@@ -193,15 +187,15 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     tokens, rounds, nodes = (np.zeros(len(queue), np.int64) for _ in range(3))
-    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(len(queue)), np.zeros(queue.shape))
-    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.promised, run.latency)
+    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape))
+    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency)
     split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
     return run
 
 
 def _loop(
     policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
-) -> tuple[float, int, int, int, float, Floats]:
+) -> tuple[float, int, int, int, Floats]:
     """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
     requests, batch, horizon = len(queue), table.batch, positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
@@ -235,7 +229,7 @@ def _loop(
             following += 1
         policy.observe(gained, took)
         committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
-    return now, committed, rounds, verified, np.nan, latency
+    return now, committed, rounds, verified, latency
 
 
 def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
@@ -439,13 +433,11 @@ def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: ND
 
 
 def _loop_price(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> float:
-    """The price that the closed loop yields, corrected for the gains' bias: `ddsim.budget.solve_walk_price` for joint rounds."""
+    """The price that equals the throughput of its own closed loop: `ddsim.budget.solve_walk_price` for joint rounds."""
     decision = dataclasses.replace(decision, rule=_budget.EXHAUSTIVE)
     for _ in range(12):
         run = _run(decision, positions, table, queue)
-        tokens, seconds = float(run.tokens.sum()), float(run.seconds.sum())
-        accepted = tokens - table.batch * float(run.rounds.sum())
-        found = tokens / seconds * _budget.bias(float(run.promised.sum()), accepted)
+        found = float(run.tokens.sum() / run.seconds.sum())
         if abs(found - decision.price) <= 1e-4 * decision.price:
             break
         decision = dataclasses.replace(decision, rule=_budget.PRICE, price=found)
