@@ -480,8 +480,8 @@ class Trace:
 
 
 def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
-    """Open a trace: a folder of shards, a folder of such folders, a pattern with ``*``, or a list of any of
-    these.
+    """Open a trace: a folder of shards, a folder of such folders, a pattern (``*``, ``?``) of either, or a
+    list of any of these.
 
     Several folders are read one after the other as one trace; they must agree in horizon, largest budget,
     vocabulary, target and drafter. Only the index of the sequences is read now; candidates are read and
@@ -915,9 +915,9 @@ class _Memory:
 
 def _trace_folders(path: Path) -> list[Path]:
     """The folders with shards that a path means."""
-    if "*" in str(path):
+    if glob.has_magic(str(path)) and not path.exists():
         matches = [Path(match) for match in sorted(glob.glob(str(path)))]
-        folders = [match for match in matches if any(match.glob("part-*.parquet"))]
+        folders = [folder for match in matches for folder in _with_shards(match)]
         if not folders:
             raise DdsimError(f"{path}: no folder with a trace matches")
         return folders
@@ -925,12 +925,18 @@ def _trace_folders(path: Path) -> list[Path]:
         raise DdsimError(f"{path}: is a file; a trace is a folder, give {path.parent}")
     if not path.is_dir():
         raise DdsimError(f"{path}: no such trace")
-    if any(path.glob("part-*.parquet")):
-        return [path]
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and any(child.glob("part-*.parquet")))
+    folders = _with_shards(path)
     if not folders:
         raise DdsimError(f"{path}: no trace there (no part-*.parquet, also not one folder down)")
     return folders
+
+
+def _with_shards(path: Path) -> list[Path]:
+    """The folder itself if it has shards, otherwise those of its folders that do."""
+    if any(path.glob("part-*.parquet")):
+        return [path]
+    children = sorted(path.iterdir()) if path.is_dir() else []
+    return [child for child in children if child.is_dir() and any(child.glob("part-*.parquet"))]
 
 
 def _shards(folder: Path) -> Iterator[_Shard]:
