@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json as json_module
 import os
@@ -20,7 +21,7 @@ from ddsim.errors import DdsimError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ddsim.calibration import Calibration
+    from ddsim.calibration import CrossCalibration
     from ddsim.cost import CostModel
     from ddsim.profiles import Profile
     from ddsim.replay import Plan
@@ -90,7 +91,7 @@ CalibrateOption = Annotated[
     typer.Option(
         "--calibrate",
         metavar="KIND",
-        help="Calibrate the marginals, each half of the prompts on the other: isotonic or temperature.",
+        help="Replay calibrated too, each prompt by a fit on others: isotonic or temperature.",
         autocompletion=_complete(*CALIBRATIONS),
     ),
 ]
@@ -192,6 +193,8 @@ def _reference(module: str) -> Any:
     """A module of the reference decoder, or one line that says how to install what it needs."""
     from importlib import import_module
 
+    if not console.on_terminal():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own progress bars
     try:
         return import_module(f"ddsim_reference.{module}")
     except ModuleNotFoundError as error:
@@ -256,8 +259,8 @@ def demo(
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example(
-        "ddsim plan traces/humaneval-t0 --profile h100.json",
-        "ddsim plan 'traces/*-t0' --profile h100.json --plot plan.png",
+        "ddsim plan traces/temperature-0/humaneval --profile h100.json",
+        "ddsim plan 'traces/temperature-*' --profile h100.json --plot plan.png",
     ),
 )
 def plan(
@@ -315,20 +318,20 @@ def _told(provenance: dict[str, Any]) -> str:
     return ", ".join(parts) or "of unknown origin"
 
 
-def _calibration(trace: Trace, kind: str | None, seed: int) -> Calibration | None:
+def _calibration(trace: Trace, kind: str | None, seed: int) -> CrossCalibration | None:
     if kind is None:
         return None
-    from ddsim.calibration import fit_calibration
+    from ddsim.calibration import cross_calibrate
 
     with console.progress("Calibrating"):
-        return fit_calibration(trace, kind, seed=seed)[0]
+        return cross_calibrate(trace, kind, seed=seed)
 
 
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example(
-        "ddsim replay traces/humaneval-t0 --profile h100.json",
-        "ddsim replay 'traces/*-t0' -p h100.json --policy AR --policy DDTree:96 --calibrate isotonic",
+        "ddsim replay traces/temperature-0/humaneval --profile h100.json",
+        "ddsim replay 'traces/temperature-*' -p h100.json --policy AR --policy DDTree:96 --calibrate isotonic",
     ),
 )
 def replay(
@@ -388,7 +391,8 @@ def _with_interval(table: Any) -> Any:
 
 
 @app.command(
-    rich_help_panel=ANSWERS, epilog=example("ddsim report traces/humaneval-t0 --profile h100.json -o report.html")
+    rich_help_panel=ANSWERS,
+    epilog=example("ddsim report traces/temperature-0/humaneval --profile h100.json -o report.html"),
 )
 def report(
     trace: TraceArgument,
@@ -437,8 +441,8 @@ SERVING_COLUMNS: tuple[console.Column, ...] = (
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example(
-        "ddsim serve traces/humaneval-t0 --profile h100.json",
-        "ddsim serve 'traces/*-t0' -p h100.json --batch 64 --policy LongRun --policy DDTree:8",
+        "ddsim serve traces/temperature-0/humaneval --profile h100.json",
+        "ddsim serve 'traces/temperature-*' -p h100.json --batch 64 --policy LongRun --policy DDTree:8",
     ),
 )
 def serve(
@@ -547,7 +551,9 @@ def fit(
         )
 
 
-@app.command(rich_help_panel=CURVES, epilog=example("ddsim calibrate traces/humaneval-t0 -o calibration.json"))
+@app.command(
+    rich_help_panel=CURVES, epilog=example("ddsim calibrate traces/temperature-0/humaneval -o calibration.json")
+)
 def calibrate(
     trace: TraceArgument,
     out: Annotated[str | None, _out_option("Save the calibration")] = None,
@@ -596,9 +602,9 @@ EXPORTS = ("sequences", "candidates", "budgets")
 @app.command(
     rich_help_panel=CURVES,
     epilog=example(
-        "ddsim export traces/humaneval-t0 -o sequences.csv",
-        "ddsim export traces/humaneval-t0 --what candidates --limit 1000 -o - | head",
-        "ddsim export 'traces/*-t0' --what budgets --profile h100.json -o budgets.json",
+        "ddsim export traces/temperature-0/humaneval -o sequences.csv",
+        "ddsim export traces/temperature-0/humaneval --what candidates --limit 1000 -o - | head",
+        "ddsim export 'traces/temperature-*' --what budgets --profile h100.json -o budgets.json",
     ),
 )
 def export(
@@ -665,6 +671,35 @@ def export(
     show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
 
 
+BENCH_COLUMNS: tuple[console.Column, ...] = (
+    ("figure", "figure", str),
+    ("measured", "measured", str),
+    ("target", "target", str),
+    ("meets", "met", lambda met: "yes" if met else "NO"),
+)
+
+
+@app.command(rich_help_panel=CURVES, epilog=example("ddsim bench --quick", "ddsim bench --json > bench.json"))
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the positions, fewer repeats.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure how fast this ddsim is on this machine, each figure beside its target."""
+    show = Out(json)
+    from ddsim.bench import run_bench
+
+    with console.working("Measuring") as say:
+        result = run_bench(quick=quick, seed=seed, progress=say)
+    show.table(result.table(), BENCH_COLUMNS)
+    show.say(", ".join(f"{key} {value}" for key, value in result.machine.items()))
+    show.json(result.to_json())
+    missed = [f.name for f in result.figures if f.meets is False]
+    if check and missed:
+        raise _Failed(f"targets missed: {', '.join(missed)}")
+
+
 # --- with a model ---------------------------------------------------------------------------------------------------
 
 TargetOption = Annotated[
@@ -672,7 +707,7 @@ TargetOption = Annotated[
 ]
 DrafterOption = Annotated[str, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")]
 PromptsOption = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         metavar="NAME",
         help="humaneval, chat, mathematics, summarising, all, or a JSONL file (repeatable).",
@@ -680,8 +715,18 @@ PromptsOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")]
+DTYPES = ("float32", "bfloat16")
 DtypeOption = Annotated[
-    str, typer.Option(metavar="NAME", help="float32 or bfloat16.", autocompletion=_complete("float32", "bfloat16"))
+    str, typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16.", autocompletion=_complete(*DTYPES))
+]
+OptionalDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="float32 or bfloat16 (default: bfloat16 on a GPU, float32 elsewhere).",
+        autocompletion=_complete(*DTYPES),
+    ),
 ]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
@@ -705,8 +750,8 @@ WidenOption = Annotated[
 def record(
     target: TargetOption,
     drafter: DrafterOption,
-    prompts: PromptsOption,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the trace.")],
+    prompts: PromptsOption = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
     max_new_tokens: TokensOption = 128,
     max_budget: Annotated[int, typer.Option(min=1, help="Largest budget that the trace answers exactly.")] = 512,
@@ -722,7 +767,9 @@ def record(
     A run that was stopped continues where it was when it is started again with the same options.
     """
     show = Out(json)
-    _one_of("--dtype", dtype, ("float32", "bfloat16"))
+    _one_of("--dtype", dtype, DTYPES)
+    if not prompts:
+        raise DdsimError("record: say what to record with --prompts NAME (a workload, all, or a JSONL file)")
     module = _reference("record")
     with console.progress("Recording") as progress:
         path = module.record(
@@ -739,6 +786,84 @@ def record(
             "horizon": trace.horizon, "max_budget": trace.max_budget, "fingerprint": trace.fingerprint,
         }
     )  # fmt: skip
+
+
+@app.command(
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim decode 'Write a haiku about trees.' --target smollm2-135m --drafter reference/drafter --policy DDTree:32",
+        "ddsim decode --prompts humaneval --limit 2 --target smollm2-135m --drafter reference/drafter "
+        "--policy LongRun --profile h100.json",
+    ),
+)
+def decode(
+    target: TargetOption,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Messages to answer.")] = None,
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter; not needed by --policy AR.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="NAME", help=f"{', '.join(POLICIES[:-2])}.", autocompletion=_complete(*POLICIES))
+    ] = "DDTree:64",
+    prompts: PromptsOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for policies that weigh costs."),
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Saved by ddsim calibrate.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
+    max_new_tokens: TokensOption = 128,
+    device: DeviceOption = "cpu",
+    dtype: OptionalDtypeOption = None,
+    limit: LimitOption = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Requests decoded together.")] = 1,
+    mark: Annotated[
+        bool, typer.Option(help="Mark what the drafter proposed: green, or [in brackets] without colours.")
+    ] = True,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Answer prompts with the reference decoder; the text streams, drafted tokens that were accepted are marked."""
+    show = Out(json)
+    _one_of("--dtype", dtype, DTYPES)
+    from ddsim.policy import BestFixed, Hindsight, parse_policy
+
+    rule = parse_policy(policy)
+    if isinstance(rule, (BestFixed, Hindsight)):
+        raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
+    pieces = _reference("decode").decode_prompts(
+        target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
+        calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
+        dtype=dtype, limit=limit, batch=batch,
+    )  # fmt: skip
+    texts: dict[tuple[str, str], list[tuple[str, bool]]] = {}
+    answers: list[dict[str, Any]] = []
+    for piece in pieces:
+        key = piece.prompt.workload, piece.prompt.id
+        held = texts.setdefault(key, [])
+        if batch == 1 and not held:
+            show.say(f"{'' if not answers else chr(10)}{piece.prompt.id}", style="bold", wrap=False)
+        held += piece.parts
+        if batch == 1:
+            show.stream(piece.parts, mark)
+        if piece.answer is None:
+            continue
+        done = piece.answer
+        if batch > 1:
+            show.say(f"{'' if not answers else chr(10)}{piece.prompt.id}", style="bold", wrap=False)
+            show.stream(held, mark)
+        seconds, rounds = done.seconds.get("decode", 0.0), len(done.rounds)
+        rate = f", {(len(done.tokens) - 1) / seconds:,.1f} tokens/s" if seconds > 0 else ""
+        length = f", {(len(done.tokens) - 1) / rounds:.2f} tokens a round" if rounds else ""
+        show.say()
+        show.say(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}", style="dim")
+        answers.append(
+            {
+                "workload": key[0], "prompt_id": key[1], "text": "".join(t for t, _ in held), "tokens": done.tokens,
+                "rounds": [dataclasses.asdict(r) for r in done.rounds], "seconds": done.seconds,
+            }
+        )  # fmt: skip
+    show.json({"policy": policy, "temperature": temperature, "answers": answers})
 
 
 @app.command(

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -87,6 +88,17 @@ class Out:
         for record in frame.to_dict("records"):
             table.add_row(*(_cell(record, column) for column in shown))
         self.console.print(table)
+
+    def stream(self, parts: Sequence[tuple[str, bool]], mark: bool = True) -> None:
+        """Print text as it comes; with ``mark``, runs of flagged parts are green, or in brackets where there are no colours."""
+        if self.as_json:
+            return
+        for flagged, run in groupby(parts, key=lambda part: part[1]):
+            text = "".join(part for part, _ in run)
+            if mark and flagged and self.console.color_system is None:
+                text = f"[{text}]"
+            style = "green" if mark and flagged else None
+            self.console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
 
     def json(self, document: Any) -> None:
         """Print the answer as JSON, if that was asked for."""
@@ -189,13 +201,18 @@ def output_file(name: str, suffix: str) -> Iterator[Path]:
 # --- progress, warnings ---------------------------------------------------------------------------------------------
 
 
+def on_terminal() -> bool:
+    """Whether a person watches: neither output nor errors are piped."""
+    return sys.stderr.isatty() and sys.stdout.isatty()
+
+
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
     """A progress bar with the time left, on standard error; nothing where output isn't a terminal.
 
     Yields a function to call with (done, in all). Until it is called the bar says only that work goes on.
     """
-    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+    if not on_terminal():
         yield lambda done, total: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -212,6 +229,24 @@ def progress(label: str) -> Iterator[Progress]:
             bar.update(task, completed=done, total=total)
 
         yield update
+
+
+@contextmanager
+def working(label: str) -> Iterator[Callable[[str], None]]:
+    """A line that says what goes on and for how long, where the length of the work isn't known; on a terminal only.
+
+    Yields a function to call with what comes next, in a few words.
+    """
+    if not on_terminal():
+        yield lambda what: None
+        return
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(label)
+        yield lambda what: bar.update(task, description=f"{label}: {what}")
 
 
 @contextmanager

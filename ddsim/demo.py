@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddsim.profiles import Profile
     from ddsim.trace import Trace
 
-TRACE = "humaneval-t0"
+TRACE = "humaneval"
 PROFILE = "qwen3-8b-cost-h100.json"
 
 

@@ -77,7 +77,7 @@ def test_python_in_the_documents_runs(tmp_path: Path) -> None:
     """The blocks of README and CONTRIBUTING, on made-up files in place of the shipped ones."""
     import made_up
 
-    made_up.saved(tmp_path / "traces" / "humaneval-t0")
+    made_up.saved(tmp_path / "traces" / "temperature-0" / "humaneval")
     (tmp_path / "traces" / "profiles").mkdir()
     made_up.profile().save(tmp_path / "traces" / "profiles" / "qwen3-8b-cost-h100.json")
     blocks = []
