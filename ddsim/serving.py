@@ -602,6 +602,7 @@ def batch_map(
     DataFrame
         batch, context, width (the best one), nodes (mean of the forest, a request), ar, fixed, uniform, share, forest (expected
         tokens per second of all slots), gain_uniform, gain_share and gain_forest (relative, over fixed).
+        ``frame.pivot(index="batch", columns="context", values="gain_forest")`` is what `ddsim.plot` draws as a heat map.
 
     Examples
     --------

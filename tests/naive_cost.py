@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddsim.surface import Curve
 
 Floats = NDArray[np.float64]
 
@@ -74,3 +76,47 @@ def bucket_price(tokens: Floats, seconds: Floats, errors: Floats, ends: Sequence
                 logs, w = np.log(seconds[use, c]), errors[use, c] ** -2.0
                 total += float((w * (logs - np.average(logs, weights=w)) ** 2).sum())
     return total
+
+
+def _line(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Linear between points, flat outside."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (a, low), (b, high) in pairwise(points):
+        if x <= b:
+            return low + (high - low) * (x - a) / (b - a)
+    return points[-1][1]
+
+
+def _curve(curve: Curve, tokens: float, kind: str) -> float:
+    x, y = curve.tokens, curve.seconds
+    if tokens > x[-1]:
+        if len(x) == 1:
+            return y[-1]
+        back = len(x) - 2 if kind == "convex" else max([i for i in range(len(x)) if x[i] <= x[-1] / 2], default=0)
+        return y[-1] + max(0.0, (y[-1] - y[back]) / (x[-1] - x[back])) * (tokens - x[-1])
+    if kind == "steps":
+        return next(s for t, s in zip(x, y, strict=True) if tokens <= t)
+    return _line(list(zip(x, y, strict=True)), tokens)
+
+
+def surface(curves: Sequence[Curve], kind: str, tokens: float, context: float, batch: float) -> float:
+    """Seconds by curves at (context, batch): linear between contexts, then between batches, with what lies past them."""
+    by_batch: dict[int, dict[int, Curve]] = {}
+    for c in curves:
+        by_batch.setdefault(c.batch or 1, {})[c.context or 0] = c
+    values = []
+    last_batch = max(by_batch)
+    for b, of in sorted(by_batch.items()):
+        contexts = sorted(of)
+        value = _line([(c, _curve(of[c], tokens, kind)) for c in contexts], context)
+        if len(contexts) > 1:
+            low, high = of[contexts[-2]], of[contexts[-1]]
+            shared = [t for t in high.tokens if low.low <= t <= low.high] or [high.low]
+            rise = [(_curve(high, t, kind) - _curve(low, t, kind)) / (contexts[-1] - contexts[-2]) for t in shared]
+            read = max(0.0, float(np.median(rise[: -(-len(rise) // 4)])))
+            attend = sum(t * (r - read) for t, r in zip(shared, rise, strict=True)) / sum(t * t for t in shared)
+            past = max(0.0, context - contexts[-1])
+            value += read * past + max(0.0, attend) * past * tokens + read * context * max(0.0, batch - last_batch)
+        values.append((float(b), value))
+    return _line(values, batch)

@@ -31,6 +31,8 @@ from ddsim.cost import (
 )
 from ddsim.curves import Roofline, pad
 from ddsim.errors import DdsimError
+from ddsim.surface import Curve, Surface
+from tests import naive_cost
 
 BUCKETS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 BOTH_SIDES = tuple(sorted({t for b in BUCKETS for t in (b, b + 1)} - {1025}))
@@ -196,6 +198,39 @@ def test_linear_between_contexts_and_batches(kind: str) -> None:
     assert table[1, 2, 0] == cost.verify_seconds(200, 5000, 1)
 
 
+@st.composite
+def grids(draw: Any) -> tuple[str, list[Curve]]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    kind = draw(st.sampled_from(["steps", "convex", "isotonic", "table"]))
+    curves = []
+    for batch in sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=3))):
+        for context in sorted(draw(st.sets(st.integers(0, 9000), min_size=1, max_size=4))):
+            x = np.sort(rng.choice(np.arange(1, 300), rng.integers(1, 6), replace=False)).astype(float)
+            y = np.sort(rng.uniform(0.01, 0.1, len(x))) if kind != "table" else rng.uniform(0.01, 0.1, len(x))
+            curves.append(Curve(context, batch, x[0], x[-1], tuple(x.tolist()), tuple(y.tolist())))
+    return kind, curves
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    grids(), st.lists(st.tuples(st.integers(1, 400), st.integers(0, 12000), st.floats(1, 60)), min_size=1, max_size=9)
+)
+def test_interpolation_against_a_plain_one(grid: tuple[str, list[Curve]], asked: list[tuple[int, int, float]]) -> None:
+    kind, curves = grid
+    t, c, b = (np.array(column, np.float64) for column in zip(*asked, strict=True))
+    value, _, out_context, out_batch = Surface(kind, curves, None).seconds(t, c, b)
+    want = [naive_cost.surface(curves, kind, *one) for one in asked]
+    np.testing.assert_allclose(value, want, rtol=1e-9)
+    batches = sorted({curve.batch for curve in curves if curve.batch})
+    assert out_batch.tolist() == [not batches[0] <= x <= batches[-1] for x in b]
+    spans = {x: [k.context for k in curves if k.batch == x] for x in batches}
+    for i in range(len(asked)):
+        near = {max([x for x in batches if x <= b[i]], default=batches[0])}
+        near |= {min([x for x in batches if x >= b[i]], default=batches[-1])}
+        outside = any(not min(spans[x]) <= c[i] <= max(spans[x]) for x in near)  # type: ignore[type-var]
+        assert out_context[i] == outside
+
+
 def test_draft_and_host_by_context_and_batch() -> None:
     cost = fit_cost(measured(roofline, batches=(1, 8)), "table")
     with warnings.catch_warnings():
@@ -243,9 +278,10 @@ def test_a_batch_outside_adds_the_reading_of_its_cache() -> None:
     assert extra == pytest.approx(31 * 4096 * TRUTH.kv, rel=0.25)
     # not the arithmetic of attending to other requests' contexts
     assert cost.verify_seconds(1024, 4096, 32) - cost.verify_seconds(1024, 4096, 1) == pytest.approx(extra)
-    with pytest.warns(ExtrapolationWarning, match="batch of drafting 4 is outside the measured 1"):
+    with pytest.warns(ExtrapolationWarning, match="of drafting 4 is outside the measured 1") as caught:
         more = cost.draft_seconds(4, 1024) - cost.draft_seconds(1, 1024)
     assert more == pytest.approx(3 * 1024 * 1e-8)
+    assert len(caught) == 2  # host work was measured at batch 1 as well
 
 
 # outliers
