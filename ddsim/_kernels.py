@@ -21,14 +21,15 @@ Inner loops index with unsigned integers: Numba tests a signed index for being n
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 NO_RANK = 2**31 - 1
-BINS = 48  # of the histogram that aims the threshold
-FIRST_REACH = 12.0  # nats below probability 1 that the histogram covers at first
+BINS = 32  # of the histogram that aims the threshold
+REACH = 2.5  # nats below 1 / nodes wanted that the histogram covers at first: enough at 99 positions of 100
 AIMS = (1.07, 1.4, 2.0)  # nodes aimed at, as multiples of those wanted: the aim is within 7 % at 19 positions of 20
 GROUP = 4  # children listed at once, without a branch between them; rows end with as many -inf
 PATIENCE = 8  # moves a node after which insertion sort gives way to merge sort
@@ -43,6 +44,7 @@ class Scratch(NamedTuple):
     counts: Any  # float32 [4, 2 * BINS]: of the histogram
     values: Any  # float64 [room + GROUP]: path log-probabilities of the listed nodes
     codes: Any  # int64 [room + GROUP]: their codes
+    levels: Any  # int64 [horizon + 2]: the first listed node of each depth; what lies behind the last level
     sorted_values: Any  # float64 [room]: path log-probabilities, best first
     order: Any  # uint32 [room]: which listed node stands where in best-first order
     bucket_of: Any  # uint32 [room]
@@ -60,6 +62,7 @@ def make_scratch(horizon, most):
         np.empty((4, 2 * BINS), np.float32),
         np.empty(room + GROUP, np.float64),
         np.empty(room + GROUP, np.int64),
+        np.empty(horizon + 2, np.int64),
         np.empty(room, np.float64),
         np.empty(room, np.uint32),
         np.empty(room, np.uint32),
@@ -186,8 +189,11 @@ def list_nodes(s, depth, threshold):
     values = s.values
     codes = s.codes
     room = np.uint64(values.shape[0] - GROUP)
+    levels = s.levels
     values[0] = 0.0
     codes[0] = 0
+    levels[0] = 0
+    levels[1] = 1
     first = _0
     n = _1
     for d in range(depth):
@@ -218,6 +224,7 @@ def list_nodes(s, depth, threshold):
                 n += found
                 at += _4
         first = last
+        levels[d + 2] = n
     return np.int64(n) if n <= room else 0
 
 
@@ -242,12 +249,28 @@ def precedes(values, codes, a, b):
 
 
 @njit(cache=True, nogil=True)
+def precedes_equal(levels, codes, a, b):
+    """Whether node a, listed by ``list_nodes``, comes before an equal one b that was listed earlier.
+
+    Within a level nodes are in order; a deeper node stands where its ancestor of the other's level does, or right behind it.
+    """
+    d = 1
+    while levels[d] <= b:
+        d += 1
+    x = np.int64(a)
+    while x >= levels[d]:
+        x = codes[x] >> 32
+    return x < b
+
+
+@njit(cache=True, nogil=True)
 def order_nodes(s, n, low):
     """Sort the n listed nodes but the root, all above ``low``, best first into s.sorted_values and s.order."""
     if n <= 1:
         return
     values = s.values
     codes = s.codes
+    levels = s.levels
     high = values[1]  # the best node of depth 1 is the best of all
     if low == -np.inf:
         for i in range(1, n):
@@ -290,7 +313,7 @@ def order_nodes(s, n, low):
         node = order[i]
         j = i
         while j > _0 and (
-            value > ordered[j - _1] or (value == ordered[j - _1] and precedes(values, codes, node, order[j - _1]))
+            value > ordered[j - _1] or (value == ordered[j - _1] and precedes_equal(levels, codes, node, order[j - _1]))
         ):
             ordered[j] = ordered[j - _1]
             order[j] = order[j - _1]
@@ -396,7 +419,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
     Return how many are listed, the root among them, and how many are ordered.
     """
     fits = True
-    reach = FIRST_REACH
+    reach = math.log(most + 1.0) + REACH
     while fits and reach < 1000.0:
         depth = load_rows(logprobs, offsets, first_row, horizon, most, reach, s.rows, s.starts)
         counts = histogram_nodes(s.rows, s.starts, depth, reach, s.counts)
@@ -409,7 +432,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
             fits = n > 0
             if threshold == -reach or not fits:
                 break
-        reach *= 4.0
+        reach *= 2.0
     depth = load_rows(logprobs, offsets, first_row, horizon, most, np.inf, s.rows, s.starts)
     if fits:  # so there may be fewer nodes than wanted
         n = list_nodes(s, depth, -np.inf)

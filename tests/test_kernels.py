@@ -80,12 +80,12 @@ def test_what_does_not_fit_goes_to_the_heap() -> None:
 
 def test_aim_too_high_is_lowered() -> None:
     # Deviations of 10.24 bins count as 10, so sums of two as 20: the histogram takes 361 nodes for better than they are.
-    bin_width = _kernels.FIRST_REACH / _kernels.BINS
-    rows = [[-0.001] + [-0.001 - 10.24 * bin_width] * 19] * 2
     most = 200
-    scratch, depth = loaded(rows, most, _kernels.FIRST_REACH)
-    counts = _kernels.histogram_nodes(scratch.rows, scratch.starts, depth, _kernels.FIRST_REACH, scratch.counts)
-    aims = [_kernels.threshold_for(counts, _kernels.FIRST_REACH, aim * most + 8) for aim in _kernels.AIMS]
+    reach = math.log(most + 1) + _kernels.REACH
+    rows = [[-0.001] + [-0.001 - 10.24 * reach / _kernels.BINS] * 19] * 2
+    scratch, depth = loaded(rows, most, reach)
+    counts = _kernels.histogram_nodes(scratch.rows, scratch.starts, depth, reach, scratch.counts)
+    aims = [_kernels.threshold_for(counts, reach, aim * most + 8) for aim in _kernels.AIMS]
     assert all(0 < _kernels.list_nodes(scratch, depth, aim) <= most for aim in aims[:2])  # too few
     logprobs, offsets = compress([rows])
     n = _kernels.first_nodes(logprobs, offsets, 0, 2, most, scratch)[1]
