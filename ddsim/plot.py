@@ -21,7 +21,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from .calibration import Reliability
@@ -338,6 +338,8 @@ def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
     right.set_ylabel("gain g(n), path probability of node n", color=VERMILION, fontsize=_TEXT)
     right.tick_params(labelsize=_TEXT)
     right.yaxis.set_minor_locator(NullLocator())
+    if mean[there].min(initial=1.0) > 0.003 * mean.max():  # powers of ten alone would be too few ticks
+        right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     right.spines["top"].set_visible(False)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]

@@ -23,9 +23,10 @@ from matplotlib.axes import Axes
 import ddsim
 
 from . import plot
-from .calibration import Calibration, Reliability, fit_calibration, reliability
+from .calibration import Calibration, CrossCalibration, Reliability, fit_calibration, reliability
 from .cost import CostModel, ExtrapolationWarning, fit_cost
 from .errors import DdsimError
+from .positions import positions_of
 from .profiles import Profile
 from .replay import Plan, replay_rounds
 from .replay import plan as make_plan
@@ -73,7 +74,7 @@ def report(
     out: str | os.PathLike[str] | None = None,
     *,
     kind: str = "auto",
-    calibration: Calibration | None = None,
+    calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -89,7 +90,7 @@ def report(
         Where to write the page.
     kind : str
         Of the cost model fitted to a profile (see `ddsim.fit_cost`).
-    calibration : Calibration, optional
+    calibration : Calibration or CrossCalibration, optional
         Policies are replayed with it too.
     bootstrap, seed : int
         As in `ddsim.replay.replay`.
@@ -273,7 +274,12 @@ def _round(trace: Trace, model: CostModel, plan: Plan) -> Figure | None:
     rounds = rounds[rounds["budget"] > 0]
     if not len(rounds):
         return None
-    pick = _records(rounds.iloc[[int((rounds["accepted"] - rounds["accepted"].mean()).abs().argmin())]])[0]
+    # As much accepted as on average, where the tree went further than the chain would have, if there is such a round.
+    positions = positions_of(trace)
+    at = positions.starts[rounds["sequence"].to_numpy()] + rounds["position"].to_numpy()
+    accepted = rounds["accepted"].to_numpy()
+    helped = accepted > positions.chain[at]
+    pick = _records(rounds.iloc[[int((np.abs(accepted - accepted.mean()) + 1000 * ~helped).argmin())]])[0]
     budget = min(int(pick["budget"]), LARGEST_TREE)
     drafted = plot.drafted_round(trace, int(pick["position"]), budget, int(pick["sequence"]))
     path = " ".join(repr(t)[1:-1] for t in [drafted.texts[i] for i in drafted.accepted])
@@ -323,7 +329,7 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
     return items
 
 
-def _acceptance(trace: Trace, calibration: Calibration | None, seed: int) -> Section:
+def _acceptance(trace: Trace, calibration: Calibration | CrossCalibration | None, seed: int) -> Section:
     try:
         before = reliability(trace)
     except DdsimError:  # every text is shorter than the horizon
@@ -499,7 +505,7 @@ def _provenance(trace: Trace, model: CostModel, plan: Plan) -> list[tuple[str, l
         (
             "Trace",
             {
-                "name": "" if trace.path is None else trace.path.name,
+                "folders": ", ".join(folder.name for folder in trace._folders),
                 "fingerprint": trace.fingerprint,
                 "positions": len(trace),
                 "texts": len(trace.sequences),

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ddsim.calibration import fit_calibration
+from ddsim.calibration import cross_calibrate
 from ddsim.cost import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.replay import plan
@@ -120,7 +120,7 @@ def test_a_cost_at_which_drafting_never_pays(trace: Trace) -> None:
 
 @pytest.mark.parametrize("kind", ["isotonic", "temperature"])
 def test_calibrated_policies_are_shown(trace: Trace, kind: str) -> None:
-    text = report(trace, made_up.profile(), calibration=fit_calibration(trace, kind)[0], bootstrap=50)
+    text = report(trace, made_up.profile(), calibration=cross_calibrate(trace, kind), bootstrap=50)
     assert "LongRun calibrated" in text
     assert "predicted, calibrated" in text
 
