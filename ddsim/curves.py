@@ -37,7 +37,7 @@ def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArra
 
     span = x[-1] - x[0]
     hinges = x[:-1][(x[:-1] <= x[-1] - span / 10) | (x[:-1] == x[0])]
-    basis = np.column_stack([np.ones(len(x)), *(np.maximum(0.0, x - k) / span for k in hinges)])
+    basis = np.column_stack([np.ones(len(x)), np.maximum(0.0, x[:, None] - hinges) / span])
     rows = np.sqrt(weights)
     columns = np.linalg.norm(basis * rows[:, None], axis=0)
     solution = nnls(basis * rows[:, None] / columns, y * rows, maxiter=100 * len(x))[0] / columns
