@@ -675,7 +675,7 @@ BENCH_COLUMNS: tuple[console.Column, ...] = (
     ("figure", "figure", str),
     ("measured", "measured", str),
     ("target", "target", str),
-    ("meets", "met", lambda met: "yes" if met else "NO"),
+    ("meets", "met", lambda met: "" if met is None else "yes" if met else "NO"),
 )
 
 
