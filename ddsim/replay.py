@@ -472,6 +472,8 @@ class Plan:
     best_budget: int
     flat: tuple[int, int]
     by_workload: pd.DataFrame
+    """A row a workload: its own best fixed budget, the range within 1 % of it, tokens per second there, what the pooled best
+    budget loses, and what the recommended policy gains over its own best (with interval)."""
     notes: tuple[str, ...]
     _curve: pd.DataFrame
 
@@ -510,7 +512,8 @@ def plan(
     """Recommend a budget or an adaptive rule for what was recorded, at these costs.
 
     The simplest policy wins unless a less simple one is faster beyond its paired 95 % interval: AR, then the chain, then one fixed
-    budget, then the best of CaDDTree, RoundRatio and LongRun.
+    budget, then one on calibrated marginals, then the fastest of CaDDTree, RoundRatio and LongRun, then the fastest of these on
+    calibrated marginals. With one prompt there are no intervals, and the fastest wins.
 
     Parameters
     ----------
@@ -530,18 +533,24 @@ def plan(
     spent, rounds = _budget.fixed_walks(positions, costs)
     every = np.ones(positions.sequences, bool)
     best, flat = _flat_range(spent.sum(axis=0))
-    rules = [name for name in result.outcomes if name.removesuffix(" calibrated") in {p.name for p in adaptive}]
-    rule = min(rules, key=lambda name: float(result.outcomes[name].seconds.sum()))
+    candidates, rules = ["DFlash", "BestFixed", "BestFixed calibrated"], []
+    for ending in ("", " calibrated"):
+        names = [policy.name + ending for policy in adaptive if policy.name + ending in result.outcomes]
+        if names:
+            rules.append(min(names, key=lambda name: float(result.outcomes[name].seconds.sum())))
     choice = "AR"
-    for candidate in ("DFlash", "BestFixed", rule):
+    for candidate in candidates + rules:
+        if candidate not in result.outcomes:
+            continue
         value, low, _ = result.gain(candidate, choice)
         if (low if np.isfinite(low) else value) > 0:
             choice = candidate
+    rule = choice if choice in rules else min(rules, key=lambda name: float(result.outcomes[name].seconds.sum()))
     last = measured_budget(cost, positions.max_budget)
     return Plan(
         sentence=_sentence(result, choice, rule, best, flat),
         choice=choice,
-        policy=DDTree(best) if choice == "BestFixed" else result.outcomes[choice].policy,
+        policy=_settled(result.outcomes[choice].policy),
         result=result,
         best_budget=best,
         flat=flat,
@@ -549,6 +558,11 @@ def plan(
         notes=_notes(result, positions, last, best, spent),
         _curve=_fixed_curve(result, spent, rounds, every),
     )
+
+
+def _settled(policy: Policy) -> Policy:
+    """The policy as a decoder would be given it."""
+    return DDTree(policy.budget) if isinstance(policy, BestFixed) and policy.budget is not None else policy
 
 
 def _flat_range(seconds: Floats) -> tuple[int, tuple[int, int]]:
@@ -579,7 +593,7 @@ def _fixed_curve(result: ReplayResult, spent: Floats, rounds: NDArray[Any], coun
 
 
 def _workloads(result: ReplayResult, spent: Floats, best: int, choice: str) -> pd.DataFrame:
-    """For each workload: its own best fixed budget, what the pooled one loses there, and what the chosen policy gains over its own."""
+    """For each workload its own best fixed budget, what the pooled one loses there, and what the choice gains over its own."""
     rows = []
     for workload in dict.fromkeys(result.workload.tolist()):
         counted = result.workload == workload
@@ -608,33 +622,36 @@ def _percent(interval: Interval) -> str:
 
 
 def _sentence(result: ReplayResult, choice: str, rule: str, best: int, flat: tuple[int, int]) -> str:
+    """The recommendation, what it gains, and how little it would matter to miss it."""
     outcome = result.outcomes[choice]
     speed = result.tokens.sum() / outcome.seconds.sum()
     mean = outcome.budget.sum() / outcome.rounds.sum()
-    close = f"any fixed budget from {flat[0]} to {flat[1]} nodes comes within 1 % of the best one, {best}"
     if choice == "AR":
         return (
             f"Don't draft: at these costs autoregressive decoding, {speed:,.0f} tokens/s, isn't beaten beyond noise by the best "
             f"fixed tree budget ({_percent(result.gain('BestFixed', 'AR'))}) or by {rule} ({_percent(result.gain(rule, 'AR'))})."
         )
-    head = {
-        "DFlash": "Verify DFlash's chain",
-        "BestFixed": f"Verify trees of {best} nodes",
-        "CaDDTree": f"Let CaDDTree choose each tree's size ({mean:.0f} nodes on average)",
-        "RoundRatio": f"Let RoundRatio choose each tree's size ({mean:.0f} nodes on average)",
-    }.get(choice.removesuffix(" calibrated"), "")
-    if isinstance(outcome.policy, LongRun):
-        head = f"Let LongRun choose each tree's size at a price of {outcome.policy.price:,.0f} tokens/s ({mean:.0f} nodes on average)"
+    policy = outcome.policy
+    if isinstance(policy, DFlash):
+        head = "Verify DFlash's chain"
+    elif isinstance(policy, BestFixed):
+        head = f"Verify trees of {policy.budget} nodes"
+    else:
+        price = f" at a price of {policy.price:,.0f} tokens/s" if isinstance(policy, LongRun) else ""
+        head = f"Let {policy.name} choose each tree's size{price} ({mean:.0f} nodes on average)"
     if choice.endswith(" calibrated"):
         head += " from calibrated marginals"
     gains = f"{_percent(result.gain(choice, 'AR'))} over AR"
     if choice != "DFlash":
         gains += f" and {_percent(result.gain(choice, 'DFlash'))} over DFlash"
+    close = f"fixed budgets from {flat[0]} to {flat[1]} come within 1 % of the best, {best}"
+    if flat == (best, best):
+        close = f"no other fixed budget comes within 1 % of the best, {best}"
     text = f"{head}: {speed:,.0f} tokens/s, {gains}; {close}"
     if choice == rule:
         return f"{text}, which {rule} beats by {_percent(result.gain(rule, 'BestFixed'))}."
-    if choice == "BestFixed":
-        return f"{text}, and no adaptive rule is faster beyond noise (best: {rule}, {_percent(result.gain(rule, 'BestFixed'))})."
+    if isinstance(policy, BestFixed):
+        return f"{text}, and no adaptive rule is faster beyond noise (best: {rule}, {_percent(result.gain(rule, choice))})."
     return f"{text}, and no tree is faster beyond noise (best fixed: {_percent(result.gain('BestFixed', choice))})."
 
 

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.calibration import Calibration, fit_calibration, fit_isotonic, reliability, split_prompts, wilson
+from ddsim.calibration import (
+    Calibration,
+    _fitter,
+    _statistics,
+    cross_calibrate,
+    fit_calibration,
+    fit_isotonic,
+    reliability,
+    split_prompts,
+    wilson,
+)
 from ddsim.errors import DdsimError
 from ddsim.trace import Trace
+from tests.synthetic import made_trace
 
 L, V = 3, 16
 
@@ -111,3 +122,40 @@ def test_refusals(trace: Trace) -> None:
         fit_calibration(trace, "platt")
     with pytest.raises(DdsimError, match="2 prompts"):
         fit_calibration(trace.select(prompts=["0"]))
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_cross_calibration_never_sees_the_prompt_it_is_used_on(trace: Trace, kind: str) -> None:
+    cross = cross_calibrate(trace, kind, folds=4)
+    assert sorted(np.bincount(list(cross.fold.values()))) == [6, 6, 6, 6]
+    for f, part in enumerate(cross.parts):
+        others = [i for i, info in enumerate(trace.sequences) if cross.fold[info.workload, info.prompt_id] != f]
+        alone = trace.subset(others)
+        statistics = _statistics(alone, kind, np.zeros(len(others), np.int64), 1)[0]
+        expected = _fitter(kind)(statistics, {})
+        for name in ("log_gains", "acceptance", "temperatures"):
+            assert getattr(part, name) == pytest.approx(getattr(expected, name), rel=1e-9)
+        prompt = next(info.prompt_id for info in trace.sequences if cross.fold[info.workload, info.prompt_id] == f)
+        assert cross.for_prompt("", prompt) is part
+    with pytest.raises(DdsimError, match="no part"):
+        cross.for_prompt("", "another")
+
+
+def test_cross_calibration_deals_workloads_evenly_and_keeps_prompts_together() -> None:
+    trace = made_trace(0, prompts=10, length=20, temperatures=(0.0, 1.0))
+    cross = cross_calibrate(trace, folds=5)
+    for workload in ("code", "chat"):
+        assert np.bincount([f for (w, _), f in cross.fold.items() if w == workload]).tolist() == [2] * 5
+    assert len(cross.fold) == 20 and len(trace.sequences) == 40
+    with pytest.raises(DdsimError, match="at least 2"):
+        cross_calibrate(trace, folds=1)
+    with pytest.raises(DdsimError, match="at least 2"):
+        cross_calibrate(trace.select(prompts=["code/0"]))
+    assert len(cross_calibrate(trace.select(prompts=["code/0", "code/1"])).parts) == 2
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_cross_calibrated_reliability(trace: Trace, kind: str) -> None:
+    before = reliability(trace).by_budget["ratio"]
+    after = reliability(trace, cross_calibrate(trace, kind)).by_budget["ratio"]
+    assert (after - 1).abs().mean() < (before - 1).abs().mean() / 3

@@ -1,0 +1,232 @@
+"""Policies: the same object in replay and decoder, parsed from text, tuned online."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ddsim import budget as B
+from ddsim.budget import CHAIN, NO_DRAFT, curve_table
+from ddsim.calibration import Calibration
+from ddsim.cost import CostModel, open_cost
+from ddsim.errors import DdsimError
+from ddsim.policy import (
+    Autoregressive,
+    BestFixed,
+    CaDDTree,
+    DDTree,
+    DFlash,
+    Hindsight,
+    LongRun,
+    Policy,
+    RoundRatio,
+    parse_policy,
+)
+from ddsim.positions import positions_of
+from ddsim.replay import priced, replay
+from ddsim.trace import Trace, open_trace
+from tests.synthetic import made_trace
+
+COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
+GAINS = np.array([[0.9, 0.8, 0.5, 0.1], [0.5, 0.1, 0.05, 0.0]], np.float32)
+CURVE = [1.0, 1.1, 1.2, 1.3, 1.4]
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return made_trace(0, prompts=16, length=150)
+
+
+def test_choices_of_one_round() -> None:
+    table = curve_table(CURVE, 2)
+    chosen = {
+        Autoregressive(): [NO_DRAFT, NO_DRAFT],
+        DFlash(): [CHAIN, CHAIN],
+        DDTree(3): [3, 3],
+        CaDDTree(): [3, 1],
+        RoundRatio(): [3, 1],
+        LongRun(2.0): [3, 1],
+        LongRun(0.2): [4, 3],
+        LongRun(6.0): [2, 0],
+    }
+    for policy, expected in chosen.items():
+        budgets = policy.choose(GAINS, table)
+        assert budgets.dtype == np.int32 and budgets.tolist() == expected, policy.name
+    assert not Autoregressive().drafts and DFlash().drafts
+
+
+def test_choices_of_a_joint_round() -> None:
+    seconds = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7])
+    assert DDTree(3).choose_joint(GAINS, seconds).tolist() == [3, 3]
+    assert RoundRatio().choose_joint(GAINS, seconds).tolist() == [3, 1]
+    assert LongRun(2.0).choose_joint(GAINS, seconds).tolist() == [3, 1]
+    assert LongRun(0.0).choose_joint(GAINS, seconds[:3]).tolist() == [2, 0]  # no more nodes than the curve prices
+    online = LongRun()
+    assert online.choose_joint(GAINS, seconds).sum() > 0
+    online.observe(5, 1.2)
+
+
+@pytest.mark.parametrize(
+    "policy", [Autoregressive(), DFlash(), DDTree(7), CaDDTree(), RoundRatio(), LongRun(200.0), LongRun(), BestFixed()]
+)
+def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy) -> None:
+    """Driving `choose` and `observe` round by round, as a decoder does, gives the replay's actions."""
+    positions = positions_of(trace.select(workload="chat"))
+    costs = priced(positions, COST)
+    ready = policy.prepare(positions, costs)
+    again = policy.prepare(positions, costs)
+    actions = ready.actions(positions, costs)
+    for s in range(positions.sequences):
+        p, end = int(positions.starts[s]), int(positions.starts[s + 1]) - 1
+        while p < end:
+            here = slice(p, p + 1)
+            (budget,) = again.choose(np.asarray(positions.gains[here]), B.cost_rows(costs, here))
+            assert budget == actions[p]
+            after, seconds = B.step(positions, costs, p, int(budget))
+            again.observe(min(after, end) - p, seconds)
+            p = after
+
+
+def test_calibration_maps_gains() -> None:
+    values = np.unique(GAINS[GAINS > 0]).astype(np.float64)
+    halves = Calibration("isotonic", np.log(values), values / 2, np.ones(0), {})
+    table = curve_table(CURVE, 2)
+    for policy in (CaDDTree, RoundRatio):
+        expected = policy().choose(GAINS / 2, table)
+        assert policy(calibration=halves).choose(GAINS, table).tolist() == expected.tolist()
+        assert policy(calibration=halves).name.endswith(" calibrated")
+    with pytest.raises(DdsimError, match="changes the trees"):
+        LongRun(calibration=Calibration("temperature", np.ones(0), np.ones(0), np.ones(2), {}))
+
+
+def test_prepared_for_a_part(trace: Trace) -> None:
+    positions = positions_of(trace)
+    costs = priced(positions, COST)
+    code = np.array(positions.workload) == "code"
+    part = positions_of(trace.select(workload="code"))
+    whole, alone = (
+        [p.prepare(*arguments, sequences=chosen).to_json() for p in (LongRun(), BestFixed())]
+        for arguments, chosen in (((positions, costs), code), ((part, priced(part, COST)), None))
+    )
+    assert whole[1] == alone[1] and whole[0]["price"] == pytest.approx(alone[0]["price"])
+    everywhere = LongRun().prepare(positions, costs).price
+    assert everywhere is not None and everywhere < whole[0]["price"]
+
+
+def test_solved_price_is_the_throughput_that_it_yields(trace: Trace) -> None:
+    result = replay(trace, COST, [LongRun()], bootstrap=10)
+    earned = float(result.table()["tokens_per_second"].iloc[0])
+    assert result.outcomes["LongRun"].policy.to_json()["price"] == pytest.approx(earned, rel=1e-3)
+
+
+SHIPPED = Path(__file__).parent.parent / "traces"
+COSTS = {
+    "hinge": CostModel.from_table(
+        [1, 64, 128, 256, 513], [0.0115, 0.0140, 0.0146, 0.0167, 0.0225], draft_seconds=0.002
+    ),
+    "linear": CostModel.from_table([1, 513], [0.011, 0.523], draft_seconds=0.002),
+    "batch": CostModel.from_table([1, 16, 32, 513], [0.0057, 0.0080, 0.0120, 0.1640], draft_seconds=0.001),
+}
+
+
+@pytest.mark.parametrize("kind", [*COSTS, *sorted(path.name for path in SHIPPED.glob("profiles/*-h100.json"))])
+@pytest.mark.parametrize("name", ["made", *sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob("temperature-*"))])
+def test_online_price_comes_within_half_a_percent_after_200_rounds(name: str, kind: str) -> None:
+    trace = made_trace(2, prompts=30, length=150, max_budget=512) if name == "made" else open_trace(SHIPPED / name)
+    cost = COSTS[kind] if kind in COSTS else open_cost(SHIPPED / "profiles" / kind)
+    judged = 0
+    for part in [trace, *(trace.select(workload=workload) for workload in trace.workloads)]:
+        outcomes = replay(part, cost, [LongRun(), LongRun(online=True)], bootstrap=1).outcomes
+        solved, online = outcomes["LongRun"], outcomes["LongRun online"]
+        later = np.cumsum(online.rounds) - online.rounds >= 200
+        if online.rounds[later].sum() >= 500:  # fewer say nothing about half a percent
+            assert solved.seconds[later].sum() / online.seconds[later].sum() > 0.995, part
+            judged += 1
+    assert judged
+
+
+def test_online_state() -> None:
+    policy, table = LongRun(), curve_table(CURVE, 1)
+    policy.observe(3, 1.0)  # nothing was chosen yet
+    first = policy.choose(GAINS[:1], table)
+    assert first.tolist() == RoundRatio().choose(GAINS[:1], table).tolist()
+    before = policy._price
+    for _ in range(2000):
+        policy.choose(GAINS[:1], table)
+        policy.observe(1, 1.0)
+    assert policy._price < before and policy._price == pytest.approx(1.0, abs=0.02)
+    for _ in range(8000):
+        policy.choose(GAINS[:1], table)
+        policy.observe(3, 1.0)
+    assert policy._price == pytest.approx(3.0, abs=0.1)  # it has forgotten
+    given = LongRun(5.0)
+    given.observe(1, 100.0)
+    assert given._price == 5.0
+
+
+def test_names_and_parsing() -> None:
+    for text, name in {
+        "AR": "AR",
+        "autoregressive": "AR",
+        "dflash": "DFlash",
+        "DDTree:64": "DDTree(64)",
+        "DDTree(64)": "DDTree(64)",
+        " DDTree:budget=8 ": "DDTree(8)",
+        "CaDDTree": "CaDDTree",
+        "RoundRatio": "RoundRatio",
+        "LongRun": "LongRun",
+        "LongRun:500": "LongRun",
+        "LongRun:online": "LongRun online",
+        "LongRun:online,memory=50": "LongRun online(50)",
+        "BestFixed": "BestFixed",
+        "Hindsight": "Hindsight",
+    }.items():
+        assert parse_policy(text).name == name
+    assert parse_policy("LongRun:price=500").to_json()["price"] == 500.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Best", "known: AR, DFlash, DDTree"),
+        ("", "known: AR"),
+        ("DDTree", "needs a budget"),
+        ("DDTree:many", "can't be 'many'"),
+        ("DDTree:-1", "0 or more"),
+        ("CaDDTree:3", "takes no settings"),
+        ("LongRun:cost=3", "takes price, online, memory"),
+        ("LongRun:price=-1", "0 or more"),
+        ("LongRun:price=nan", "price"),
+        ("LongRun:price=3,online", "not both"),
+        ("LongRun:online,memory=0", "memory"),
+    ],
+)
+def test_refused(text: str, reason: str) -> None:
+    with pytest.raises(DdsimError, match=reason) as caught:
+        parse_policy(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_replay_only() -> None:
+    with pytest.raises(DdsimError, match="replay only"):
+        Hindsight().choose(GAINS, curve_table(CURVE, 2))
+    with pytest.raises(DdsimError, match="on a trace only"):
+        BestFixed().choose(GAINS, curve_table(CURVE, 2))
+    with pytest.raises(DdsimError, match="no rule"):
+        Hindsight().choose_joint(GAINS, np.ones(3))
+
+
+def test_a_policy_of_ones_own(trace: Trace) -> None:
+    class Sure(Policy):
+        """Nodes that are as likely as not to be accepted."""
+
+        name = "Sure"
+
+        def choose(self, gains: Any, costs: Any) -> Any:
+            return (gains >= 0.5).sum(axis=1)
+
+    table = replay(trace, COST, [Sure(), "DDTree:4"], bootstrap=10).table()
+    assert table["policy"].tolist() == ["Sure", "DDTree(4)"] and table["budget_mean"].iloc[0] > 0

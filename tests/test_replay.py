@@ -1,0 +1,525 @@
+"""Replay: exact, paired, the same whatever the threads, cache or blocks; and the plan that follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ddsim
+from ddsim import budget as B
+from ddsim import positions as cached
+from ddsim.calibration import Calibration, cross_calibrate
+from ddsim.cost import CostModel
+from ddsim.errors import DdsimError
+from ddsim.policy import DDTree, LongRun, Policy
+from ddsim.positions import positions_of
+from ddsim.replay import _Bootstrap, default_policies, plan, replay, replay_rounds
+from ddsim.trace import Trace, open_trace
+from tests import naive_tree
+from tests.synthetic import made_trace
+
+COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
+FIELDS = ("gains", "ranks", "nodes", "chain", "chain_expected", "context", "starts")
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return made_trace(0, prompts=10, length=60, temperatures=(0.0, 1.0))
+
+
+def contents(positions: B.Positions) -> list[Any]:
+    return [np.asarray(getattr(positions, field)[:]).tolist() for field in FIELDS]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# exactness
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def decode_naively(trace: Trace, budget: int | None) -> list[list[int]]:
+    """Accepted tokens of every round, sequence by sequence: an explicit tree (None: the chain) walked along the true tokens."""
+    out = []
+    for block in trace.blocks():
+        for s in range(len(block.starts) - 1):
+            p, end = int(block.starts[s]), int(block.starts[s + 1]) - 1
+            rounds = []
+            while p < end:
+                rows = block.rows(p)
+                values = [row[1].tolist() for row in rows]
+                if budget is None:
+                    tree = {(0,) * d for d in range(1, block.horizon + 1)}
+                else:
+                    tree = {node for _, node in naive_tree.best_first(values, budget)}
+                path: tuple[int, ...] = ()
+                while len(path) < min(block.horizon, end - p):
+                    ids = rows[len(path)][0].tolist()
+                    token = int(block.tokens[p + len(path) + 1])
+                    if token not in ids or (*path, ids.index(token)) not in tree:
+                        break
+                    path = (*path, ids.index(token))
+                rounds.append(len(path))
+                p += len(path) + 1
+            out.append(rounds)
+    return out
+
+
+@pytest.mark.parametrize("budget", [None, 0, 1, 5, 16, 64])
+def test_rounds_are_those_of_explicit_trees(budget: int | None) -> None:
+    trace = made_trace(5, prompts=3, length=40)
+    table = replay_rounds(trace, COST, "DFlash" if budget is None else DDTree(budget))
+    rounds = [part["accepted"].tolist() for _, part in table.groupby("sequence")]
+    assert rounds == decode_naively(trace, budget)
+
+
+def test_rounds_add_up_to_the_table(trace: Trace) -> None:
+    result = replay(trace, COST, bootstrap=20)
+    for name in ("AR", "DFlash", "DDTree(32)", "LongRun", "LongRun online", "BestFixed", "Hindsight"):
+        row = result.table().set_index("policy").loc[name]
+        rounds = replay_rounds(trace, COST, {"LongRun online": "LongRun:online"}.get(name, name))
+        assert len(rounds) == row["rounds"] and rounds["seconds"].sum() == pytest.approx(row["seconds"])
+        assert rounds["budget"].mean() == pytest.approx(row["budget_mean"])
+        last = rounds.groupby("sequence").tail(1)
+        ends = np.diff(positions_of(trace).starts) - 1
+        assert (last["position"].to_numpy() + last["accepted"].to_numpy() + 1 >= ends).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32))
+def test_hindsight_is_a_ceiling(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    trace = made_trace(
+        seed, prompts=2, length=int(rng.integers(2, 40)), horizon=4, max_budget=24, sharper=rng.uniform(0.7, 1.5)
+    )
+    seconds = 0.01 + np.cumsum(rng.random(25) * rng.integers(0, 2, 25)) * rng.choice([1e-4, 1e-3, 1e-2])
+    cost = CostModel.from_table(np.arange(1, 26), seconds, draft_seconds=0.01 * rng.random())
+    table = replay(trace, cost, default_policies(24), bootstrap=1).table().set_index("policy")
+    assert (table["hindsight_share"] <= 1 + 1e-12).all() and table.loc["Hindsight", "hindsight_share"] == 1
+    fixed = table.loc[[name for name in table.index if name.startswith("DDTree")], "tokens_per_second"]
+    assert table.loc["BestFixed", "tokens_per_second"] >= fixed.max() * (1 - 1e-12)
+    assert table.loc["AR", "speedup"] == 1
+
+
+def test_ar_and_the_chain_are_priced_by_their_tokens(trace: Trace) -> None:
+    table = replay(trace, COST, ["AR", "DFlash"], bootstrap=1).table()
+    assert table["seconds"][0] == pytest.approx(0.010 * table["tokens"][0])
+    chain = float(COST.verify_seconds(7)) + 0.001  # 6 nodes and the root
+    assert table["seconds"][1] == pytest.approx(chain * table["rounds"][1])
+    assert table["acceptance_length"][0] == 1 and table["budget_mean"].tolist() == [0, 6]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# tables and intervals
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_table(trace: Trace) -> None:
+    result = replay(trace, COST)
+    table = result.table()
+    ratios = [
+        f"{key}{end}" for key in ("tokens_per_second", "speedup", "hindsight_share") for end in ("", "_low", "_high")
+    ]
+    assert list(table) == ["policy", "rounds", "tokens", "acceptance_length", "budget_mean", "seconds", *ratios]
+    assert table["policy"].tolist() == [policy.name for policy in default_policies(64)]
+    for key in ("tokens_per_second", "speedup", "hindsight_share"):
+        assert ((table[f"{key}_low"] <= table[key]) & (table[key] <= table[f"{key}_high"])).all()
+    split = result.table(by="workload")
+    assert next(iter(split)) == "workload" and split["workload"].unique().tolist() == ["code", "chat"]
+    for column in ("rounds", "tokens", "seconds"):
+        assert np.allclose(split.groupby("policy", sort=False)[column].sum(), table.set_index("policy")[column])
+    with pytest.raises(DdsimError, match="workload"):
+        result.table(by="prompt")  # type: ignore[arg-type]
+
+
+def test_intervals_against_a_plain_bootstrap(trace: Trace) -> None:
+    result = replay(trace, COST, ["AR", "DDTree:16", "DDTree:32"], bootstrap=4000, seed=1)
+    spent = {name: outcome.seconds for name, outcome in result.outcomes.items()}
+    keys = [(info.workload, info.prompt_id) for info in trace.sequences]
+    prompts = list(dict.fromkeys(keys))
+    rng = np.random.default_rng(7)
+    draws = []
+    for _ in range(4000):
+        chosen = [
+            i for w in ("code", "chat") for i in rng.choice([k for k, (v, _) in enumerate(prompts) if v == w], 10)
+        ]
+        sequences = [s for i in chosen for s, key in enumerate(keys) if key == prompts[i]]
+        draws.append(
+            [result.tokens[sequences].sum(), *(spent[n][sequences].sum() for n in ("DDTree(16)", "DDTree(32)"))]
+        )
+    tokens, a, b = np.array(draws, float).T
+    value, low, high = result.gain("DDTree(32)", "DDTree(16)")
+    assert value == pytest.approx(spent["DDTree(16)"].sum() / spent["DDTree(32)"].sum() - 1)
+    assert (low, high) == pytest.approx(np.quantile(a / b - 1, [0.025, 0.975]).tolist(), abs=0.1 * (high - low))
+    row = result.table().set_index("policy").loc["DDTree(16)"]
+    expected = np.quantile(tokens / a, [0.025, 0.975])
+    width = expected[1] - expected[0]
+    assert [row["tokens_per_second_low"], row["tokens_per_second_high"]] == pytest.approx(
+        expected.tolist(), abs=0.1 * width
+    )
+
+
+def test_pairing_is_what_makes_gains_sharp(trace: Trace) -> None:
+    result = replay(trace, COST, ["DDTree:32", "DDTree:33"])
+    _, low, high = result.gain("DDTree(33)", "DDTree(32)")
+    row = result.table().iloc[0]
+    assert high - low < 0.5 * (row["tokens_per_second_high"] - row["tokens_per_second_low"]) / row["tokens_per_second"]
+    assert result.gain("DDTree(32)", "DDTree(32)") == (0, 0, 0)
+    with pytest.raises(DdsimError, match="was not replayed"):
+        result.gain("AR", "DDTree(32)")
+    with pytest.raises(DdsimError, match="no workload"):
+        result.gain("DDTree(33)", "DDTree(32)", workload="x")
+
+
+def test_few_draws_at_a_time_are_the_same_draws(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = replay(trace, COST, ["DDTree:8"], bootstrap=500).table()
+    monkeypatch.setattr(_Bootstrap, "_small", None)
+    again = replay(trace, COST, ["DDTree:8"], bootstrap=500).table()
+    assert np.allclose(whole.iloc[0, 1:].astype(float), again.iloc[0, 1:].astype(float), rtol=1e-12)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    trace = made_trace(1, workloads=(("a", 1.0),), prompts=1)
+    table = replay(trace, COST, ["DDTree:8"]).table()
+    assert table["tokens_per_second"].notna().all() and table["tokens_per_second_low"].isna().all()
+    advice = plan(trace, COST)
+    assert any("one prompt" in note for note in advice.notes) and "nan" not in advice.sentence
+    json.dumps(advice.to_json(), allow_nan=False)
+
+
+def test_seeds(trace: Trace) -> None:
+    tables = [replay(trace, COST, ["DDTree:8"], seed=seed).table() for seed in (0, 0, 1)]
+    assert tables[0].equals(tables[1]) and not tables[0].equals(tables[2])
+    assert tables[0]["tokens_per_second"].equals(tables[2]["tokens_per_second"])
+
+
+def test_json(trace: Trace) -> None:
+    document = json.loads(json.dumps(replay(trace, COST, bootstrap=50).to_json(), allow_nan=False))
+    assert document["provenance"]["trace"]["fingerprint"] == trace.fingerprint
+    assert len(document["pooled"]) == 12 and len(document["by_workload"]) == 24
+    assert next(p for p in document["policies"] if p["name"] == "LongRun")["price"] > 0
+
+
+def test_surrogate_ratio() -> None:
+    shares = {}
+    for sharper in (0.7, 1.5):
+        trace = made_trace(3, prompts=10, length=120, sharper=sharper)
+        table = replay(trace, COST, ["AR", "DDTree:32"], bootstrap=1).surrogate().set_index("policy")
+        assert table.loc["AR", "ratio"] == 1
+        shares[sharper] = table.loc["DDTree(32)", "ratio"]
+    assert shares[0.7] > 1 > shares[1.5]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what is refused
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_refusals(trace: Trace) -> None:
+    short = CostModel.from_table([1, 33], [0.01, 0.02])
+    for cost, policies, reason in (
+        (COST, ["DDTree:65"], "up to 64"),
+        (short, ["DDTree:64"], "at most 32"),
+        (COST, ["DDTree:8", "DDTree(8)"], "two policies"),
+        (COST, ["Best"], "known: AR"),
+        ({"seconds": 1}, ["AR"], "cost model"),
+        (CostModel.from_table([1, 4], [0.01, 0.02]), ["AR"], "profile further"),
+    ):
+        with warnings.catch_warnings(), pytest.raises(DdsimError, match=reason) as caught:
+            warnings.simplefilter("ignore")
+            replay(trace, cost, policies)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DdsimError, match="no round"):
+        replay(made_trace(0, prompts=1, length=1), COST)
+    with pytest.raises(DdsimError, match="bootstrap"):
+        replay(trace, COST, ["AR"], bootstrap=0)
+
+
+def test_budgets_past_the_measured_costs_are_left_out(trace: Trace) -> None:
+    short = CostModel.from_table([1, 33], [0.01, 0.0101])  # so flat that more would always be better
+    with pytest.warns(UserWarning, match="budgets above 32 are left out"):
+        result = replay(trace, short)
+    table = result.table().set_index("policy")
+    assert "DDTree(32)" in table.index and "DDTree(64)" not in table.index
+    assert np.isfinite(table["seconds"]).all() and (table["budget_mean"] <= 32).all()
+    with pytest.warns(UserWarning, match="left out"):
+        advice = plan(trace, short)
+    assert advice.best_budget == 32 and len(advice.curve()) == 33 and len(advice.notes) >= 2
+    assert np.isfinite(advice.curve()["tokens_per_second"]).all()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# calibration
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_isotonic_changes_beliefs_not_ranks(trace: Trace) -> None:
+    calibration = cross_calibrate(trace)
+    raw, better = positions_of(trace), positions_of(trace, calibration=calibration)
+    for field in set(FIELDS) - {"gains"}:
+        assert np.array_equal(getattr(raw, field), getattr(better, field))
+    for s, info in enumerate(trace.sequences):
+        rows = slice(raw.starts[s], raw.starts[s + 1])
+        part = calibration.for_prompt(info.workload, info.prompt_id)
+        assert np.array_equal(better.gains[rows], part.apply_gains(np.asarray(raw.gains[rows])))
+    names = replay(trace, COST, calibration=calibration, bootstrap=10).table()["policy"].tolist()
+    assert [name for name in names if name.endswith("calibrated")] == [
+        f"{name} calibrated" for name in ("CaDDTree", "RoundRatio", "LongRun", "LongRun online")
+    ]
+
+
+def test_temperature_changes_the_trees(trace: Trace) -> None:
+    flat = Calibration("temperature", np.zeros(0), np.zeros(0), np.linspace(0.5, 2.0, trace.horizon), {})
+    positions = positions_of(trace, calibration=flat)
+    assert not np.array_equal(positions.ranks, positions_of(trace).ranks)
+    rows = {b.first_sequence: flat.apply_rows(b.logprobs, b.offsets) for b in trace.blocks()}
+    (block,) = trace.blocks()
+    for p in (0, 17, 100):
+        edges = block.offsets[p * trace.horizon : (p + 1) * trace.horizon + 1]
+        values = [rows[0][a:b].tolist() for a, b in pairwise(edges)]
+        expected = [np.float32(np.exp(v)) for v, _ in naive_tree.best_first(values, 64)]
+        assert positions.gains[p].tolist() == pytest.approx(expected)
+    names = replay(trace, COST, ["AR", "DFlash", "DDTree:8", "LongRun"], calibration=flat, bootstrap=10).table()[
+        "policy"
+    ]
+    assert names.tolist()[-2:] == ["DDTree(8) calibrated", "LongRun calibrated"] and len(names) == 6
+
+
+def test_a_biased_drafter_gains_from_calibration() -> None:
+    trace = made_trace(4, prompts=30, length=120, sharper=1.6, max_budget=64)
+    linear = CostModel.from_table([1, 65], [0.010, 0.074])
+    result = replay(trace, linear, ["LongRun"], calibration=cross_calibrate(trace))
+    assert result.gain("LongRun calibrated", "LongRun")[1] > 0
+    ratios = result.surrogate().set_index("policy")["ratio"]
+    assert abs(ratios["LongRun calibrated"] - 1) < abs(ratios["LongRun"] - 1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the cache
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    trace.save(tmp_path / "t")
+    return tmp_path / "t"
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / cached.FOLDER).glob("*"))
+
+
+def test_cache_gives_the_same(trace: Trace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_trace(folder)
+    without = contents(positions_of(opened, cache=False))
+    assert not files(folder)
+    assert contents(positions_of(opened)) == without and len(files(folder)) == 1
+    monkeypatch.setattr(cached, "_computed", None)  # what is cached is not computed again
+    assert contents(positions_of(open_trace(folder))) == without
+    monkeypatch.setattr(cached, "MAPPED", 0)  # a slice at a time
+    sliced = positions_of(open_trace(folder))
+    assert isinstance(sliced.gains, B.StoredRows) and contents(sliced) == without
+
+
+def test_large_and_small_traces_replay_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_trace(folder)
+    whole = replay(opened, COST, bootstrap=20).table()
+    monkeypatch.setattr(cached, "MAPPED", 0)
+    monkeypatch.setattr(B.Positions.blocks, "__defaults__", (200,))
+    pieces = replay(opened, COST, bootstrap=20).table()
+    assert whole.drop(columns="seconds").columns.equals(pieces.drop(columns="seconds").columns)
+    assert np.allclose(whole.iloc[:, 1:].astype(float), pieces.iloc[:, 1:].astype(float), rtol=1e-9)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "mark", "footer", "other"])
+def test_a_damaged_cache_is_made_again(folder: Path, damage: str) -> None:
+    opened = open_trace(folder)
+    before = contents(positions_of(opened))
+    (path,) = files(folder)
+    good = path.read_bytes()
+    bad = {
+        "flip": good[:5000] + bytes([good[5000] ^ 1]) + good[5001:],
+        "truncate": good[: len(good) // 2],
+        "empty": b"",
+        "mark": b"PAR1" + good[4:],
+        "footer": good[:-3],
+        "other": good.replace(b'"version": 1', b'"version": 2'),
+    }[damage]
+    assert bad != good
+    path.write_bytes(bad)
+    assert contents(positions_of(open_trace(folder))) == before
+    assert path.read_bytes() == good and files(folder) == [path]
+
+
+def test_content_and_settings_are_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_trace(folder)
+    positions_of(opened)
+    positions_of(opened.select(workload="code"))
+    positions_of(opened, calibration=cross_calibrate(opened))
+    positions_of(opened, calibration=cross_calibrate(opened, seed=1))
+    positions_of(opened, calibration=cross_calibrate(opened, "temperature"))
+    assert len(files(folder)) == 5
+    positions_of(opened, calibration=cross_calibrate(opened))
+    assert len(files(folder)) == 5
+    monkeypatch.setattr(cached, "KEPT", 2)
+    positions_of(opened.select(workload="chat"))
+    assert len(files(folder)) == 2
+
+
+def test_where_the_folder_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / cached.FOLDER).write_text("a file where the cache should be")
+    opened = open_trace(folder)
+    expected = contents(positions_of(opened, cache=False))
+    assert contents(positions_of(opened)) == expected
+    assert len(list((tmp_path / "user" / "ddsim").iterdir())) == 1
+    (tmp_path / "nowhere").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nowhere"))
+    assert contents(positions_of(opened)) == expected
+
+
+def test_an_interrupted_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cached, "_fill", stop)
+    with pytest.raises(KeyboardInterrupt):
+        positions_of(open_trace(folder))
+    assert not files(folder)
+
+
+def test_the_packages_own_traces_are_cached_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    inside = Path(ddsim.__file__).parent / "data" / "humaneval"
+    assert cached._folders(inside) == [tmp_path / "ddsim"]
+
+
+def test_threads_change_nothing(trace: Trace) -> None:
+    tables, most = [], numba.get_num_threads()
+    try:
+        for threads in sorted({1, most}):
+            numba.set_num_threads(threads)
+            tables.append((contents(positions_of(trace)), replay(trace, COST, bootstrap=50).table()))
+    finally:
+        numba.set_num_threads(most)
+    assert tables[0][0] == tables[-1][0] and tables[0][1].equals(tables[-1][1])
+
+
+def test_replay_from_two_threads_and_after_a_fork(trace: Trace) -> None:
+    """Numba's own thread pool would end the process in both cases."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(lambda _: replay(trace, COST, bootstrap=10).table(), range(2)))
+    assert tables[0].equals(tables[1])
+    code = f"""
+        import os, sys
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+        from tests.test_replay import COST, made_trace, replay
+        trace = made_trace(0, prompts=2, length=30)
+        replay(trace, COST, bootstrap=10)
+        child = os.fork()
+        if not child:
+            replay(trace, COST, bootstrap=10)
+            os._exit(7)
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment).returncode == 7
+
+
+@pytest.mark.slow
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """1.2 GB of gains in under 1 GiB."""
+    made_trace(0, prompts=500, length=600, workloads=(("a", 0.0),), horizon=8, candidates=16, max_budget=1024).save(
+        tmp_path / "t"
+    )
+    code = f"""
+        import resource, sys, warnings
+        sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+        warnings.simplefilter("ignore")
+        from tests.test_replay import COST, open_trace, plan, replay
+        trace = open_trace({str(tmp_path / "t")!r})
+        replay(trace, COST)
+        plan(trace, COST)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert sum(path.stat().st_size for path in files(tmp_path / "t")) > 1.2e9
+    assert int(done.stdout) < 1 << 30
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the plan
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_prefers_the_simple(trace: Trace) -> None:
+    advice = plan(trace, COST)
+    curve = advice.curve()
+    assert list(curve) == ["budget", "tokens_per_second", "low", "high", "acceptance_length"]
+    assert curve["budget"].tolist() == list(range(65))
+    best = int(curve.loc[curve["tokens_per_second"].idxmax(), "budget"])
+    assert advice.best_budget == best
+    near = curve.set_index("budget")["tokens_per_second"].loc[advice.flat[0] : advice.flat[1]]
+    assert near.min() >= 0.99 * near.max() and advice.flat[0] <= best <= advice.flat[1]
+    replayed = replay(trace, COST, [DDTree(best), DDTree(20)], bootstrap=10).table()
+    assert replayed["tokens_per_second"].tolist() == pytest.approx(curve["tokens_per_second"][[best, 20]].tolist())
+    assert replayed["acceptance_length"].tolist() == pytest.approx(curve["acceptance_length"][[best, 20]].tolist())
+    if advice.choice == "BestFixed":
+        assert isinstance(advice.policy, DDTree) and advice.policy.budget == best
+    assert advice.sentence.count(". ") == 0 and str(best) in advice.sentence and "over AR" in advice.sentence
+    assert advice.by_workload["workload"].tolist() == ["code", "chat"]
+    assert advice.table().equals(advice.result.table())
+    json.dumps(advice.to_json(), allow_nan=False)
+
+
+def test_plan_says_when_not_to_draft() -> None:
+    trace = made_trace(6, workloads=(("hard", -4.0),), prompts=8)
+    steep = CostModel.from_table([1, 65], [0.010, 0.650], draft_seconds=0.02)
+    advice = plan(trace, steep)
+    assert advice.choice == "AR" and advice.sentence.startswith("Don't draft") and not advice.policy.drafts
+
+
+def test_plan_recommends_a_rule_that_is_better() -> None:
+    trace = made_trace(7, workloads=(("easy", 2.5), ("hard", -1.5)), prompts=30, length=100, max_budget=64)
+    linear = CostModel.from_table([1, 65], [0.010, 0.074])
+    advice = plan(trace, linear)
+    assert advice.choice in ("CaDDTree", "RoundRatio", "LongRun")
+    assert advice.result.gain(advice.choice, "BestFixed")[1] > 0 and "which" in advice.sentence
+    if isinstance(advice.policy, LongRun):
+        assert advice.policy.price is not None
+
+
+def test_own_policies_with_state_go_round_by_round(trace: Trace) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Watching(Policy):
+        name = "Watching"
+        online = True
+
+        def choose(self, gains: Any, costs: Any) -> Any:
+            assert len(gains) == 1
+            return np.array([8], np.int32)
+
+        def observe(self, tokens: float, seconds: float) -> None:
+            seen.append((tokens, seconds))
+
+    row = replay(trace, COST, [Watching()], bootstrap=10).table().iloc[0]
+    assert len(seen) == row["rounds"] and sum(t for t, _ in seen) == row["tokens"]
+    assert sum(s for _, s in seen) == pytest.approx(row["seconds"])
