@@ -45,5 +45,5 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("files")
     made_up.saved(folder / "trace")
-    made_up.profile().save(folder / "profile.json")
+    made_up.profile(contexts=(256, 1024, 4096)).save(folder / "profile.json")
     return folder
