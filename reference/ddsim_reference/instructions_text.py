@@ -330,7 +330,7 @@ def mathematics(rng: np.random.Generator) -> str:
     template, ranges = pick(rng, _MATHS)
     numbers = [int(rng.integers(low, high + 1)) for low, high in ranges]
     values: dict[str, object] = dict(zip("abcd", numbers, strict=False))
-    a, b = (numbers + [7])[:2]
+    a, b = [*numbers, 7][:2]
     person, friend = (_PEOPLE[int(i)] for i in rng.permutation(len(_PEOPLE))[:2])
     vehicle, slow, fast = pick(rng, _TRAVEL)
     values |= {

@@ -18,7 +18,7 @@ except ImportError:  # CPU-only installs have no Triton; the PyTorch path below 
 if triton is not None:
 
     @triton.jit
-    def _decode_attention(
+    def _decode_attention(  # type: ignore[no-untyped-def]
         qkv_ptr, key_ptr, value_ptr, cos_ptr, sin_ptr, start_ptr, step_ptr, out_ptr, length, scale,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, HALF: tl.constexpr,
         BLOCK: tl.constexpr,

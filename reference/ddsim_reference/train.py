@@ -30,7 +30,9 @@ except ImportError:  # the PyTorch twin below serves CPU-only installs
 if triton is not None:
 
     @triton.jit
-    def _cross_entropy(logits_ptr, label_ptr, weight_ptr, loss_ptr, hit_ptr, vocabulary, BLOCK: tl.constexpr):
+    def _cross_entropy(  # type: ignore[no-untyped-def]
+        logits_ptr, label_ptr, weight_ptr, loss_ptr, hit_ptr, vocabulary, BLOCK: tl.constexpr
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         logits = logits_ptr + row * vocabulary
         label = tl.load(label_ptr + row)
