@@ -803,8 +803,11 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": str(name)}
         bars = None
         if {"speedup_low", "speedup_high"} <= set(part):
-            bars = np.abs(np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float))
-        ax.errorbar(x, rate, bars, marker=MARKERS[i % len(MARKERS)], ms=4.5, elinewidth=1, **style)
+            bars = np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float)
+            bars = np.maximum(0.0, bars)
+        ax.errorbar(
+            x, rate, bars, marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], ms=4.5, elinewidth=1, **style
+        )
     _dress(ax)
     ax.set_xscale("log", base=2)
     ax.set_xticks(batches, [f"{b:,}" for b in batches])
