@@ -166,7 +166,7 @@ class FairRatio(Policy):
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
         batch, budget = gains.shape
         mapped = calibrated(gains, self.calibration).astype(np.float64)
-        before = 1.0 + np.cumsum(mapped, axis=1) - mapped
+        before = np.cumsum(np.column_stack([np.ones(batch), mapped[:, :-1]]), axis=1)  # 1 + Φ without the node
         ratio = (mapped / before).reshape(-1)
         order = np.argsort(-ratio, kind="stable")[: min(len(seconds) - 1, int((mapped > 0).sum()))]
         value = np.concatenate([[0.0], np.cumsum(np.log1p(ratio[order]))]) - batch * np.log(seconds[: len(order) + 1])

@@ -433,9 +433,18 @@ def test_best_fixed_width_is_the_best_of_all() -> None:
 def test_calibration_of_policies_and_of_traces() -> None:
     positions = made(11, [40] * 6)
     calibration = Calibration("isotonic", np.log([0.01, 1.0]), np.array([0.005, 0.5]), np.ones(0), {})
-    result = quiet(positions, COST, [RoundRatio(), RoundRatio(calibration=calibration)], batch=4, bootstrap=0)
+    pure = [
+        RoundRatio(calibration=calibration),
+        FairRatio(calibration=calibration),
+        Uniform(RoundRatio(calibration=calibration)),
+    ]
+    result = quiet(positions, COST, [RoundRatio(), FairRatio(), *pure, *map(Copied, pure)], batch=4, bootstrap=0)
     table = result.table().set_index("policy")
-    assert table["budget_mean"]["RoundRatio calibrated"] < table["budget_mean"]["RoundRatio"]
+    for name in ("RoundRatio", "FairRatio"):
+        assert table["budget_mean"][f"{name} calibrated"] < table["budget_mean"][name]
+    for policy in pure:
+        assert table["tokens"][policy.name] == table["tokens"][f"copy of {policy.name}"]
+        assert table["budget_mean"][policy.name] == table["budget_mean"][f"copy of {policy.name}"]
     with pytest.raises(DdsimError, match="calibrated already"):
         simulate(positions, COST, calibration=calibration)
 
@@ -452,6 +461,10 @@ def test_limits_on_tokens() -> None:
     assert tight["budget_mean"]["RoundRatio"] <= 2.5
     with pytest.raises(DdsimError, match="max_tokens: 3 tokens can't hold the roots of a batch of 4"):
         simulate(positions, COST, batch=4, max_tokens=3)
+    copied = quiet(positions, COST, [Copied(DDTree(12))], batch=4, bootstrap=0, max_tokens=14).table()
+    assert copied["budget_mean"].iloc[1] == tight["budget_mean"]["DDTree(12)"]
+    with pytest.raises(DdsimError, match="copy of DFlash: asks for 16 nodes in all; 15 are allowed"):
+        simulate(positions, COST, [Copied(DFlash())], batch=4, max_tokens=19)
     with pytest.raises(DdsimError, match="DFlash: 4 chains verify 20 tokens; max_tokens allows 19"):
         simulate(positions, COST, ["DFlash"], batch=4, max_tokens=19)
 
@@ -497,6 +510,24 @@ def test_bad_options_get_one_line(named: dict[str, Any], words: str) -> None:
         with pytest.raises(DdsimError, match=words) as error:
             simulate(made(1, [20, 20]), COST, **named)
     assert "\n" not in str(error.value)
+
+
+def test_policies_choose_for_one_request_too() -> None:
+    positions = made(15, [5])
+    table = table_of(np.linspace(1.0, 2.0, 13), 1, 12)
+    costs = serving._shares(positions, table)
+    alone = RoundRatio().choose(positions.gains, costs)  # type: ignore[arg-type]
+    for policy in (Share(RoundRatio()), Uniform(RoundRatio()), FairRatio()):
+        assert policy.choose(positions.gains, costs).tolist() == alone.tolist()  # type: ignore[arg-type]
+        json.dumps(policy.to_json())
+
+
+def test_repr_and_single_runs() -> None:
+    result = quiet(made(16, [20, 1, 20]), COST, ["RoundRatio"], batch=2, bootstrap=0)
+    assert repr(result) == "<ServingResult: 2 policies at batch 2>"
+    table = result.table()
+    assert table["speedup_low"].isna().all() and "95 %" not in str(result)
+    assert json.loads(json.dumps(result.to_json()))["table"][1]["speedup_low"] is None
 
 
 def test_nothing_to_decode() -> None:
