@@ -137,8 +137,13 @@ if triton is not None:
             for chunk in range(tl.maximum(begin, context_chunks), end):
                 node = (chunk - context_chunks) * BLOCK_N + offset
                 inside = node < limit
-                bits = tl.load(mask_ptr + flat[:, None] * words + (node >> 5)[None, :], mask=inside[None, :], other=0)
-                seen = inside[None, :] & (((bits >> (node & 31)[None, :]) & 1) != 0)
+                # A chunk spans one mask word or two: loading those, and not a word for each pair, is most of the speed.
+                word = mask_ptr + flat * words + (chunk - context_chunks) * (BLOCK_N // 32)
+                bits = tl.load(word)[:, None]
+                if BLOCK_N == 64:
+                    more = (chunk - context_chunks) * 2 + 1 < words
+                    bits = tl.where((offset < 32)[None, :], bits, tl.load(word + 1, mask=more, other=0)[:, None])
+                seen = inside[None, :] & (((bits >> (offset & 31)[None, :]) & 1) != 0)
                 best, total, mixed = _attend_chunk(
                     q, key_ptr + base, value_ptr + base, context + node, inside, seen, best, total, mixed, scale, DIM
                 )
@@ -172,9 +177,13 @@ if triton is not None:
         tl.store(out_ptr + at * DIM + column, result.to(out_ptr.dtype.element_ty))
 
 
-def _splits(tiles: int, kv_heads: int) -> int:
-    """Parts of the keys, so that about two programs a multiprocessor are at work even for a single query."""
-    return max(1, min(32, power_of_two(264 // (tiles * kv_heads) + 1) // 2))
+def _splits(programs: int, block_m: int) -> int:
+    """Parts of the keys, so that the GPU's multiprocessors are busy: one program each at wide tiles, two at narrow ones.
+
+    More would only add to what ``_combine`` has to read.
+    """
+    wanted = (132 if block_m >= 128 else 264) // programs
+    return max(1, min(32, power_of_two(wanted + 1) // 2))
 
 
 def tree_attention(
@@ -204,7 +213,7 @@ def tree_attention(
     tokens, tiles = qkv.shape[0], forest.tiles.shape[0]
     padded = power_of_two(group)
     block_m = max(16, forest.tokens_per_tile * padded)
-    splits = _splits(tiles, kv_heads) if splits is None else splits
+    splits = _splits(tiles * kv_heads, block_m) if splits is None else splits
     out = torch.empty(tokens, heads * dim, dtype=qkv.dtype, device=qkv.device)
     partial = norm = out
     if splits > 1:

@@ -227,7 +227,7 @@ class Engine:
         dtype: torch.dtype | None = None,
         candidates: int = 512,
         cuda_graphs: bool = True,
-        gemv: bool = False,
+        gemv: bool = True,
         buckets: Sequence[int] = BUCKETS,
     ) -> None:
         embedding = target_weights["model.embed_tokens.weight"]

@@ -21,6 +21,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's own CPU interpreter is on: kernels run on CPU tensors too, slowly, so that tests can compare them."""
 
 
+EARLY_LAUNCH = True
+"""Matrix-vector kernels start while the kernel before them ends, where the GPU can (programmatic dependent launch)."""
+
+
 def use_triton(x: Tensor) -> bool:
     """Whether the Triton kernel runs for a tensor, rather than its PyTorch twin."""
     return triton is not None and (x.is_cuda or INTERPRETED)
@@ -437,10 +441,12 @@ def gemv(
         block_n = 4
         while n % block_n:
             block_n //= 2
+        early = EARLY_LAUNCH and not INTERPRETED and torch.cuda.get_device_capability(x.device)[0] >= 9
+        launch = {"launch_pdl": True} if early else {}
         _gemv[(n // block_n,)](
             x, x if norm is None else norm, weight, out, eps,
             N=n, K=k, BLOCK_N=block_n, BLOCK_K=min(power_of_two(k), 1024),
-            NORM=norm is not None, GATED=gated, ADD=add is not None, PDL=False, num_warps=4,
+            NORM=norm is not None, GATED=gated, ADD=add is not None, PDL=early, num_warps=4, **launch,
         )  # fmt: skip
         return out
     result = F.linear(x if norm is None else rms_norm(x, norm, eps), weight)
