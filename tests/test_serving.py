@@ -444,7 +444,10 @@ def test_calibration_of_policies_and_of_traces() -> None:
         assert table["budget_mean"][f"{name} calibrated"] < table["budget_mean"][name]
     for policy in pure:
         assert table["tokens"][policy.name] == table["tokens"][f"copy of {policy.name}"]
-        assert table["budget_mean"][policy.name] == table["budget_mean"][f"copy of {policy.name}"]
+        # where the next gain is too small to change a sum of logarithms, the last bit decides whether it is taken
+        assert table["budget_mean"][policy.name] == pytest.approx(
+            table["budget_mean"][f"copy of {policy.name}"], rel=1e-3
+        )
     with pytest.raises(DdsimError, match="calibrated already"):
         simulate(positions, COST, calibration=calibration)
 
