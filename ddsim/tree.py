@@ -33,7 +33,7 @@ MAX_TREE = 1 << 20  # nodes; guards against a budget typed wrongly, which would 
 _Rows = tuple[NDArray[Any], NDArray[np.int64], int]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # frozen ones take longer to make than a small tree does
 class DraftTree:
     """A draft tree of n nodes below a root, best first; node 0 is the root.
 
@@ -67,7 +67,8 @@ class DraftTree:
 
     def packed_mask(self) -> NDArray[np.uint64]:
         """``mask()`` in bits, uint64 [n + 1, ceil((n + 1) / 64)]: node j is bit j % 64, from the least, of word j // 64."""
-        mask = np.empty((len(self), (len(self) + 63) // 64), np.uint64)
+        nodes = len(self.parents)
+        mask = np.empty((nodes, (nodes + 63) // 64), np.uint64)
         _kernels.packed_mask(self.parents, mask)
         return mask
 
@@ -481,8 +482,10 @@ def _budget(budget: int, name: str) -> int:
 
 def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
-    view = np.ascontiguousarray(array, dtype).view()
-    view.setflags(write=False)
+    view = np.ascontiguousarray(array, dtype)
+    if view.flags.writeable:
+        view = view[:]
+        view.setflags(write=False)
     return view
 
 
@@ -503,11 +506,10 @@ def _floats(array: Any) -> NDArray[Any]:
 def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
     """Compressed rows of one position, from [L, K] or a list of rows."""
     if isinstance(logprobs, np.ndarray):
-        dense = _floats(logprobs)
-        if dense.ndim != 2:
-            raise DdsimError(f"logprobs has shape {dense.shape}; one position needs [horizon, candidates]")
-        horizon, width = dense.shape
-        return dense.reshape(-1), _even_offsets(horizon, width), horizon
+        if logprobs.ndim != 2:
+            raise DdsimError(f"logprobs has shape {logprobs.shape}; one position needs [horizon, candidates]")
+        horizon, width = logprobs.shape
+        return _floats(logprobs.reshape(-1)), _even_offsets(horizon, width), horizon
     rows = [np.asarray(row) for row in logprobs]  # type: ignore[union-attr]
     if any(row.ndim != 1 for row in rows):
         raise DdsimError("logprobs must be rows of numbers, one row a depth")
