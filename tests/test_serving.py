@@ -59,7 +59,9 @@ def made(
     rng = np.random.default_rng(seed)
     count = int(np.sum(lengths))
     gains = rng.random((count, budget)) ** rng.uniform(0.3, 1 + 8 * spread, (count, 1))
-    gains = -np.sort(-gains, axis=1).astype(np.float32)
+    gains = np.maximum(-np.sort(-gains, axis=1), 1e-3).astype(
+        np.float32
+    )  # smaller ones would turn on the last bit of sums
     gains[rng.random(gains.shape).cumsum(axis=1) > rng.uniform(1, budget, (count, 1))] = 0
     nodes = node_counts(gains)
     ranks = np.cumsum(rng.integers(1, 4, (count, horizon)), axis=1).astype(np.int32)
