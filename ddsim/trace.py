@@ -22,8 +22,8 @@ logprobs     list<float16>  their log-probabilities: descending within a depth, 
 ===========  =============  =========================================================================
 
 The candidates of depth d at position p are the drafter's marginal for x[p + d]. Only those that some tree of
-at most ``max_budget`` nodes uses are kept, so the trace is exact up to that budget and says nothing beyond
-it.
+at most ``max_budget`` nodes uses are kept, and the best of each depth, which the chain uses: so the trace is
+exact up to that budget and says nothing beyond it.
 
 The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``,
 ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests``
@@ -538,8 +538,8 @@ class TraceWriter:
     horizon : int
         Positions that a draft proposes, L.
     max_budget : int
-        Largest budget N that the trace must answer exactly. Of each row only the candidates that some tree of
-        N nodes uses are kept.
+        Largest budget N that the trace must answer exactly. Of each row only the best candidate and those that
+        some tree of N nodes uses are kept.
     vocab_size : int
     provenance : mapping
         Where the numbers come from (models, device, versions ...); JSON values.
@@ -768,6 +768,8 @@ def _sparse(
                     f"up to budget {most}; "
                     f"give {min(most, vocab)} of them"
                 )
+            # The chain of best candidates goes on where no tree does.
+            counts[:rounds] = np.maximum(counts[:rounds], exists[:, :, 0])
         else:
             counts[:rounds] = exists.sum(-1)
         kept = np.arange(width) < counts[:rounds, :, None]
@@ -1085,7 +1087,7 @@ class _Shard:
         self._refuse(base, np.diff(value_edges) != totals, "logprobs are not as many as counts say")
         self._refuse(
             base,
-            totals > self.meta["max_budget"],
+            totals > self.meta["max_budget"] + horizon,
             f"more candidates than a budget of {self.meta['max_budget']} can use",
         )
         values = half.astype(np.float32)

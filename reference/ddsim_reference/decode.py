@@ -656,7 +656,7 @@ class _Run:
         """Marginals pruned as in a trace, then corrected: rows, offsets, ids."""
         assert self.calibration is not None
         logprobs, ids = self.engine.drafted()
-        kept = kept_pairs(logprobs, self.most, check=False)
+        kept = np.maximum(kept_pairs(logprobs, self.most, check=False), logprobs[:, :, 0] > -np.inf)
         inside = np.arange(logprobs.shape[2]) < kept[:, :, None]
         offsets = np.concatenate([[0], np.cumsum(kept.reshape(-1), dtype=np.int64)])
         rows = self.calibration.apply_rows(logprobs[inside], offsets)
