@@ -103,8 +103,8 @@ PlotOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
-def _out_option(what: str, *names: str) -> Any:
-    return typer.Option(*(names or ("--out", "-o")), metavar="FILE", help=f"{what}; - for standard output.")
+def _out_option(what: str) -> Any:
+    return typer.Option("--out", "-o", metavar="FILE", help=f"{what}; - for standard output.")
 
 
 def _version(wanted: bool) -> None:
@@ -122,9 +122,7 @@ def _app(
         bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
     ] = False,
 ) -> None:
-    if version:
-        print(f"ddsim {__version__}")
-        raise typer.Exit()
+    """Options of the program itself; ``main`` sees to ``--debug``."""
 
 
 class _Failed(Exception):
