@@ -47,9 +47,8 @@ class Scratch(NamedTuple):
     levels: Any  # int64 [horizon + 2]: the first listed node of each depth; what lies behind the last level
     sorted_values: Any  # float64 [room]: path log-probabilities, best first
     order: Any  # uint32 [room]: which listed node stands where in best-first order
-    bucket_of: Any  # uint32 [room]
-    bucket_ends: Any  # uint32 [2 * room + 1]
-    spare: Any  # uint32 [room]
+    bucket_of: Any  # uint32 [room], free for other use once nodes are ordered
+    bucket_ends: Any  # uint32 [2 * room + 1], likewise
 
 
 @njit(cache=True, nogil=True)
@@ -67,7 +66,6 @@ def make_scratch(horizon, most):
         np.empty(room, np.uint32),
         np.empty(room, np.uint32),
         np.empty(2 * room + 1, np.uint32),
-        np.empty(room, np.uint32),
     )
 
 
@@ -323,7 +321,7 @@ def order_nodes(s, n, low):
         last = ordered[i]
         moves += i - j
         if moves > np.uint64(PATIENCE * n):
-            merge_sort(values, codes, order, s.spare, n - 1)
+            merge_sort(values, codes, order, bucket_of, n - 1)
             for k in range(n - 1):
                 ordered[k] = values[order[k]]
             return
@@ -360,8 +358,8 @@ def heap_nodes(s, depth, most):
     starts = s.starts
     values = s.values
     codes = s.codes
-    depths = s.spare
-    heap = s.bucket_of
+    depths = s.bucket_of
+    heap = s.bucket_ends
     values[0] = 0.0
     codes[0] = 0
     depths[0] = 0
@@ -447,7 +445,7 @@ def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks
     """Fill gains [P, N], ranks [P, horizon] and chain [P] for positions first..last-1."""
     most = gains.shape[1]
     s = make_scratch(horizon, most)
-    place = s.spare
+    place = s.bucket_of
     for p in range(first, last):
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
         ours = gains[p]
@@ -497,7 +495,7 @@ def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values)
         return 0
     s = make_scratch(horizon, most)
     n = first_nodes(logprobs, offsets, 0, horizon, most, s)[1]
-    place = s.spare
+    place = s.bucket_of
     place[0] = 0
     for i in range(n):
         node = s.order[i]
@@ -515,8 +513,8 @@ def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values)
 def kept_pairs(logprobs, offsets, horizon, most, first, last, kept):
     """Fill kept [P, horizon]: candidates of each row that trees of ``most`` nodes use, for positions first..last-1."""
     s = make_scratch(horizon, most)
-    place = s.spare
-    on_chain = s.bucket_of
+    place = s.bucket_of
+    on_chain = s.bucket_ends
     for p in range(first, last):
         kept[p, :] = 0
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
