@@ -440,20 +440,22 @@ def test_replay_from_two_threads_and_after_a_fork(trace: Trace) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """1.2 GB of gains in under 1 GiB."""
     made_trace(0, prompts=500, length=600, workloads=(("a", 0.0),), horizon=8, candidates=16, max_budget=1024).save(
         tmp_path / "t"
     )
     code = f"""
-        import resource, sys, warnings
+        import sys, warnings
         sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
         warnings.simplefilter("ignore")
         from tests.test_replay import COST, open_trace, plan, replay
         trace = open_trace({str(tmp_path / "t")!r})
         replay(trace, COST)
         plan(trace, COST)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        # not getrusage, which counts the process that this one was forked from
+        print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -461,7 +463,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert sum(path.stat().st_size for path in files(tmp_path / "t")) > 1.2e9
-    assert int(done.stdout) < 1 << 30
+    assert int(done.stdout) < 1 << 20  # KiB
 
 
 # --------------------------------------------------------------------------------------------------------------------
