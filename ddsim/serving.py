@@ -254,12 +254,13 @@ def simulate(
 ) -> ServingResult:
     """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
 
-    Exact for the recorded tokens, whatever the policy; figures are taken over SHUFFLES orders of the queue. All slots are always taken: the simulation ends when all of the
-    ``requests`` first requests are finished, and until then slots that become free go on with the queue from its start. A round of
-    B requests with n nodes in all takes draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
+    Exact for the recorded tokens, whatever the policy; figures are taken over SHUFFLES orders of the queue. All slots start together
+    and are always taken: the simulation ends when the first ``requests`` requests are finished, and until then slots that become
+    free go on with the queue from its start. A round of B requests with n nodes in all takes
+    draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
 
     Rules decide about the whole batch as a forest; `Share` and `Uniform` carry them over in other ways. What has to be solved
-    (`LongRun`'s price, `BestFixed`'s width) is solved anew for every batch size.
+    (`LongRun`'s price, `BestFixed`'s width) is solved on this trace, anew for every batch size.
 
     Parameters
     ----------
@@ -290,7 +291,7 @@ def simulate(
     Raises
     ------
     DdsimError
-        A policy that works on single requests only, too few positions, bad options.
+        A policy that works on single requests only, nothing to decode, bad options.
 
     Examples
     --------
