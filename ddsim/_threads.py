@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numba
 import numpy as np
+from numba.np.ufunc import parallel
 
 
 def split(work: Callable[[int, int], None], items: int, smallest: int) -> None:
@@ -16,7 +17,9 @@ def split(work: Callable[[int, int], None], items: int, smallest: int) -> None:
     ``work`` calls a Numba kernel that releases the interpreter lock. Threads of our own, not Numba's (``prange``): those end the
     process when two callers meet in a kernel, or after a fork.
     """
-    threads = min(numba.get_num_threads(), items // smallest + 1)
+    # Asking Numba starts its OpenMP threads, which resets PyTorch's number of threads: only if that has happened anyway.
+    count = numba.get_num_threads() if parallel._is_initialized else numba.config.NUMBA_NUM_THREADS
+    threads = min(count, items // smallest + 1)
     if threads <= 1:
         work(0, items)
         return
