@@ -754,14 +754,72 @@ def solve_walk_price(
                 continue
             part = cost_rows(costs, slice(low, low + len(block)))
 
-            def choose(gains: NDArray[np.float32], table: Costs, rule: Rule = rule, price: float = price) -> Ints:
-                return round_budgets(gains, table, rule, price, calibration=calibration)
-
-            spent += float(walk(block, part, lockstep(block, part, choose)).seconds[inside].sum())
+            if calibration is not None:
+                block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]
+            spent += float(walk(block, part, rule_actions(block, part, rule, price)).seconds[inside].sum())
         iterations += 1
         if iterations == 12 or abs(tokens / spent - price) <= 1e-4 * price:
             return PriceSolution(tokens / spent, tokens, spent, iterations)
         rule, price = "price", tokens / spent
+
+
+@njit(cache=True, nogil=True)
+def _rule_walk(  # type: ignore[no-untyped-def]
+    gains, ranks, nodes, chain, starts, seconds, ar_seconds, row, ahead, rule, state, memory, first, last, actions
+):
+    width = min(gains.shape[1], seconds.shape[1] - 1)
+    price = state[0] / state[1]
+    for s in range(first, last):
+        p = starts[s]
+        end = starts[s + 1] - 1
+        while p < end:
+            u = row[p]
+            actions[p] = _choose(gains[p, :width], seconds[u], ahead[u], rule, price, 1.0)[0]
+            _, a, cost = _round(ranks, nodes, chain, seconds, ar_seconds, row, p, actions[p])
+            if memory > 0:
+                track(state, memory, min(a + 1, end - p), cost)
+                price = state[0] / state[1]
+            p += a + 1
+
+
+@njit(cache=True, nogil=True)
+def track(state, memory, tokens, seconds):  # type: ignore[no-untyped-def]
+    """Add a round to the state of an online price, float64 [3]: tokens, seconds and rounds so far (see `ddsim.policy.LongRun`)."""
+    keep = 1.0 if state[2] <= memory else 1.0 - 1.0 / memory
+    state[0] = keep * state[0] + tokens
+    state[1] = keep * state[1] + seconds
+    state[2] += 1
+
+
+def rule_actions(block: Positions, costs: Costs, rule: Rule, price: float = 0.0) -> Ints:
+    """`lockstep` for one of the rules, int32 [P], all in a kernel."""
+    actions = np.zeros(len(block), np.int32)
+    state = np.array([price, 1.0, 0.0])
+    arguments = (*_walked(block, costs), _slopes_ahead(costs.seconds), RULES[rule], state, 0.0)
+    split(lambda first, last: _rule_walk(*arguments, first, last, actions), block.sequences, 64)
+    return actions
+
+
+def online_actions(block: Positions, costs: Costs, state: Floats, memory: float) -> Ints:
+    """Actions int32 [P] at a price that is tracked from round to round, sequences in order; ``state`` is updated."""
+    actions = np.zeros(len(block), np.int32)
+    arguments = (*_walked(block, costs), _slopes_ahead(costs.seconds), PRICE, state, memory)
+    _rule_walk(*arguments, 0, block.sequences, actions)
+    return actions
+
+
+def _walked(block: Positions, costs: Costs) -> tuple[Any, ...]:
+    """What kernels that walk a block take first."""
+    return (
+        block.gains,
+        block.ranks,
+        block.nodes,
+        block.chain,
+        block.starts,
+        costs.seconds,
+        costs.ar_seconds,
+        costs.row,
+    )
 
 
 @njit(cache=True, nogil=True)

@@ -217,6 +217,11 @@ class _Rule(Policy):
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
         return _budget.forest_budgets(gains, seconds, self.rule, self._price, calibration=self.calibration)
 
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        if self.calibration is not None:
+            return super().actions(block, costs)
+        return _budget.rule_actions(block, costs, self.rule, self._price)
+
 
 class CaDDTree(_Rule):
     """Grow the tree while expected tokens per second of this round, (1 + Φ*(n)) / C(n), improve (arXiv 2606.01813)."""
@@ -289,8 +294,7 @@ class LongRun(_Rule):
         self._forget()
 
     def _forget(self) -> None:
-        self._steps = 0
-        self._tokens = self._seconds = 0.0
+        self._state = np.zeros(3)  # tokens, seconds and rounds so far
 
     @property
     def online(self) -> bool:  # type: ignore[override]
@@ -300,7 +304,8 @@ class LongRun(_Rule):
     def _price(self) -> float:
         if self.price is not None:
             return self.price
-        return self._tokens / self._seconds if self._steps else 0.0
+        tokens, seconds, rounds = self._state.tolist()
+        return tokens / seconds if rounds else 0.0
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
         ready = copy.copy(self)
@@ -312,13 +317,13 @@ class LongRun(_Rule):
         return ready
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
-        if self.online and not self._steps:
+        if self.online and not self._state[2]:
             best = _budget.round_budgets(gains, costs, "exhaustive", calibration=self.calibration)
             self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
         return super().choose(gains, costs)
 
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        if self.online and not self._steps:
+        if self.online and not self._state[2]:
             best = _budget.forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
             self._start(gains, best, float(seconds[best.sum()]))
         return super().choose_joint(gains, seconds)
@@ -326,17 +331,22 @@ class LongRun(_Rule):
     def _start(self, gains: Gains, budgets: Ints, seconds: float) -> None:
         mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
         kept = np.arange(gains.shape[1]) < budgets[:, None]
-        self._tokens = PRIOR * (len(gains) + float(mapped[kept].sum(dtype=np.float64)))
-        self._seconds = PRIOR * seconds
-        self._steps = 1
+        tokens = len(gains) + float(mapped[kept].sum(dtype=np.float64))
+        self._state[:] = PRIOR * tokens, PRIOR * seconds, 1
 
     def observe(self, tokens: float, seconds: float) -> None:
-        if self.price is not None or not self._steps:
-            return
-        keep = 1.0 if self._steps <= self.memory else 1.0 - 1.0 / self.memory
-        self._tokens = keep * self._tokens + tokens
-        self._seconds = keep * self._seconds + seconds
-        self._steps += 1
+        if self.online and self._state[2]:
+            _budget.track(self._state, self.memory, float(tokens), float(seconds))
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        if not self.online or self.calibration is not None:
+            return super().actions(block, costs)
+        roots = block.roots()
+        if not len(roots):
+            return np.zeros(len(block), np.int32)
+        here = slice(roots[0], roots[0] + 1)
+        self.choose(block.gains[here], _budget.cost_rows(costs, here))  # starts the price
+        return _budget.online_actions(block, costs, self._state, self.memory)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "price": self.price, "solved": self.solves, "memory": self.memory}

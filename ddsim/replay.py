@@ -342,6 +342,17 @@ def replay(
     ------
     DdsimError
         A budget above what trace or cost model answer, two policies of one name, an empty trace.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001)
+    >>> replay(trace, cost, ["AR", "DDTree:6", "Hindsight"]).table()[["policy", "rounds", "acceptance_length"]]
+          policy  rounds  acceptance_length
+    0         AR       3                1.0
+    1  DDTree(6)       1                3.0
+    2  Hindsight       1                3.0
     """
     positions = positions_of(trace)
     if not positions.tokens.sum():
@@ -409,6 +420,14 @@ def replay_rounds(trace: Trace, cost: CostModel, policy: Policy | str) -> pd.Dat
     """Every round of one policy: sequence, workload, prompt_id, temperature, position, budget, accepted, seconds.
 
     ``position`` is that of the round's root; ``accepted`` counts drafted tokens. A chain's budget is its length.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> rounds = replay_rounds(trace, CostModel.from_table([1, 8], [0.010, 0.012]), "DDTree:1")
+    >>> rounds[["position", "budget", "accepted"]].values.tolist()
+    [[0, 1, 1], [2, 1, 0]]
     """
     positions = positions_of(trace)
     costs = priced(positions, cost)
@@ -522,6 +541,19 @@ def plan(
     Returns
     -------
     Plan
+
+    Raises
+    ------
+    DdsimError
+        As `replay`.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> advice = plan(trace, CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001))
+    >>> advice.best_budget, advice.policy  # the chain of two nodes is as good
+    (2, <DFlash>)
     """
     adaptive: list[Policy] = [CaDDTree(), RoundRatio(), LongRun()]
     policies = [Autoregressive(), DFlash(), BestFixed(), *adaptive, Hindsight()]

@@ -173,9 +173,34 @@ def lockstep_asks_at_the_positions_of_a_walk(rng: np.random.Generator) -> None:
         return B.round_budgets(gains, costs, rule, price)
 
     actions = B.lockstep(positions, table, choose)
+    assert np.array_equal(B.rule_actions(positions, table, rule, price), actions)
     everywhere = B.round_budgets(positions.gains, table, rule, price)
     visited = B.walk(positions, table, everywhere).accepted >= 0
     assert np.array_equal(actions, np.where(visited, everywhere, 0)) and sum(asked) == visited.sum()
+
+
+@check
+def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng)
+    state = np.array([rng.integers(1, 99), rng.integers(1, 99), 1.0])
+    memory = float(rng.choice([2.0, 4.0, np.inf]))
+    tokens, seconds, rounds = state.tolist()
+    expected = np.zeros(len(positions), np.int32)
+    for start, stop in pairwise(positions.starts.tolist()):
+        p = start
+        while p < stop - 1:
+            n = naive.choose(positions.gains[p], table.seconds[table.row[p]], "price", tokens / seconds)
+            _, accepted, spent = naive.round_at(positions, table, p, n)
+            keep = 1.0 if rounds <= memory else 1 - 1 / memory
+            tokens, seconds, rounds = (
+                keep * tokens + min(accepted + 1, stop - 1 - p),
+                keep * seconds + spent,
+                rounds + 1,
+            )
+            expected[p] = n
+            p += accepted + 1
+    assert np.array_equal(B.online_actions(positions, table, state, memory), expected)
+    assert state == pytest.approx(np.array([tokens, seconds, rounds]))
 
 
 @check
