@@ -258,12 +258,16 @@ def load_target(
 
 
 def _tokenizer(folder: Path) -> Any:
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        return None  # a checkpoint without a tokenizer still decodes token ids
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(str(folder))
-    except Exception:  # a checkpoint without a tokenizer still decodes token ids
-        return None
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DdsimError(f"{folder}: its tokenizer can't be read ({reason})") from error
 
 
 def checkpoint_folder(name: str) -> Path:

@@ -260,7 +260,7 @@ def decode_prompts(
     largest = max(largest, 0 if shape is None else shape.horizon)
     engine = Engine(
         config, weights, shape, drafter_weights, max_context=max(map(len, ids)) + max_new_tokens,
-        max_tokens=largest + batch if rule.adaptive else (largest + 1) * batch, batch=batch, candidates=max(largest, 1),
+        max_tokens=largest + batch if rule.adaptive else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
     )  # fmt: skip
     run = _Run(
         engine, ids, rule, cost, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
