@@ -11,7 +11,9 @@ and ranks do too.
 *Temperature*: row d becomes p_k^(1/t_d) / Z. A trace keeps only the top of a row; the mass m that is missing
 is taken to consist of candidates as likely as the last one kept (probability q), so Z = sum_k p_k^(1/t) + m
 q^(1/t - 1). It follows that a decoder must prune its rows with `ddsim.tree.kept_pairs` first: given the same
-rows, replay and decoder compute the same numbers.
+rows, replay and decoder compute the same numbers. The temperature of depth d is the likeliest one over the rows
+whose first d - 1 true tokens are in the tree of ``max_budget`` nodes: elsewhere no node of that depth can be accepted,
+and there drafters are at their worst, so judging all rows would flatten what matters.
 
 Positions within the horizon of a sequence's end are left out: nothing tells whether nodes beyond it would be
 accepted.
@@ -547,7 +549,9 @@ def _losses(trace: Trace, fold: NDArray[np.int64], count: int) -> NDArray[np.flo
     for block in trace.blocks():
         use, truth, where = _uncensored(block), _truth(block), fold[block.sequence]
         sizes = np.diff(block.offsets).reshape(truth.shape)
+        _, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, truth, block.horizon, trace.max_budget)
         judged = use[:, None] & (sizes > 0)
+        judged[:, 1:] &= ranks[:, :-1] <= trace.max_budget  # the true path before the row is in the tree
         full = np.flatnonzero(sizes.ravel() > 0)
         place = np.where(truth >= 0, block.offsets[:-1].reshape(truth.shape) + truth, 0)
         np.add.at(total[:, 0], where, judged)

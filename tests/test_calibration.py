@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddsim.calibration import (
     Calibration,
     _fitter,
+    _losses,
     _statistics,
     cross_calibrate,
     fit_calibration,
@@ -159,3 +160,16 @@ def test_cross_calibrated_reliability(trace: Trace, kind: str) -> None:
     before = reliability(trace).by_budget["ratio"]
     after = reliability(trace, cross_calibrate(trace, kind)).by_budget["ratio"]
     assert (after - 1).abs().mean() < (before - 1).abs().mean() / 3
+
+
+def test_rows_count_where_the_true_path_before_them_is_in_the_tree() -> None:
+    rng = np.random.default_rng(0)
+    length, vocab = 300, 6
+    rows = np.log([[0.6, 0.39, 0.004, 0.003, 0.002, 0.001], [0.7, 0.2, 0.05, 0.03, 0.01, 0.01]])
+    tokens = rng.integers(0, vocab, length)
+    shape = (length, 2, vocab)
+    trace = Trace.from_arrays(
+        tokens, np.broadcast_to(np.arange(vocab), shape), np.broadcast_to(rows, shape), max_budget=4
+    )  # whose four nodes are (0), (0, 0), (1) and (1, 0)
+    counted = _losses(trace, np.zeros(1, np.int64), 1)[0, 0]
+    assert counted.tolist() == [length - 2, int((tokens[1:-1] < 2).sum())]
