@@ -328,7 +328,7 @@ def replay(
         Default: `default_policies`.
     calibration : Calibration or CrossCalibration, optional
         Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated". For a fair comparison
-        it must have been fitted on other prompts: `ddsim.cross_calibrate` sees to it.
+        it must have been fitted on other prompts: `ddsim.cross_calibrate` sees to it. Hindsight stays that of the raw trees.
     bootstrap : int
         Resamples of the prompts for the 95 % intervals.
     seed : int
@@ -361,15 +361,9 @@ def replay(
     most = measured_budget(cost, positions.max_budget)
     if policies is None:
         policies = default_policies(most)
-    chosen = [parse_policy(policy) if isinstance(policy, str) else policy for policy in policies]
-    for policy in chosen:
-        if isinstance(policy, DDTree):
-            trace.check_budget(policy.budget)
-            if policy.budget > most:
-                raise DdsimError(
-                    f"{policy.name} verifies {policy.budget + 1} tokens, but costs were measured up to "
-                    f"{cost.range.tokens[1]:g}; choose a budget of at most {most} or profile further"
-                )
+    chosen = [_ready(policy, trace, cost) for policy in policies]
+    if not chosen:
+        raise DdsimError("no policies to replay")
     names = [policy.name for policy in chosen]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -409,6 +403,22 @@ def replay(
     )
 
 
+def _ready(policy: Policy | str, trace: Trace, cost: CostModel) -> Policy:
+    """The policy, if trace and costs can answer for it."""
+    policy = parse_policy(policy) if isinstance(policy, str) else policy
+    if not isinstance(policy, Policy):
+        raise DdsimError(f"policies: expected a Policy or its name, got {type(policy).__name__}")
+    if isinstance(policy, DDTree):
+        trace.check_budget(policy.budget)
+        most = measured_budget(cost, trace.max_budget)
+        if policy.budget > most:
+            raise DdsimError(
+                f"{policy.name} verifies {policy.budget + 1} tokens, but costs were measured up to "
+                f"{cost.range.tokens[1]:g}; choose a budget of at most {most} or profile further"
+            )
+    return policy
+
+
 def _depends(policy: Policy, calibration: Calibration | CrossCalibration) -> bool:
     """Whether a calibration can change what a policy does."""
     if policy.adaptive:
@@ -431,7 +441,7 @@ def replay_rounds(trace: Trace, cost: CostModel, policy: Policy | str) -> pd.Dat
     """
     positions = positions_of(trace)
     costs = priced(positions, cost)
-    ready = (parse_policy(policy) if isinstance(policy, str) else policy).prepare(positions, costs)
+    ready = _ready(policy, trace, cost).prepare(positions, costs)
     parts = []
     for low, first, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))

@@ -233,6 +233,8 @@ def test_refusals(trace: Trace) -> None:
         (short, ["DDTree:64"], "at most 32"),
         (COST, ["DDTree:8", "DDTree(8)"], "two policies"),
         (COST, ["Best"], "known: AR"),
+        (COST, [], "no policies"),
+        (COST, [64], "expected a Policy"),
         ({"seconds": 1}, ["AR"], "cost model"),
         (CostModel.from_table([1, 4], [0.01, 0.02]), ["AR"], "profile further"),
     ):
@@ -240,6 +242,8 @@ def test_refusals(trace: Trace) -> None:
             warnings.simplefilter("ignore")
             replay(trace, cost, policies)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
+    with pytest.raises(DdsimError, match="up to 64"):
+        replay_rounds(trace, COST, "DDTree:65")
     with pytest.raises(DdsimError, match="no round"):
         replay(made_trace(0, prompts=1, length=1), COST)
     with pytest.raises(DdsimError, match="bootstrap"):
