@@ -54,8 +54,8 @@ class Reliability:
     """
 
     by_depth: pd.DataFrame
-    """depth, count, predicted and realised probability that the best candidate is the true token, low,
-    high."""
+    """depth, count, predicted and realised probability that the best candidate is the true token, low, high; rows
+    whose true path so far is in the tree of ``max_budget`` nodes."""
     by_probability: pd.DataFrame
     """bin edges of path probability (above, upto), count of nodes, predicted, realised, low, high."""
     by_budget: pd.DataFrame
@@ -402,6 +402,7 @@ def reliability(trace: Trace, calibration: Calibration | CrossCalibration | None
         gains, ranks, _ = gains_and_ranks(logprobs, block.offsets, truth, horizon, most)
         sizes = np.diff(block.offsets).reshape(-1, horizon)
         has = (sizes > 0) & use[:, None]
+        has[:, 1:] &= ranks[:, :-1] <= most
         best = np.zeros(sizes.shape)
         best[has] = np.exp(logprobs[block.offsets[:-1].reshape(-1, horizon)[has]].astype(np.float64))
         depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
