@@ -866,7 +866,7 @@ def reliability_by_probability(
 def reliability_by_depth(before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None) -> Axes:
     """How likely the best candidate of each depth was said to be, and how often it was the true token.
 
-    Only positions whose trees reach the depth count there; depths that fewer than 20 reach are left out.
+    Rows count whose true path so far is in the tree; depths with fewer than 20 such rows are left out.
 
     Parameters
     ----------
