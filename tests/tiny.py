@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ddsim_reference.checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from ddsim_reference.checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes, target_shapes
 from ddsim_reference.engine import Engine
 
 
@@ -61,38 +61,12 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> Weights:
     return weights
 
 
-def target_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a target, by Hugging Face name, with its shape."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for i in range(config.num_layers):
-        layer: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (hidden,),
-            "post_attention_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (queries, hidden),
-            "self_attn.k_proj.weight": (keys, hidden),
-            "self_attn.v_proj.weight": (keys, hidden),
-            "self_attn.o_proj.weight": (hidden, queries),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        if config.qk_norm:
-            layer |= {"self_attn.q_norm.weight": (dim,), "self_attn.k_norm.weight": (dim,)}
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
-
-
 def target(arch: str = "qwen3", seed: int = 0, **changes: Any) -> tuple[ModelConfig, Weights]:
     """A target with random weights."""
     config = target_config(arch, **changes)
-    weights = random_weights(target_shapes(config), seed)
+    shapes = target_shapes(config)
+    head = shapes.pop("lm_head.weight")
+    weights = random_weights(shapes if config.tie_word_embeddings else shapes | {"lm_head.weight": head}, seed)
     # Unit rows times a small scale keep next-token distributions neither flat nor certain.
     weights["model.embed_tokens.weight"] *= 1.5 if config.tie_word_embeddings else 4.0
     if config.tie_word_embeddings:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +80,14 @@ class DrafterConfig:
     def horizon(self) -> int:
         """Positions drafted in one pass: the block without its root."""
         return self.block_size - 1
+
+
+def number_type(name: str) -> torch.dtype:
+    """The type of weights and caches, by name."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise DdsimError(f"dtype {name!r}: unknown; use {' or '.join(known)}")
+    return known[name]
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -200,8 +210,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str, with_tokenizer: bool
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name) if with_tokenizer else None
+        with redirect_stderr(io.StringIO()):  # progress bars
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name) if with_tokenizer else None
     except ImportError as error:
         raise DdsimError(f"{path}: reading GGUF needs the package gguf; pip install gguf") from error
     except Exception as error:
@@ -249,11 +260,7 @@ def load_target(
         tokenizer = _tokenizer(folder) if with_tokenizer else None
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    missing = [
-        key for key in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight") if key not in weights
-    ]
-    if missing:
-        raise DdsimError(f"{name}: tensor {missing[0]!r} is missing")
+    check_shapes(name, weights, target_shapes(config))
     return config, weights, tokenizer
 
 
@@ -337,14 +344,46 @@ def load_drafter(
     shapes = drafter_shapes(drafter)
     check_room(name, sum(math.prod(shape) for shape in shapes.values()), dtype, device)
     weights = _load_safetensors(folder, dtype, device)
+    check_shapes(name, weights, shapes)
+    return drafter, weights
+
+
+def check_shapes(name: str, weights: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse a checkpoint that lacks a tensor or has one of another shape."""
     for key, shape in shapes.items():
         if key not in weights:
-            raise DdsimError(f"{folder}: tensor {key!r} is missing")
+            raise DdsimError(f"{name}: tensor {key!r} is missing")
         if tuple(weights[key].shape) != shape:
             raise DdsimError(
-                f"{folder}: tensor {key!r} has shape {tuple(weights[key].shape)}, config.json implies {shape}"
+                f"{name}: tensor {key!r} has shape {tuple(weights[key].shape)}, config.json implies {shape}"
             )
-    return drafter, weights
+
+
+def target_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a target, by Hugging Face name, with its shape."""
+    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden),
+        "lm_head.weight": (config.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for i in range(config.num_layers):
+        layer: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (hidden,),
+            "post_attention_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (queries, hidden),
+            "self_attn.k_proj.weight": (keys, hidden),
+            "self_attn.v_proj.weight": (keys, hidden),
+            "self_attn.o_proj.weight": (hidden, queries),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+        if config.qk_norm:
+            layer |= {"self_attn.q_norm.weight": (dim,), "self_attn.k_norm.weight": (dim,)}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes
 
 
 def target_layer_ids(num_target_layers: int, num_draft_layers: int) -> list[int]:

@@ -26,7 +26,7 @@ from ddsim.errors import DdsimError
 from ddsim.policy import Policy, parse_policy
 from ddsim.tree import kept_pairs
 
-from .checkpoint import check_device, load_drafter, load_target
+from .checkpoint import check_device, load_drafter, load_target, number_type
 from .engine import Bucket, Engine, check_pair
 from .sampling import choose, uniforms
 from .workloads import Prompt, encode, load_prompts
@@ -247,13 +247,10 @@ def decode_prompts(
     cost = None if profile is None else open_cost(profile)
     correction = None if calibration is None else Calibration.load(calibration)
     kind = ("bfloat16" if check_device(device).type == "cuda" else "float32") if dtype is None else dtype
-    number_type = getattr(torch, kind, None)
-    if not isinstance(number_type, torch.dtype):
-        raise DdsimError(f"dtype {kind!r}: unknown; use float32 or bfloat16")
-    config, weights, tokenizer = load_target(target, dtype=number_type, device=device)
+    config, weights, tokenizer = load_target(target, dtype=number_type(kind), device=device)
     shape, drafter_weights = None, None
     if drafter is not None and rule.drafts:
-        shape, drafter_weights = load_drafter(drafter, dtype=number_type, device=device)
+        shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device)
         check_pair(config, shape, drafter)
     ids = [encode(tokenizer, prompt) for prompt in chosen]
     largest = max_budget if rule.adaptive else getattr(rule, "budget", None) or 0

@@ -17,7 +17,7 @@ from ddsim.errors import DdsimError
 from ddsim.trace import TraceWriter
 
 from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights, checkpoint_folder, load_drafter, load_target
+from .checkpoint import DrafterConfig, ModelConfig, Weights, checkpoint_folder, load_drafter, load_target, number_type
 from .engine import check_pair
 from .lockstep import Lockstep, head_logits
 from .sampling import choose, top_candidates, uniforms
@@ -222,9 +222,7 @@ def record(
         raise DdsimError(f"max_new_tokens {max_new_tokens}: a trace needs answers of at least 2 tokens")
     if temperature < 0:
         raise DdsimError(f"temperature {temperature}: must be 0 or more")
-    torch_dtype = getattr(torch, dtype, None)
-    if not isinstance(torch_dtype, torch.dtype):
-        raise DdsimError(f"dtype {dtype!r}: unknown; use float32 or bfloat16")
+    torch_dtype = number_type(dtype)
     chosen: list[Prompt] = []
     for name in prompts:
         chosen += load_prompts(name)[:limit]
