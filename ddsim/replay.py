@@ -125,6 +125,7 @@ class ReplayResult:
     ----------
     outcomes : dict, policy name -> Outcome
     tokens : int64 [S], tokens that the rounds of each sequence commit
+    workload : [S] names; workloads : list of those with a round
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class ReplayResult:
         self.outcomes = outcomes
         self.tokens = positions.tokens
         self.workload = np.array(positions.workload, object)
+        self.workloads = [w for w in dict.fromkeys(positions.workload) if self.tokens[self.workload == w].any()]
         self._ar, self._hindsight = ar, hindsight
         self.provenance = provenance
         self._draws = _Bootstrap(positions, bootstrap, seed)
@@ -163,7 +165,7 @@ class ReplayResult:
         if by not in (None, "workload"):
             raise DdsimError(f"table: can be split by 'workload' only, not {by!r}")
         rows: list[dict[str, Any]] = []
-        for workload in [None] if by is None else list(dict.fromkeys(self.workload.tolist())):
+        for workload in [None] if by is None else self.workloads:
             label = {} if by is None else {by: workload}
             rows += [label | row for row in self._rows(self._counted(workload))]
         return pd.DataFrame(rows)
@@ -171,7 +173,7 @@ class ReplayResult:
     def _counted(self, workload: str | None) -> NDArray[np.bool_]:
         counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
         if not counted.any():
-            raise DdsimError(f"no workload {workload!r}; there are {', '.join(dict.fromkeys(self.workload.tolist()))}")
+            raise DdsimError(f"no workload {workload!r}; there are {', '.join(self.workloads)}")
         return counted
 
     def _rows(self, counted: NDArray[np.bool_]) -> list[dict[str, Any]]:
@@ -637,7 +639,7 @@ def _fixed_curve(result: ReplayResult, spent: Floats, rounds: NDArray[Any], coun
 def _workloads(result: ReplayResult, spent: Floats, best: int, choice: str) -> pd.DataFrame:
     """For each workload its own best fixed budget, what the pooled one loses there, and what the choice gains over its own."""
     rows = []
-    for workload in dict.fromkeys(result.workload.tolist()):
+    for workload in result.workloads:
         counted = result.workload == workload
         seconds = spent[counted].sum(axis=0)
         own, flat = _flat_range(seconds)
@@ -705,7 +707,7 @@ def _notes(result: ReplayResult, positions: Positions, last: int, best: int, spe
         notes.append(f"Costs were measured up to {last + 1} tokens; budgets above {last} nodes were not judged.")
     if best == last:
         notes.append(f"The best budget, {best}, is the largest that could be judged; a larger one may be faster still.")
-    for workload in dict.fromkeys(result.workload.tolist()):
+    for workload in result.workloads:
         seconds = spent[result.workload == workload].sum(axis=0)
         loss = 1 - seconds.min() / seconds[best]
         if loss > 0.01:

@@ -198,6 +198,24 @@ def test_one_prompt_has_no_interval() -> None:
     json.dumps(advice.to_json(), allow_nan=False)
 
 
+def test_a_workload_without_rounds_has_no_row() -> None:
+    parts = [
+        made_trace(s, workloads=((w, 1.0),), prompts=2, length=n) for s, (w, n) in enumerate((("a", 20), ("b", 1)))
+    ]
+    blocks = [next(part.blocks()) for part in parts]
+    trace = Trace.from_arrays(
+        [b.tokens[i:j] for b in blocks for i, j in pairwise(b.starts)],
+        [np.zeros((j - i, 6, 1), int) for b in blocks for i, j in pairwise(b.starts)],
+        [np.full((j - i, 6, 1), -0.5) for b in blocks for i, j in pairwise(b.starts)],
+        workload=["a", "a", "b", "b"],
+        max_budget=6,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        advice = plan(trace, COST)
+    assert advice.by_workload["workload"].tolist() == ["a"] and set(advice.table("workload")["workload"]) == {"a"}
+
+
 def test_seeds(trace: Trace) -> None:
     tables = [replay(trace, COST, ["DDTree:8"], seed=seed).table() for seed in (0, 0, 1)]
     assert tables[0].equals(tables[1]) and not tables[0].equals(tables[2])
