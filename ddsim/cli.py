@@ -245,8 +245,8 @@ def demo(
         cost = fit_cost(demo_profile())
     show.say(f"Recording: {_told(trace.meta['provenance'])}; {len(trace.sequences)} prompts, {len(trace):,} positions")
     show.say(f"Costs:     {_told(cost.provenance)}")
-    with console.progress("Replaying"):
-        answer = solve(trace, cost)
+    with console.progress("Replaying") as progress:
+        answer = solve(trace, cost, progress=progress)
         result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget)))
     _show_plan(show, answer, len(trace.workloads) > 1)
     _show_replay(show, result.table(), "What each policy would have done")
@@ -282,8 +282,10 @@ def plan(
 
     recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
     calibration = _calibration(recording, calibrate, seed)
-    with console.progress("Replaying"):
-        answer = solve(recording, cost, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    with console.progress("Replaying") as progress:
+        answer = solve(
+            recording, cost, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
+        )  # fmt: skip
     _show_plan(show, answer, len(recording.workloads) > 1)
     _show_replay(show, answer.table(), None)
     if plot is not None:
@@ -358,8 +360,10 @@ def replay(
     policies = None if policy is None else [parse_policy(name) for name in policy]
     recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
     calibration = _calibration(recording, calibrate, seed)
-    with console.progress("Replaying"):
-        result = run(recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    with console.progress("Replaying") as progress:
+        result = run(
+            recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
+        )  # fmt: skip
     if len(recording.workloads) > 1:
         for name, rows in result.table(by="workload").groupby("workload", sort=False):
             _show_replay(show, rows, str(name))
@@ -467,10 +471,10 @@ def serve(
     from ddsim.serving import simulate
 
     recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
-    with console.progress("Simulating"):
+    with console.progress("Simulating") as progress:
         result = simulate(
             recording, cost, policy or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
-            bootstrap=bootstrap, seed=seed,
+            bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     table = result.table()
     for size, rows in table.groupby("batch", sort=False):

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,11 +37,16 @@ MAPPED = 1 << 28
 _MARK = b"ddsim positions".ljust(64, b"\0")
 _PIECE = 1 << 24  # bytes per checksum
 
+Progress = Callable[[int, int], None]
 _Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
 
 
 def positions_of(
-    trace: Trace, *, calibration: Calibration | CrossCalibration | None = None, cache: bool = True
+    trace: Trace,
+    *,
+    calibration: Calibration | CrossCalibration | None = None,
+    cache: bool = True,
+    progress: Progress | None = None,
 ) -> Positions:
     """Gains and true-path ranks at all positions of a trace.
 
@@ -55,6 +60,8 @@ def positions_of(
         A temperature changes the rows, hence trees, gains and ranks; an isotonic map changes the gains only.
     cache : bool
         False: compute, and keep all in memory.
+    progress : callable, optional
+        Called with (positions done, positions in all) while they are computed.
 
     Returns
     -------
@@ -85,11 +92,11 @@ def positions_of(
             if found is not None:
                 return _positions(trace, found)
         for folder in folders:
-            made = _write(folder, name, key, layout, trace, calibration)
+            made = _write(folder, name, key, layout, trace, calibration, progress)
             if made is not None:
                 return _positions(trace, made)
     arrays = {field: np.zeros(shape, dtype) for field, (dtype, shape, _) in layout.items()}
-    for low, part in _computed(trace, calibration):
+    for low, part in _computed(trace, calibration, progress):
         for field, values in part.items():
             arrays[field][low : low + len(values)] = values
     return _positions(trace, arrays)
@@ -126,7 +133,7 @@ def _positions(trace: Trace, arrays: dict[str, Any]) -> Positions:
 
 
 def _computed(
-    trace: Trace, calibration: Calibration | CrossCalibration | None
+    trace: Trace, calibration: Calibration | CrossCalibration | None, progress: Progress | None
 ) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     """The arrays of one block after another, with the block's first position."""
     low = 0
@@ -149,6 +156,8 @@ def _computed(
             },
         )
         low += len(block)
+        if progress is not None:
+            progress(low, len(trace))
 
 
 def _chain_expected(block: TraceBlock, logprobs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -238,6 +247,7 @@ def _write(
     layout: _Layout,
     trace: Trace,
     calibration: Calibration | CrossCalibration | None,
+    progress: Progress | None,
 ) -> dict[str, Any] | None:
     """Compute into a cache file, which appears whole or not at all; None if the folder can't be written."""
     try:
@@ -250,7 +260,7 @@ def _write(
         with os.fdopen(handle, "wb") as file:
             file.write(_MARK)
             file.truncate(end)
-            _fill(file, layout, trace, calibration)
+            _fill(file, layout, _computed(trace, calibration, progress))
             file.flush()
             footer = {"key": key, "checksums": _checksums(path, end)}
             file.seek(end)
@@ -266,8 +276,8 @@ def _write(
     return _mapped(folder / name, layout)
 
 
-def _fill(file: BinaryIO, layout: _Layout, trace: Trace, calibration: Calibration | CrossCalibration | None) -> None:
-    for low, part in _computed(trace, calibration):
+def _fill(file: BinaryIO, layout: _Layout, parts: Iterator[tuple[int, dict[str, NDArray[Any]]]]) -> None:
+    for low, part in parts:
         for field, values in part.items():
             dtype, shape, at = layout[field]
             width = dtype.itemsize * (shape[1] if len(shape) == 2 else 1)

@@ -31,7 +31,7 @@ from ddsim.policy import (
     RoundRatio,
     parse_policy,
 )
-from ddsim.positions import positions_of
+from ddsim.positions import Progress, positions_of
 from ddsim.trace import Trace
 
 __all__ = ["Plan", "ReplayResult", "default_policies", "plan", "positions_of", "replay", "replay_rounds"]
@@ -318,6 +318,7 @@ def replay(
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> ReplayResult:
     """Replay policies over a trace, exactly: every round accepts what the recorded text says.
 
@@ -335,6 +336,8 @@ def replay(
         Resamples of the prompts for the 95 % intervals.
     seed : int
         Of the resamples.
+    progress : callable, optional
+        Called with (positions done, positions in all) where gains have to be computed.
 
     Returns
     -------
@@ -356,7 +359,7 @@ def replay(
     1  DDTree(6)       1                3.0
     2  Hindsight       1                3.0
     """
-    positions = positions_of(trace)
+    positions = positions_of(trace, progress=progress)
     if not positions.tokens.sum():
         raise DdsimError("trace: no sequence has two tokens, so there is no round to replay")
     costs = priced(positions, cost)
@@ -372,7 +375,7 @@ def replay(
         raise DdsimError(f"two policies are called {min(twice)!r}; give each a name of its own")
     outcomes = {p.name: _outcome(p.prepare(positions, costs), positions, costs) for p in chosen}
     if calibration is not None:
-        better = positions_of(trace, calibration=calibration)
+        better = positions_of(trace, calibration=calibration, progress=progress)
         for policy in chosen:
             if policy.calibration is None and _depends(policy, calibration):
                 again = _outcome(policy.prepare(better, costs), better, costs)
@@ -539,6 +542,7 @@ def plan(
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
     """Recommend a budget or an adaptive rule for what was recorded, at these costs.
 
@@ -548,7 +552,7 @@ def plan(
 
     Parameters
     ----------
-    trace, cost, calibration, bootstrap, seed : as in `replay`
+    trace, cost, calibration, bootstrap, seed, progress : as in `replay`
 
     Returns
     -------
@@ -569,7 +573,7 @@ def plan(
     """
     adaptive: list[Policy] = [CaDDTree(), RoundRatio(), LongRun()]
     policies = [Autoregressive(), DFlash(), BestFixed(), *adaptive, Hindsight()]
-    result = replay(trace, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed)
+    result = replay(trace, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress)
     positions = positions_of(trace)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # replay has said it

@@ -54,7 +54,7 @@ from ddsim.policy import (
     RoundRatio,
     parse_policy,
 )
-from ddsim.positions import positions_of
+from ddsim.positions import Progress, positions_of
 from ddsim.trace import Trace
 
 __all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
@@ -251,6 +251,7 @@ def simulate(
     calibration: Calibration | None = None,
     bootstrap: int = 100,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> ServingResult:
     """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
 
@@ -283,6 +284,8 @@ def simulate(
         (all sequences of a prompt together) and shuffled. Requests of a batch share its time, so repeating the simulation is what
         carries over to other prompts; reweighting one run isn't. Every policy sees the same queues. 0: no intervals.
     seed : int
+    progress : callable, optional
+        Called with (runs done, runs in all); a run is a policy at a batch size.
 
     Returns
     -------
@@ -334,6 +337,8 @@ def simulate(
             else:
                 width = min(decision.width, (table.seconds.shape[1] - 1) // size)
                 runs[key] = _run(dataclasses.replace(decision, width=width), positions, table, queues[size])
+            if progress is not None:
+                progress(len(runs), len(sizes) * len(asked))
     provenance = {
         "ddsim": ddsim.__version__,
         "trace": positions.fingerprint,
