@@ -61,7 +61,7 @@ def _complete(*values: str) -> Callable[[str], list[str]]:
 TraceArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="TRACE...", help="Trace folder, a folder of such folders, or a pattern; several make one trace."
+        metavar="TRACE", help="Trace folder, a folder of such folders, or a pattern; several make one trace."
     ),
 ]
 ProfileOption = Annotated[
@@ -96,7 +96,7 @@ CalibrateOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
-BootstrapOption = Annotated[int, typer.Option(min=0, help="Resamples behind the 95 % intervals.")]
+BootstrapOption = Annotated[int, typer.Option(min=1, help="Resamples behind the 95 % intervals.")]
 PlotOption = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="Draw the answer (.png, .svg, .pdf; - writes a PNG).")
 ]

@@ -87,7 +87,9 @@ class Out:
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for record in frame.to_dict("records"):
             table.add_row(*(_cell(record, column) for column in shown))
-        self.console.print(table)
+        # A narrower terminal breaks lines, which is better than figures cut short.
+        wide = self.console if self.console.width >= 80 else make_console(self._stream, 80)
+        wide.print(table)
 
     def stream(self, parts: Sequence[tuple[str, bool]], mark: bool = True) -> None:
         """Print text as it comes; with ``mark``, runs of flagged parts are green, or in brackets where there are no colours."""
@@ -118,11 +120,11 @@ def _cell(record: dict[Any, Any], column: Column) -> str:
     return column[2](value)
 
 
-def make_console(stream: TextIO) -> Console:
-    """A Rich console on a stream; 80 columns wide where the stream is no terminal and COLUMNS isn't set."""
+def make_console(stream: TextIO, width: int | None = None) -> Console:
+    """A Rich console on a stream, as wide as the terminal; 80 columns where there is none and COLUMNS isn't set."""
     from rich.console import Console
 
-    return Console(file=stream)
+    return Console(file=stream, width=width)
 
 
 def plain(value: Any) -> Any:
