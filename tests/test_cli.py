@@ -280,6 +280,33 @@ def test_report(cli: Run, files: Path, tmp_path: Path) -> None:
     assert "doesn't exist" in error(cli(*words, tmp_path / "no" / "r.html"))
 
 
+def test_bench(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ddsim.bench as module
+
+    figures = (
+        module.Figure("tree of 1,024 nodes", 5.0, "ms", 8.0),
+        module.Figure("replay of 10,000 positions", 0.9, "s", 0.4),
+        module.Figure("for information", 3.0, "s", None),
+    )
+    asked: list[dict[str, Any]] = []
+
+    def run_bench(**options: Any) -> module.BenchReport:
+        asked.append(options)
+        options["progress"]("trees")
+        return module.BenchReport(figures, {"processor": "made up"})
+
+    monkeypatch.setattr(module, "run_bench", run_bench)
+    answer = cli("bench", "--quick")
+    assert (answer.code, answer.err) == (0, "")
+    assert "NO" in answer.out and "made up" in answer.out
+    narrow(answer.out)
+    answer = cli("bench", "--check", "--json")
+    assert answer.code == 1
+    assert answer.err == "failed: targets missed: replay of 10,000 positions\n"
+    assert [f["meets"] for f in json.loads(answer.out)["figures"]] == [True, False, None]
+    assert [options["quick"] for options in asked] == [True, False]
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
