@@ -9,7 +9,7 @@ and timeable alone: ``set_context`` pretends that any number of tokens is commit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -311,12 +311,17 @@ class Engine:
         self.draft_logprobs, self.draft_ids = self.draft_out[0].view(torch.float32), self.draft_out[1]
         self.host_logprobs, self.host_ids = self.host_draft[0].view(torch.float32).numpy(), self.host_draft[1].numpy()
         self.draft_graph: torch.cuda.CUDAGraph | None = None
+        # What the same draft pass needs every round, made once: a launch saved is two microseconds saved.
         rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)
-        per_tile = power_of_two(block)
-        tiles = torch.stack((rows, rows * block, torch.full_like(rows, block), torch.zeros_like(rows)), 1)
-        words = -(-block // 32)
-        mask = torch.full((self.batch * block, words), -1, dtype=torch.int32, device=self.device)
-        self._block = (rows, tiles.contiguous(), mask, per_tile)
+        self.block_tokens = torch.full((self.batch, block), config.mask_token_id, dtype=torch.int32, device=self.device)
+        self.block_steps = torch.arange(self.steps, dtype=torch.int32, device=self.device)
+        self.block_request = rows.repeat_interleave(block)
+        self.placed_request = torch.cat((rows.repeat_interleave(self.steps), self.block_request))
+        self.block_start, self.block_size = rows * block, torch.full_like(rows, block)
+        self.block_tiles = torch.stack(
+            (rows, self.block_start, self.block_size, torch.zeros_like(rows)), 1
+        ).contiguous()
+        self.block_mask = torch.full((self.batch * block, -(-block // 32)), -1, dtype=torch.int32, device=self.device)
 
     def needed_bytes(self) -> int:
         """Bytes that caches, logits and features take, beside the weights."""
@@ -584,39 +589,29 @@ class Engine:
         config, batch = self.drafter, self.batch
         assert config is not None
         block = config.block_size
-        rows, tiles, mask, per_tile = self._block
-        step = torch.arange(self.steps, dtype=torch.int32, device=self.device)
-        offset = torch.arange(block, dtype=torch.int32, device=self.device)
-        old = self.fed[:, None] + step
-        kept = torch.where(step < self.pending[:, None], old, -1)
-        own = (self.context[:, None] + offset).flatten()
-        tokens = torch.full((batch, block), config.mask_token_id, dtype=torch.int32, device=self.device)
-        tokens[:, 0] = self.roots
+        old = self.fed[:, None] + self.block_steps
+        kept = torch.where(self.block_steps < self.pending[:, None], old, -1)
+        own = (self.context[:, None] + self.block_steps[:block]).flatten()
+        self.block_tokens[:, 0] = self.roots
         forest = Forest(
-            request=rows.repeat_interleave(block),
+            request=self.block_request,
             position=own,
             slot=own,
             context=self.context,
-            start=rows * block,
-            size=torch.full_like(rows, block),
-            tiles=tiles,
-            mask=mask,
+            start=self.block_start,
+            size=self.block_size,
+            tiles=self.block_tiles,
+            mask=self.block_mask,
             causal=False,
-            tokens_per_tile=per_tile,
+            tokens_per_tile=power_of_two(block),
         )
-        placed = Forest(
-            request=torch.cat((rows.repeat_interleave(self.steps), forest.request)),
+        placed = replace(
+            forest,
+            request=self.placed_request,
             position=torch.cat((old.flatten(), own)),
             slot=torch.cat((kept.flatten(), own)),
-            context=forest.context,
-            start=forest.start,
-            size=forest.size,
-            tiles=tiles,
-            mask=mask,
-            causal=False,
-            tokens_per_tile=per_tile,
         )
-        x = F.embedding(tokens.flatten(), self.embedding)
+        x = F.embedding(self.block_tokens.flatten(), self.embedding)
         hidden = run_layers(self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed)
         drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
         values, ids = top_candidates(head_logits(drafted, self.head), self.candidates)
