@@ -141,7 +141,7 @@ if triton is not None:
                 word = mask_ptr + flat * words + (chunk - context_chunks) * (BLOCK_N // 32)
                 bits = tl.load(word)[:, None]
                 if BLOCK_N == 64:
-                    more = (chunk - context_chunks) * 2 + 1 < words
+                    more = flat * 0 + (chunk - context_chunks) * 2 + 1 < words
                     bits = tl.where((offset < 32)[None, :], bits, tl.load(word + 1, mask=more, other=0)[:, None])
                 seen = inside[None, :] & (((bits >> (offset & 31)[None, :]) & 1) != 0)
                 best, total, mixed = _attend_chunk(
