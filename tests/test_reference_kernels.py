@@ -28,7 +28,6 @@ TYPES = (torch.float32, torch.bfloat16)
 DOT_TYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat16's bits
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="is the subprocess")
 def test_in_the_interpreter() -> None:
     """Triton decides on import whether it interprets, so the comparisons run in a process of their own."""
@@ -223,8 +222,7 @@ FORESTS = (  # tokens of each request (None: no part), contexts, bucket
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DOT_TYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (8, 2, 128)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "dtype"), [(9, 3, 64, torch.float32), (8, 2, 128, torch.float16)])
 @pytest.mark.parametrize("forest", FORESTS)
 def test_tree_attention(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, forest: tuple) -> None:
     sizes, contexts, tokens = forest
