@@ -437,7 +437,7 @@ def cost_curve(
         points = every.take(every.batch == batch)
         if not len(points):
             raise DdsimError(f"the profile has no points at batch {batch}; it has batches {_list(every.batch)}")
-    spans = _spans(cost, batch)
+    spans = token_spans(cost, batch)
     if points is not None:
         spans = {
             c: (int(t.min()), int(t.max()))
@@ -1106,7 +1106,7 @@ def _named(before: Reliability, after: Reliability | None) -> list[tuple[str, Re
     return [("as recorded", before)] + ([] if after is None else [("calibrated", after)])
 
 
-def _spans(cost: CostModel, batch: int) -> dict[int, tuple[int, int]]:
+def token_spans(cost: CostModel, batch: int) -> dict[int, tuple[int, int]]:
     """First and last token count that a model was fitted on, by context, at a batch (any batch if it isn't among them)."""
     every = cost._surface.curves
     spans = {}

@@ -301,12 +301,14 @@ def _round(trace: Trace, model: CostModel, plan: Plan) -> Figure | None:
 def _cost(model: CostModel, profile: Profile | None) -> Section:
     batches = [] if profile is None else sorted({s.batch for s in profile.verify})
     batch = 1 if profile is None or 1 in batches else batches[0]
-    first, last = model.range.tokens
-    low, high = (1e3 * float(model.verify_seconds(max(t, batch), batch=batch)) for t in (first, last))
-    draft = 1e3 * float(model.draft_seconds(batch))
+    spans = plot.token_spans(model, batch)
+    context = model.default_context if model.default_context in spans else next(iter(spans))
+    first, last = spans[context]
+    low, high = (1e3 * float(model.verify_seconds(t, context, batch)) for t in (first, last))
+    draft = 1e3 * float(model.draft_seconds(batch, context))
     said = (
         f"Verification takes {low:.2f} ms at {first:g} and {high:.2f} ms at {last:g} tokens in one pass at context "
-        f"{model.default_context:,}; drafting and host work add {draft:.2f} ms a round."
+        f"{context:,}; drafting and host work add {draft:.2f} ms a round."
     )
     items: Section = [
         _figure("cost", "What verification costs", lambda ax: plot.cost_curve(model, profile, batch=batch, ax=ax), said, height=HEIGHT + 0.7)

@@ -96,6 +96,11 @@ def test_what_was_extrapolated_is_said(trace: Trace) -> None:
     assert "<li>Cost extrapolated: context" in text
 
 
+def test_nothing_is_said_to_be_extrapolated_that_is_not(trace: Trace) -> None:
+    text = report(trace, made_up.profile(batches=(1, 8)), bootstrap=50)  # batch 8 was measured further than batch 1
+    assert "extrapolated" not in text
+
+
 def test_a_cost_typed_in_one_prompt_and_no_text_of_tokens() -> None:
     logprobs = np.log(np.full((9, 2, 2), [0.6, 0.3]))
     small = Trace.from_arrays(np.arange(9) % 3, np.full((9, 2, 2), [1, 2]), logprobs, max_budget=6, workload="<b>&")
