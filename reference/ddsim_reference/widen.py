@@ -142,8 +142,16 @@ _LAYER = (
 )  # fmt: skip
 
 
+def away_from(states: Tensor) -> Tensor:
+    """Direction u, float32 [hidden], with u · h ≈ -1 for all ``states`` h [n, hidden], by regularised least squares."""
+    wide = states.double()
+    gram = wide.T @ wide
+    gram += 1e-2 * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram, -wide.sum(0)).float()
+
+
 def widen_target(
-    config: ModelConfig, weights: Weights, shape: Shape, *, mean_hidden: Tensor, device: str = "cpu",
+    config: ModelConfig, weights: Weights, shape: Shape, *, away: Tensor, device: str = "cpu",
     dtype: torch.dtype = torch.float32, seed: int = 0,
 ) -> tuple[ModelConfig, Weights]:  # fmt: skip
     """A target with the small one's function and the big one's shapes.
@@ -152,9 +160,10 @@ def widen_target(
     ----------
     config, weights
         A Llama-architecture target (queries and keys without norms).
-    mean_hidden : Tensor [hidden]
-        Mean of the small target's final hidden states over some text. The extra vocabulary's rows of the head point
-        against it, which keeps their logits far below the real ones'.
+    away : Tensor [hidden]
+        A direction whose product with every final hidden state is about -1 (`away_from`). The extra vocabulary's rows of
+        the head are the mean of the real rows, which alone is never the largest logit, and 40 times this direction, which
+        makes their probability vanish.
 
     Returns
     -------
@@ -179,8 +188,8 @@ def widen_target(
     head[:, :hidden] = 0
     head[: config.vocab_size] = 0
     head[: config.vocab_size, :hidden] = weights["lm_head.weight"].to(device, dtype)
-    against = mean_hidden.to(device, torch.float32)
-    head[config.vocab_size :, :hidden] = (-40 * against / against.square().sum()).to(dtype)
+    row = weights["lm_head.weight"].to(device, torch.float32).mean(0) + 40 * away.to(device, torch.float32)
+    head[config.vocab_size :, :hidden] = row.to(dtype)
     wide["lm_head.weight"] = head
     for i in range(shape.num_layers):
         real = i < config.num_layers

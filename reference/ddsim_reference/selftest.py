@@ -1,0 +1,683 @@
+"""First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
+
+``python3 -m ddsim_reference.selftest [--out DIR] [--seconds 45]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import attention, dense, kernels
+from .checkpoint import DrafterConfig, ModelConfig, Weights
+from .engine import Bucket, Engine, Proposal, project_head
+from .lockstep import head_logits
+from .profiler import (
+    copy_bandwidth,
+    drafter_config,
+    event_seconds,
+    matmul_rate,
+    random_drafter,
+    random_target,
+    shape_configs,
+)
+from .sampling import choose
+
+
+def random_tree(m: int, depth: int, vocab: int, rng: np.random.Generator) -> Proposal:
+    """A random tree of m tokens, the root included, none deeper than ``depth``."""
+    parents = np.full(m, -1, np.int32)
+    depths = np.zeros(m, np.int32)
+    seen = np.zeros((m, m), bool)
+    seen[0, 0] = True
+    for j in range(1, m):
+        parent = int(rng.integers(0, j))
+        while depths[parent] >= depth:
+            parent = int(parents[parent])
+        parents[j], depths[j] = parent, depths[parent] + 1
+        seen[j] = seen[parent]
+        seen[j, j] = True
+    return Proposal(rng.integers(0, vocab, m).astype(np.int32), parents, depths, pack_mask(seen))
+
+
+def pack_mask(seen: np.ndarray) -> np.ndarray:
+    """Mask words uint32 [m, ceil(m / 32)] of a bool matrix [m, m]."""
+    m = len(seen)
+    bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
+    bits[:, :m] = seen
+    return np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Run the PyTorch twins of all kernels, also where Triton would run."""
+    saved = kernels.use_triton
+    off: Callable[[Tensor], bool] = lambda x: False  # noqa: E731
+    kernels.use_triton = attention.use_triton = off
+    try:
+        yield
+    finally:
+        kernels.use_triton = attention.use_triton = saved
+
+
+def error(out: Tensor, reference: Tensor) -> float:
+    """‖out − reference‖ / ‖reference‖ in float64; not a number if anything is."""
+    a, b = out.double(), reference.double()
+    scale = float(b.norm())
+    return float((a - b).norm()) / (scale if scale > 0 else 1.0)
+
+
+class Report:
+    """What was found: lines printed as they come, and a JSON file rewritten after each part."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.path = None if out is None else out / "selftest.json"
+        self.parts: dict[str, Any] = {}
+        self.failures: list[str] = []
+        self.begin = time.perf_counter()
+
+    def check(self, name: str, value: float, limit: float) -> None:
+        """One comparison: its error and whether it is small enough."""
+        good = value <= limit  # not a number is not
+        self.parts.setdefault("errors", {})[name] = value
+        if not good:
+            self.failures.append(f"{name}: {value:.2e} > {limit:.0e}")
+        print(f"  {'ok  ' if good else 'FAIL'} {name}: {value:.2e}", flush=True)
+
+    def part(self, name: str, body: Callable[[], None]) -> None:
+        """Run one part; what it raises is printed and doesn't stop the others."""
+        begin = time.perf_counter()
+        print(f"[{begin - self.begin:6.1f} s] {name}", flush=True)
+        try:
+            body()
+        except Exception as failure:
+            self.failures.append(
+                f"{name}: {type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"
+            )
+            print("".join(traceback.format_exc().splitlines(keepends=True)[-14:]), flush=True)
+        self.parts.setdefault("seconds", {})[name] = time.perf_counter() - begin
+        self.save()
+
+    def save(self) -> None:
+        """Write what is known so far."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            document = {**self.parts, "failures": self.failures}
+            self.path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+# (a) Kernels against their PyTorch twins.
+
+
+def check_small_kernels(report: Report, device: torch.device, heads: int, kv_heads: int, dim: int, hidden: int) -> None:
+    """Norm, SwiGLU, rotary write, row moves, walk, sampling and matrix-vector products."""
+    generator = torch.Generator(device).manual_seed(1)
+
+    def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape, device=device, generator=generator).to(dtype)
+
+    types = ((torch.float32, 1e-5), (torch.bfloat16, 8e-3))
+    for dtype, limit in types:
+        tag = f"{str(dtype)[6:]} h{hidden}"
+        x, delta, weight = normal(5, hidden, dtype=dtype), normal(5, hidden, dtype=dtype), normal(hidden, dtype=dtype)
+        for d in (None, delta):
+            x1, x2 = x.clone(), x.clone()
+            out = kernels.add_rms_norm(x1, d, weight, 1e-5)
+            with plain():
+                twin = kernels.add_rms_norm(x2, d, weight, 1e-5)
+            report.check(f"add_rms_norm {tag} add={d is not None}", max(error(out, twin), error(x1, x2)), limit)
+        wide = normal(5, 2 * hidden * 3, dtype=dtype)
+        out = kernels.silu_mul(wide)
+        with plain():
+            report.check(f"silu_mul {tag}", error(out, kernels.silu_mul(wide)), limit)
+
+        batch, length, m = 3, 80, 7
+        cos, sin = dense.rope_table(torch.arange(length, device=device), dim, 1e4)
+        position = torch.tensor([0, 1, 2, 9, 30, 31, 79], dtype=torch.int32, device=device)
+        request = torch.tensor([0, 0, 1, 1, 2, 2, 0], dtype=torch.int32, device=device)
+        slot = torch.tensor([0, 1, 2, -1, 30, 33, 79], dtype=torch.int32, device=device)
+        for norms in (False, True):
+            qkv = normal(m, (heads + 2 * kv_heads) * dim, dtype=dtype)
+            qn, kn = (normal(dim, dtype=dtype), normal(dim, dtype=dtype)) if norms else (None, None)
+            results = []
+            for twin_runs in (False, True):
+                q = qkv.clone()
+                keys, values = torch.zeros(2, batch, kv_heads, length, dim, device=device, dtype=dtype)
+                if twin_runs:
+                    with plain():
+                        kernels.rope_write(q, qn, kn, 1e-6, cos, sin, position, request, slot, keys, values)
+                else:
+                    kernels.rope_write(q, qn, kn, 1e-6, cos, sin, position, request, slot, keys, values)
+                results.append((q, keys, values))
+            worst = max(error(a, b) for a, b in zip(*results, strict=True))
+            report.check(f"rope_write {tag} qk_norm={norms}", worst, limit)
+
+        keys, values = (
+            normal(4, batch, kv_heads, length, dim, dtype=dtype),
+            normal(4, batch, kv_heads, length, dim, dtype=dtype),
+        )
+        path = torch.zeros(batch, 16, dtype=torch.int32, device=device)
+        path[0, :4] = torch.tensor([0, 2, 5, 17])
+        path[1, :2] = torch.tensor([0, 1])
+        count = torch.tensor([4, 2, 0], dtype=torch.int32, device=device)
+        context = torch.tensor([10, 60, 5], dtype=torch.int32, device=device)
+        moved = [(keys.clone(), values.clone()) for _ in range(2)]
+        kernels.move_rows(*moved[0], context, path, count)
+        with plain():
+            kernels.move_rows(*moved[1], context, path, count)
+        report.check(f"move_rows {tag}", max(error(a, b) for a, b in zip(*moved, strict=True)), 0.0)
+
+        one = normal(1, hidden, dtype=dtype)
+        matrix = normal(6 * 64, hidden, dtype=dtype) * hidden**-0.5
+        limit_dot = 1e-5 if dtype == torch.float32 else 1.2e-2
+        for norm, gated, add in (
+            (None, False, False),
+            (weight, False, False),
+            (weight, True, False),
+            (None, False, True),
+        ):
+            n = 192 if gated else 384
+            runs = []
+            for twin_runs in (False, True):
+                stream = torch.ones(1, n, device=device, dtype=dtype) if add else None
+                if twin_runs:
+                    with plain():
+                        runs.append(kernels.gemv(one, matrix, norm=norm, eps=1e-5, gated=gated, add=stream))
+                else:
+                    runs.append(kernels.gemv(one, matrix, norm=norm, eps=1e-5, gated=gated, add=stream))
+            report.check(f"gemv {tag} norm={norm is not None} gated={gated} add={add}", error(*runs), limit_dot)
+        logits = torch.empty(1, 384, device=device)
+        kernels.gemv(one, matrix, out=logits)
+        exact = dtype == torch.float32 or kernels.use_triton(one)  # the twin rounds to the operands' type
+        report.check(f"gemv {tag} float32 out", error(logits, one.float() @ matrix.float().T), 1e-5 if exact else 8e-3)
+        some = normal(24, hidden, dtype=dtype)
+        logits = torch.empty(24, 384, device=device)
+        project_head(some, matrix, logits)
+        report.check(f"project_head {tag}", error(logits, some.double() @ matrix.double().T), 1e-5)
+
+    rng = np.random.default_rng(0)
+    for size in (1, 40, 300):
+        bucket = Bucket(size + 6, 2, heads // kv_heads, device)
+        trees = [random_tree(size, 9, 5, rng), random_tree(4, 3, 5, rng)]
+        bucket.pack(trees)
+        if bucket.uploaded is not bucket.staging:
+            bucket.uploaded.copy_(bucket.staging)
+        on = bucket.on
+        choices = torch.from_numpy(rng.integers(0, 5, size + 6).astype(np.int32)).to(device)
+        arguments = (on["token"], on["parent"], choices, on["start"], on["size"], 16, bucket.tokens)
+        out = kernels.walk(*arguments)
+        with plain():
+            # Siblings of one token: the kernel takes the last, the twin's dictionary too.
+            twin = kernels.walk(*arguments)
+        worst = max(float((a != b).sum()) for a, b in zip(out, twin, strict=True))
+        report.check(f"walk {size} + 4 tokens", worst, 0.0)
+
+    logits = normal(64, 49_152, dtype=torch.float32) * 3
+    uniform = torch.rand(64, dtype=torch.float64, device=device, generator=generator)
+    for temperature in (0.5, 1.0):
+        picked = kernels.choose_tokens(logits, temperature, uniform)
+        differing = int((picked != choose(logits, temperature, uniform).int()).sum())
+        report.check(f"choose_tokens T={temperature} (differing of 64)", float(differing), 0.0)
+
+
+def check_attention(report: Report, device: torch.device, heads: int, kv_heads: int, dim: int) -> None:
+    """Tree attention over ragged forests, with 1, 2 and 8 parts, causal or not."""
+    rng = np.random.default_rng(2)
+    generator = torch.Generator(device).manual_seed(2)
+    group = heads // kv_heads
+    cases = (  # tokens of each request (None: no part), contexts, bucket
+        ((1,), (300,), 1),
+        ((37,), (0,), 48),
+        ((130,), (517,), 160),
+        ((3, None, 70, 1), (0, 5, 640, 77), 96),
+    )
+    for dtype, limit in ((torch.bfloat16, 1e-2), (torch.float32, 1e-5)):
+        for sizes, contexts, tokens in cases:
+            batch, length = len(sizes), 896
+            bucket = Bucket(tokens, batch, group, device)
+            bucket.pack([None if m is None else random_tree(m, 15, 100, rng) for m in sizes])
+            if bucket.uploaded is not bucket.staging:
+                bucket.uploaded.copy_(bucket.staging)
+            forest = bucket.forest(torch.tensor(contexts, dtype=torch.int32, device=device))
+            keys, values = torch.randn(2, batch, kv_heads, length, dim, device=device, generator=generator).to(dtype)
+            qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device=device, generator=generator).to(dtype)
+            qkv *= 2
+            used = sum(m or 0 for m in sizes)
+            wide = dataclasses.replace(forest, causal=False)
+            with plain():
+                twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), forest)[:used]
+            for splits, which in ((1, forest), (2, forest), (8, forest), (8, wide)):
+                name = f"attention {str(dtype)[6:]} d{dim} {sizes} splits={splits} causal={which.causal}"
+                try:
+                    out = attention.tree_attention(qkv, heads, keys, values, which, splits=splits)[:used]
+                    report.check(name, error(out, twin), limit)
+                except Exception as failure:
+                    report.failures.append(f"{name}: {str(failure).splitlines()[0][:100]}")
+                    print(f"  FAIL {name}: {str(failure).splitlines()[0][:160]}", flush=True)
+                    break
+
+
+# (b) The engine against dense forward passes.
+
+
+def tree_forward(
+    config: ModelConfig, weights: Weights, prompt: Sequence[int], tree: Proposal, taps: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Features and float32 logits of a prompt's tokens followed by a tree's, by the dense forward pass."""
+    device = weights["model.embed_tokens.weight"].device
+    p, m = len(prompt), len(tree.tokens)
+    tokens = torch.tensor([[*prompt, *tree.tokens.tolist()]], device=device)
+    positions = torch.cat((torch.arange(p), p + torch.from_numpy(tree.depths).long()))[None].to(device)
+    mask = torch.zeros(p + m, p + m, dtype=torch.bool)
+    mask[:p, :p] = torch.ones(p, p, dtype=torch.bool).tril()
+    mask[p:, :p] = True
+    mask[p:, p:] = attention.unpack_mask(torch.from_numpy(tree.mask.view(np.int32)), m)
+    layers = dense.target_layers(config, weights)
+    features, hidden = dense.target_features(
+        config, weights, layers, tokens, positions, dense.masked_attention(mask.to(device)), taps or (0,)
+    )
+    return features[0], head_logits(hidden[0], weights["lm_head.weight"])
+
+
+def decoy_tree(path: Sequence[int], vocab: int, size: int, rng: np.random.Generator) -> tuple[Proposal, list[int]]:
+    """A tree of ``size`` tokens that holds ``path`` (its root first) among random others; and where the path lies in it."""
+    while True:
+        tree = random_tree(size, len(path), vocab, rng)
+        deepest = int(np.flatnonzero(tree.depths == tree.depths.max())[0])
+        places = [deepest]
+        while places[0] != 0:
+            places.insert(0, int(tree.parents[places[0]]))
+        if len(places) >= 3:
+            places = places[: len(path)]
+            tree.tokens[places] = path[: len(places)]
+            return tree, places
+
+
+def check_engine(
+    report: Report, label: str, config: ModelConfig, drafter: DrafterConfig, device: torch.device, dtype: torch.dtype,
+    limit: float,
+) -> None:  # fmt: skip
+    """Verification, commit and draft of the engine, with graphs and without, against dense passes in float32."""
+    weights = random_target(config, device=device, dtype=dtype)
+    drafter_weights = random_drafter(drafter, device=device, dtype=dtype)
+    rng = np.random.default_rng(3)
+    prompt = rng.integers(0, config.vocab_size, 75).tolist()
+    tree, places = decoy_tree(rng.integers(0, config.vocab_size, 6).tolist(), config.vocab_size, 50, rng)
+    outcome: dict[str, tuple[Tensor, ...]] = {}
+    for graphs in (False, True) if device.type == "cuda" else (False,):
+        engine = Engine(
+            config, weights, drafter, drafter_weights, max_context=192, max_tokens=96, candidates=64,
+            cuda_graphs=graphs, buckets=(1, 16, 64),
+        )  # fmt: skip
+        # A neighbour in a second request would hide offsets that a batch of one cannot show; batch 2 is checked below.
+        prefilled = engine.prefill(0, prompt).clone()
+        bucket = engine.stage([tree])
+        logits = engine.verify(bucket)[: len(tree.tokens)].clone()
+        features = engine.features[: len(tree.tokens)].clone()
+        # Whatever the random model says, the path is what is accepted.
+        for here, after in pairwise(places):
+            engine.choices[here] = int(tree.tokens[after])
+        bonus = 7
+        children = [int(tree.tokens[j]) for j in np.flatnonzero(tree.parents == places[-1])]
+        while bonus in children:
+            bonus += 1
+        engine.choices[places[-1]] = bonus
+        engine.commit(bucket)
+        engine.draft()
+        engine.wait()
+        accepted, following = engine.collect()[0]
+        if accepted != places or following != bonus:
+            report.failures.append(f"{label} commit: accepted {accepted} then {following}, not {places} then {bonus}")
+            print(f"  FAIL {label} commit: {accepted}, {following} against {places}, {bonus}", flush=True)
+        total = len(prompt) + len(places)
+        keys, values = engine.stack.keys[:, 0, :, :total].clone(), engine.stack.values[:, 0, :, :total].clone()
+        logprobs, ids = (torch.from_numpy(np.array(x[0])) for x in engine.drafted())
+        outcome[f"graphs={graphs}"] = (prefilled, logits, features, keys, values, logprobs, ids)
+        if not graphs:
+            fresh = Engine(config, weights, max_context=192, max_tokens=96, cuda_graphs=False)
+            fresh.prefill(0, [*prompt, *tree.tokens[places].tolist()])
+            pairs = ((keys, fresh.stack.keys), (values, fresh.stack.values))
+            worst = max(error(a, b[:, 0, :, :total]) for a, b in pairs)
+            report.check(f"{label} cache after commit against plain prefill", worst, limit)
+        if graphs and device.type == "cuda":
+            engine.gemv = True
+            engine.set_context(len(prompt))
+            one = engine.stage([Proposal.chain(tree.tokens[:1])])
+            with_gemv = engine.verify(one)[:1].clone()
+            report.check(f"{label} one token through gemv against the tree's root", error(with_gemv, logits[:1]), limit)
+
+    wide = {name: tensor.float() for name, tensor in weights.items()}
+    wide_drafter = {name: tensor.float() for name, tensor in drafter_weights.items()}
+    ref_features, ref_logits = tree_forward(config, wide, prompt, tree, drafter.target_layer_ids)
+    path_tokens = [*prompt, *tree.tokens[places].tolist()]
+    rows = [*range(len(prompt)), *(len(prompt) + j for j in places)]
+    context_features = ref_features[rows][None]
+    anchors = torch.tensor([len(path_tokens)], device=device)
+    roots = torch.tensor([[bonus]], device=device)
+    inputs, positions = dense.block_inputs(drafter, roots, anchors[None])
+    hidden = dense.drafter_hidden(
+        drafter, wide_drafter, context_features, torch.arange(len(path_tokens), device=device)[None],
+        F.embedding(inputs, wide["model.embed_tokens.weight"]), positions,
+        dense.masked_attention(dense.block_mask(anchors, len(path_tokens), drafter.block_size)),
+    )  # fmt: skip
+    drafted = head_logits(hidden[0, 1:], wide["lm_head.weight"])
+    ref_logprobs = drafted.log_softmax(-1)
+    for name, (prefilled, logits, features, _, _, logprobs, ids) in outcome.items():
+        p = len(prompt)
+        report.check(f"{label} {name} prefill against dense", error(prefilled[0], ref_logits[p - 1]), limit)
+        report.check(f"{label} {name} tree logits against dense", error(logits, ref_logits[p:]), limit)
+        report.check(f"{label} {name} features against dense", error(features, ref_features[p:]), limit)
+        at = ref_logprobs.gather(1, ids.to(device).long())
+        gap = float((logprobs.to(device) - at).abs().max())
+        report.check(f"{label} {name} marginals against dense (largest difference, nats)", gap, max(0.02, 10 * limit))
+    if len(outcome) == 2:
+        same = [error(a.double(), b.double()) for a, b in zip(*outcome.values(), strict=True)]
+        report.check(f"{label} graphs against none", max(same), limit / 5)
+
+
+def check_batch(report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, limit: float) -> None:
+    """Three requests with ragged trees in one pass equal each alone."""
+    weights = random_target(config, device=device, dtype=dtype)
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in (20, 3, 61)]
+    trees = [random_tree(m, 12, config.vocab_size, rng) for m in (17, 1, 33)]
+    engine = Engine(config, weights, max_context=96, max_tokens=96, batch=3)
+    for b, prompt in enumerate(prompts):
+        engine.prefill(b, prompt)
+    together = engine.verify(engine.stage(trees)).clone()
+    at = 0
+    for prompt, tree in zip(prompts, trees, strict=True):
+        alone = Engine(config, weights, max_context=96, max_tokens=96)
+        alone.prefill(0, prompt)
+        m = len(tree.tokens)
+        logits = alone.verify(alone.stage([tree]))[:m]
+        report.check(f"batch {str(dtype)[6:]}: {m} of 51 tokens", error(together[at : at + m], logits), limit)
+        at += m
+
+
+# (c) Times.
+
+
+def verify_floor(
+    config: ModelConfig, tokens: int, context: int, bandwidth: float, rate: float, *, logits_bytes: int = 4
+) -> tuple[float, float]:
+    """Least seconds of a verification pass by bytes (weights, keys and values, logits) and by arithmetic."""
+    moved = 2.0 * config.parameters + (context + tokens) * config.kv_bytes_per_token
+    moved += logits_bytes * tokens * config.vocab_size
+    attended = 4.0 * config.num_layers * config.num_heads * config.head_dim * tokens * (context + tokens / 2)
+    return moved / bandwidth, (2.0 * config.parameters * tokens + attended) / rate
+
+
+def draft_floor(
+    target: ModelConfig, drafter: DrafterConfig, context: int, bandwidth: float, rate: float
+) -> tuple[float, float]:
+    """Least seconds of a drafter pass by bytes and by arithmetic, the target's head included."""
+    hidden, dim = drafter.hidden_size, drafter.head_dim
+    layer = hidden * dim * (2 * drafter.num_heads + 2 * drafter.num_kv_heads) + 3 * hidden * drafter.intermediate_size
+    injected = hidden * hidden * len(drafter.target_layer_ids)
+    head = hidden * target.vocab_size
+    moved = 2.0 * (drafter.num_layers * layer + injected + head)
+    moved += 4.0 * drafter.num_layers * drafter.num_kv_heads * dim * context + 4.0 * drafter.horizon * target.vocab_size
+    return moved / bandwidth, 2.0 * drafter.block_size * (drafter.num_layers * layer + injected + head) / rate
+
+
+def matrix_times(engine: Engine, tokens: int) -> float:
+    """Seconds of all layers' matrix products alone, in one graph: the floor that the library's products set."""
+    layers = engine.stack.layers
+    names = ("qkv", "o", "gate_up", "down")
+    inputs = {
+        name: torch.randn(tokens, getattr(layers[0], name).shape[1], device=engine.device, dtype=engine.dtype)
+        for name in names
+    }
+
+    def body() -> None:
+        for layer in layers:
+            for name in names:
+                F.linear(inputs[name], getattr(layer, name))
+        project_head(inputs["qkv"], engine.head, engine.logits[:tokens])
+
+    graph = engine._graph(body)
+    return statistics.median(event_seconds(graph.replay, engine.device, 8))
+
+
+def profile_table(name: str, replay: Callable[[], object], repeats: int = 3, rows: int = 14) -> list[dict[str, Any]]:
+    """GPU time by kernel of one call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    replay()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            replay()
+        torch.cuda.synchronize()
+    found: list[dict[str, Any]] = []
+    for event in profiler.key_averages():
+        micro = float(getattr(event, "self_device_time_total", 0.0) or 0.0) / repeats
+        if micro > 0:
+            found.append({"kernel": str(event.key), "calls": event.count / repeats, "us": micro})
+    found.sort(key=lambda row: -row["us"])
+    total = sum(row["us"] for row in found)
+    print(f"  {name}: {total / 1e3:.3f} ms in kernels", flush=True)
+    for row in found[:rows]:
+        short = row["kernel"].replace("void ", "").replace("at::native::", "")[:78]
+        print(f"    {row['us']:9.1f} us {100 * row['us'] / total:5.1f} % {row['calls']:6.0f}x  {short}", flush=True)
+    return found[: 2 * rows]
+
+
+def time_engine(
+    report: Report, config: ModelConfig, drafter: DrafterConfig, device: torch.device, dtype: torch.dtype,
+    counts: Sequence[int], contexts: Sequence[int], deadline: float,
+) -> None:  # fmt: skip
+    """Verification, draft and commit against the roofline; part by part, while time is left."""
+    bandwidth, rate = copy_bandwidth(device), matmul_rate(device, dtype)
+    report.parts["bandwidth_bytes_per_s"], report.parts["flops_per_s"] = bandwidth, rate
+    print(f"  copy {bandwidth / 1e12:.2f} TB/s, products {rate / 1e12:.0f} TFLOP/s", flush=True)
+    begin = time.perf_counter()
+    weights = random_target(config, device=device, dtype=dtype)
+    drafter_weights = random_drafter(drafter, device=device, dtype=dtype)
+    engine = Engine(
+        config, weights, drafter, drafter_weights, max_context=max(contexts), max_tokens=max(counts), buckets=counts
+    )
+    for stack in (engine.stack, engine.drafter_stack):
+        stack.keys.normal_()
+        stack.values.normal_()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        print(f"  {torch.cuda.memory_allocated() / 1e9:.1f} GB on the GPU", flush=True)
+    print(f"  built in {time.perf_counter() - begin:.1f} s", flush=True)
+    rng = np.random.default_rng(4)
+    trees = {m: random_tree(m, 15, config.vocab_size, rng) for m in counts}
+    rows: list[dict[str, Any]] = []
+    report.parts["timing"] = rows
+
+    def add(what: str, tokens: int, context: int, seconds: list[float], floor: tuple[float, float]) -> None:
+        middle = statistics.median(seconds)
+        bound = "bytes" if floor[0] >= floor[1] else "FLOPs"
+        rows.append(
+            {
+                "what": what, "tokens": tokens, "context": context, "ms": 1e3 * middle, "min_ms": 1e3 * min(seconds),
+                "floor_ms": 1e3 * max(floor), "bound": bound, "ratio": middle / max(floor),
+            }
+        )  # fmt: skip
+        print(
+            f"  {what} {tokens} at {context}: {1e3 * middle:.3f} ms, floor {1e3 * max(floor):.3f}, x{middle / max(floor):.2f}",
+            flush=True,
+        )
+
+    preferred = [m for m in (1, 64, 512, 128, 256, 16, 32, 8, 2) if m in counts]
+    for m in [*preferred, *(m for m in counts if m not in preferred)]:
+        if time.perf_counter() > deadline:
+            print(f"  out of time: {m} tokens and more are left out", flush=True)
+            report.failures.append("timing: out of time")
+            break
+        bucket = engine.stage([trees[m]])
+        engine.gemv = False
+        begin = time.perf_counter()
+        engine.verify(bucket)
+        engine.wait()
+        report.parts.setdefault("capture_seconds", {})[str(m)] = time.perf_counter() - begin
+        for context in contexts:
+            engine.set_context(context)
+            seconds = event_seconds(lambda bucket=bucket: engine.verify(bucket), device, 12)  # type: ignore[misc]
+            add("verify", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
+        if m == 1 and device.type == "cuda":
+            engine.gemv, bucket.verify_graph = True, None
+            for context in contexts:
+                engine.set_context(context)
+                seconds = event_seconds(lambda bucket=bucket: engine.verify(bucket), device, 12)  # type: ignore[misc]
+                add("verify gemv", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
+        if m == preferred[0]:
+            for context in contexts:
+                engine.set_context(context)
+                engine.draft()
+                seconds = event_seconds(engine.draft, device, 12)
+                add(
+                    "draft",
+                    drafter.block_size,
+                    context,
+                    seconds,
+                    draft_floor(config, drafter, context, bandwidth, rate),
+                )
+    m = preferred[min(1, len(preferred) - 1)]
+    bucket = engine.stage([trees[m]])
+    engine.verify(bucket)
+    times = []
+    for _ in range(12):  # a commit moves the context on
+        engine.set_context(contexts[0] // 2)
+        times += event_seconds(lambda: engine.commit(bucket), device, 1, warmup=0)
+    add("commit", m, contexts[0] // 2, times, (1e-9, 1e-9))
+
+    # A whole round's host side: pack and upload, two waits.
+    engine.set_context(contexts[0] // 2)
+    packing, whole = [], []
+    for _ in range(12):
+        engine.set_context(contexts[0] // 2)
+        engine.wait()
+        begin = time.perf_counter()
+        bucket = engine.stage([trees[m]])
+        packing.append(time.perf_counter() - begin)
+        engine.verify(bucket)
+        engine.commit(bucket)
+        engine.draft()
+        engine.wait()
+        whole.append(time.perf_counter() - begin)
+    add("pack + upload call", m, contexts[0] // 2, packing, (1e-9, 1e-9))
+    add("round without tree building", m, contexts[0] // 2, whole, (1e-9, 1e-9))
+    if device.type != "cuda":
+        return
+
+    def profiles() -> None:
+        tables = report.parts.setdefault("kernels", {})
+        engine.set_context(contexts[0])
+        engine.gemv = True
+        for m in (1, 64, 512):
+            if m in trees and time.perf_counter() < deadline + 10:
+                bucket = engine.stage([trees[m]])
+                tables[f"verify {m}"] = profile_table(f"verify {m} at {contexts[0]}", lambda b=bucket: engine.verify(b))
+        tables["draft"] = profile_table(f"draft at {contexts[0]}", engine.draft)
+
+    def matrices() -> None:
+        found = report.parts.setdefault("matrix_products", {})
+        for m in (1, 8, 16, 64, 128, 256, 512):
+            if m in counts and time.perf_counter() < deadline + 15:
+                found[str(m)] = matrix_times(engine, m)
+        print(
+            "  all matrix products alone, ms: " + ", ".join(f"{m}: {1e3 * s:.3f}" for m, s in found.items()), flush=True
+        )
+
+    report.part("matrix products alone", matrices)
+    report.part("where the time goes", profiles)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """The timings, one line each."""
+    print("what                          tokens  context        ms   min ms  floor ms  bound  ratio")
+    for r in rows:
+        tail = f"{r['floor_ms']:9.3f}  {r['bound']}  {r['ratio']:5.2f}" if r["floor_ms"] > 1e-3 else ""
+        print(f"{r['what']:<30}{r['tokens']:>6}{r['context']:>9}{r['ms']:>10.3f}{r['min_ms']:>9.3f} {tail}")
+
+
+def small_config(arch: str, hidden: int, heads: int, kv_heads: int, dim: int, inner: int, layers: int) -> ModelConfig:
+    """A target to test with."""
+    return ModelConfig(
+        arch=arch, hidden_size=hidden, num_layers=layers, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim,
+        intermediate_size=inner, vocab_size=8192, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=False,
+        eos_token_ids=(), max_position_embeddings=8192, qk_norm=arch == "qwen3",
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all parts; the exit code is 1 if anything failed."""
+    parser = argparse.ArgumentParser(prog="ddsim_reference.selftest", description=__doc__)
+    parser.add_argument("--out", type=Path, default=None, help="folder for selftest.json")
+    parser.add_argument("--seconds", type=float, default=45.0, help="no new timing starts after so many seconds")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shape", default="qwen3-8b", help="shape of the timed model")
+    parser.add_argument("--skip-checks", action="store_true", help="only the timings")
+    options = parser.parse_args(argv)
+    device = torch.device(options.device)
+    gpu = device.type == "cuda"
+    report = Report(options.out)
+    report.parts["device"] = torch.cuda.get_device_name() if gpu else "cpu"
+    report.parts["torch"] = torch.__version__
+    print(
+        f"{report.parts['device']}, torch {torch.__version__}, Triton {getattr(attention.triton, '__version__', None)}"
+    )
+    smollm2 = small_config("llama", 576, 9, 3, 64, 1536, 4)
+    qwen3 = small_config("qwen3", 4096, 32, 8, 128, 12_288, 4) if gpu else small_config("qwen3", 256, 8, 2, 32, 512, 3)
+
+    def checks() -> None:
+        for config in (smollm2, qwen3):
+            shape = (config.num_heads, config.num_kv_heads, config.head_dim)
+            report.part(
+                f"kernels, hidden {config.hidden_size}",
+                lambda c=config, s=shape: check_small_kernels(report, device, *s, c.hidden_size),  # type: ignore[misc]
+            )
+            report.part(f"attention, head_dim {config.head_dim}", lambda s=shape: check_attention(report, device, *s))  # type: ignore[misc]
+        types = [(torch.float32, 2e-5)] + ([(torch.bfloat16, 4e-2)] if gpu else [])
+        for config in (smollm2, qwen3):
+            for dtype, limit in types:
+                label = f"engine {config.arch} {str(dtype)[6:]}"
+                pair = (config, drafter_config(config, layers=2))
+                report.part(label, lambda p=pair, n=label, d=dtype, e=limit: check_engine(report, n, *p, device, d, e))  # type: ignore[misc]
+        report.part("batch of ragged trees", lambda: check_batch(report, smollm2, device, *types[-1]))
+
+    if not options.skip_checks:
+        checks()
+        if gpu:
+            torch.cuda.empty_cache()
+    if gpu:
+        configs = shape_configs(options.shape)
+        counts: tuple[int, ...] = (1, 2, 8, 16, 32, 64, 128, 256, 512)
+        contexts: tuple[int, ...] = (512, 4096)
+        dtype = torch.bfloat16
+    else:
+        configs = (qwen3, drafter_config(qwen3, layers=2))
+        counts, contexts, dtype = (1, 8, 16), (32, 64), torch.float32
+    deadline = report.begin + options.seconds
+    timing = lambda: time_engine(report, *configs, device, dtype, counts, contexts, deadline)  # noqa: E731
+    report.part(f"timing, {options.shape if gpu else 'tiny'} shape", timing)
+    print_table(report.parts.get("timing", []))
+    checked = len(report.parts.get("errors", {}))
+    print(f"{checked} comparisons, {len(report.failures)} failures, {time.perf_counter() - report.begin:.1f} s")
+    for failure in report.failures:
+        print(f"  {failure}")
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,380 @@
+"""`ddsim validate`: real prompts decoded with every policy on a device, beside what replay predicted for the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from ddsim import plot
+from ddsim.cost import CostModel, fit_cost
+from ddsim.errors import DdsimError
+from ddsim.jsonfile import write_document
+from ddsim.policy import Policy, parse_policy
+from ddsim.positions import positions_of
+from ddsim.replay import priced, replay, replay_rounds
+from ddsim.trace import Trace
+
+from . import dense
+from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device, load_drafter, load_target, number_type
+from .decode import Decoded, decode
+from .engine import Engine, Proposal
+from .profiler import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
+from .record import device_name
+from .widen import SHAPES, away_from, widen_drafter, widen_target
+from .workloads import Prompt, encode, load_prompts
+
+KIND = "ddsim-validation"
+SCHEMA_VERSION = 1
+POLICIES = ("AR", "DFlash", "DDTree:15", "DDTree:63", "DDTree:255", "CaDDTree", "RoundRatio", "LongRun", "BestFixed")
+"""Budgets of one less than a bucket: with the root they fill it."""
+
+
+def hidden_states(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, texts: Sequence[Sequence[int]],
+    blocks: int = 16,
+) -> torch.Tensor:  # fmt: skip
+    """Final hidden states of a pair over texts, float32 [n, hidden]: the target's, and the drafter's of ``blocks`` blocks each."""
+    layers = dense.target_layers(config, weights)
+    embedding = weights["model.embed_tokens.weight"]
+    found = []
+    with torch.inference_mode():
+        for text in texts:
+            ids = torch.tensor([list(text)], device=embedding.device)
+            here = torch.arange(ids.shape[1], device=embedding.device)[None]
+            features, hidden = dense.target_features(
+                config, weights, layers, ids, here, dense.causal_attention, shape.target_layer_ids
+            )
+            anchors = torch.linspace(min(1, len(text) - 1), len(text) - 1, blocks, device=embedding.device).long()
+            tokens, positions = dense.block_inputs(shape, ids[:, anchors], anchors[None])
+            drafted = dense.drafter_hidden(
+                shape, drafter_weights, features, here, F.embedding(tokens, embedding), positions,
+                dense.masked_attention(dense.block_mask(anchors, len(text), shape.block_size)),
+            )  # fmt: skip
+            found += [hidden[0].float(), drafted[0].float()]
+    return torch.cat(found).clone()
+
+
+def widened(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, name: str,
+    texts: Sequence[Sequence[int]],
+) -> tuple[ModelConfig, Weights, DrafterConfig, Weights]:  # fmt: skip
+    """A pair at a big model's cost, on the device and in the type that it has; ``texts`` show what its hidden states look like.
+
+    Raises
+    ------
+    DdsimError
+        On texts that were not used to find it, the extra vocabulary is not kept out.
+    """
+    half = max(1, len(texts) // 2)
+    away = away_from(hidden_states(config, weights, shape, drafter_weights, texts[:half]))
+    worst = float((hidden_states(config, weights, shape, drafter_weights, texts[half:] or texts) @ away).max())
+    if worst > -0.3:
+        raise DdsimError(
+            f"widen {name}: the extra vocabulary's logits are not kept low (direction {worst:.2f}, at most -0.3); give more prompts"
+        )
+    device, kind = str(weights["model.embed_tokens.weight"].device), weights["model.embed_tokens.weight"].dtype
+    big, wide = widen_target(config, weights, SHAPES[name], away=away, device=device, dtype=kind)
+    return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind)
+
+
+def engine_marginals(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The marginals that the engine itself drafts at every position of an answer, one after another.
+
+    Returns
+    -------
+    logprobs, token_ids : float32 and int32 ndarray [len(answer) - 1, L, K]
+    """
+    engine.set_context(0)
+    engine.prefill(0, prompt)
+    found = []
+    for here, after in pairwise(answer):
+        engine.set_root(0, here)
+        engine.draft()
+        engine.wait()
+        found.append(tuple(x[0].copy() for x in engine.drafted()))
+        bucket = engine.stage([Proposal.chain([here])])
+        engine.verify(bucket)
+        engine.commit(bucket)
+        engine.wait()
+        engine.set_root(0, after)
+    return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+
+
+def validate(
+    *,
+    target: str,
+    drafter: str,
+    out: str | Path,
+    widen: str | None = None,
+    prompts: Sequence[str] = ("all",),
+    policies: Sequence[str] = POLICIES,
+    limit: int | None = 4,
+    max_new_tokens: int = 96,
+    contexts: Sequence[int] = (128, 256, 512, 1024),
+    repeats: int = 5,
+    largest: int = 512,
+    eager_budget: int | None = None,
+    tolerance: float | None = None,
+    device: str = "cuda",
+    dtype: str = "bfloat16",
+    seed: int = 0,
+    encoded: dict[tuple[str, str], list[int]] | None = None,
+    plot_path: str | Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Hold predictions against hardware: profile, record, replay and decode in one run, greedily, one request at a time.
+
+    Parameters
+    ----------
+    target, drafter : str
+        As `load_target` and `load_drafter` take them.
+    out : path
+        JSON of everything.
+    widen : str, optional
+        A shape ("qwen3-4b", "qwen3-8b"): the pair keeps its function at that shape's cost.
+    prompts : sequence of str
+        Workloads or JSONL files; at most ``limit`` of each workload.
+    policies : sequence of str
+        As `ddsim.parse_policy` reads them; "AR" must be among them.
+    max_new_tokens : int
+    contexts, repeats, largest : sequence of int, int, int
+        Of the profile: committed tokens, sweeps, and the largest budget.
+    eager_budget : int, optional
+        Also run the published kind of loop (eager, a dense mask and a Python heap a round) with trees of so many nodes.
+    tolerance : float, optional
+        Largest relative error of tokens a second; the result's ``passed`` tells whether all policies and workloads keep it.
+    encoded : dict, optional
+        Token ids by (workload, prompt id), for machines without the tokenizer.
+    plot_path : path, optional
+        Picture of predicted against measured.
+    progress : callable
+        Called with a line now and then.
+
+    Returns
+    -------
+    dict
+        What ``out`` holds: ``rows`` (a policy and workload each, predicted beside measured), ``parts`` (milliseconds a round),
+        ``cost``, ``provenance`` and so on. Seconds unless a name says otherwise.
+
+    Raises
+    ------
+    DdsimError
+        Models, prompts or options that don't fit, or no GPU.
+    """
+    if "AR" not in policies:
+        raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
+    if widen is not None and widen not in SHAPES:
+        raise DdsimError(f"widen {widen!r}: unknown shape; use one of {', '.join(SHAPES)}")
+    check_device(torch.device(device))
+    kind = number_type(dtype)
+    rules = [parse_policy(name) for name in policies]
+    config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=encoded is None)
+    shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
+    chosen = _chosen(prompts, limit)
+    ids = [encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in chosen]
+    label = target
+    if widen is not None:
+        config, weights, shape, drafter_weights = widened(config, weights, shape, drafter_weights, widen, ids[:16])
+        label = f"{Path(target).name} text at {widen} cost"
+    most = max(*contexts, max(map(len, ids)) + max_new_tokens) + 64
+    engine = Engine(config, weights, shape, drafter_weights, max_context=most, max_tokens=largest + 1, device=device)
+    progress(f"loaded {label}: {len(chosen)} prompts")
+
+    sizes = [m for m in profiled_tokens(engine, largest + 1) if m >= 1]
+    bandwidth, rate = copy_bandwidth(engine.device), matmul_rate(engine.device, kind)
+    measured = measure(engine, tokens=sizes, contexts=contexts, repeats=repeats, seed=seed)
+    progress("profiled")
+    provenance = {
+        "target": label, "drafter": drafter, "device": device_name(device), "dtype": dtype, "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"), "seed": seed,
+    }  # fmt: skip
+    profile = profile_of(engine, measured, host_seconds(engine, measured, seed=seed), dict(provenance), bandwidth, rate)
+    cost = fit_cost(profile)
+
+    names = [p.id for p in chosen]
+
+    def run(policy: Policy, which: Sequence[int], *, timings: bool = False) -> list[Decoded]:
+        return decode(
+            engine, [ids[i] for i in which], policy, cost, max_new_tokens=max_new_tokens, seed=seed,
+            prompt_ids=[names[i] for i in which], timings=timings,
+            max_budget=min(largest, engine.candidates),
+        )  # fmt: skip
+
+    everyone = range(len(chosen))
+    ar = next(rule for rule in rules if rule.name == "AR")
+    run(ar, [0])  # captures
+    answers = {"AR": run(ar, everyone)}
+    keep = [i for i in everyone if len(answers["AR"][i].tokens) >= 2]
+    progress("decoded AR")
+    pairs = [engine_marginals(engine, ids[i], answers["AR"][i].tokens) for i in keep]
+    trace = Trace.from_arrays(
+        [np.array(answers["AR"][i].tokens) for i in keep],
+        [ids_ for _, ids_ in pairs],
+        [logprobs for logprobs, _ in pairs],
+        workload=[chosen[i].workload for i in keep],
+        prompt_id=[names[i] for i in keep],
+        context0=[len(ids[i]) for i in keep],
+        max_budget=min(largest, engine.candidates),
+        vocab_size=config.vocab_size,
+        provenance=provenance,
+    )
+    progress(f"recorded {len(trace)} positions")
+    positions = positions_of(trace, cache=False)
+    costs = priced(positions, cost)
+    ready = [rule.prepare(positions, costs) for rule in rules]
+    predicted = replay(trace, cost, [parse_policy(name) for name in policies], seed=seed)
+    first = {
+        w: next(i for i in keep if chosen[i].workload == w) for w in dict.fromkeys(chosen[i].workload for i in keep)
+    }
+    parts = {}
+    for rule, policy in zip(rules, ready, strict=True):
+        if rule.name != "AR":
+            run(policy, list(first.values())[:1])  # captures
+            answers[rule.name] = run(policy, keep)
+            parts[rule.name] = _parts(run(policy, list(first.values()), timings=True))
+            progress(f"decoded {rule.name}")
+    answers["AR"] = [answers["AR"][i] for i in keep]
+
+    rows = _rows(predicted.table(), predicted.table("workload"), answers, [chosen[i].workload for i in keep])
+    steps = _differences(trace, cost, ready, answers)
+    document: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": KIND,
+        "label": label,
+        "provenance": provenance | {"trace": trace.fingerprint, "prompts": len(keep), "max_new_tokens": max_new_tokens},
+        "cost": cost.explain(),
+        "bandwidth_bytes_per_s": bandwidth,
+        "flops_per_s": rate,
+        "rows": rows,
+        "parts_ms_per_round": parts,
+        "agreement": steps,
+        "profile": profile.to_json(),
+    }
+    if eager_budget is not None:
+        from .eager import published_loop  # imports transformers
+
+        few = list(first.values())
+        slow = published_loop(
+            config,
+            weights,
+            shape,
+            drafter_weights,
+            [ids[i] for i in few],
+            budget=eager_budget,
+            max_new_tokens=max_new_tokens,
+        )
+        tokens = sum(len(t) - 1 for t in slow.tokens)
+        fast = {
+            name: _throughput([found[keep.index(i)] for i in few]) for name, found in answers.items() if name != "AR"
+        }
+        best = max(fast, key=lambda name: fast[name])
+        document["published_loop"] = {
+            "budget": eager_budget, "prompts": len(few), "tokens": tokens, "rounds": slow.rounds, "seconds": slow.seconds,
+            "tokens_per_second": tokens / slow.seconds, "best_policy": best, "best_tokens_per_second": fast[best],
+            "ratio": fast[best] * slow.seconds / tokens,
+        }  # fmt: skip
+        progress("decoded the published loop")
+    errors = [abs(row["tokens_per_second_error"]) for row in rows]
+    document["tokens_per_second_error"] = {"mean": float(np.mean(errors)), "worst": max(errors)}
+    document["tolerance"] = tolerance
+    document["passed"] = tolerance is None or max(errors) <= tolerance
+    write_document(out, document)
+    if plot_path is not None:
+        table = pd.DataFrame(
+            {
+                "group": [row["policy"] for row in rows],
+                "predicted": [row["predicted"]["tokens_per_second"] for row in rows],
+                "measured": [row["measured"]["tokens_per_second"] for row in rows],
+            }
+        )
+        plot.save_figure(plot.predicted_measured(table), plot_path)
+    return document
+
+
+def _chosen(names: Sequence[str], limit: int | None) -> list[Prompt]:
+    """The first prompts of each workload."""
+    found: list[Prompt] = []
+    count: dict[str, int] = {}
+    for prompt in (p for name in names for p in load_prompts(name)):
+        count[prompt.workload] = count.get(prompt.workload, 0) + 1
+        if limit is None or count[prompt.workload] <= limit:
+            found.append(prompt)
+    return found
+
+
+def _throughput(answers: Sequence[Decoded]) -> float:
+    return sum(len(a.tokens) - 1 for a in answers) / sum(a.seconds["decode"] for a in answers)
+
+
+def _parts(answers: Sequence[Decoded]) -> dict[str, float]:
+    """Milliseconds a round by part; timing itself costs a little, so these are not the throughput's."""
+    rounds = sum(len(a.rounds) for a in answers)
+    names = ("draft", "tree", "verify", "commit", "host")
+    return {name: 1e3 * sum(a.seconds.get(name, 0.0) for a in answers) / rounds for name in names}
+
+
+def _rows(
+    pooled: pd.DataFrame, by_workload: pd.DataFrame, answers: dict[str, list[Decoded]], workloads: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Predicted beside measured, pooled and by workload."""
+    tables = {"all": pooled} | {w: by_workload[by_workload["workload"] == w] for w in dict.fromkeys(workloads)}
+    rows = []
+    for workload, table in tables.items():
+        base = _throughput([a for a, w in zip(answers["AR"], workloads, strict=True) if workload in ("all", w)])
+        for name, found in answers.items():
+            mine = [a for a, w in zip(found, workloads, strict=True) if workload in ("all", w)]
+            tokens, rounds = sum(len(a.tokens) - 1 for a in mine), sum(len(a.rounds) for a in mine)
+            said = table[table["policy"] == name].iloc[0]
+            speed = _throughput(mine)
+            measured = {
+                "acceptance_length": tokens / rounds,
+                "rounds": rounds,
+                "ms_per_round": 1e3 * sum(a.seconds["decode"] for a in mine) / rounds,
+                "budget_mean": float(np.mean([r.budget for a in mine for r in a.rounds])),
+                "tokens_per_second": speed,
+                "speedup": speed / base,
+            }
+            predicted = {
+                "acceptance_length": float(said["acceptance_length"]),
+                "rounds": int(said["rounds"]),
+                "ms_per_round": 1e3 * float(said["seconds"]) / int(said["rounds"]),
+                "budget_mean": float(said["budget_mean"]),
+                "tokens_per_second": float(said["tokens_per_second"]),
+                "speedup": float(said["speedup"]),
+            }
+            errors = {
+                f"{key}_error": predicted[key] / measured[key] - 1
+                for key in ("acceptance_length", "tokens_per_second", "speedup")
+            }
+            rows.append({"workload": workload, "policy": name, "predicted": predicted, "measured": measured} | errors)
+    return rows
+
+
+def _differences(
+    trace: Trace, cost: CostModel, policies: Sequence[Policy], answers: dict[str, list[Decoded]]
+) -> dict[str, dict[str, int]]:
+    """Where rounds and texts differ from the replay of the autoregressive answer, and how many do."""
+    found: dict[str, dict[str, int]] = {}
+    texts = [a.tokens for a in answers["AR"]]
+    for policy in policies:
+        same_text = same_rounds = 0
+        rounds = replay_rounds(trace, cost, policy)
+        for s, answer in enumerate(answers[policy.name]):
+            if answer.tokens != texts[s]:
+                continue
+            same_text += 1
+            mine = rounds[rounds["sequence"] == s]
+            expected = list(zip(mine["position"], mine["accepted"], strict=True))
+            same_rounds += [(r.position, min(r.accepted, r.committed)) for r in answer.rounds] == [
+                (int(p), min(int(a), len(texts[s]) - 1 - int(p))) for p, a in expected
+            ]
+        found[policy.name] = {"answers": len(texts), "same_text": same_text, "of_these_same_rounds": same_rounds}
+    return found
