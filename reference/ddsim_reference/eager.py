@@ -1,0 +1,281 @@
+"""The published DDTree loop as its public code runs it, for comparison only: eager layers, a dense mask a round, Python's heap.
+
+Every operation is launched by the host, the cache grows by concatenation, and the target is transformers' own. It shares its
+weights with whoever else holds them, so both loops run in one call.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import dense
+from .checkpoint import DrafterConfig, ModelConfig, Weights
+
+
+@dataclass
+class Published:
+    """What the published loop made of some prompts.
+
+    Attributes
+    ----------
+    tokens : list of list of int
+        Answers, stop tokens included.
+    rounds : int
+    seconds : float
+        Of all rounds, prompts not counted.
+    """
+
+    tokens: list[list[int]] = field(default_factory=list)
+    rounds: int = 0
+    seconds: float = 0.0
+
+
+def transformers_target(config: ModelConfig, weights: Weights) -> Any:
+    """The target as a transformers model that holds the very tensors of ``weights``."""
+    import transformers
+
+    kind = "Llama" if config.arch == "llama" else "Qwen3"
+    settings = getattr(transformers, f"{kind}Config")(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        max_position_embeddings=config.max_position_embeddings,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(settings)
+    wanted = set(model.state_dict())
+    model.load_state_dict({name: x for name, x in weights.items() if name in wanted}, strict=True, assign=True)
+    device = weights["model.embed_tokens.weight"].device
+    # Buffers aren't in the checkpoint; only the rotary frequencies are any.
+    with torch.device(device):
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=settings)
+    return model.eval()
+
+
+class EagerDrafter:
+    """A DFlash drafter layer by layer; keys and values of the context grow by concatenation."""
+
+    def __init__(self, config: DrafterConfig, weights: Weights) -> None:
+        self.config, self.weights = config, weights
+        self.layers = dense.drafter_layers(config, weights)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the context."""
+        self.fed = 0
+        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
+
+    def hidden(self, features: Tensor, noise: Tensor) -> Tensor:
+        """Hidden states [1, block_size, hidden] of a block after the context that these features [1, n, ...] complete."""
+        config, eps, device = self.config, self.config.rms_norm_eps, noise.device
+        outside = dense.rms_norm(F.linear(features, self.weights["fc.weight"]), self.weights["hidden_norm.weight"], eps)
+        context_at = torch.arange(self.fed, self.fed + features.shape[1], device=device)[None]
+        self.fed += features.shape[1]
+        block_at = torch.arange(self.fed, self.fed + config.block_size, device=device)[None]
+        context_rope = dense.rope_table(context_at, config.head_dim, config.rope_theta)
+        block_rope = dense.rope_table(block_at, config.head_dim, config.rope_theta)
+        x = noise
+        for i, layer in enumerate(self.layers):
+            norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down = layer
+            normed = dense.rms_norm(x, norm1, eps)
+
+            def heads(inputs: Tensor, weight: Tensor) -> Tensor:
+                return dense.split_heads(F.linear(inputs, weight), config.head_dim)
+
+            query = dense.rotate(dense.rms_norm(heads(normed, q_weight), q_norm, eps), *block_rope)
+            own_key = dense.rotate(dense.rms_norm(heads(normed, k_weight), k_norm, eps), *block_rope)
+            key = dense.rotate(dense.rms_norm(heads(outside, k_weight), k_norm, eps), *context_rope)
+            value = heads(outside, v_weight)
+            before = self.cache[i]
+            if before is not None:
+                key, value = torch.cat((before[0], key), 2), torch.cat((before[1], value), 2)
+            self.cache[i] = key, value
+            attended = F.scaled_dot_product_attention(
+                query, torch.cat((key, own_key), 2), torch.cat((value, heads(normed, v_weight)), 2), enable_gqa=True
+            )
+            x = x + F.linear(attended.transpose(1, 2).flatten(2), o_weight)
+            normed = dense.rms_norm(x, norm2, eps)
+            x = x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), down)
+        return dense.rms_norm(x, self.weights["norm.weight"], eps)
+
+
+def heap_tree(
+    logprobs: NDArray[np.float32], ids: NDArray[np.int64], budget: int
+) -> tuple[list[int], list[int], list[int]]:
+    """The best nodes of the product of marginals by a heap of paths: tokens, parents (0 is the root) and depths.
+
+    ``logprobs`` and ``ids`` [L, K] are sorted by descending probability.
+    """
+    horizon, width = logprobs.shape
+    tokens: list[int] = []
+    parents: list[int] = []
+    depths: list[int] = []
+    best = float(logprobs[0, 0])
+    heap: list[tuple[float, tuple[int, ...], int, float]] = [(-best, (0,), 0, best)]
+    while heap and len(tokens) < budget:
+        _, path, parent, value = heapq.heappop(heap)
+        depth, rank = len(path), path[-1]
+        tokens.append(int(ids[depth - 1, rank]))
+        parents.append(parent)
+        depths.append(depth)
+        if rank + 1 < width:
+            sibling = value - float(logprobs[depth - 1, rank]) + float(logprobs[depth - 1, rank + 1])
+            heapq.heappush(heap, (-sibling, (*path[:-1], rank + 1), parent, sibling))
+        if depth < horizon:
+            child = value + float(logprobs[depth, 0])
+            heapq.heappush(heap, (-child, (*path, 0), len(tokens), child))
+    return tokens, parents, depths
+
+
+def published_loop(
+    config: ModelConfig,
+    weights: Weights,
+    drafter: DrafterConfig,
+    drafter_weights: Weights,
+    prompts: Sequence[Sequence[int]],
+    *,
+    budget: int,
+    max_new_tokens: int,
+    stop: Sequence[int] | None = None,
+    warmup: int = 3,
+) -> Published:
+    """Answer prompts greedily, one after another.
+
+    Parameters
+    ----------
+    config, weights, drafter, drafter_weights
+        The pair; no tensor is copied.
+    prompts : sequence of sequence of int
+        Token ids.
+    budget : int
+        Nodes of every tree.
+    max_new_tokens : int
+        Longest answer.
+    stop : sequence of int, optional
+        Tokens that end an answer; the target's own by default.
+    warmup : int
+        Rounds on the first prompt that are run before anything is timed.
+
+    Returns
+    -------
+    Published
+    """
+    model = transformers_target(config, weights)
+    stops = frozenset(config.eos_token_ids if stop is None else stop)
+    loop = _Loop(model, EagerDrafter(drafter, drafter_weights), weights, budget)
+    result = Published()
+    with torch.inference_mode():
+        if prompts and warmup:
+            loop.answer(prompts[0], max_new_tokens, stops, most_rounds=warmup)
+        for prompt in prompts:
+            tokens, rounds, seconds = loop.answer(prompt, max_new_tokens, stops)
+            result.tokens.append(tokens)
+            result.rounds += rounds
+            result.seconds += seconds
+    return result
+
+
+class _Loop:
+    def __init__(self, model: Any, drafter: EagerDrafter, weights: Weights, budget: int) -> None:
+        self.model, self.drafter, self.budget = model, drafter, budget
+        self.embedding, self.head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+        self.device = self.embedding.device
+        self.tapped: dict[int, Tensor] = {}
+        for i in drafter.config.target_layer_ids:
+            model.model.layers[i].register_forward_hook(self._tap(i))
+
+    def _tap(self, layer: int) -> Any:
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            self.tapped[layer] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _features(self) -> Tensor:
+        return torch.cat([self.tapped[i] for i in self.drafter.config.target_layer_ids], -1)
+
+    def answer(
+        self, prompt: Sequence[int], longest: int, stops: frozenset[int], most_rounds: int | None = None
+    ) -> tuple[list[int], int, float]:
+        """Answer, rounds and their seconds."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        self.drafter.reset()
+        ids = torch.tensor([list(prompt)], device=self.device)
+        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        features = self._features()
+        answer = [int(output.logits[0, -1].argmax())]
+        committed, rounds = len(prompt), 0
+        self._synchronise()
+        begin = time.perf_counter()
+        while answer[-1] not in stops and len(answer) < longest and rounds != most_rounds:
+            fresh, features = self._round(cache, committed, answer[-1], features)
+            committed += len(fresh)
+            rounds += 1
+            fresh = fresh[: longest - len(answer)]
+            end = next((i for i, token in enumerate(fresh) if token in stops), len(fresh) - 1)
+            answer += fresh[: end + 1]
+        self._synchronise()
+        return answer, rounds, time.perf_counter() - begin
+
+    def _round(self, cache: Any, committed: int, root: int, features: Tensor) -> tuple[list[int], Tensor]:
+        """Draft, verify, commit: the tokens gained, and the features of the tokens that went into the cache."""
+        device, block = self.device, self.drafter.config
+        inputs = torch.full((1, block.block_size), block.mask_token_id, device=device)
+        inputs[0, 0] = root
+        hidden = self.drafter.hidden(features, F.embedding(inputs, self.embedding))
+        logits = F.linear(hidden[:, 1:], self.head).float()
+        values, places = logits.log_softmax(-1).topk(min(self.budget, logits.shape[-1]) or 1, -1)
+        tokens, parents, depths = heap_tree(values[0].cpu().numpy(), places[0].cpu().numpy(), self.budget)
+
+        size = len(tokens) + 1
+        seen = torch.zeros(size, size, dtype=torch.bool)
+        seen[0, 0] = True
+        for j, parent in enumerate(parents, 1):
+            seen[j] = seen[parent]
+            seen[j, j] = True
+        mask = torch.zeros(1, 1, size, committed + size, dtype=self.embedding.dtype)
+        mask[0, 0, :, committed:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        output = self.model(
+            input_ids=torch.tensor([[root, *tokens]], device=device),
+            position_ids=torch.tensor([[committed, *(committed + depth for depth in depths)]], device=device),
+            attention_mask=mask.to(device),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        wanted = output.logits[0].argmax(-1).tolist()
+        children = {(parent, token): j for j, (parent, token) in enumerate(zip(parents, tokens, strict=True), 1)}
+        path = [0]
+        while (path[-1], wanted[path[-1]]) in children:
+            path.append(children[path[-1], wanted[path[-1]]])
+        kept = torch.tensor([*range(committed), *(committed + j for j in path)], device=device)
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
+        features = self._features()[:, torch.tensor(path, device=device)]
+        return [*(tokens[j - 1] for j in path[1:]), wanted[path[-1]]], features
