@@ -73,12 +73,11 @@ def widened(
     DdsimError
         On texts that were not used to find it, the extra vocabulary is not kept out.
     """
-    half = max(1, len(texts) // 2)
-    away = away_from(hidden_states(config, weights, shape, drafter_weights, texts[:half]))
-    worst = float((hidden_states(config, weights, shape, drafter_weights, texts[half:] or texts) @ away).max())
-    if worst > -0.3:
+    away = away_from(hidden_states(config, weights, shape, drafter_weights, texts[::2]))
+    worst = float((hidden_states(config, weights, shape, drafter_weights, texts[1::2] or texts) @ away).max())
+    if worst > -0.1:
         raise DdsimError(
-            f"widen {name}: the extra vocabulary's logits are not kept low (direction {worst:.2f}, at most -0.3); give more prompts"
+            f"widen {name}: the extra vocabulary's logits are not kept low (direction {worst:.2f}, at most -0.1); give more prompts"
         )
     device, kind = str(weights["model.embed_tokens.weight"].device), weights["model.embed_tokens.weight"].dtype
     big, wide = widen_target(config, weights, SHAPES[name], away=away, device=device, dtype=kind)
@@ -258,6 +257,11 @@ def validate(
         "agreement": steps,
         "profile": profile.to_json(),
     }
+    errors = [abs(row["tokens_per_second_error"]) for row in rows]
+    document["tokens_per_second_error"] = {"mean": float(np.mean(errors)), "worst": max(errors)}
+    document["tolerance"] = tolerance
+    document["passed"] = tolerance is None or max(errors) <= tolerance
+    write_document(out, document)  # what is known so far: the published loop may run out of memory or time
     if eager_budget is not None:
         from .eager import published_loop  # imports transformers
 
@@ -282,10 +286,6 @@ def validate(
             "ratio": fast[best] * slow.seconds / tokens,
         }  # fmt: skip
         progress("decoded the published loop")
-    errors = [abs(row["tokens_per_second_error"]) for row in rows]
-    document["tokens_per_second_error"] = {"mean": float(np.mean(errors)), "worst": max(errors)}
-    document["tolerance"] = tolerance
-    document["passed"] = tolerance is None or max(errors) <= tolerance
     write_document(out, document)
     if plot_path is not None:
         table = pd.DataFrame(
