@@ -86,6 +86,30 @@ def test_buckets_are_measured_at_both_ends() -> None:
     assert profiler.profiled_tokens(engine, 32) == [1, 2, 4, 8, 16, 32]
     engine.device = torch.device("cuda")
     assert profiler.profiled_tokens(engine, 64) == [1, 2, 4, 5, 16, 17, 64]
+    engine.batch = 3
+    assert profiler.profiled_tokens(engine, 64) == [3, 4, 5, 16, 17, 64]
+
+
+def test_batches_in_one_profile_and_later(pair: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    seen: list[tuple[int, int]] = []
+    options = OPTIONS | {"target": pair[0], "drafter": pair[1], "out": out, "repeats": 2}
+    profiler.measure_profile(batches=(1, 3), progress=lambda a, b: seen.append((a, b)), **options)
+    profile = read_profile(out)
+    assert {(s.tokens, s.batch) for s in profile.verify} == {
+        *((t, 1) for t in (1, 2, 4, 8, 16)),
+        *((t, 3) for t in (3, 4, 8, 16)),
+    }
+    assert {(s.context, s.batch) for s in profile.draft} == {(c, b) for c in (32, 64) for b in (1, 3)}
+    assert all(len(s.seconds) == 2 for s in [*profile.verify, *profile.draft])
+    assert [s.batch for s in profile.host][:1] == [1] and seen[-1] == (4, 4)
+    profiler.measure_profile(batches=(1, 2), **options)  # what is there stays
+    later = read_profile(out)
+    assert [s for s in later.verify if s.batch != 2] == list(profile.verify)
+    assert {s.tokens for s in later.verify if s.batch == 2} == {2, 4, 8, 16}
+    assert fit_cost(later).verify_seconds(12, 48, 2) > 0
+    with pytest.raises(DdsimError, match="max_tokens 16"):
+        profiler.measure_profile(batches=(9,), **options)
 
 
 def test_shapes_by_name() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,6 @@ from ddsim.errors import DdsimError
 from ddsim.policy import DDTree
 from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample, read_profile
 
-from .attention import triton
 from .checkpoint import (
     SMOLLM2,
     DrafterConfig,
@@ -174,11 +176,14 @@ def random_tree(tokens: int, horizon: int, vocabulary: int, seed: int) -> Propos
 
 
 def profiled_tokens(engine: Engine, most: int) -> list[int]:
-    """Token counts to measure: each bucket and the count above the bucket before it; powers of two where none are padded."""
+    """Token counts to measure, all requests together: each bucket and the count above the bucket before it; powers of two
+    where none are padded. A request sends one token at least."""
     if engine.device.type == "cpu":
-        return [2**i for i in range(most.bit_length()) if 2**i <= most]
-    sizes = [b for b in engine.sizes if b <= most]
-    return sorted({*sizes, *(b + 1 for b in sizes[:-1])})
+        counts = {2**i for i in range(most.bit_length())}
+    else:
+        sizes = [b for b in engine.sizes if b <= most]
+        counts = {*sizes, *(b + 1 for b in sizes[:-1])}
+    return sorted({engine.batch, *(m for m in counts if engine.batch <= m <= most)})
 
 
 class _Clock:
@@ -221,33 +226,33 @@ def measure(
     seed: int = 0,
     sweep_done: Callable[[int, dict[Any, list[float]]], None] | None = None,
 ) -> dict[Any, list[float]]:
-    """Seconds of verification by ("verify", tokens, context), and of drafting by ("draft", context), in shuffled sweeps.
+    """Seconds of verification by ("verify", tokens, context, batch), of drafting by ("draft", context, batch), in shuffled sweeps.
 
-    Verification is what a round pays for it: upload of the tree, the target's pass with head and argmax. Drafting is the
-    drafter's pass, top-k and the copy to the host.
+    Verification is what a round pays for it: upload of the trees, the target's pass with head and argmax. Its ``tokens`` are
+    all requests' together, spread evenly. Drafting is the drafter's pass, top-k and the copy to the host.
     """
     engine.set_temperature(0.0)
-    trees = {m: random_tree(m, 15, engine.target.vocab_size, seed + m) for m in tokens}
     batch = engine.batch
+    shares = {m: [m // batch + (b < m % batch) for b in range(batch)] for m in tokens}
+    trees = {n: random_tree(n, 15, engine.target.vocab_size, seed + n) for n in {n for s in shares.values() for n in s}}
     clock = _Clock(engine.device)
-    points: list[tuple[Any, ...]] = [("verify", m, c) for m in tokens for c in contexts]
+    points: list[tuple[Any, ...]] = [("verify", m, c, batch) for m in tokens for c in contexts]
     if engine.drafter is not None:
-        points += [("draft", c) for c in contexts]
+        points += [("draft", c, batch) for c in contexts]
 
     def call(point: tuple[Any, ...]) -> None:
         if point[0] == "draft":
             engine.draft()
         else:
-            bucket = engine.bucket_for(batch * point[1])
+            bucket = engine.bucket_for(point[1])
             bucket.upload()
             engine.verify(bucket)
 
     def ready(point: tuple[Any, ...]) -> None:
-        engine.set_context(point[-1])
+        engine.set_context(point[-2])
         if point[0] == "verify":
             engine.wait()
-            bucket = engine.bucket_for(batch * point[1])
-            bucket.pack([trees[point[1]]] * batch)
+            engine.bucket_for(point[1]).pack([trees[n] for n in shares[point[1]]])
 
     for m in tokens:  # captures and compiles
         for point in points:
@@ -271,23 +276,39 @@ def measure(
     return clock.seconds
 
 
-def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int = 5, seed: int = 0) -> list[float]:
-    """What a round costs beyond drafting and verification: whole rounds of the decode loop at a lone request, less those two."""
-    if engine.drafter is None or engine.batch != 1:
+def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int = 5, seed: int = 0) -> list[HostSample]:
+    """What a round costs beyond drafting and verification: whole rounds of the decode loop, less those two.
+
+    Runs in which a request ended before the others don't count: their later rounds are smaller.
+    """
+    batch = engine.batch
+    drafted = [key[1] for key in measured if key[0] == "draft" and key[2] == batch]
+    if engine.drafter is None or not drafted:
         return []
-    context = min(key[1] for key in measured if key[0] == "draft")
-    sizes = sorted(key[1] for key in measured if key[0] == "verify" and key[2] == context)
-    size = max((m for m in sizes if m <= min(64, engine.candidates + 1)), default=sizes[0])
-    rest = statistics.median(measured["draft", context]) + statistics.median(measured["verify", size, context])
+    context = min(drafted)
+    sizes = [k[1] for k in measured if k[0] == "verify" and k[2:] == (context, batch)]
+    # One count for each request, so that all trees are equal; the last bucket's cost at most.
+    nodes = max(0, max((m for m in sizes if m <= min(64, engine.candidates + 1) * batch), default=batch) // batch - 1)
+    size = min(m for m in sizes if m >= batch * (nodes + 1))
+    rest = statistics.median(measured["draft", context, batch])
+    rest += statistics.median(measured["verify", size, context, batch])
     rng = np.random.default_rng(seed)
     found = []
     for run in range(runs + 1):
         length = max(1, min(context, engine.max_context - 64))
-        prompt = rng.integers(0, engine.target.vocab_size, length).tolist()
-        answer = decode(engine, [prompt], DDTree(size - 1), max_new_tokens=24, stop=())[0]
-        if run and answer.rounds:
-            found.append(max(1e-7, answer.seconds["decode"] / len(answer.rounds) - rest))
-    return found
+        prompts = rng.integers(0, engine.target.vocab_size, (batch, length)).tolist()
+        answers = decode(engine, prompts, DDTree(nodes), max_new_tokens=24, stop=())
+        rounds = {len(answer.rounds) for answer in answers}
+        if run and len(rounds) == 1 and rounds != {0}:
+            found.append(max(1e-7, sum(answer.seconds["decode"] for answer in answers) / rounds.pop() - rest))
+    return [HostSample(tuple(found), batch)] if found else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def clocks() -> dict[str, str]:
@@ -304,24 +325,19 @@ def clocks() -> dict[str, str]:
 
 
 def profile_of(
-    engine: Engine, measured: dict[Any, list[float]], host: Sequence[float], provenance: dict[str, Any],
+    engine: Engine, measured: dict[Any, list[float]], host: Sequence[HostSample], provenance: dict[str, Any],
     bandwidth: float, rate: float,
 ) -> Profile:  # fmt: skip
     """Measured seconds as a profile."""
-    batch, gpu = engine.batch, engine.device.type == "cuda"
     element = torch.empty(0, dtype=engine.dtype).element_size()
-    verify = [
-        VerifySample(batch * k[1], k[2], batch, tuple(v))
-        for k, v in sorted(measured.items(), key=str)
-        if k[0] == "verify"
-    ]
-    draft = [DraftSample(k[1], batch, tuple(v)) for k, v in sorted(measured.items(), key=str) if k[0] == "draft"]
+    order = sorted(measured.items(), key=lambda item: (item[0][-1], item[0][-2], item[0][1]))
+    verify = [VerifySample(key[1], key[2], key[3], tuple(seconds)) for key, seconds in order if key[0] == "verify"]
     return Profile(
         verify=verify,
-        draft=draft,
-        host=[HostSample(tuple(host), batch)] if host else [],
+        draft=[DraftSample(key[1], key[2], tuple(seconds)) for key, seconds in order if key[0] == "draft"],
+        host=host,
         provenance=provenance,
-        buckets=[b for b in engine.sizes if b <= max(s.tokens for s in verify)] if gpu else None,
+        buckets=[b for b in engine.sizes if b <= max(s.tokens for s in verify)] if engine.graphs else None,
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=rate,
         weight_bytes=float(element * engine.target.parameters),
@@ -338,7 +354,7 @@ def measure_profile(
     out: str | Path,
     max_tokens: int = MOST_TOKENS,
     contexts: Sequence[int] = CONTEXTS,
-    batch: int = 1,
+    batches: Sequence[int] = (1,),
     repeats: int = 8,
     device: str = "cuda",
     dtype: str = "bfloat16",
@@ -355,8 +371,9 @@ def measure_profile(
         ("smollm2-135m", "qwen3-4b", "qwen3-8b") and needs no files: latency depends on shapes, not on values.
     out : path
         JSON that `ddsim.read_profile` and ``ddsim fit`` read. Written after every sweep; an interrupted run goes on there.
-    max_tokens, contexts, batch : int, sequence of int, int
-        Largest pass, committed tokens per request, and requests side by side. Every bucket is measured at both ends.
+    max_tokens, contexts, batches : int, sequence of int, sequence of int
+        Tokens of the largest pass, all requests together; committed tokens per request; and requests side by side. Every
+        bucket is measured at both ends.
     repeats : int
         Sweeps over all points, each in another order, so that drift doesn't look like a curve.
     device, dtype : str
@@ -377,8 +394,10 @@ def measure_profile(
     --------
     >>> measure_profile(target="qwen3-8b", random_weights=True, out="profile.json")  # doctest: +SKIP
     """
-    if repeats < 1 or batch < 1 or max_tokens < 2 or not contexts or min(contexts) < 1:
-        raise DdsimError("profile: repeats, batch and contexts must be at least 1, max_tokens at least 2")
+    if repeats < 1 or not batches or min(batches) < 1 or not contexts or min(contexts) < 1:
+        raise DdsimError("profile: repeats, batches and contexts must be at least 1")
+    if max_tokens < 2 * max(batches):
+        raise DdsimError(f"profile: max_tokens {max_tokens}: must be at least 2 for each request of a batch")
     kind = number_type(dtype)
     path = Path(out)
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -394,51 +413,61 @@ def measure_profile(
         "dtype": dtype,
         "cuda_graphs": device.startswith("cuda"),
         "torch": torch.__version__,
-        "triton": getattr(triton, "__version__", None),
+        "triton": _version("triton"),
         "max_context": max(contexts) + 64,
         "repeats": repeats,
         "seed": seed,
     }
     before: dict[Any, list[float]] = {}
+    host: dict[int, HostSample] = {}
     if resume and path.exists():
         old = read_profile(path)
         differing = [k for k, v in provenance.items() if old.provenance.get(k) != v]
         if differing:
             raise DdsimError(f"{path}: profiles something else ({differing[0]} differs); choose another file")
-        before = {("verify", s.tokens // batch, s.context): list(s.seconds) for s in old.verify if s.batch == batch}
-        before |= {("draft", s.context): list(s.seconds) for s in old.draft if s.batch == batch}
-    done = min((len(v) for v in before.values()), default=0)
-    if done >= repeats:
+        before = {("verify", s.tokens, s.context, s.batch): list(s.seconds) for s in old.verify}
+        before |= {("draft", s.context, s.batch): list(s.seconds) for s in old.draft}
+        host = {s.batch: s for s in old.host}
+    sweeps = {b: min((len(v) for k, v in before.items() if k[-1] == b), default=0) for b in batches}
+    if all(done >= repeats for done in sweeps.values()):
         return path
     if random_weights:
         weights = random_target(config, device=device, dtype=kind, seed=seed)
         pair: tuple[DrafterConfig | None, Weights | None] = (shape, random_drafter(shape, device=device, dtype=kind))
     else:
         pair = (None, None) if drafter is None else load_drafter(drafter, dtype=kind, device=device)
-    engine = Engine(
-        config,
-        weights,
-        *pair,
-        max_context=max(contexts) + 64,
-        max_tokens=batch * max_tokens,
-        batch=batch,
-        device=device,
-    )
-    for stack in (engine.stack, *((engine.drafter_stack,) if engine.drafter is not None else ())):
-        stack.keys.normal_()
-        stack.values.normal_()
-    bandwidth, rate = copy_bandwidth(engine.device), matmul_rate(engine.device, kind)
+    bandwidth, rate = copy_bandwidth(torch.device(device)), matmul_rate(torch.device(device), kind)
     provenance |= {"clocks": clocks(), "measured": time.strftime("%Y-%m-%d")}
 
-    def save(sweep: int, seconds: dict[Any, list[float]], host: Sequence[float] = ()) -> None:
-        merged = {key: [*before.get(key, ()), *values] for key, values in seconds.items()}
-        profile_of(engine, merged, host, provenance, bandwidth, rate).save(path)
+    def save(
+        engine: Engine, kept: dict[Any, list[float]], done: int, sweep: int, seconds: dict[Any, list[float]]
+    ) -> None:
+        for key, values in seconds.items():
+            before[key] = [*kept.get(key, ()), *values]
+        profile_of(engine, before, [host[b] for b in sorted(host)], provenance, bandwidth, rate).save(path)
+        sweeps[engine.batch] = done + sweep + 1
         if progress is not None:
-            progress(done + sweep + 1, repeats)
+            progress(sum(min(n, repeats) for n in sweeps.values()), repeats * len(sweeps))
 
-    found = measure(
-        engine, tokens=profiled_tokens(engine, max_tokens), contexts=contexts, repeats=repeats - done, seed=seed + done,
-        sweep_done=save,
-    )  # fmt: skip
-    save(repeats - done - 1, found, host_seconds(engine, found, seed=seed))
+    for batch in sorted(set(batches)):
+        done = sweeps[batch]
+        if done >= repeats:
+            continue
+        engine = Engine(
+            config, weights, *pair, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device
+        )
+        for stack in (engine.stack, *((engine.drafter_stack,) if engine.drafter is not None else ())):
+            stack.keys.normal_()
+            stack.values.normal_()
+        keep = partial(save, engine, dict(before), done)
+        found = measure(
+            engine, tokens=profiled_tokens(engine, max_tokens), contexts=contexts, repeats=repeats - done,
+            seed=seed + done, sweep_done=keep,
+        )  # fmt: skip
+        host |= {sample.batch: sample for sample in host_seconds(engine, found, seed=seed)}
+        keep(repeats - done - 1, found)
+        del engine, keep
+        gc.collect()  # graphs hold on to caches, and the next batch needs the room
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
     return path

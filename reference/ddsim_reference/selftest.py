@@ -13,9 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -65,13 +67,11 @@ def pack_mask(seen: np.ndarray) -> np.ndarray:
 @contextmanager
 def plain() -> Iterator[None]:
     """Run the PyTorch twins of all kernels, also where Triton would run."""
-    saved = kernels.use_triton
-    off: Callable[[Tensor], bool] = lambda x: False  # noqa: E731
-    kernels.use_triton = attention.use_triton = off
-    try:
+    with (
+        patch.object(kernels, "use_triton", return_value=False),
+        patch.object(attention, "use_triton", return_value=False),
+    ):
         yield
-    finally:
-        kernels.use_triton = attention.use_triton = saved
 
 
 def error(out: Tensor, reference: Tensor) -> float:
@@ -532,13 +532,13 @@ def time_engine(
         report.parts.setdefault("capture_seconds", {})[str(m)] = time.perf_counter() - begin
         for context in contexts:
             engine.set_context(context)
-            seconds = event_seconds(lambda bucket=bucket: engine.verify(bucket), device, 12)  # type: ignore[misc]
+            seconds = event_seconds(partial(engine.verify, bucket), device, 12)
             add("verify", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
         if m == 1 and device.type == "cuda":
             engine.gemv, bucket.verify_graph = True, None
             for context in contexts:
                 engine.set_context(context)
-                seconds = event_seconds(lambda bucket=bucket: engine.verify(bucket), device, 12)  # type: ignore[misc]
+                seconds = event_seconds(partial(engine.verify, bucket), device, 12)
                 add("verify gemv", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
         if m == preferred[0]:
             for context in contexts:
@@ -558,7 +558,7 @@ def time_engine(
     times = []
     for _ in range(12):  # a commit moves the context on
         engine.set_context(contexts[0] // 2)
-        times += event_seconds(lambda: engine.commit(bucket), device, 1, warmup=0)
+        times += event_seconds(partial(engine.commit, bucket), device, 1, warmup=0)
     add("commit", m, contexts[0] // 2, times, (1e-9, 1e-9))
 
     # A whole round's host side: pack and upload, two waits.
@@ -587,7 +587,7 @@ def time_engine(
         for m in (1, 64, 512):
             if m in trees and time.perf_counter() < deadline + 10:
                 bucket = engine.stage([trees[m]])
-                tables[f"verify {m}"] = profile_table(f"verify {m} at {contexts[0]}", lambda b=bucket: engine.verify(b))
+                tables[f"verify {m}"] = profile_table(f"verify {m} at {contexts[0]}", partial(engine.verify, bucket))
         tables["draft"] = profile_table(f"draft at {contexts[0]}", engine.draft)
 
     def matrices() -> None:
@@ -634,9 +634,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report(options.out)
     report.parts["device"] = torch.cuda.get_device_name() if gpu else "cpu"
     report.parts["torch"] = torch.__version__
-    print(
-        f"{report.parts['device']}, torch {torch.__version__}, Triton {getattr(attention.triton, '__version__', None)}"
-    )
+    triton = "Triton" if kernels.use_triton(torch.empty(0, device=device)) else "no Triton"
+    print(f"{report.parts['device']}, torch {torch.__version__}, {triton}")
     smollm2 = small_config("llama", 576, 9, 3, 64, 1536, 4)
     qwen3 = small_config("qwen3", 4096, 32, 8, 128, 12_288, 4) if gpu else small_config("qwen3", 256, 8, 2, 32, 512, 3)
 
@@ -645,16 +644,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             shape = (config.num_heads, config.num_kv_heads, config.head_dim)
             report.part(
                 f"kernels, hidden {config.hidden_size}",
-                lambda c=config, s=shape: check_small_kernels(report, device, *s, c.hidden_size),  # type: ignore[misc]
+                partial(check_small_kernels, report, device, *shape, config.hidden_size),
             )
-            report.part(f"attention, head_dim {config.head_dim}", lambda s=shape: check_attention(report, device, *s))  # type: ignore[misc]
+            report.part(f"attention, head_dim {config.head_dim}", partial(check_attention, report, device, *shape))
         types = [(torch.float32, 2e-5)] + ([(torch.bfloat16, 4e-2)] if gpu else [])
         for config in (smollm2, qwen3):
             for dtype, limit in types:
                 label = f"engine {config.arch} {str(dtype)[6:]}"
-                pair = (config, drafter_config(config, layers=2))
-                report.part(label, lambda p=pair, n=label, d=dtype, e=limit: check_engine(report, n, *p, device, d, e))  # type: ignore[misc]
-        report.part("batch of ragged trees", lambda: check_batch(report, smollm2, device, *types[-1]))
+                drafter = drafter_config(config, layers=2)
+                report.part(label, partial(check_engine, report, label, config, drafter, device, dtype, limit))
+        report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
     if not options.skip_checks:
         checks()
@@ -669,7 +668,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs = (qwen3, drafter_config(qwen3, layers=2))
         counts, contexts, dtype = (1, 8, 16), (32, 64), torch.float32
     deadline = report.begin + options.seconds
-    timing = lambda: time_engine(report, *configs, device, dtype, counts, contexts, deadline)  # noqa: E731
+    timing = partial(time_engine, report, *configs, device, dtype, counts, contexts, deadline)
     report.part(f"timing, {options.shape if gpu else 'tiny'} shape", timing)
     print_table(report.parts.get("timing", []))
     checked = len(report.parts.get("errors", {}))
