@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import dense
 from .checkpoint import DrafterConfig, ModelConfig, Weights
 
-
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention as the published figures had it. Recent PyTorch would rather have cuDNN's on a Hopper GPU, which builds a plan for
 every new length of the context, so for every round: that would flatter whatever is compared with this loop."""
