@@ -13,11 +13,13 @@ pytest.importorskip("torch")
 import torch
 
 import tiny
+from ddsim.cost import fit_cost
 from ddsim.errors import DdsimError
 from ddsim.policy import Autoregressive
+from ddsim.profiles import DraftSample, Profile, VerifySample
 from ddsim_reference import validate
 from ddsim_reference.checkpoint import save_drafter, save_target
-from ddsim_reference.decode import decode
+from ddsim_reference.decode import Decoded, Round, decode
 from ddsim_reference.dense import target_layers
 from ddsim_reference.engine import Engine
 from ddsim_reference.record import marginals
@@ -58,11 +60,13 @@ def test_validation_in_one_run(
     assert not result["passed"]  # no clock is that good
     for name, agreement in result["agreement"].items():
         assert agreement == {"answers": 4, "same_text": 4, "of_these_same_rounds": 4}, name
+    assert result["departures"] == {"largest_margin": None, "share_of_positions_within": None, "first": []}
     assert len(result["rows"]) == len(policies) * 3
     for row in result["rows"]:
         assert row["predicted"]["rounds"] == row["measured"]["rounds"]
         assert row["acceptance_length_error"] == pytest.approx(0)
         assert row["measured"]["tokens_per_second"] > 0
+        assert row["cost_error"] > -1
     assert set(result["parts_ms_per_round"]["RoundRatio"]) == {"draft", "tree", "verify", "commit", "host"}
 
 
@@ -74,11 +78,34 @@ def test_engine_marginals_are_the_recorders(pair: tuple[str, str]) -> None:
     )
     prompt = list(range(3, 12))
     answer = decode(engine, [prompt], Autoregressive(), max_new_tokens=12)[0].tokens
-    logprobs, ids = validate.engine_marginals(engine, prompt, answer)
+    logprobs, ids, margins = validate.engine_marginals(engine, prompt, answer)
     layers = target_layers(config, weights)
     there, there_ids = marginals(config, weights, layers, shape, drafter, prompt, answer, candidates=40)
     np.testing.assert_allclose(logprobs, there[:-1], atol=2e-2)
     assert np.mean(ids == there_ids[:-1]) > 0.99
+    assert margins.shape == (11,) and margins.min() >= 0
+
+
+def test_rounds_are_priced_at_their_contexts() -> None:
+    profile = Profile(
+        [VerifySample(t, c, 1, ((t + c) / 1e3,)) for t in (1, 9, 17) for c in (16, 48)],
+        [DraftSample(c, 1, (c / 1e4,)) for c in (16, 48)],
+    )
+    cost = fit_cost(profile, kind="table")
+    answers = [Decoded([1, 2, 3], [Round(0, 8, 1, 2)]), Decoded([4, 5], [Round(0, 0, 0, 1)])]
+    # Nine tokens at context 20, one at context 31.
+    assert validate._priced(answers, [20, 31], cost, False) == pytest.approx(0.029 + 0.002 + 0.032 + 0.0031)
+    assert validate._priced(answers[1:], [31], cost, True) == pytest.approx(0.032)
+
+
+def test_departures_name_the_place_and_the_lead() -> None:
+    answers = {"AR": [Decoded([5, 6, 7]), Decoded([1, 2, 3])], "DFlash": [Decoded([5, 6, 8]), Decoded([1, 2, 3])]}
+    margins = [np.array([3.0, 0.25]), np.array([0.125, 4.0])]
+    assert validate._departures(answers, margins, ["a", "b"]) == {
+        "largest_margin": 0.25,
+        "share_of_positions_within": 0.5,
+        "first": [{"policy": "DFlash", "prompt": "a", "index": 2, "margin": 0.25}],
+    }
 
 
 def test_hidden_states_are_the_heads_inputs(pair: tuple[str, str]) -> None:

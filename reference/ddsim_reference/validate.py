@@ -84,12 +84,16 @@ def widened(
     return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind)
 
 
-def engine_marginals(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def engine_marginals(
+    engine: Engine, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The marginals that the engine itself drafts at every position of an answer, one after another.
 
     Returns
     -------
     logprobs, token_ids : float32 and int32 ndarray [len(answer) - 1, L, K]
+    margins : float32 ndarray [len(answer) - 1]
+        By how much the target's best next token leads the second, in nats.
     """
     engine.set_context(0)
     engine.prefill(0, prompt)
@@ -98,13 +102,15 @@ def engine_marginals(engine: Engine, prompt: Sequence[int], answer: Sequence[int
         engine.set_root(0, here)
         engine.draft()
         engine.wait()
-        found.append(tuple(x[0].copy() for x in engine.drafted()))
+        logprobs, ids = (x[0].copy() for x in engine.drafted())
         bucket = engine.stage([Proposal.chain([here])])
-        engine.verify(bucket)
+        best, second = engine.verify(bucket)[0].topk(2).values.tolist()
+        found.append((logprobs, ids, np.float32(best - second)))
         engine.commit(bucket)
         engine.wait()
         engine.set_root(0, after)
-    return np.stack([f[0] for f in found]), np.stack([f[1] for f in found])
+    logprobs_, ids_, margins = (np.stack(column) for column in zip(*found, strict=True))
+    return logprobs_, ids_, margins
 
 
 def validate(
@@ -160,8 +166,11 @@ def validate(
     Returns
     -------
     dict
-        What ``out`` holds: ``rows`` (a policy and workload each, predicted beside measured), ``parts`` (milliseconds a round),
-        ``cost``, ``provenance`` and so on. Seconds unless a name says otherwise.
+        What ``out`` holds. ``rows``: a policy and workload each, predicted beside measured; ``cost_error`` is the cost model's
+        alone, its seconds for the very rounds that were decoded against those measured. ``parts_ms_per_round``. ``agreement``:
+        answers with the text of the autoregressive one, and those of them with the rounds of the replay; ``departures``: where
+        other texts leave it, and how near a tie the target was there (in bfloat16, passes over other numbers of tokens round
+        differently). Also ``cost``, ``profile`` and ``provenance``. Seconds unless a name says otherwise.
 
     Raises
     ------
@@ -216,8 +225,8 @@ def validate(
     pairs = [engine_marginals(engine, ids[i], answers["AR"][i].tokens) for i in keep]
     trace = Trace.from_arrays(
         [np.array(answers["AR"][i].tokens) for i in keep],
-        [ids_ for _, ids_ in pairs],
-        [logprobs for logprobs, _ in pairs],
+        [p[1] for p in pairs],
+        [p[0] for p in pairs],
         workload=[chosen[i].workload for i in keep],
         prompt_id=[names[i] for i in keep],
         context0=[len(ids[i]) for i in keep],
@@ -242,7 +251,10 @@ def validate(
             progress(f"decoded {rule.name}")
     answers["AR"] = [answers["AR"][i] for i in keep]
 
-    rows = _rows(predicted.table(), predicted.table("workload"), answers, [chosen[i].workload for i in keep])
+    rows = _rows(
+        predicted.table(), predicted.table("workload"), answers, [chosen[i].workload for i in keep],
+        cost, [len(ids[i]) for i in keep],
+    )  # fmt: skip
     steps = _differences(trace, cost, ready, answers)
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -255,6 +267,7 @@ def validate(
         "rows": rows,
         "parts_ms_per_round": parts,
         "agreement": steps,
+        "departures": _departures(answers, [p[2] for p in pairs], [names[i] for i in keep]),
         "profile": profile.to_json(),
     }
     errors = [abs(row["tokens_per_second_error"]) for row in rows]
@@ -322,8 +335,9 @@ def _parts(answers: Sequence[Decoded]) -> dict[str, float]:
 
 
 def _rows(
-    pooled: pd.DataFrame, by_workload: pd.DataFrame, answers: dict[str, list[Decoded]], workloads: Sequence[str]
-) -> list[dict[str, Any]]:
+    pooled: pd.DataFrame, by_workload: pd.DataFrame, answers: dict[str, list[Decoded]], workloads: Sequence[str],
+    cost: CostModel, prompt_tokens: Sequence[int],
+) -> list[dict[str, Any]]:  # fmt: skip
     """Predicted beside measured, pooled and by workload."""
     tables = {"all": pooled} | {w: by_workload[by_workload["workload"] == w] for w in dict.fromkeys(workloads)}
     rows = []
@@ -354,8 +368,43 @@ def _rows(
                 f"{key}_error": predicted[key] / measured[key] - 1
                 for key in ("acceptance_length", "tokens_per_second", "speedup")
             }
+            lengths = [n for n, w in zip(prompt_tokens, workloads, strict=True) if workload in ("all", w)]
+            errors["cost_error"] = (
+                _priced(mine, lengths, cost, name == "AR") / sum(a.seconds["decode"] for a in mine) - 1
+            )
             rows.append({"workload": workload, "policy": name, "predicted": predicted, "measured": measured} | errors)
     return rows
+
+
+def _priced(answers: Sequence[Decoded], prompt_tokens: Sequence[int], cost: CostModel, plain: bool) -> float:
+    """Seconds that the cost model gives for the rounds of some answers."""
+    rounds = [(r.budget + 1, n + r.position) for a, n in zip(answers, prompt_tokens, strict=True) for r in a.rounds]
+    tokens, contexts = np.array(rounds).T
+    seconds = (
+        cost.ar_seconds(contexts) if plain else cost.verify_seconds(tokens, contexts) + cost.draft_seconds(1, contexts)
+    )
+    return float(np.sum(seconds))
+
+
+def _departures(
+    answers: dict[str, list[Decoded]], margins: Sequence[np.ndarray], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Where texts first differ from the autoregressive ones, and by how much the best token led the second there."""
+    found: list[dict[str, Any]] = []
+    for name, mine in answers.items():
+        for answer, plain, margin, prompt in zip(mine, answers["AR"], margins, prompts, strict=True):
+            both = zip(answer.tokens, plain.tokens, strict=False)
+            index = next((i for i, (a, b) in enumerate(both) if a != b), None)
+            if index is not None:
+                lead = float(margin[index - 1]) if index else None
+                found.append({"policy": name, "prompt": prompt, "index": index, "margin": lead})
+    leads = [f["margin"] for f in found if f["margin"] is not None]
+    every = np.concatenate(list(margins))
+    return {
+        "largest_margin": max(leads, default=None),
+        "share_of_positions_within": float(np.mean(every <= max(leads))) if leads else None,
+        "first": found,
+    }
 
 
 def _differences(
