@@ -42,6 +42,9 @@ _DRAWS = 200  # bootstrap samples drawn at a time: bounds memory
 
 Interval = tuple[float, float, float]
 
+WORTHWHILE = 0.005
+"""Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
+
 
 def default_policies(max_budget: int = 512) -> list[Policy]:
     """AR, DFlash, DDTree at 8, 16, ... up to ``max_budget``, CaDDTree, RoundRatio, LongRun (solved and online), BestFixed, Hindsight.
@@ -546,7 +549,7 @@ def plan(
 ) -> Plan:
     """Recommend a budget or an adaptive rule for what was recorded, at these costs.
 
-    The simplest policy wins unless a less simple one is faster beyond its paired 95 % interval: AR, then the chain, then one fixed
+    The simplest policy wins unless a less simple one is faster by at least half a per cent, and beyond its paired 95 % interval: AR, then the chain, then one fixed
     budget, then one on calibrated marginals, then the fastest of CaDDTree, RoundRatio and LongRun, then the fastest of these on
     calibrated marginals. With one prompt there are no intervals, and the fastest wins.
 
@@ -591,7 +594,7 @@ def plan(
         if candidate not in result.outcomes:
             continue
         value, low, _ = result.gain(candidate, choice)
-        if (low if np.isfinite(low) else value) > 0:
+        if value >= WORTHWHILE and (low if np.isfinite(low) else value) > 0:
             choice = candidate
     rule = choice if choice in rules else min(rules, key=lambda name: float(result.outcomes[name].seconds.sum()))
     last = measured_budget(cost, positions.max_budget)
@@ -699,8 +702,8 @@ def _sentence(result: ReplayResult, choice: str, rule: str, best: int, flat: tup
     if choice == rule:
         return f"{text}, which {rule} beats by {_percent(result.gain(rule, 'BestFixed'))}."
     if isinstance(policy, BestFixed):
-        return f"{text}, and no adaptive rule is faster beyond noise (best: {rule}, {_percent(result.gain(rule, choice))})."
-    return f"{text}, and no tree is faster beyond noise (best fixed: {_percent(result.gain('BestFixed', choice))})."
+        return f"{text}, and no adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise (best: {rule}, {_percent(result.gain(rule, choice))})."
+    return f"{text}, and no tree adds as much as {100 * WORTHWHILE:g} % beyond noise (best fixed: {_percent(result.gain('BestFixed', choice))})."
 
 
 def _notes(result: ReplayResult, positions: Positions, last: int, best: int, spent: Floats) -> tuple[str, ...]:

@@ -22,10 +22,11 @@ import ddsim
 from ddsim import budget as B
 from ddsim import positions as cached
 from ddsim.calibration import Calibration, cross_calibrate
-from ddsim.cost import CostModel
+from ddsim.cost import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.policy import DDTree, LongRun, Policy
 from ddsim.positions import positions_of
+from ddsim.profiles import read_profile
 from ddsim.replay import _Bootstrap, default_policies, plan, replay, replay_rounds
 from ddsim.trace import Trace, open_trace
 from tests import naive_tree
@@ -518,6 +519,16 @@ def test_plan_says_when_not_to_draft() -> None:
     steep = CostModel.from_table([1, 65], [0.010, 0.650], draft_seconds=0.02)
     advice = plan(trace, steep)
     assert advice.choice == "AR" and advice.sentence.startswith("Don't draft") and not advice.policy.drafts
+
+
+def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
+    data = Path(__file__).parents[1] / "ddsim" / "data"
+    advice = plan(
+        open_trace(data / "humaneval"), fit_cost(read_profile(data / "qwen3-8b-cost-h100.json")), bootstrap=500
+    )
+    value, low, _ = advice.result.gain("RoundRatio", "BestFixed")
+    assert low > 0 and value < 0.005
+    assert advice.choice == "BestFixed" and "no adaptive rule adds as much as 0.5 %" in advice.sentence
 
 
 def test_plan_recommends_a_rule_that_is_better() -> None:
