@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,7 +67,10 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path) -> None:
+def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    # A step takes a twentieth of a second by this clock, however busy the machine is.
+    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 20))
     work, out = tmp_path / "work", tmp_path / "drafter"
     work.mkdir()
     tiny_pool().save(work / "pool.npz")
