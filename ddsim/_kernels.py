@@ -262,9 +262,12 @@ def precedes_equal(levels, codes, a, b):
 
 
 @njit(cache=True, nogil=True)
-def order_nodes(s, n, low):
-    """Sort the n listed nodes but the root, all above ``low``, best first into s.sorted_values and s.order."""
-    if n <= 1:
+def order_nodes(s, n, low, most):
+    """Sort the n listed nodes but the root, all above ``low``, best first into s.sorted_values and s.order.
+
+    Only the ``most`` first are sure to be in order.
+    """
+    if n <= 1 or most == 0:
         return
     values = s.values
     codes = s.codes
@@ -303,7 +306,9 @@ def order_nodes(s, n, low):
         order[at] = i
     moves = _0
     last = ordered[0]
-    for i in range(_1, np.uint64(n - 1)):
+    # Buckets behind the one that holds the last node wanted can stay as they are.
+    stop = np.uint64(ends[bucket_of[order[min(most, n - 1) - 1]]])
+    for i in range(_1, stop):
         value = ordered[i]
         if value < last:
             last = value
@@ -425,7 +430,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
             threshold = max(threshold_for(counts, reach, aim * most + 8.0), -reach)
             n = list_nodes(s, depth, threshold)
             if n > most:
-                order_nodes(s, n, threshold)
+                order_nodes(s, n, threshold, most)
                 return n, most
             fits = n > 0
             if threshold == -reach or not fits:
@@ -435,7 +440,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
     if fits:  # so there may be fewer nodes than wanted
         n = list_nodes(s, depth, -np.inf)
         if n > 0:
-            order_nodes(s, n, -np.inf)
+            order_nodes(s, n, -np.inf, most)
             return n, min(n - 1, most)
     return heap_nodes(s, depth, most)
 

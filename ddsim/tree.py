@@ -30,6 +30,7 @@ NO_RANK = _kernels.NO_RANK
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
 MAX_TREE = 1 << 20  # nodes; guards against a budget typed wrongly, which would only be refused by the allocator
 
+_INT32 = np.dtype(np.int32)  # looked up faster than the type
 _Rows = tuple[NDArray[Any], NDArray[np.int64], int]
 
 
@@ -104,10 +105,10 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     flat, offsets, horizon = _rows_of_one(logprobs)
     if check:
         _check(flat, offsets, horizon)
-    parents = np.empty(most + 1, np.int32)
-    depths = np.empty(most + 1, np.int32)
-    ranks = np.empty(most + 1, np.int32)
-    values = np.empty(most + 1, np.float64)
+    parents = np.empty(most + 1, _INT32)
+    depths = np.empty(most + 1, _INT32)
+    ranks = np.empty(most + 1, _INT32)
+    values = np.empty(most + 1)
     n = 1 + _kernels.draft_tree(flat, offsets, horizon, most, parents, depths, ranks, values)
     if n <= most:
         parents, depths, ranks, values = parents[:n], depths[:n], ranks[:n], values[:n]
@@ -475,17 +476,17 @@ def _check(flat: NDArray[Any], offsets: NDArray[np.int64], horizon: int) -> None
 
 def _budget(budget: int, name: str) -> int:
     """Budget as a plain int, if it is one."""
-    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or not 0 <= budget <= MAX_TREE:
+    if type(budget) is int and 0 <= budget <= MAX_TREE:
+        return budget
+    if not isinstance(budget, np.integer) or not 0 <= budget <= MAX_TREE:
         raise DdsimError(f"{name} is {budget!r}; it must be a whole number of nodes from 0 to {MAX_TREE}")
     return int(budget)
 
 
 def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
-    view = np.ascontiguousarray(array, dtype)
-    if view.flags.writeable:
-        view = view[:]
-        view.setflags(write=False)
+    view = np.ascontiguousarray(array, dtype).view()
+    view.setflags(write=False)
     return view
 
 
