@@ -869,6 +869,197 @@ def decode(
 
 
 @app.command(
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim profile smollm2-135m --drafter reference/drafter -o mine.json",
+        "ddsim profile qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
+    ),
+)
+def profile(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Checkpoint folder, hub name or .gguf file.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The profile (JSON).")],
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="TARGET is a shape: smollm2-135m, qwen3-4b, qwen3-8b; needs no files."),
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the largest pass, all requests together.")] = 1024,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Committed tokens (repeatable; default: 256 to 8,192).")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests side by side (repeatable; default: 1).")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Sweeps over all points.")] = 8,
+    device: DeviceOption = "cuda",
+    dtype: DtypeOption = "bfloat16",
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what verification and drafting cost on this device. A run that was stopped continues."""
+    show = Out(json, [out, plot])
+    if out == STDOUT:
+        raise DdsimError("profile --out -: name a file; an interrupted run goes on there")
+    _one_of("--dtype", dtype, DTYPES)
+    _check_plot(plot)
+    given = {"contexts": context} if context else {}
+    module = _reference("profiler")
+    with console.progress("Measuring") as progress:
+        path = module.measure_profile(
+            target=target, drafter=drafter, random_weights=random_weights, out=out, max_tokens=max_tokens,
+            batches=batch or (1,), repeats=repeats, device=device, dtype=dtype, seed=seed, progress=progress, **given,
+        )  # fmt: skip
+    show.saved(path)
+    if plot is not None:
+        from ddsim.cost import fit_cost
+        from ddsim.plot import cost_curve
+        from ddsim.profiles import read_profile
+
+        measured = read_profile(path)
+        with console.progress("Fitting the cost model"):
+            cost = fit_cost(measured, seed=seed)
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=min(batch or (1,)), ax=ax))
+    show.json({"out": path, "plot": plot})
+
+
+VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
+VALIDATION_COLUMNS: tuple[console.Column, ...] = (
+    ("policy", "policy", str),
+    ("tau_predicted", "tau\npred.", console.number(2)),
+    ("tau_measured", "tau\nmeas.", console.number(2)),
+    ("ms", "ms a\nround", console.number(2)),
+    ("speed_predicted", "tokens/s\npredicted", console.number(1)),
+    ("speed_measured", "tokens/s\nmeasured", console.number(1)),
+    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
+    ("speedup", "speed-up\nmeasured", console.number(2)),
+)
+
+
+@app.command(
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
+        "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json",
+    ),
+)
+def validate(
+    target: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Checkpoint folder, hub name, .gguf file, or smollm2-135m.")
+    ] = None,
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="The comparison (JSON).")] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--show", metavar="FILE", help="Print a saved comparison; needs no model.")
+    ] = None,
+    widen: WidenOption = None,
+    prompts: PromptsOption = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help=f"{', '.join(POLICIES[:-1])} (repeatable); AR must be among them.",
+            autocompletion=_complete(*POLICIES[:-1]),
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts of each workload.")] = 4,
+    max_new_tokens: TokensOption = 96,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Committed tokens to profile (repeatable; default: 128 to 1,024).")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Sweeps of the profile.")] = 5,
+    max_budget: Annotated[int, typer.Option(min=1, help="Largest budget.")] = 512,
+    eager_budget: Annotated[
+        int | None, typer.Option(min=1, help="Also run the published kind of loop with trees of so many nodes.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 if tokens/s are further off than this (0.05 is 5 %).")
+    ] = None,
+    device: DeviceOption = "cuda",
+    dtype: DtypeOption = "bfloat16",
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Decode for real what replay predicts, and compare throughput and accepted lengths."""
+    show = Out(json, [out, plot])
+    _check_plot(plot)
+    if saved is not None:
+        from ddsim.jsonfile import read_document
+
+        if target is not None or drafter is not None or out is not None:
+            raise DdsimError("validate --show: prints what was measured; leave out --target, --drafter and --out")
+        result = read_document(saved.expanduser(), dict([VALIDATION]))
+    else:
+        if target is None or drafter is None or out is None or out == STDOUT:
+            raise DdsimError("validate: needs --target, --drafter and -o FILE (or --show FILE alone)")
+        _one_of("--dtype", dtype, DTYPES)
+        _one_of("--widen", widen, WIDTHS)
+        given: dict[str, Any] = {k: v for k, v in (("policies", policy), ("contexts", context)) if v}
+        module = _reference("validate")
+        with console.working("Validating") as say:
+            result = module.validate(
+                target=target, drafter=drafter, out=out, widen=widen, prompts=prompts or ("all",), limit=limit,
+                max_new_tokens=max_new_tokens, repeats=repeats, largest=max_budget, eager_budget=eager_budget,
+                tolerance=tolerance, device=device, dtype=dtype, seed=seed, progress=say, **given,
+            )  # fmt: skip
+    try:
+        worst = _show_validation(show, result, plot)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if saved is None:
+            raise
+        raise DdsimError(f"{saved}: something is missing or damaged ({error}); run ddsim validate again") from None
+    if out is not None:
+        show.saved(out)
+    show.json(result | {"plot": plot})
+    held = tolerance if tolerance is not None else result.get("tolerance")
+    if held is not None and worst > held:
+        raise _Failed(f"tokens/s are up to {100 * worst:.1f} % off, above the tolerance of {100 * held:g} %")
+
+
+def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> float:
+    """Print and draw predicted beside measured; the largest error of tokens a second."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "workload": row["workload"],
+            "policy": row["policy"],
+            "group": row["policy"],
+            "tau_predicted": row["predicted"]["acceptance_length"],
+            "tau_measured": row["measured"]["acceptance_length"],
+            "ms": row["measured"]["ms_per_round"],
+            "speed_predicted": row["predicted"]["tokens_per_second"],
+            "speed_measured": row["measured"]["tokens_per_second"],
+            "error": row["tokens_per_second_error"],
+            "speedup": row["measured"]["speedup"],
+        }
+        for row in document["rows"]
+    )
+    pooled, parts = table[table["workload"] == "all"], table[table["workload"] != "all"]
+    show.table(pooled, VALIDATION_COLUMNS, f"{document['label']}, {document['provenance']['device']}")
+    if len(parts):
+        far = max(parts.to_dict("records"), key=lambda row: abs(row["error"]))
+        show.say(f"By workload the worst error is {100 * far['error']:+.1f} % ({far['policy']}, {far['workload']}).")
+    found = [counts for name, counts in document["agreement"].items() if name != "AR"]
+    answers, texts, rounds = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
+    show.say(
+        f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {rounds} have the replayed rounds."
+    )
+    if plot is not None:
+        from ddsim.plot import predicted_measured
+
+        points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
+        _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
+    return float(table["error"].abs().max())
+
+
+@app.command(
     "train-drafter",
     rich_help_panel=REFERENCE,
     epilog=example("ddsim train-drafter --target smollm2-135m --mask-token 16 -o drafter --work drafter-work"),
