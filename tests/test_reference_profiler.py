@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on(pair: tuple[str, str], tmp_path: Path) -> No
 
 def test_random_trees_are_trees() -> None:
     for tokens in (1, 2, 40, 130):
-        tree = profiler.random_tree(tokens, 15, 99, seed=tokens)
+        tree = profiler.random_tree(tokens, 15, 99, np.random.default_rng(tokens), 24)
         assert tree.parents[0] == -1 and tree.depths[0] == 0 and tree.depths.max() <= 15
         bits = np.unpackbits(tree.mask.view(np.uint8), axis=1, bitorder="little")
         for i in range(tokens):

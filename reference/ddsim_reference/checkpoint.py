@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -392,6 +393,20 @@ def target_layer_ids(num_target_layers: int, num_draft_layers: int) -> list[int]
         return [num_target_layers // 2]
     span = num_target_layers - 4
     return [round(1 + span * i / (num_draft_layers - 1)) for i in range(num_draft_layers)]
+
+
+def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16, mask_token_id: int,
+                   layer_ids: Sequence[int] | None = None) -> DrafterConfig:  # fmt: skip
+    """A drafter in the target's own dimensions."""
+    ids = tuple(layer_ids or target_layer_ids(target.num_layers, layers))
+    if max(ids) >= target.num_layers:
+        raise DdsimError(f"target layer {max(ids)}: the target has layers 0 to {target.num_layers - 1}")
+    return DrafterConfig(
+        hidden_size=target.hidden_size, num_layers=layers, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
+        head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
+        rms_norm_eps=target.rms_norm_eps, rope_theta=target.rope_theta, block_size=block_size,
+        mask_token_id=mask_token_id, target_layer_ids=ids, num_target_layers=target.num_layers,
+    )  # fmt: skip
 
 
 def drafter_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:

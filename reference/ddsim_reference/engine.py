@@ -57,12 +57,18 @@ class Proposal:
         return Proposal(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
 
 
-def causal_mask(m: int) -> NDArray[np.uint32]:
-    """Mask words of a chain of m tokens."""
+def pack_mask(seen: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Mask words uint32 [m, ceil(m / 32)] of a bool matrix [m, m]."""
+    m = len(seen)
     bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
-    bits[:, :m] = np.tri(m, dtype=np.uint8)
+    bits[:, :m] = seen
     words: NDArray[np.uint32] = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
     return words
+
+
+def causal_mask(m: int) -> NDArray[np.uint32]:
+    """Mask words of a chain of m tokens."""
+    return pack_mask(np.tri(m, dtype=np.bool_))
 
 
 class Bucket:

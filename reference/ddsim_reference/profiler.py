@@ -27,6 +27,7 @@ from .checkpoint import (
     DrafterConfig,
     ModelConfig,
     Weights,
+    drafter_config,
     drafter_shapes,
     load_drafter,
     load_target,
@@ -34,7 +35,7 @@ from .checkpoint import (
     target_shapes,
 )
 from .decode import decode
-from .engine import Engine, Proposal
+from .engine import Engine, Proposal, pack_mask
 from .record import device_name
 from .widen import SHAPES
 
@@ -52,7 +53,7 @@ def shape_configs(name: str) -> tuple[ModelConfig, DrafterConfig]:
             intermediate_size=1536, vocab_size=49_152, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=False,
             eos_token_ids=(), max_position_embeddings=8192, qk_norm=False,
         )  # fmt: skip
-        return target, drafter_config(target)
+        return target, drafter_config(target, mask_token_id=target.vocab_size - 1)
     if name not in SHAPES:
         raise DdsimError(f"shape {name!r}: unknown; use one of {', '.join((SMOLLM2, *SHAPES))}")
     shape = SHAPES[name]
@@ -62,28 +63,7 @@ def shape_configs(name: str) -> tuple[ModelConfig, DrafterConfig]:
         vocab_size=shape.vocab_size, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=False, eos_token_ids=(),
         max_position_embeddings=40_960, qk_norm=True,
     )  # fmt: skip
-    return target, drafter_config(target)
-
-
-def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16) -> DrafterConfig:
-    """A DFlash drafter's configuration in a target's own dimensions, with evenly spaced feature layers."""
-    last = max(target.num_layers - 3, 0)
-    taps = sorted({round(min(1, last) + i * (last - min(1, last)) / max(layers - 1, 1)) for i in range(layers)})
-    return DrafterConfig(
-        hidden_size=target.hidden_size,
-        num_layers=layers,
-        num_heads=target.num_heads,
-        num_kv_heads=target.num_kv_heads,
-        head_dim=target.head_dim,
-        intermediate_size=target.intermediate_size,
-        vocab_size=target.vocab_size,
-        rms_norm_eps=target.rms_norm_eps,
-        rope_theta=target.rope_theta,
-        block_size=block_size,
-        mask_token_id=target.vocab_size - 1,
-        target_layer_ids=tuple(taps),
-        num_target_layers=target.num_layers,
-    )
+    return target, drafter_config(target, mask_token_id=target.vocab_size - 1)
 
 
 def random_weights(
@@ -158,21 +138,21 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 # The profile.
 
 
-def random_tree(tokens: int, horizon: int, vocabulary: int, seed: int) -> Proposal:
-    """A root and a draft tree of random shape and tokens, best first in form: parents come before their children."""
-    rng = np.random.default_rng(seed)
+def random_tree(
+    tokens: int, horizon: int, vocabulary: int, rng: np.random.Generator, near: int | None = None
+) -> Proposal:
+    """A root and a draft tree of random shape and tokens; each parent is one of the ``near`` tokens before its child, if given."""
     parents, depths = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32)
-    seen = np.zeros((tokens, 64 * -(-tokens // 64)), np.uint8)
-    seen[0, 0] = 1
+    seen = np.zeros((tokens, tokens), bool)
+    seen[0, 0] = True
     for i in range(1, tokens):
-        parent = int(rng.integers(max(0, i - 24), i))
+        parent = int(rng.integers(0 if near is None else max(0, i - near), i))
         while depths[parent] >= horizon:
             parent = int(parents[parent])
         parents[i], depths[i] = parent, depths[parent] + 1
         seen[i] = seen[parent]
-        seen[i, i] = 1
-    mask = np.packbits(seen, axis=1, bitorder="little").view(np.uint32)
-    return Proposal(rng.integers(0, vocabulary, tokens).astype(np.int32), parents, depths, mask)
+        seen[i, i] = True
+    return Proposal(rng.integers(0, vocabulary, tokens).astype(np.int32), parents, depths, pack_mask(seen))
 
 
 def profiled_tokens(engine: Engine, most: int) -> list[int]:
@@ -234,7 +214,10 @@ def measure(
     engine.set_temperature(0.0)
     batch = engine.batch
     shares = {m: [m // batch + (b < m % batch) for b in range(batch)] for m in tokens}
-    trees = {n: random_tree(n, 15, engine.target.vocab_size, seed + n) for n in {n for s in shares.values() for n in s}}
+    trees = {
+        n: random_tree(n, 15, engine.target.vocab_size, np.random.default_rng(seed + n), 24)
+        for n in {n for s in shares.values() for n in s}
+    }
     clock = _Clock(engine.device)
     points: list[tuple[Any, ...]] = [("verify", m, c, batch) for m in tokens for c in contexts]
     if engine.drafter is not None:

@@ -25,43 +25,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import attention, dense, kernels
-from .checkpoint import DrafterConfig, ModelConfig, Weights
+from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_config
 from .engine import Bucket, Engine, Proposal, project_head
 from .lockstep import head_logits
 from .profiler import (
     copy_bandwidth,
-    drafter_config,
     event_seconds,
     matmul_rate,
     random_drafter,
     random_target,
+    random_tree,
     shape_configs,
 )
 from .sampling import choose
-
-
-def random_tree(m: int, depth: int, vocab: int, rng: np.random.Generator) -> Proposal:
-    """A random tree of m tokens, the root included, none deeper than ``depth``."""
-    parents = np.full(m, -1, np.int32)
-    depths = np.zeros(m, np.int32)
-    seen = np.zeros((m, m), bool)
-    seen[0, 0] = True
-    for j in range(1, m):
-        parent = int(rng.integers(0, j))
-        while depths[parent] >= depth:
-            parent = int(parents[parent])
-        parents[j], depths[j] = parent, depths[parent] + 1
-        seen[j] = seen[parent]
-        seen[j, j] = True
-    return Proposal(rng.integers(0, vocab, m).astype(np.int32), parents, depths, pack_mask(seen))
-
-
-def pack_mask(seen: np.ndarray) -> np.ndarray:
-    """Mask words uint32 [m, ceil(m / 32)] of a bool matrix [m, m]."""
-    m = len(seen)
-    bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
-    bits[:, :m] = seen
-    return np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
 
 
 @contextmanager
@@ -620,6 +596,12 @@ def small_config(arch: str, hidden: int, heads: int, kv_heads: int, dim: int, in
     )  # fmt: skip
 
 
+def small_drafter(target: ModelConfig) -> DrafterConfig:
+    """A drafter of two layers to test with."""
+    layer = max(target.num_layers - 3, 0)
+    return drafter_config(target, layers=2, mask_token_id=target.vocab_size - 1, layer_ids=(layer,))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts; the exit code is 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="ddsim_reference.selftest", description=__doc__)
@@ -651,7 +633,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for config in (smollm2, qwen3):
             for dtype, limit in types:
                 label = f"engine {config.arch} {str(dtype)[6:]}"
-                drafter = drafter_config(config, layers=2)
+                drafter = small_drafter(config)
                 report.part(label, partial(check_engine, report, label, config, drafter, device, dtype, limit))
         report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
@@ -665,7 +647,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         contexts: tuple[int, ...] = (512, 4096)
         dtype = torch.bfloat16
     else:
-        configs = (qwen3, drafter_config(qwen3, layers=2))
+        configs = (qwen3, small_drafter(qwen3))
         counts, contexts, dtype = (1, 8, 16), (32, 64), torch.float32
     deadline = report.begin + options.seconds
     timing = partial(time_engine, report, *configs, device, dtype, counts, contexts, deadline)

@@ -322,22 +322,6 @@ class Attention:
         return flex_attention(query, key, value, block_mask=self.drafter_mask, enable_gqa=True)  # type: ignore[return-value]
 
 
-def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16, mask_token_id: int,
-                   target_layer_ids: Sequence[int] | None = None) -> DrafterConfig:  # fmt: skip
-    """A drafter in the target's own dimensions."""
-    from .checkpoint import target_layer_ids as spaced
-
-    ids = tuple(target_layer_ids or spaced(target.num_layers, layers))
-    if max(ids) >= target.num_layers:
-        raise DdsimError(f"target layer {max(ids)}: the target has layers 0 to {target.num_layers - 1}")
-    return DrafterConfig(
-        hidden_size=target.hidden_size, num_layers=layers, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
-        head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
-        rms_norm_eps=target.rms_norm_eps, rope_theta=target.rope_theta, block_size=block_size,
-        mask_token_id=mask_token_id, target_layer_ids=ids, num_target_layers=target.num_layers,
-    )  # fmt: skip
-
-
 class Trainer:
     """Everything that one training run keeps between steps and phases."""
 

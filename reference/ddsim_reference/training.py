@@ -11,11 +11,11 @@ import torch
 
 from ddsim.errors import DdsimError
 
-from .checkpoint import ModelConfig, Weights, load_drafter, load_target, save_drafter
+from .checkpoint import ModelConfig, Weights, drafter_config, load_drafter, load_target, save_drafter
 from .datagen import PromptPool, build_pool, generate
 from .instructions import training_instructions
 from .record import device_name
-from .train import Corpus, Trainer, drafter_config
+from .train import Corpus, Trainer
 
 
 def train_drafter(
@@ -102,7 +102,7 @@ def train_drafter(
     if not 0 <= mask_token_id < config.vocab_size:
         raise DdsimError(f"mask token {mask_token_id}: lies outside the target's vocabulary of {config.vocab_size}")
     shape = drafter_config(
-        config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, target_layer_ids=target_layer_ids
+        config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, layer_ids=target_layer_ids
     )
     if not pool_path.exists():
         if tokenizer is None or not config.eos_token_ids:

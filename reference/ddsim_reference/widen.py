@@ -7,7 +7,8 @@ multi-billion checkpoint. Figures measured on it are labelled, for instance, "Sm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,22 +196,16 @@ def widen_target(
         real = i < config.num_layers
         layer = widener.layer(weights, f"model.layers.{i}.") if real else widener.idle_layer()
         wide |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.items()}
-    return _wide_config(config, shape, hidden), wide
+    big = replace(config, **_sizes(config, shape), num_layers=shape.num_layers, tie_word_embeddings=False)
+    return big, wide
 
 
-def _wide_config(config: ModelConfig, shape: Shape, hidden: int) -> ModelConfig:
-    return replace(
-        config,
-        hidden_size=shape.hidden_size,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        rms_norm_eps=config.rms_norm_eps * hidden / shape.hidden_size,
-        tie_word_embeddings=False,
-    )
+def _sizes(small: ModelConfig | DrafterConfig, shape: Shape) -> dict[str, Any]:
+    """What the two configurations of a widened pair take from the shape: everything but the layers."""
+    sizes = asdict(shape)
+    del sizes["num_layers"]
+    # The mean square is over more dimensions, so its floor shrinks with it.
+    return sizes | {"rms_norm_eps": small.rms_norm_eps * small.hidden_size / shape.hidden_size}
 
 
 def widen_drafter(
@@ -237,16 +232,6 @@ def widen_drafter(
             norm[widener.inner.to(device)] = (small_norm * scale).to(dtype)
             layer[f"self_attn.{part}_norm.weight"] = norm
         wide |= {prefix + name: tensor for name, tensor in layer.items()}
-    big = replace(
-        config,
-        hidden_size=shape.hidden_size,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        rms_norm_eps=config.rms_norm_eps * hidden / shape.hidden_size,
-        num_target_layers=shape.num_layers,
-    )
+    big = replace(config, **_sizes(config, shape), num_target_layers=shape.num_layers)
     assert all(tuple(wide[name].shape) == size for name, size in drafter_shapes(big).items())
     return big, wide
