@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ pytest.importorskip("torch")
 import torch
 
 from ddsim.errors import DdsimError
-from ddsim_reference import train, training
+from ddsim_reference import datagen, train, training
 from ddsim_reference.checkpoint import ModelConfig, Weights, load_drafter, save_target
 from ddsim_reference.datagen import PromptPool, looping
 
@@ -69,13 +70,15 @@ OPTIONS = {
 
 def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
-    # A step takes a twentieth of a second by this clock, however busy the machine is.
-    monkeypatch.setattr(train, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 20))
+    # By this clock every look takes a twentieth of a second, however busy the machine is: same text, same steps.
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 20, strftime=time.strftime)
+    for module in (train, training, datagen):
+        monkeypatch.setattr(module, "time", clock)
     work, out = tmp_path / "work", tmp_path / "drafter"
     work.mkdir()
     tiny_pool().save(work / "pool.npz")
     lines: list[str] = []
-    options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 1, "progress": lines.append}
+    options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 3, "progress": lines.append}
     assert training.train_drafter(train_seconds=10, stop_after=6, **options) is None
     text = (work / "text.npz").read_bytes()
     assert not out.exists()
