@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ddsim import __version__, console
 from ddsim.console import STDOUT, Out
@@ -123,6 +124,16 @@ def _app(
     ] = False,
 ) -> None:
     """Options of the program itself; ``main`` sees to ``--debug``."""
+
+
+class _ByOption(TyperCommand):
+    """A command whose model is an option; a model in its place is refused with a line that says so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        stray = self.make_parser(ctx).parse_args(list(args))[1]
+        if stray:
+            raise DdsimError(f"unexpected {stray[0]!r}: name the model with --target, as in --target {stray[0]}")
+        return super().parse_args(ctx, args)
 
 
 class _Failed(Exception):
@@ -744,6 +755,7 @@ WidenOption = Annotated[
 
 
 @app.command(
+    cls=_ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
@@ -869,21 +881,24 @@ def decode(
 
 
 @app.command(
+    cls=_ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
-        "ddsim profile smollm2-135m --drafter reference/drafter -o mine.json",
-        "ddsim profile qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
+        "ddsim profile --target smollm2-135m --drafter reference/drafter -o mine.json",
+        "ddsim profile --target qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
     ),
 )
 def profile(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="Checkpoint folder, hub name or .gguf file.")],
+    target: TargetOption,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The profile (JSON).")],
     drafter: Annotated[
         str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")
     ] = None,
     random_weights: Annotated[
         bool,
-        typer.Option("--random-weights", help="TARGET is a shape: smollm2-135m, qwen3-4b, qwen3-8b; needs no files."),
+        typer.Option(
+            "--random-weights", help="The target is a shape: smollm2-135m, qwen3-4b, qwen3-8b; needs no files."
+        ),
     ] = False,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the largest pass, all requests together.")] = 1024,
     context: Annotated[
@@ -939,6 +954,7 @@ VALIDATION_COLUMNS: tuple[console.Column, ...] = (
 
 
 @app.command(
+    cls=_ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
@@ -1061,6 +1077,7 @@ def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> f
 
 @app.command(
     "train-drafter",
+    cls=_ByOption,
     rich_help_panel=REFERENCE,
     epilog=example("ddsim train-drafter --target smollm2-135m --mask-token 16 -o drafter --work drafter-work"),
 )

@@ -451,7 +451,7 @@ def test_decode(cli: Run, models: Path) -> None:
 
 def test_profile(cli: Run, models: Path, tmp_path: Path) -> None:
     words = (
-        "profile", models / "target", "--drafter", models / "drafter", "-o", tmp_path / "p.json", "--max-tokens", 16,
+        "profile", "--target", models / "target", "--drafter", models / "drafter", "-o", tmp_path / "p.json", "--max-tokens", 16,
         "--context", 16, "--context", 32, "--repeats", 2, "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
     answer = cli(*words, "--plot", tmp_path / "p.png")
@@ -461,7 +461,18 @@ def test_profile(cli: Run, models: Path, tmp_path: Path) -> None:
     assert {v["context"] for v in document["verify"]} == {16, 32}
     assert json.loads(cli(*words, "--json").out)["out"] == str(tmp_path / "p.json")
     assert "seed differs" in error(cli(*words, "--seed", 3))
-    assert "name a file" in error(cli("profile", models / "target", "-o", "-"))
+    assert "name a file" in error(cli("profile", "--target", models / "target", "-o", "-"))
+
+
+def test_every_command_with_a_model_names_it_with_target(cli: Run) -> None:
+    for command in ("record", "decode", "profile", "validate", "train-drafter"):
+        assert "--target" in cli(command, "--help").out, command
+    usage = cli("profile", "--help").out.split("Usage: ")[1].splitlines()[0].strip()
+    assert usage == "ddsim profile [OPTIONS]"
+    for more in ((), ("--target", "qwen3-8b")):
+        line = error(cli("profile", "smollm2-135m", "-o", "p.json", *more))
+        assert line == "error: unexpected 'smollm2-135m': name the model with --target, as in --target smollm2-135m"
+    assert "Missing option '--target'" in error(cli("profile", "-o", "p.json"))
 
 
 def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
@@ -575,7 +586,7 @@ def test_without_torch_one_line_says_what_to_install(cli: Run, monkeypatch: pyte
     model = ("--target", "smollm2-135m", "--drafter", "drafter")
     for words in (
         ("record", *model, "--prompts", "chat", "-o", "trace"),
-        ("profile", "smollm2-135m", "-o", "p.json"),
+        ("profile", "--target", "smollm2-135m", "-o", "p.json"),
         ("validate", *model, "-o", "v.json"),
         ("train-drafter", "--target", "smollm2-135m", "--mask-token", 16, "-o", "d", "--work", "w"),
     ):
