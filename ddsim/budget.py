@@ -782,6 +782,16 @@ def _rule_walk(  # type: ignore[no-untyped-def]
             p += a + 1
 
 
+PRIOR = 8
+"""Rounds that the guess made in the first round counts for in an online price."""
+
+
+@njit(cache=True, nogil=True)
+def begin(state, tokens, seconds):  # type: ignore[no-untyped-def]
+    """Start the state of an online price from the first round's best ratio: its expected tokens and its seconds."""
+    state[0], state[1], state[2] = PRIOR * tokens, PRIOR * seconds, 1.0
+
+
 @njit(cache=True, nogil=True)
 def track(state, memory, tokens, seconds):  # type: ignore[no-untyped-def]
     """Add a round to the state of an online price, float64 [3]: tokens, seconds and rounds so far (see `ddsim.policy.LongRun`)."""

@@ -31,8 +31,6 @@ Gains = NDArray[np.float32]
 
 MEMORY = 2000
 """Rounds after which an online price forgets, by default."""
-PRIOR = 8
-"""Rounds that the guess made in the first round counts for in an online price."""
 
 
 class Policy:
@@ -257,10 +255,11 @@ class LongRun(_Rule):
 
     Notes
     -----
-    Step rule of the online price: λ = T / S, where T and S are the tokens and seconds of the rounds so far. They start in the
-    first round as PRIOR rounds at that round's best ratio n₀ = argmax (1 + Φ*(n)) / C(n), with 1 + Φ*(n₀) tokens and C(n₀) seconds
-    each. After round k, T ← ρ_k T + t_k and S ← ρ_k S + s_k: ρ_k = 1 for the first ``memory`` rounds, so that λ moves by steps
-    s_k / S ~ 1/k as in stochastic approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
+    Step rule of the online price, in `ddsim.budget.begin` and `ddsim.budget.track` for replay, serving and decoder: λ = T / S,
+    where T and S are the tokens and seconds of the rounds so far. They start in the first round as PRIOR rounds at that round's
+    best ratio n₀ = argmax (1 + Φ*(n)) / C(n), with 1 + Φ*(n₀) tokens and C(n₀) seconds each. After round k, T ← ρ_k T + t_k and
+    S ← ρ_k S + s_k: ρ_k = 1 for the first ``memory`` rounds, so that λ moves by steps s_k / S ~ 1/k as in stochastic
+    approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
     After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its rounds and the seconds they
     took, on the scale of the costs given.
     """
@@ -332,7 +331,7 @@ class LongRun(_Rule):
         mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
         kept = np.arange(gains.shape[1]) < budgets[:, None]
         tokens = len(gains) + float(mapped[kept].sum(dtype=np.float64))
-        self._state[:] = PRIOR * tokens, PRIOR * seconds, 1
+        _budget.begin(self._state, tokens, seconds)
 
     def observe(self, tokens: float, seconds: float) -> None:
         if self.online and self._state[2]:

@@ -43,7 +43,6 @@ from ddsim.joint import (
     solve_joint_price,
 )
 from ddsim.policy import (
-    PRIOR,
     Autoregressive,
     BestFixed,
     DDTree,
@@ -130,20 +129,20 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             s = queue[r, b % requests]
             where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
         following, done, now, at = batch, 0, 0.0, price
-        steps, past_tokens, past_seconds = 0, 0.0, 0.0  # the state of an online LongRun: see there
+        state = np.zeros(3)  # of an online LongRun: see there
         while done < requests:
             length = 0
             for b in range(batch):
                 length += context[where[b]]
             u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
-            if memory > 0 and steps == 0:
+            if memory > 0 and state[2] == 0:
                 n, expected = decide(
                     mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
                     curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
                 )  # fmt: skip
-                past_tokens, past_seconds, steps = PRIOR * expected, PRIOR * seconds[u, n], 1
+                _budget.begin(state, expected, seconds[u, n])
             if memory > 0:
-                at = past_tokens / past_seconds
+                at = state[0] / state[1]
             n, expected = decide(
                 mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
                 curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
@@ -168,9 +167,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                     where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
                     following += 1
             if memory > 0:
-                keep = 1.0 if steps <= memory else 1.0 - 1.0 / memory
-                past_tokens, past_seconds = keep * past_tokens + gained, keep * past_seconds + took
-                steps += 1
+                _budget.track(state, memory, float(gained), took)
             rounds[r] += 1
             verified[r] += n
             committed[r] += gained

@@ -167,6 +167,19 @@ def test_online_state() -> None:
     assert given._price == 5.0
 
 
+def test_the_step_rule_is_the_one_that_is_documented() -> None:
+    policy, table = LongRun(online=True, memory=3), curve_table(CURVE, 1)
+    policy.choose(GAINS[:1], table)
+    best = int(RoundRatio().choose(GAINS[:1], table)[0])
+    tokens, seconds = 8 * (1 + GAINS[0, :best].astype(float).sum()), 8 * float(table.seconds[0, best])
+    assert policy._price == pytest.approx(tokens / seconds)
+    for k, (t, s) in enumerate([(3, 0.5), (1, 0.7), (4, 0.6), (2, 0.5), (1, 0.4)], 1):
+        policy.observe(t, s)
+        keep = 1 if k <= 3 else 1 - 1 / 3
+        tokens, seconds = keep * tokens + t, keep * seconds + s
+        assert policy._price == pytest.approx(tokens / seconds), k
+
+
 def test_names_and_parsing() -> None:
     for text, name in {
         "AR": "AR",

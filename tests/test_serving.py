@@ -327,7 +327,7 @@ def test_the_kernel_does_what_the_policy_objects_do(seed: int, lengths: list[int
     cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
     pure = [
         Autoregressive(), DFlash(), DDTree(5), BestFixed(), CaDDTree(), RoundRatio(), LongRun(90.0), LongRun(online=True),
-        Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(),
+        LongRun(online=True, memory=3), Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(),
     ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
