@@ -49,6 +49,7 @@ _HOME = {
     "ServingResult": "serving",
     "Share": "joint",
     "Uniform": "joint",
+    "FairRatio": "joint",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

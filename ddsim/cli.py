@@ -32,7 +32,18 @@ FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 KINDS = ("auto", "steps", "roofline", "convex", "isotonic", "table")  # of ddsim.cost, which takes NumPy to import
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 CALIBRATIONS = ("isotonic", "temperature")
-POLICIES = ("AR", "DFlash", "DDTree:64", "CaDDTree", "RoundRatio", "LongRun", "BestFixed", "Hindsight")
+POLICIES = (
+    "AR",
+    "DFlash",
+    "DDTree:64",
+    "CaDDTree",
+    "RoundRatio",
+    "LongRun",
+    "LongRun:online",
+    "BestFixed",
+    "Hindsight",
+)
+SERVING_POLICIES = (*POLICIES[:-1], "FairRatio", "Share:RoundRatio", "Uniform:RoundRatio")
 
 ANSWERS, CURVES, REFERENCE = "Answers", "Costs, calibration, files", "With a model (reference extra)"
 
@@ -83,8 +94,18 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them.",
+        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them, DDTree at 8, 16 and so on.",
         autocompletion=_complete(*POLICIES),
+    ),
+]
+ServingPolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"{', '.join(SERVING_POLICIES)} (repeatable; Share and Uniform take CaDDTree or LongRun too). "
+        "Default: all but CaDDTree and DDTree. AR is always there.",
+        autocompletion=_complete(*SERVING_POLICIES),
     ),
 ]
 CalibrateOption = Annotated[
@@ -455,7 +476,7 @@ SERVING_COLUMNS: tuple[console.Column, ...] = (
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim serve traces/temperature-0/humaneval --profile h100.json",
-        "ddsim serve 'traces/temperature-*' -p h100.json --batch 64 --policy LongRun --policy DDTree:8",
+        "ddsim serve 'traces/temperature-*' -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
     ),
 )
 def serve(
@@ -464,7 +485,7 @@ def serve(
     batch: Annotated[
         list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests decoded together (repeatable): 1, 8, 32.")
     ] = None,
-    policy: PolicyOption = None,
+    policy: ServingPolicyOption = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests to finish (default: each prompt once).")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens that one pass may verify.")] = None,
     kind: KindOption = "auto",
@@ -479,12 +500,14 @@ def serve(
     show = Out(json, [plot])
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
+    from ddsim.policy import parse_policy
     from ddsim.serving import simulate
 
+    policies = [parse_policy(name, joint=True) for name in policy or ()]
     recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
     with console.progress("Simulating") as progress:
         result = simulate(
-            recording, cost, policy or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
+            recording, cost, policies or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
             bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     table = result.table()
@@ -842,7 +865,7 @@ def decode(
     _one_of("--dtype", dtype, DTYPES)
     from ddsim.policy import BestFixed, Hindsight, parse_policy
 
-    rule = parse_policy(policy)
+    rule = parse_policy(policy, joint=batch > 1)
     if isinstance(rule, (BestFixed, Hindsight)):
         raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
     pieces = _reference("decode").decode_prompts(

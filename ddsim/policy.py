@@ -426,14 +426,20 @@ _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
 }
 
 
-def parse_policy(text: str) -> Policy:
+JOINT = ("FairRatio", "Share", "Uniform")  # of ddsim.joint: policies for requests that are decoded together
+
+
+def parse_policy(text: str, *, joint: bool = False) -> Policy:
     """A policy from its name and settings as typed on a command line.
 
     Parameters
     ----------
     text : str
-        ``Name``, ``Name:value`` or ``Name:key=value,...``; the display form ``Name(value)`` is understood too. Names count
-        whatever their case.
+        ``Name``, ``Name:value`` or ``Name:key=value,...``; the names that tables show (``DDTree(64)``, ``LongRun online``,
+        ``RoundRatio share``) are understood too. Names count whatever their case.
+    joint : bool
+        Whether it is for requests that are decoded together: then ``FairRatio``, ``Share:RULE`` and ``Uniform:RULE`` are known
+        too, where RULE is CaDDTree, RoundRatio or LongRun with its settings.
 
     Raises
     ------
@@ -444,14 +450,23 @@ def parse_policy(text: str) -> Policy:
     --------
     >>> [parse_policy(text).name for text in ("ddtree:64", "DDTree(8)", "LongRun:price=500", "LongRun:online")]
     ['DDTree(64)', 'DDTree(8)', 'LongRun', 'LongRun online']
+    >>> [parse_policy(text, joint=True).name for text in ("Share:RoundRatio", "uniform:LongRun:500", "FairRatio")]
+    ['RoundRatio share', 'LongRun uniform', 'FairRatio']
     """
+    text = re.sub(r"(?i)^\s*(\S.*?)\s+(share|uniform)\s*$", r"\2:\1", text)
+    text = re.sub(r"(?i)^\s*(longrun)\s+online\s*$", r"\1:online", text)
     match = re.fullmatch(r"\s*([A-Za-z]+)\s*(?::(.*)|\((.*)\))?\s*", text)
     name = match.group(1).lower() if match else ""
-    known = {key.lower(): key for key in _KNOWN} | {"autoregressive": "AR"}
+    known = {key.lower(): key for key in (*_KNOWN, *JOINT)} | {"autoregressive": "AR"}
     if match is None or name not in known:
-        raise DdsimError(f"unknown policy {text!r}; known: {', '.join(_KNOWN)} (a budget is given as DDTree:64)")
+        names = ", ".join([key for key in _KNOWN if key != "Hindsight"] + [*JOINT] if joint else _KNOWN)
+        raise DdsimError(f"unknown policy {text!r}; known: {names} (a budget is given as DDTree:64)")
     label = known[name]
     settings = (match.group(2) or match.group(3) or "").strip()
+    if label in JOINT:
+        if not joint:
+            raise DdsimError(f"policy {text!r}: {label} is for requests that are decoded together, as by ddsim serve")
+        return _parse_joint(text, label, settings)
     takes = _SETTINGS.get(label, {})
     values: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in settings.split(","))):
@@ -467,3 +482,18 @@ def parse_policy(text: str) -> Policy:
     if label == "DDTree" and "budget" not in values:
         raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:64")
     return _KNOWN[label](**values)
+
+
+def _parse_joint(text: str, label: str, settings: str) -> Policy:
+    from ddsim import joint
+
+    if label == "FairRatio":
+        if settings:
+            raise DdsimError(f"policy {text!r}: FairRatio takes no settings")
+        return joint.FairRatio()
+    if not settings:
+        raise DdsimError(f"policy {text!r}: {label} needs a rule for one request, as in {label}:RoundRatio")
+    rule = parse_policy(settings, joint=True)
+    if not isinstance(rule, _Rule):
+        raise DdsimError(f"policy {text!r}: {label} takes CaDDTree, RoundRatio or LongRun, not {rule.name}")
+    return joint.Share(rule) if label == "Share" else joint.Uniform(rule)

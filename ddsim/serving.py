@@ -307,7 +307,9 @@ def simulate(
     if bootstrap < 0 or (requests is not None and requests < 1):
         raise DdsimError(f"simulate: needs bootstrap >= 0 and requests >= 1, has {bootstrap} and {requests}")
     positions = _in_memory(trace, calibration)
-    asked = _with_baseline([parse_policy(p) if isinstance(p, str) else p for p in policies or serving_policies()])
+    asked = _with_baseline(
+        [parse_policy(p, joint=True) if isinstance(p, str) else p for p in policies or serving_policies()]
+    )
     contexts = int(positions.context.min()), int(positions.context.max())
     widest = max((p.budget or 0 for p in asked if isinstance(p, DDTree)), default=0)
     runs: dict[tuple[int, str], Run] = {}

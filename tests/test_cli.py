@@ -258,6 +258,11 @@ def test_demo_without_its_data(cli: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_of_serve_names_its_policies(cli: Run) -> None:
+    shown = " ".join(cli("serve", "--help").out.replace("│", " ").split())
+    assert "FairRatio, Share:RoundRatio, Uniform:RoundRatio" in shown and "Hindsight" not in shown
+
+
 def test_serve(cli: Run, files: Path, tmp_path: Path) -> None:
     words = ("serve", files / "trace", "-p", files / "profile.json", "-b", 2, "--bootstrap", 5)
     answer = cli(*words, "--plot", tmp_path / "s.png")
@@ -267,6 +272,12 @@ def test_serve(cli: Run, files: Path, tmp_path: Path) -> None:
     assert (tmp_path / "s.png").exists()
     document = json.loads(cli(*words, "--policy", "DDTree:8", "--json").out)
     assert [row["policy"] for row in document["table"]] == ["AR", "DDTree(8)"]
+    words = (*words, "--json")
+    chosen = ("--policy", "FairRatio", "--policy", "Share:LongRun", "--policy", "uniform:RoundRatio")
+    document = json.loads(cli(*words, *chosen).out)
+    assert [row["policy"] for row in document["table"]] == ["AR", "FairRatio", "LongRun share", "RoundRatio uniform"]
+    assert "BestFixed, FairRatio, Share, Uniform" in error(cli(*words, "--policy", "Magic"))
+    assert "as in Share:RoundRatio" in error(cli(*words, "--policy", "Share"))
     assert "Hindsight" in error(cli(*words, "--policy", "Hindsight"))
     assert "--batch" in error(cli(*words, "-b", 0))
 
@@ -320,6 +331,7 @@ def test_bad_words(cli: Run, files: Path) -> None:
         ("plan", trace): "Missing option '--profile'",
         ("replay", trace, "-p", profile, "--policy", "Magic"): "known: AR, DFlash, DDTree, CaDDTree",
         ("replay", trace, "-p", profile, "--policy", "DDTree"): "DDTree needs a budget",
+        ("replay", trace, "-p", profile, "--policy", "FairRatio"): "decoded together, as by ddsim serve",
         ("replay", trace, "-p", profile, "--policy", "DDTree:65"): "up to 64 only",
         ("replay", trace, "-p", profile, "--policy", "AR", "--policy", "AR"): "'AR'",
         ("replay", trace, "-p", profile, "--kind", "cubic"): "known: auto, steps, roofline, convex, isotonic, table",
@@ -428,7 +440,7 @@ def test_record(cli: Run, models: Path, tmp_path: Path) -> None:
     assert "3 sequences, 36 positions, exact to budget 16" in answer.out
 
 
-def test_decode(cli: Run, models: Path) -> None:
+def test_decode(cli: Run, models: Path, files: Path) -> None:
     words = ("decode", "word1 word2", "word3", "--target", models / "target", "--max-new-tokens", 9)
     drafted = (*words, "--drafter", models / "drafter", "--policy")
     plain = json.loads(cli(*words, "--policy", "AR", "--json").out)["answers"]
@@ -443,8 +455,17 @@ def test_decode(cli: Run, models: Path) -> None:
     assert "9 tokens in " in answer.out and " tokens a round" in answer.out
     marked = cli(*drafted, "DDTree:8").out
     assert marked.replace("[", "").replace("]", "").split("tokens in")[0] == answer.out.split("tokens in")[0]
-    for policy, wanted in (("Hindsight", "replay"), ("LongRun", "profile"), ("Magic", "known: AR")):
+    for policy, wanted in (
+        ("Hindsight", "replay"),
+        ("LongRun", "profile"),
+        ("Magic", "known: AR"),
+        ("FairRatio", "together"),
+    ):
         assert wanted in error(cli(*drafted, policy))
+    answers = json.loads(cli(*drafted, "Share:RoundRatio", "-b", 2, "-p", files / "profile.json", "--json").out)[
+        "answers"
+    ]
+    assert {answer["prompt_id"]: answer["tokens"] for answer in answers} == found
     assert "needs a drafter" in error(cli(*words))
     assert "no prompts" in error(cli("decode", "--target", models / "target", "--policy", "AR"))
 

@@ -194,11 +194,40 @@ def test_names_and_parsing() -> None:
         "LongRun:500": "LongRun",
         "LongRun:online": "LongRun online",
         "LongRun:online,memory=50": "LongRun online(50)",
+        "LongRun online": "LongRun online",
         "BestFixed": "BestFixed",
         "Hindsight": "Hindsight",
     }.items():
         assert parse_policy(text).name == name
     assert parse_policy("LongRun:price=500").to_json()["price"] == 500.0
+
+
+def test_policies_for_a_batch() -> None:
+    for text, name in {
+        "FairRatio": "FairRatio",
+        "Share:RoundRatio": "RoundRatio share",
+        "RoundRatio share": "RoundRatio share",
+        "uniform:caddtree": "CaDDTree uniform",
+        "Uniform(LongRun)": "LongRun uniform",
+        "LongRun online uniform": "LongRun online uniform",
+        "DDTree:8": "DDTree(8)",
+    }.items():
+        assert parse_policy(text, joint=True).name == name
+    assert parse_policy("Share:LongRun:500", joint=True).to_json()["policy"]["price"] == 500.0  # type: ignore[index]
+    for text, reason in {
+        "Magic": "known: AR, .*, BestFixed, FairRatio, Share, Uniform",
+        "Share": "needs a rule for one request, as in Share:RoundRatio",
+        "Share:Share:LongRun": "takes CaDDTree, RoundRatio or LongRun, not LongRun share",
+        "Uniform:DDTree:8": "takes CaDDTree, RoundRatio or LongRun, not DDTree",
+        "Uniform:Magic": "unknown policy 'Magic'",
+        "FairRatio:3": "takes no settings",
+    }.items():
+        with pytest.raises(DdsimError, match=reason) as caught:
+            parse_policy(text, joint=True)
+        assert "\n" not in str(caught.value)
+    for text in ("FairRatio", "Share:LongRun", "RoundRatio uniform"):
+        with pytest.raises(DdsimError, match="decoded together, as by ddsim serve"):
+            parse_policy(text)
 
 
 @pytest.mark.parametrize(
