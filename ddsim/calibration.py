@@ -22,7 +22,7 @@ accepted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ TEMPERATURES = np.geomspace(0.5, 2.0, 57)
 """Tried for every depth; the best is refined by a parabola through its neighbours."""
 _LOWEST = -24.0  # log-gain below which all nodes share a bin
 _BINS_PER_NAT = 16
+Progress = Callable[[int, int], None]
 _PRIOR = 1.0  # nodes' worth of belief in the raw gain, which keeps every calibrated gain above 0
 
 
@@ -223,7 +224,12 @@ class CrossCalibration:
 
 
 def fit_calibration(
-    trace: Trace, kind: str = "isotonic", *, train_share: float = 0.5, seed: int = 0
+    trace: Trace,
+    kind: str = "isotonic",
+    *,
+    train_share: float = 0.5,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[Calibration, pd.DataFrame]:
     """Fit a calibration on some prompts and judge it on the others.
 
@@ -235,6 +241,8 @@ def fit_calibration(
         Share of the prompts to fit on; all sequences of a prompt go to one side.
     seed : int
         Of the split.
+    progress : callable, optional
+        Called with (positions done, positions in all); held-out ones are read twice.
 
     Returns
     -------
@@ -251,15 +259,20 @@ def fit_calibration(
     fit = _fitter(kind)
     train, test = split_prompts(trace, train_share, seed)
     provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
-    calibration = fit(_statistics(train, kind, np.zeros(len(train.sequences), np.int64), 1)[0], provenance)
-    before, after = reliability(test).by_budget, reliability(test, calibration).by_budget
+    whole = len(train) + 2 * len(test)
+    all_of = np.zeros(len(train.sequences), np.int64)
+    calibration = fit(_statistics(train, kind, all_of, 1, _part(progress, 0, whole))[0], provenance)
+    before = reliability(test, progress=_part(progress, len(train), whole)).by_budget
+    after = reliability(test, calibration, progress=_part(progress, len(train) + len(test), whole)).by_budget
     report = before[["budget", "count", "realised"]].assign(
         predicted_before=before["predicted"], predicted_after=after["predicted"]
     )
     return calibration, report
 
 
-def cross_calibrate(trace: Trace, kind: str = "isotonic", *, folds: int = 5, seed: int = 0) -> CrossCalibration:
+def cross_calibrate(
+    trace: Trace, kind: str = "isotonic", *, folds: int = 5, seed: int = 0, progress: Progress | None = None
+) -> CrossCalibration:
     """Fit calibrations such that every prompt can be judged with one that was fitted on other prompts only.
 
     Parameters
@@ -271,6 +284,8 @@ def cross_calibrate(trace: Trace, kind: str = "isotonic", *, folds: int = 5, see
         sequences of a prompt go to one.
     seed : int
         Of the deal.
+    progress : callable, optional
+        Called with (positions done, positions in all).
 
     Returns
     -------
@@ -293,7 +308,7 @@ def cross_calibrate(trace: Trace, kind: str = "isotonic", *, folds: int = 5, see
     shuffled = [prompts[i] for i in rng.permutation(len(prompts))]
     fold = {prompt: i % count for i, prompt in enumerate(sorted(shuffled, key=lambda prompt: prompt[0]))}
     of_sequence = np.array([fold[info.workload, info.prompt_id] for info in trace.sequences], np.int64)
-    statistics = _statistics(trace, kind, of_sequence, count)
+    statistics = _statistics(trace, kind, of_sequence, count, progress)
     provenance = _origin(trace) | {"folds": count, "seed": seed}
     parts = tuple(fit(np.delete(statistics, f, axis=0).sum(axis=0), provenance | {"left_out": f}) for f in range(count))
     return CrossCalibration(kind, parts, fold, provenance)
@@ -371,13 +386,17 @@ def fit_isotonic(
     return logs, np.clip(np.maximum.accumulate(fitted), np.finfo(np.float32).tiny, 1.0)
 
 
-def reliability(trace: Trace, calibration: Calibration | CrossCalibration | None = None) -> Reliability:
+def reliability(
+    trace: Trace, calibration: Calibration | CrossCalibration | None = None, *, progress: Progress | None = None
+) -> Reliability:
     """Compare predicted with realised acceptance over a trace, optionally after a calibration.
 
     Parameters
     ----------
     trace : Trace
     calibration : Calibration or CrossCalibration, optional
+    progress : callable, optional
+        Called with (positions done, positions in all).
 
     Returns
     -------
@@ -393,7 +412,7 @@ def reliability(trace: Trace, calibration: Calibration | CrossCalibration | None
     depth_sums = np.zeros((3, horizon))  # rows, predicted, realised
     node_sums = np.zeros((3, len(edges) - 1))
     predicted, realised, positions = np.zeros(most), np.zeros(most), 0
-    for block in trace.blocks():
+    for block in _blocks(trace, progress):
         use = _uncensored(block)
         if not use.any():
             continue
@@ -496,16 +515,35 @@ def _fitter(kind: str) -> Callable[[NDArray[np.float64], dict[str, Any]], Calibr
     raise DdsimError(f"unknown calibration {kind!r}; choose isotonic or temperature")
 
 
-def _statistics(trace: Trace, kind: str, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def _blocks(trace: Trace, progress: Progress | None) -> Iterator[TraceBlock]:
+    """The blocks of a trace, each reported once it has been dealt with."""
+    done = 0
+    for block in trace.blocks():
+        yield block
+        done += len(block)
+        if progress is not None:
+            progress(done, len(trace))
+
+
+def _part(progress: Progress | None, before: int, whole: int) -> Progress | None:
+    """Progress of a part of a longer job."""
+    return None if progress is None else lambda done, _: progress(before + done, whole)
+
+
+def _statistics(
+    trace: Trace, kind: str, fold: NDArray[np.int64], count: int, progress: Progress | None = None
+) -> NDArray[np.float64]:
     """What a fit needs, summed over the sequences of each fold (``fold`` int64 [S]): [count, ...]."""
-    return (_node_counts if kind == "isotonic" else _losses)(trace, fold, count)
+    return (_node_counts if kind == "isotonic" else _losses)(trace, fold, count, progress)
 
 
-def _node_counts(trace: Trace, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def _node_counts(
+    trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None
+) -> NDArray[np.float64]:
     """[count, 3, J]: nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
     bins = int(-_LOWEST * _BINS_PER_NAT)
     total = np.zeros((3, count * bins))
-    for block in trace.blocks():
+    for block in _blocks(trace, progress):
         use = _uncensored(block)
         gains, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget)
         gains, ranks, first = gains[use], ranks[use], fold[block.sequence[use]] * bins
@@ -543,11 +581,11 @@ def _scaled(
     return scaled, normaliser
 
 
-def _losses(trace: Trace, fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def _losses(trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None) -> NDArray[np.float64]:
     """[count, 1 + temperatures, L]: rows judged, then -log-likelihood of the true tokens at every temperature (those not kept
     count as the missing mass)."""
     total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
-    for block in trace.blocks():
+    for block in _blocks(trace, progress):
         use, truth, where = _uncensored(block), _truth(block), fold[block.sequence]
         sizes = np.diff(block.offsets).reshape(truth.shape)
         _, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, truth, block.horizon, trace.max_budget)

@@ -355,8 +355,8 @@ def _calibration(trace: Trace, kind: str | None, seed: int) -> CrossCalibration 
         return None
     from ddsim.calibration import cross_calibrate
 
-    with console.progress("Calibrating"):
-        return cross_calibrate(trace, kind, seed=seed)
+    with console.progress("Calibrating") as progress:
+        return cross_calibrate(trace, kind, seed=seed, progress=progress)
 
 
 @app.command(
@@ -612,8 +612,8 @@ def calibrate(
     from ddsim.calibration import fit_calibration, reliability
 
     recording = _open(trace, workload, temperature)
-    with console.progress("Calibrating"):
-        calibration, report = fit_calibration(recording, kind, seed=seed)
+    with console.progress("Calibrating") as progress:
+        calibration, report = fit_calibration(recording, kind, seed=seed, progress=progress)
     length = console.number(2)
     columns = (
         ("budget", "nodes", str), ("realised", "realised", length), ("predicted_before", "predicted", length),
@@ -626,8 +626,10 @@ def calibrate(
     if plot is not None:
         from ddsim.plot import reliability_by_probability
 
-        with console.progress("Measuring reliability"):
-            before, after = reliability(recording), reliability(recording, calibration)
+        with console.progress("Measuring reliability, as recorded") as progress:
+            before = reliability(recording, progress=progress)
+        with console.progress("Measuring reliability, calibrated") as progress:
+            after = reliability(recording, calibration, progress=progress)
         _plot(show, plot, lambda ax: reliability_by_probability(before, after, ax=ax))
     show.json({"kind": kind, "held_out": report, "provenance": calibration.provenance, "out": out, "plot": plot})
 

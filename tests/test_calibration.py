@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +175,17 @@ def test_rows_count_where_the_true_path_before_them_is_in_the_tree() -> None:
     )  # whose four nodes are (0), (0, 0), (1) and (1, 0)
     counted = _losses(trace, np.zeros(1, np.int64), 1)[0, 0]
     assert counted.tolist() == [length - 2, int((tokens[1:-1] < 2).sum())]
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_progress_goes_from_nothing_to_all(trace: Trace, kind: str) -> None:
+    work: dict[str, Any] = {
+        "fit": lambda progress: fit_calibration(trace, kind, progress=progress),
+        "cross": lambda progress: cross_calibrate(trace, kind, progress=progress),
+        "judge": lambda progress: reliability(trace, progress=progress),
+    }
+    for name, run in work.items():
+        said: list[tuple[int, int]] = []
+        run(lambda done, whole, said=said: said.append((done, whole)))
+        assert said == sorted(said) and said[-1][0] == said[-1][1], name
+        assert len({whole for _, whole in said}) == 1 and (name == "fit" or said[-1][1] == len(trace))

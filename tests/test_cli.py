@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -642,7 +643,9 @@ def on_a_terminal(words: list[str], seconds: float = 60) -> str:
 
 def test_progress_on_a_terminal_only(cli: Run, files: Path) -> None:
     words = ["calibrate", str(files / "trace")]
-    assert "Calibrating" in on_a_terminal(words)
+    written = on_a_terminal(words)
+    assert "Calibrating" in written
+    assert re.search(r"([1-9]\d+)/\1\b", written), written  # all of the positions
     answer = cli(*words)
     assert "Calibrating" not in answer.out + answer.err
 
