@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tiny
-from ddsim_reference import attention, kernels, train
+from ddsim_reference import attention, kernels, skinny, train
 from ddsim_reference.dense import rope_table
 from ddsim_reference.engine import Bucket, Proposal
 from ddsim_reference.lockstep import Lockstep
@@ -211,6 +211,65 @@ def test_gemv(dtype: torch.dtype, n: int, k: int, gated: bool, norm: bool) -> No
         with plain():
             kernels.gemv(x, weight, norm=scale, eps=1e-5, add=two)
         close(one, two, dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DOT_TYPES)
+@pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(1, 5, 7), (2, 130, 48), (17, 64, 576), (63, 96, 1025), (64, 128, 256), (65, 70, 640), (128, 64, 128)],
+)
+def test_skinny(dtype: torch.dtype, m: int, n: int, k: int) -> None:
+    x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, seed=1, dtype=dtype) * k**-0.5
+    gated = skinny.skinny(x, weight, gated=True)
+    logits = skinny.skinny(x, weight, out=torch.full((m, 2 * n), torch.nan))
+    with plain():
+        product = skinny.skinny(x, weight)[0]
+        close(gated, skinny.skinny(x, weight, gated=True), dtype)
+        close(logits, skinny.skinny(x, weight, out=torch.empty(m, 2 * n)), dtype)
+    tiles = [None, skinny.Tile(32, 32, 3, 3), skinny.Tile(64, 128, 2, 3), skinny.Tile(128, 64, 5, 2)]
+    for tile in tiles:
+        parts = skinny.skinny(x, weight, tile=tile)
+        assert tile is None or parts.shape == (tile.split, m, 2 * n)
+        close(parts.sum(0), product, dtype)
+        close(skinny.skinny(x, weight, gated=True, tile=tile), gated, dtype)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", TYPES)
+def test_parts_are_added_up_by_what_follows(dtype: torch.dtype) -> None:
+    m, hidden = 5, 576
+    parts, weight, x = normal(3, m, hidden, seed=1), normal(hidden, seed=2, dtype=dtype), normal(m, hidden, dtype=dtype)
+    results = []
+    for twin in (False, True):
+        stream, features = x.clone(), torch.zeros(m, 3 * hidden, dtype=dtype)
+        tap = features[:, hidden : 2 * hidden]
+        if twin:
+            with plain():
+                out = kernels.add_rms_norm(stream, parts, weight, 1e-5, tap=tap)
+        else:
+            out = kernels.add_rms_norm(stream, parts, weight, 1e-5, tap=tap)
+        assert torch.equal(tap, stream) and not features[:, :hidden].any() and not features[:, 2 * hidden :].any()
+        results.append((out, stream))
+    for a, b in zip(*results, strict=True):
+        close(a, b, dtype)
+
+    heads, kv_heads, dim, length = 9, 3, 64, 40
+    parts = normal(4, m, (heads + 2 * kv_heads) * dim)
+    cos, sin = rope_table(torch.arange(length), dim, 1e4)
+    where = [torch.tensor(w, dtype=torch.int32) for w in ([0, 1, 9, 30, 39], [0, 0, 1, 2, 0], [0, 1, -1, 33, 39])]
+    outcomes = []
+    for twin in (False, True):
+        keys, values = torch.zeros(2, 3, kv_heads, length, dim, dtype=dtype)
+        norms = normal(dim, seed=1, dtype=dtype), normal(dim, seed=2, dtype=dtype)
+        if twin:
+            with plain():
+                query = kernels.rope_write(parts, *norms, 1e-6, cos, sin, *where, keys, values)
+        else:
+            query = kernels.rope_write(parts, *norms, 1e-6, cos, sin, *where, keys, values)
+        outcomes.append((query[:, : heads * dim], keys, values))
+    for a, b in zip(*outcomes, strict=True):
+        close(a, b, dtype)
 
 
 FORESTS = (  # tokens of each request (None: no part), contexts, bucket

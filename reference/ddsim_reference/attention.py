@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import power_of_two, use_triton
+from .kernels import launches_early, power_of_two, use_triton
 
 try:
     import triton
@@ -26,6 +26,8 @@ KEYS_A_STEP = 64
 """Keys that a program of the attention kernel looks at in one step."""
 STAGES = 3
 """Steps whose keys and values are on their way at once."""
+LEAST_STEPS = 3
+"""Steps that a part of the keys is worth: short contexts use fewer parts, and ``_combine`` reads less."""
 
 
 @dataclass
@@ -92,10 +94,14 @@ if triton is not None:
     @triton.jit
     def _tree_attention(
         q_ptr, key_ptr, value_ptr, tile_ptr, context_ptr, size_ptr, mask_ptr, out_ptr, partial_ptr, norm_ptr,
-        q_stride, length, words, scale, splits,
+        q_stride, length, words, scale, splits, least,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, CAUSAL: tl.constexpr,
+        PDL: tl.constexpr,
     ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         tile = tl.program_id(0)
         head = tl.program_id(1)
         split = tl.program_id(2)
@@ -111,7 +117,7 @@ if triton is not None:
                 limit = tl.load(size_ptr + request)
             context_chunks = tl.cdiv(context, BLOCK_N)
             chunks = context_chunks + tl.cdiv(limit, BLOCK_N)
-            share = tl.cdiv(chunks, splits)
+            share = tl.maximum(tl.cdiv(chunks, splits), least)
             begin = split * share
             end = tl.minimum(begin + share, chunks)
 
@@ -161,8 +167,11 @@ if triton is not None:
 
     @triton.jit
     def _combine(
-        partial_ptr, norm_ptr, out_ptr, HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr,
+        partial_ptr, norm_ptr, out_ptr, HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
         split = tl.arange(0, SPLITS)
         column = tl.arange(0, DIM)
@@ -219,17 +228,28 @@ def tree_attention(
     if splits > 1:
         partial = torch.empty(tokens, heads, splits, dim, dtype=torch.float32, device=qkv.device)
         norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=qkv.device)
+    early = launches_early(qkv)
+    launch = {"launch_pdl": True} if early else {}
     narrow = dim > 128 or qkv.element_size() == 4  # what fits into shared memory
     _tree_attention[(tiles, kv_heads, splits)](
         qkv, key_cache, value_cache, forest.tiles, forest.context, forest.size, forest.mask, out, partial, norm,
         qkv.stride(0), length, forest.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
+        LEAST_STEPS,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim,
-        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal,
-        num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES,
+        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal, PDL=early,
+        num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
     if splits > 1:
         _combine[(tokens, heads)](
-            partial, norm, out, HEADS=heads, DIM=dim, SPLITS=splits, num_warps=1 if splits < 8 else 2
+            partial,
+            norm,
+            out,
+            HEADS=heads,
+            DIM=dim,
+            SPLITS=splits,
+            PDL=early,
+            num_warps=1 if splits < 8 else 2,
+            **launch,
         )
     return out
 

@@ -25,8 +25,9 @@ from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device
 from .dense import rms_norm
 from .kernels import power_of_two
 from .lockstep import head_logits
-from .model import build_stack, run_layers, run_layers_one
+from .model import build_stack, run_layers, run_layers_few, run_layers_one
 from .sampling import top_candidates
+from .skinny import MOST_TOKENS, skinny
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 """Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
@@ -210,6 +211,8 @@ class Engine:
         Replay captured graphs (GPU only).
     gemv : bool
         Single-token steps use Triton matrix-vector products in place of cuBLAS (GPU only).
+    skinny : bool
+        Passes of 2 to 128 tokens use Triton products that stream the weights in place of cuBLAS (GPU only).
     buckets : sequence of int
         Token counts of the graphs.
 
@@ -234,6 +237,7 @@ class Engine:
         candidates: int = 512,
         cuda_graphs: bool = True,
         gemv: bool = True,
+        skinny: bool = True,
         buckets: Sequence[int] = BUCKETS,
     ) -> None:
         embedding = target_weights["model.embed_tokens.weight"]
@@ -255,6 +259,7 @@ class Engine:
         self.candidates = min(candidates, target_config.vocab_size)
         self.graphs = cuda_graphs and self.device.type == "cuda"
         self.gemv = gemv and self.device.type == "cuda"
+        self.skinny = skinny and self.device.type == "cuda"
         self.taps = () if drafter_config is None else drafter_config.target_layer_ids
         self._check_memory(target_weights, drafter_weights)
 
@@ -533,12 +538,13 @@ class Engine:
         if self.gemv and bucket.tokens == 1:
             hidden = run_layers_one(self.stack, x, forest, taps=taps, features=self.features)
         else:
-            hidden = run_layers(self.stack, x, forest, taps=taps, features=self.features)
+            run = run_layers_few if self.skinny and bucket.tokens <= MOST_TOKENS else run_layers
+            hidden = run(self.stack, x, forest, taps=taps, features=self.features)
         logits = self.logits[: bucket.tokens]
         if self.gemv and bucket.tokens == 1:
             kernels.gemv(hidden, self.head, out=logits)
         else:
-            project_head(hidden, self.head, logits)
+            project_head(hidden, self.head, logits, streamed=self.skinny)
         self.choices[: bucket.tokens].copy_(logits.argmax(-1))
 
     def _sample(self, bucket: Bucket) -> None:
@@ -577,6 +583,9 @@ class Engine:
 
     def _inject(self, features: Tensor) -> Tensor:
         assert self.drafter is not None
+        if self.skinny and features.shape[0] <= MOST_TOKENS:
+            nothing = self._zeros(features.shape[0], self.fc.shape[0])
+            return kernels.add_rms_norm(nothing, skinny(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
         return rms_norm(F.linear(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
 
     def _feed(self, bucket: Bucket, tokens: int) -> None:
@@ -618,9 +627,13 @@ class Engine:
             slot=torch.cat((kept.flatten(), own)),
         )
         x = F.embedding(self.block_tokens.flatten(), self.embedding)
-        hidden = run_layers(self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed)
+        few = self.skinny and placed.request.shape[0] <= MOST_TOKENS
+        run = run_layers_few if few else run_layers
+        hidden = run(self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed)
         drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
-        values, ids = top_candidates(head_logits(drafted, self.head), self.candidates)
+        logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
+        project_head(drafted, self.head, logits, streamed=few)
+        values, ids = top_candidates(logits, self.candidates)
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
 
@@ -670,9 +683,11 @@ class Engine:
             self.capture_draft()
 
 
-def project_head(hidden: Tensor, head: Tensor, out: Tensor) -> None:
+def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = False) -> None:
     """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]."""
-    if hidden.is_cuda and hidden.dtype != torch.float32:
+    if streamed and hidden.shape[0] <= MOST_TOKENS:
+        skinny(hidden, head, out=out)
+    elif hidden.is_cuda and hidden.dtype != torch.float32:
         torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)
     else:
         out.copy_(head_logits(hidden, head))

@@ -22,12 +22,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 EARLY_LAUNCH = True
-"""Matrix-vector kernels start while the kernel before them ends, where the GPU can (programmatic dependent launch)."""
+"""A layer's kernels start while the kernel before them ends, where the GPU can (programmatic dependent launch).
+
+Each waits for the one before it to end before it touches what earlier kernels read or write, so that having waited for one
+is having waited for all.
+"""
 
 
 def use_triton(x: Tensor) -> bool:
     """Whether the Triton kernel runs for a tensor, rather than its PyTorch twin."""
     return triton is not None and (x.is_cuda or INTERPRETED)
+
+
+def launches_early(x: Tensor) -> bool:
+    """Whether kernels on a tensor's device start before the kernel ahead of them has ended."""
+    return EARLY_LAUNCH and x.is_cuda and not INTERPRETED and torch.cuda.get_device_capability(x.device)[0] >= 9
 
 
 def power_of_two(n: int) -> int:
@@ -38,19 +47,34 @@ def power_of_two(n: int) -> int:
 if triton is not None:
 
     @triton.jit
+    def _summed(ptr, at, inside, stride, PARTS: tl.constexpr, DTYPE: tl.constexpr):
+        # The parts of a product that was divided along K, added up and rounded as the whole would have been.
+        total = tl.load(ptr + at, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            total += tl.load(ptr + part * stride + at, mask=inside, other=0.0).to(tl.float32)
+        return total.to(DTYPE).to(tl.float32)
+
+    @triton.jit
     def _add_rms_norm(
-        x_ptr, delta_ptr, weight_ptr, out_ptr, eps,
-        HIDDEN: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+        x_ptr, delta_ptr, weight_ptr, out_ptr, tap_ptr, eps, delta_stride, tap_stride,
+        HIDDEN: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PARTS: tl.constexpr, TAP: tl.constexpr,
+        PDL: tl.constexpr,
     ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
         row = tl.program_id(0).to(tl.int64) * HIDDEN
         column = tl.arange(0, BLOCK)
         inside = column < HIDDEN
         weight = tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
         x = tl.load(x_ptr + row + column, mask=inside, other=0.0)
         if ADD:
-            delta = tl.load(delta_ptr + row + column, mask=inside, other=0.0)
-            x = (x.to(tl.float32) + delta.to(tl.float32)).to(x_ptr.dtype.element_ty)
+            delta = _summed(delta_ptr, row + column, inside, delta_stride, PARTS, x_ptr.dtype.element_ty)
+            x = (x.to(tl.float32) + delta).to(x_ptr.dtype.element_ty)
             tl.store(x_ptr + row + column, x, mask=inside)
+        if TAP:
+            tl.store(tap_ptr + tl.program_id(0).to(tl.int64) * tap_stride + column, x, mask=inside)
         x = x.to(tl.float32)
         x = x * tl.rsqrt(tl.sum(x * x, 0) / HIDDEN + eps)
         # Rounded before the weight as well, as the published models do it.
@@ -58,7 +82,10 @@ if triton is not None:
         tl.store(out_ptr + row + column, x.to(out_ptr.dtype.element_ty), mask=inside)
 
     @triton.jit
-    def _silu_mul(x_ptr, out_ptr, INNER: tl.constexpr, BLOCK: tl.constexpr):
+    def _silu_mul(x_ptr, out_ptr, INNER: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         row = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = column < INNER
@@ -69,40 +96,45 @@ if triton is not None:
 
     @triton.jit
     def _rope_write(
-        qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, position_ptr, request_ptr, slot_ptr, key_ptr, value_ptr,
-        length, eps,
+        qkv_ptr, query_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, position_ptr, request_ptr, slot_ptr, key_ptr,
+        value_ptr, length, eps, stride, query_stride,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, HALF: tl.constexpr,
-        QK_NORM: tl.constexpr,
+        QK_NORM: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         token = tl.program_id(0)
         head = tl.program_id(1)
-        dtype = qkv_ptr.dtype.element_ty
+        dtype = query_ptr.dtype.element_ty
         half = tl.arange(0, HALF)
         position = tl.load(position_ptr + token)
         request = tl.load(request_ptr + token).to(tl.int64)
         slot = tl.load(slot_ptr + token)
         cos = tl.load(cos_ptr + position * HALF + half)
         sin = tl.load(sin_ptr + position * HALF + half)
-        row = qkv_ptr + token.to(tl.int64) * (HEADS + 2 * KV_HEADS) * 2 * HALF
+        row = token.to(tl.int64) * (HEADS + 2 * KV_HEADS) * 2 * HALF
+        query = query_ptr + token.to(tl.int64) * query_stride
 
         group = tl.arange(0, PADDED)
         inside = group[:, None] < GROUP
-        at = row + (head * GROUP + group[:, None]) * 2 * HALF + half[None, :]
-        a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        b = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+        at = (head * GROUP + group[:, None]) * 2 * HALF + half[None, :]
+        a = _summed(qkv_ptr, row + at, inside, stride, PARTS, dtype)
+        b = _summed(qkv_ptr, row + at + HALF, inside, stride, PARTS, dtype)
         if QK_NORM:
             scale = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / (2 * HALF) + eps)[:, None]
             a = (a * scale).to(dtype).to(tl.float32) * tl.load(q_norm_ptr + half).to(tl.float32)[None, :]
             b = (b * scale).to(dtype).to(tl.float32) * tl.load(q_norm_ptr + HALF + half).to(tl.float32)[None, :]
             a = a.to(dtype).to(tl.float32)
             b = b.to(dtype).to(tl.float32)
-        tl.store(at, (a * cos[None, :] - b * sin[None, :]).to(dtype), mask=inside)
-        tl.store(at + HALF, (b * cos[None, :] + a * sin[None, :]).to(dtype), mask=inside)
+        tl.store(query + at, (a * cos[None, :] - b * sin[None, :]).to(dtype), mask=inside)
+        tl.store(query + at + HALF, (b * cos[None, :] + a * sin[None, :]).to(dtype), mask=inside)
 
         if slot >= 0:
             k_row = row + (HEADS + head) * 2 * HALF
-            k_a = tl.load(k_row + half).to(tl.float32)
-            k_b = tl.load(k_row + HALF + half).to(tl.float32)
+            every = half >= 0
+            k_a = _summed(qkv_ptr, k_row + half, every, stride, PARTS, dtype)
+            k_b = _summed(qkv_ptr, k_row + HALF + half, every, stride, PARTS, dtype)
             if QK_NORM:
                 k_scale = tl.rsqrt((tl.sum(k_a * k_a, 0) + tl.sum(k_b * k_b, 0)) / (2 * HALF) + eps)
                 k_a = (k_a * k_scale).to(dtype).to(tl.float32) * tl.load(k_norm_ptr + half).to(tl.float32)
@@ -113,8 +145,10 @@ if triton is not None:
             cache = ((request * KV_HEADS + head) * length + slot) * 2 * HALF
             tl.store(key_ptr + cache + half, (k_a * cos - k_b * sin).to(dtype))
             tl.store(key_ptr + cache + HALF + half, (k_b * cos + k_a * sin).to(dtype))
-            tl.store(value_ptr + cache + half, tl.load(v_row + half))
-            tl.store(value_ptr + cache + HALF + half, tl.load(v_row + HALF + half))
+            v_a = _summed(qkv_ptr, v_row + half, every, stride, PARTS, dtype)
+            v_b = _summed(qkv_ptr, v_row + HALF + half, every, stride, PARTS, dtype)
+            tl.store(value_ptr + cache + half, v_a.to(dtype))
+            tl.store(value_ptr + cache + HALF + half, v_b.to(dtype))
 
     @triton.jit
     def _move_rows(
@@ -246,20 +280,33 @@ if triton is not None:
         tl.store(out_ptr + row, result.to(out_ptr.dtype.element_ty))
 
 
-def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """Add ``delta`` to the residual stream ``x`` [M, hidden] in place, and return the RMSNorm of the sum."""
+def add_rms_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None, tap: Tensor | None = None
+) -> Tensor:
+    """Add ``delta`` to the residual stream ``x`` [M, hidden] in place, and return the RMSNorm of the sum.
+
+    ``delta`` [M, hidden], or float32 [parts, M, hidden] that are added up first; ``tap`` [M, hidden] receives a copy of the
+    residual stream.
+    """
     if out is None:
         out = torch.empty_like(x)
     if use_triton(x):
-        hidden = x.shape[1]
+        tokens, hidden = x.shape
         block = power_of_two(hidden)
-        _add_rms_norm[(x.shape[0],)](
-            x, x if delta is None else delta, weight, out, eps,
-            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, num_warps=min(max(block // 512, 1), 8),
+        parts = delta.shape[0] if delta is not None and delta.dim() == 3 else 1
+        early = launches_early(x)
+        _add_rms_norm[(tokens,)](
+            x, x if delta is None else delta, weight, out, x if tap is None else tap, eps,
+            tokens * hidden, hidden if tap is None else tap.stride(0),
+            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, TAP=tap is not None, PDL=early,
+            num_warps=min(max(block // (256 if parts > 1 else 512), 1), 16 if parts > 1 else 8),
+            **({"launch_pdl": True} if early else {}),
         )  # fmt: skip
         return out
     if delta is not None:
-        x += delta
+        x += delta if delta.dim() == 2 else delta.sum(0).to(x.dtype)
+    if tap is not None:
+        tap.copy_(x)
     return out.copy_(rms_norm(x, weight, eps))
 
 
@@ -269,7 +316,10 @@ def silu_mul(x: Tensor) -> Tensor:
         inner = x.shape[1] // 2
         out = torch.empty(x.shape[0], inner, dtype=x.dtype, device=x.device)
         block = min(power_of_two(inner), 1024)
-        _silu_mul[(x.shape[0], -(-inner // block))](x, out, INNER=inner, BLOCK=block, num_warps=4)
+        early = launches_early(x)
+        _silu_mul[(x.shape[0], -(-inner // block))](
+            x, out, INNER=inner, BLOCK=block, PDL=early, num_warps=4, **({"launch_pdl": True} if early else {})
+        )
         return out
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
@@ -287,29 +337,43 @@ def rope_write(
     slot: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-) -> None:
-    """Normalise (Qwen3) and rotate queries in place, and write rotated keys and the values into the cache.
+) -> Tensor:
+    """Normalise (Qwen3) and rotate queries, and write rotated keys and the values into the cache.
 
     Parameters
     ----------
-    qkv : Tensor [M, (heads + 2 * kv_heads) * head_dim]
-        Its query part is overwritten.
+    qkv : Tensor [M, (heads + 2 * kv_heads) * head_dim], or float32 [parts, M, ...] that are added up first
+        In the first case its query part is overwritten.
     cos, sin : float32 Tensor [positions, head_dim / 2]
     position, request, slot : int32 Tensor [M]
         A token's position id, its row of the cache, and its place there (-1: don't write).
     key_cache, value_cache : Tensor [batch, kv_heads, length, head_dim]
+
+    Returns
+    -------
+    Tensor [M, >= heads * head_dim]
+        The queries in its first columns; ``qkv`` itself if that was whole.
     """
     kv_heads, length, dim = key_cache.shape[1:]
-    heads = qkv.shape[1] // dim - 2 * kv_heads
+    tokens, width = qkv.shape[-2:]
+    heads = width // dim - 2 * kv_heads
+    parts = qkv.shape[0] if qkv.dim() == 3 else 1
     if use_triton(qkv):
+        query = qkv
+        if qkv.dim() == 3:
+            query = torch.empty(tokens, heads * dim, dtype=key_cache.dtype, device=qkv.device)
         group = heads // kv_heads
-        _rope_write[(qkv.shape[0], kv_heads)](
-            qkv, qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, cos, sin, position, request, slot,
-            key_cache, value_cache, length, eps,
+        early = launches_early(qkv)
+        _rope_write[(tokens, kv_heads)](
+            qkv, query, query if q_norm is None else q_norm, query if k_norm is None else k_norm, cos, sin, position,
+            request, slot, key_cache, value_cache, length, eps, tokens * width, query.stride(0),
             HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=power_of_two(group), HALF=dim // 2,
-            QK_NORM=q_norm is not None, num_warps=2,
+            QK_NORM=q_norm is not None, PARTS=parts, PDL=early, num_warps=2,
+            **({"launch_pdl": True} if early else {}),
         )  # fmt: skip
-        return
+        return query
+    if qkv.dim() == 3:
+        qkv = qkv.sum(0).to(key_cache.dtype)
     query, key, value = qkv.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), 1)
     if q_norm is not None and k_norm is not None:
         query, key = rms_norm(query, q_norm, eps), rms_norm(key, k_norm, eps)
@@ -319,6 +383,7 @@ def rope_write(
     rows, places = request[keep].long(), slot[keep].long()
     key_cache[rows, :, places] = rotate(key.transpose(0, 1)[None], c, s)[0].transpose(0, 1)[keep]
     value_cache[rows, :, places] = value[keep]
+    return qkv
 
 
 def move_rows(keys: Tensor, values: Tensor, context: Tensor, path: Tensor, count: Tensor) -> None:
@@ -441,7 +506,7 @@ def gemv(
         block_n = 4
         while n % block_n:
             block_n //= 2
-        early = EARLY_LAUNCH and not INTERPRETED and torch.cuda.get_device_capability(x.device)[0] >= 9
+        early = launches_early(x)
         launch = {"launch_pdl": True} if early else {}
         _gemv[(n // block_n,)](
             x, x if norm is None else norm, weight, out, eps,

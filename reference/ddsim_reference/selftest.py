@@ -1,6 +1,6 @@
 """First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
 
-``python3 -m ddsim_reference.selftest [--out DIR] [--seconds 45]``
+``python3 -m ddsim_reference.selftest [--out DIR] [--seconds 45] [--skinny]``
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import time
 import traceback
@@ -605,11 +606,12 @@ def small_drafter(target: ModelConfig) -> DrafterConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts; the exit code is 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="ddsim_reference.selftest", description=__doc__)
-    parser.add_argument("--out", type=Path, default=None, help="folder for selftest.json")
+    parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="folder for selftest.json ($OUT)")
     parser.add_argument("--seconds", type=float, default=45.0, help="no new timing starts after so many seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", default="qwen3-8b", help="shape of the timed model")
     parser.add_argument("--skip-checks", action="store_true", help="only the timings")
+    parser.add_argument("--skinny", action="store_true", help="only the passes of 16 to 128 tokens, piece by piece")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     gpu = device.type == "cuda"
@@ -637,6 +639,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report.part(label, partial(check_engine, report, label, config, drafter, device, dtype, limit))
         report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
+    if options.skinny:
+        from . import skinny_bench
+
+        if not gpu:
+            print("no GPU: only the script is tried, on a tiny shape")
+        shape = shape_configs(options.shape) if gpu else (qwen3, small_drafter(qwen3))
+        dtype, contexts = (torch.bfloat16, (512, 4096)) if gpu else (torch.float32, (32, 64))
+        skinny_bench.run(report, *shape, device, dtype, contexts, options.seconds)
+        return finish(report)
     if not options.skip_checks:
         checks()
         if gpu:
@@ -653,6 +664,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing = partial(time_engine, report, *configs, device, dtype, counts, contexts, deadline)
     report.part(f"timing, {options.shape if gpu else 'tiny'} shape", timing)
     print_table(report.parts.get("timing", []))
+    return finish(report)
+
+
+def finish(report: Report) -> int:
+    """Say what failed; the exit code."""
     checked = len(report.parts.get("errors", {}))
     print(f"{checked} comparisons, {len(report.failures)} failures, {time.perf_counter() - report.begin:.1f} s")
     for failure in report.failures:

@@ -1,0 +1,170 @@
+"""Products of 2 to 128 tokens with a weight matrix, as fast as the weights can be read; the sums are left to what follows.
+
+So few tokens make a product a matter of memory bandwidth: enough bytes must be on their way on every multiprocessor all the
+time. The rows of the weights take the long side of the tensor cores' tiles, the tokens the short one. Narrow matrices are
+also divided along K; each part's float32 sums go to a workspace that the next kernel adds up as it reads, always in the same
+order, so that results are reproducible.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import kernels
+from .kernels import power_of_two
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+MOST_TOKENS = 128
+"""Above this the products are no longer bound by bandwidth alone, and cuBLAS does them as well."""
+PREFETCH = 4
+"""Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
+MULTIPROCESSORS = 132
+
+
+class Tile(NamedTuple):
+    """How a product is divided: weight rows and columns a step, parts along K, steps on their way, warps."""
+
+    rows: int
+    columns: int
+    split: int
+    stages: int
+    warps: int = 4
+
+
+TUNED: dict[tuple[int, int, int], Tile] = {}
+"""Measured choices by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
+
+
+def padded_tokens(tokens: int) -> int:
+    """16, 32, 64 or 128."""
+    return max(16, power_of_two(tokens))
+
+
+def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
+    """Tiles of 64 weight rows, three programs on every multiprocessor at once, all of them in one wave if K may be divided.
+
+    64 KiB and more of weights are then on their way on each, about what the memory's latency hides.
+    """
+    step = 64
+    stages = max(2, min(6, 74_000 // ((64 + padded) * step * 2)))
+    tiles = -(-rows // 64)
+    split = 1 if whole else max(1, min(3 * MULTIPROCESSORS // tiles, columns // (4 * step), 16))
+    return Tile(64, step, split, stages)
+
+
+if triton is not None:
+
+    @triton.jit(do_not_specialize=["tokens"])  # one compiled kernel serves all counts
+    def _skinny(
+        x_ptr, weight_ptr, out_ptr, tokens,
+        N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        SPLIT: tl.constexpr, GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        if PDL:  # all programs of one wave are resident, so what follows may come in and prefetch at once
+            tl.extra.cuda.gdc_launch_dependents()
+        tile = tl.program_id(0)
+        split = tl.program_id(1)
+        lane = tl.arange(0, ROWS)
+        if GATED:  # gate and up rows take turns, so that one tile of the tensor cores holds the pairs
+            own = tile * (ROWS // 2) + lane // 2
+            row = tl.minimum(own, N - 1) + (lane % 2) * N
+        else:
+            row = tl.minimum(tile * ROWS + lane, N - 1)
+        column = tl.arange(0, COLUMNS)
+        token = tl.arange(0, M)
+        weights = weight_ptr + row.to(tl.int64) * K
+        STEPS: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
+        begin = split * STEPS // SPLIT
+        end = (split + 1) * STEPS // SPLIT
+        if PREFETCH > 0:  # the weights depend on no kernel; a cache line holds 64 of them
+            for line in tl.static_range(0, PREFETCH * COLUMNS, 64):
+                ahead = tl.minimum(begin * COLUMNS + line, K - 1)
+                tl.inline_asm_elementwise(
+                    "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weights + ahead).to(tl.int64)],
+                    dtype=tl.int32, is_pure=False, pack=1,
+                )  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        total = tl.zeros([ROWS, M], tl.float32)
+        for step in range(begin, end):
+            at = step * COLUMNS + column
+            if K % COLUMNS == 0:
+                w = tl.load(weights[:, None] + at[None, :], eviction_policy="evict_first")
+                x = tl.load(x_ptr + token[:, None] * K + at[None, :], mask=(token < tokens)[:, None], other=0.0)
+            else:
+                w = tl.load(
+                    weights[:, None] + at[None, :], mask=(at < K)[None, :], other=0.0, eviction_policy="evict_first"
+                )
+                inside = (token < tokens)[:, None] & (at < K)[None, :]
+                x = tl.load(x_ptr + token[:, None] * K + at[None, :], mask=inside, other=0.0)
+            total = tl.dot(w, tl.trans(x), total, input_precision="ieee")
+        dtype = out_ptr.dtype.element_ty
+        if GATED:
+            gate, up = tl.split(tl.permute(tl.reshape(total, [ROWS // 2, 2, M]), (0, 2, 1)))
+            # Rounded where separate kernels would round.
+            gate = gate.to(dtype).to(tl.float32)
+            active = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+            result = tl.trans((active * up.to(dtype).to(tl.float32)).to(dtype))
+            place = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        else:
+            result = tl.trans(total.to(dtype))
+            place = tile * ROWS + lane
+        out_row = split.to(tl.int64) * tokens + token
+        inside = (token < tokens)[:, None] & (place < N)[None, :]
+        tl.store(out_ptr + out_row[:, None] * N + place[None, :], result, mask=inside)
+
+
+def skinny(
+    x: Tensor, weight: Tensor, *, gated: bool = False, out: Tensor | None = None, tile: Tile | None = None
+) -> Tensor:
+    """At most 128 tokens times a matrix: partial sums for the next kernel, or the whole if gated or ``out`` is given.
+
+    Parameters
+    ----------
+    x : Tensor [M, K]
+    weight : Tensor [N, K], or [2 * N, K] if gated
+    gated : bool
+        Return silu(first half) * second half in the type of ``x``.
+    out : Tensor [M, N], optional
+        Where the whole product goes, in its own type.
+    tile : Tile, optional
+        How to divide the work; by default as tuned.
+
+    Returns
+    -------
+    Tensor
+        float32 [parts, M, N], whose sum over the first dimension is the product; or the whole, [M, N].
+    """
+    tokens, k = x.shape
+    n = weight.shape[0] // 2 if gated else weight.shape[0]
+    if not kernels.use_triton(x):
+        product = F.linear(x, weight)
+        if gated:
+            return kernels.silu_mul(product)
+        return product.float()[None] if out is None else out.copy_(x.float() @ weight.float().T)
+    padded = padded_tokens(tokens)
+    whole = gated or out is not None
+    if tile is None:
+        tile = TUNED.get((weight.shape[0], k, padded)) or default_tile(weight.shape[0], k, padded, whole)
+    split = 1 if whole else tile.split
+    if gated:
+        out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
+    elif out is None:
+        out = torch.empty(split, tokens, n, dtype=torch.float32, device=x.device)
+    early = kernels.launches_early(x)
+    _skinny[(-(-weight.shape[0] // tile.rows), split)](
+        x, weight, out, tokens,
+        N=n, K=k, M=padded, ROWS=tile.rows, COLUMNS=tile.columns, SPLIT=split, GATED=gated,
+        PREFETCH=PREFETCH if early else 0, PDL=early, num_warps=tile.warps, num_stages=tile.stages,
+        **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip
+    return out
