@@ -645,8 +645,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not gpu:
             print("no GPU: only the script is tried, on a tiny shape")
         shape = shape_configs(options.shape) if gpu else (qwen3, small_drafter(qwen3))
-        dtype, contexts = (torch.bfloat16, (512, 4096)) if gpu else (torch.float32, (32, 64))
-        skinny_bench.run(report, *shape, device, dtype, contexts, options.seconds)
+        kind, lengths = (torch.bfloat16, (512, 4096)) if gpu else (torch.float32, (32, 64))
+        skinny_bench.run(report, *shape, device, kind, lengths, options.seconds)
         return finish(report)
     if not options.skip_checks:
         checks()
