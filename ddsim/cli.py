@@ -328,6 +328,8 @@ def plan(
 def _show_plan(show: Out, answer: Plan, several: bool) -> None:
     show.say()
     show.say(answer.sentence, style="bold")
+    for line in answer.details:
+        show.say(line)
     for note in answer.notes:
         show.say(f"Note: {note}")
     show.say()

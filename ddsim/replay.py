@@ -487,7 +487,7 @@ class Plan:
     Attributes
     ----------
     sentence : str
-        The recommendation.
+        The recommendation, its throughput and what it gains.
     choice : str
         Name of the recommended policy in `result`.
     policy : Policy
@@ -500,6 +500,8 @@ class Plan:
         Smallest and largest fixed budget within 1 % of the best one's throughput.
     notes : tuple of str
         What limits the answer, in sentences.
+    details : tuple of str
+        Intervals of the gains, the range of budgets that are as good, and what the next simpler or less simple policy would do.
     """
 
     sentence: str
@@ -513,6 +515,7 @@ class Plan:
     budget loses, and what the recommended policy gains over its own best (with interval)."""
     notes: tuple[str, ...]
     _curve: pd.DataFrame
+    details: tuple[str, ...] = ()
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
         """The table of `result`."""
@@ -528,6 +531,7 @@ class Plan:
             "schema_version": 1,
             "kind": "ddsim-plan",
             "sentence": self.sentence,
+            "details": list(self.details),
             "policy": self.policy.to_json(),
             "best_budget": self.best_budget,
             "flat": list(self.flat),
@@ -599,7 +603,7 @@ def plan(
     rule = choice if choice in rules else min(rules, key=lambda name: float(result.outcomes[name].seconds.sum()))
     last = measured_budget(cost, positions.max_budget)
     return Plan(
-        sentence=_sentence(result, choice, rule, best, flat),
+        sentence=_sentence(result, choice),
         choice=choice,
         policy=_settled(result.outcomes[choice].policy),
         result=result,
@@ -608,6 +612,7 @@ def plan(
         by_workload=_workloads(result, spent, best, choice),
         notes=_notes(result, positions, last, best, spent),
         _curve=_fixed_curve(result, spent, rounds, every),
+        details=_details(result, choice, rule, best, flat),
     )
 
 
@@ -668,42 +673,70 @@ def _workloads(result: ReplayResult, spent: Floats, best: int, choice: str) -> p
 
 
 def _percent(interval: Interval) -> str:
-    value, low, high = (100 * v for v in interval)
+    value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
     return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
 
 
-def _sentence(result: ReplayResult, choice: str, rule: str, best: int, flat: tuple[int, int]) -> str:
-    """The recommendation, what it gains, and how little it would matter to miss it."""
+def _about(interval: Interval) -> str:
+    """The gain alone, with as many digits as one remembers."""
+    value = round(100 * interval[0], 1) + 0.0
+    return f"{value:+.0f} %" if abs(value) >= 10 else f"{value:+.1f} %"
+
+
+def _sentence(result: ReplayResult, choice: str) -> str:
+    """The recommendation, its throughput, and its gains over AR and over the chain."""
     outcome = result.outcomes[choice]
-    speed = result.tokens.sum() / outcome.seconds.sum()
-    mean = outcome.budget.sum() / outcome.rounds.sum()
-    if choice == "AR":
-        return (
-            f"Don't draft: at these costs autoregressive decoding, {speed:,.0f} tokens/s, isn't beaten beyond noise by the best "
-            f"fixed tree budget ({_percent(result.gain('BestFixed', 'AR'))}) or by {rule} ({_percent(result.gain(rule, 'AR'))})."
-        )
     policy = outcome.policy
+    speed = f"{result.tokens.sum() / outcome.seconds.sum():,.0f} tokens/s"
+    if choice == "AR":
+        return f"Don't draft: at these costs autoregressive decoding, {speed}, isn't beaten beyond noise."
     if isinstance(policy, DFlash):
         head = "Verify DFlash's chain"
     elif isinstance(policy, BestFixed):
         head = f"Verify trees of {policy.budget} nodes"
     else:
-        price = f" at a price of {policy.price:,.0f} tokens/s" if isinstance(policy, LongRun) else ""
-        head = f"Let {policy.name} choose each tree's size{price} ({mean:.0f} nodes on average)"
+        head = f"Let {policy.name} choose each tree's size"
     if choice.endswith(" calibrated"):
         head += " from calibrated marginals"
-    gains = f"{_percent(result.gain(choice, 'AR'))} over AR"
+    gains = f"{_about(result.gain(choice, 'AR'))} over AR"
     if choice != "DFlash":
-        gains += f" and {_percent(result.gain(choice, 'DFlash'))} over DFlash"
-    close = f"fixed budgets from {flat[0]} to {flat[1]} come within 1 % of the best, {best}"
-    if flat == (best, best):
-        close = f"no other fixed budget comes within 1 % of the best, {best}"
-    text = f"{head}: {speed:,.0f} tokens/s, {gains}; {close}"
+        gains += f" and {_about(result.gain(choice, 'DFlash'))} over DFlash"
+    return f"{head}: {speed}, {gains}."
+
+
+def _details(result: ReplayResult, choice: str, rule: str, best: int, flat: tuple[int, int]) -> tuple[str, ...]:
+    """How sure the gains are, and how little it would matter to miss the recommendation."""
+
+    def gain(over: str, policy: str = choice) -> str:
+        return _percent(result.gain(policy, over))
+
+    if choice == "AR":
+        return (
+            f"Over AR, 95 % intervals in brackets: best fixed budget, {best} nodes, {gain('AR', 'BestFixed')}; "
+            f"{rule} {gain('AR', rule)}.",
+        )
+    policy = result.outcomes[choice].policy
+    lines = [f"Gains, 95 % intervals in brackets: over AR {gain('AR')}"]
+    lines[0] += "." if choice == "DFlash" else f", over DFlash {gain('DFlash')}."
     if choice == rule:
-        return f"{text}, which {rule} beats by {_percent(result.gain(rule, 'BestFixed'))}."
-    if isinstance(policy, BestFixed):
-        return f"{text}, and no adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise (best: {rule}, {_percent(result.gain(rule, choice))})."
-    return f"{text}, and no tree adds as much as {100 * WORTHWHILE:g} % beyond noise (best fixed: {_percent(result.gain('BestFixed', choice))})."
+        mean = result.outcomes[choice].budget.sum() / result.outcomes[choice].rounds.sum()
+        price = f", at a price of {policy.price:,.0f} tokens/s" if isinstance(policy, LongRun) else ""
+        lines.append(f"It verifies {mean:.0f} nodes a round on average{price}.")
+    if flat == (best, best):
+        lines.append(f"No other fixed budget comes within 1 % of the best, {best} nodes.")
+    else:
+        lines.append(f"Fixed budgets from {flat[0]} to {flat[1]} nodes come within 1 % of the best, {best}.")
+    if choice == rule:
+        lines.append(f"Over the best fixed budget {rule} gains {gain('BestFixed')}.")
+    elif isinstance(policy, BestFixed):
+        lines.append(
+            f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {gain(choice, rule)}."
+        )
+    else:
+        lines.append(
+            f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {gain(choice, 'BestFixed')}."
+        )
+    return tuple(lines)
 
 
 def _notes(result: ReplayResult, positions: Positions, last: int, best: int, spent: Floats) -> tuple[str, ...]:

@@ -150,6 +150,7 @@ def report(
             title="How big should the draft tree be?",
             subject=_subject(trace, model),
             answer=plan.sentence,
+            details=plan.details,
             notes=list(dict.fromkeys(notes)),
             cards=_cards(plan),
             sections=sections,

@@ -149,7 +149,7 @@ def test_plan(cli: Run, files: Path, tmp_path: Path) -> None:
     assert answer.code == 0
     narrow(answer.out)
     document = json.loads(cli(*words, "--json").out)
-    assert " ".join(answer.out.split()).startswith(document["sentence"])
+    assert " ".join(answer.out.split()).startswith(" ".join((document["sentence"], *document["details"])))
     assert f"{document['best_budget']} nodes" in document["sentence"]
     assert "<svg" in (tmp_path / "plan.svg").read_text()
 

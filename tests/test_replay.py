@@ -195,7 +195,9 @@ def test_one_prompt_has_no_interval() -> None:
     table = replay(trace, COST, ["DDTree:8"]).table()
     assert table["tokens_per_second"].notna().all() and table["tokens_per_second_low"].isna().all()
     advice = plan(trace, COST)
-    assert any("one prompt" in note for note in advice.notes) and "nan" not in advice.sentence
+    assert any("one prompt" in note for note in advice.notes) and "nan" not in " ".join(
+        (advice.sentence, *advice.details)
+    )
     json.dumps(advice.to_json(), allow_nan=False)
 
 
@@ -508,7 +510,10 @@ def test_plan_prefers_the_simple(trace: Trace) -> None:
     assert replayed["acceptance_length"].tolist() == pytest.approx(curve["acceptance_length"][[best, 20]].tolist())
     if advice.choice == "BestFixed":
         assert isinstance(advice.policy, DDTree) and advice.policy.budget == best
-    assert advice.sentence.count(". ") == 0 and str(best) in advice.sentence and "over AR" in advice.sentence
+    assert advice.sentence.count(". ") == 0 and "over AR" in advice.sentence and len(advice.sentence) < 120
+    assert "(" not in advice.sentence and " to " not in advice.sentence  # intervals stand below
+    assert any(f"the best, {best}" in line for line in advice.details) and "over AR" in advice.details[0]
+    assert advice.to_json()["details"] == list(advice.details)
     assert advice.by_workload["workload"].tolist() == ["code", "chat"]
     assert advice.table().equals(advice.result.table())
     json.dumps(advice.to_json(), allow_nan=False)
@@ -519,6 +524,7 @@ def test_plan_says_when_not_to_draft() -> None:
     steep = CostModel.from_table([1, 65], [0.010, 0.650], draft_seconds=0.02)
     advice = plan(trace, steep)
     assert advice.choice == "AR" and advice.sentence.startswith("Don't draft") and not advice.policy.drafts
+    assert len(advice.details) == 1 and f"best fixed budget, {advice.best_budget} nodes" in advice.details[0]
 
 
 def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
@@ -528,7 +534,7 @@ def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
     )
     value, low, _ = advice.result.gain("RoundRatio", "BestFixed")
     assert low > 0 and value < 0.005
-    assert advice.choice == "BestFixed" and "no adaptive rule adds as much as 0.5 %" in advice.sentence
+    assert advice.choice == "BestFixed" and "No adaptive rule adds as much as 0.5 %" in advice.details[-1]
 
 
 def test_plan_recommends_a_rule_that_is_better() -> None:
@@ -536,7 +542,9 @@ def test_plan_recommends_a_rule_that_is_better() -> None:
     linear = CostModel.from_table([1, 65], [0.010, 0.074])
     advice = plan(trace, linear)
     assert advice.choice in ("CaDDTree", "RoundRatio", "LongRun")
-    assert advice.result.gain(advice.choice, "BestFixed")[1] > 0 and "which" in advice.sentence
+    assert advice.result.gain(advice.choice, "BestFixed")[1] > 0
+    assert advice.sentence.startswith(f"Let {advice.choice} choose each tree's size: ")
+    assert f"Over the best fixed budget {advice.choice} gains +" in advice.details[-1]
     if isinstance(advice.policy, LongRun):
         assert advice.policy.price is not None
 

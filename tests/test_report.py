@@ -44,6 +44,7 @@ def test_the_recommendation_comes_first_and_is_that_of_plan(page: Path, trace: T
     text = html.unescape(page.read_text())
     answer = plan(trace, fit_cost(made_up.profile()), bootstrap=200)
     assert f'id="answer">{answer.sentence}</p>' in text
+    assert len(answer.details) >= 3 and " ".join(answer.details) in text
     order = [
         text.index(s) for s in ("<h1>", answer.sentence, "<h2>Policies", "<h2>Cost", "<h2>Acceptance", "<h2>Provenance")
     ]
