@@ -7,7 +7,7 @@ order, so that results are reproducible.
 """
 
 # Triton kernels take pointers and compile-time constants, for which there are no types.
-# mypy: disallow-untyped-defs=False
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
 
