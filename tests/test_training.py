@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 import torch
 
 from ddsim.errors import DdsimError
-from ddsim_reference import datagen, train, training
-from ddsim_reference.checkpoint import ModelConfig, Weights, load_drafter, save_target
+from ddsim_reference import datagen, dense, train, training
+from ddsim_reference.checkpoint import ModelConfig, Weights, load_drafter, load_target, save_target
 from ddsim_reference.datagen import PromptPool, looping
 
 CONFIG = ModelConfig(
@@ -79,17 +79,62 @@ def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, mon
     tiny_pool().save(work / "pool.npz")
     lines: list[str] = []
     options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 3, "progress": lines.append}
-    assert training.train_drafter(train_seconds=10, stop_after=6, **options) is None
+    assert training.train_drafter(train_seconds=30, stop_after=8, **options) is None
     text = (work / "text.npz").read_bytes()
     assert not out.exists()
-    assert training.train_drafter(train_seconds=10, **options) == out
+    assert training.train_drafter(train_seconds=30, **options) == out
     assert (work / "text.npz").read_bytes() == text  # the second call went on where the first stopped
     config, weights = load_drafter(str(out))
     assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (4, 3, (1, 3))
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
     losses = [float(line.split("held out ")[1].split(",")[0]) for line in lines if "held out" in line]
+    # A further run can start from that drafter: no steps, and the same drafter comes out, the features' scale undone and redone.
+    (work / "state.safetensors").unlink()
+    again = options | {"out": tmp_path / "again"}
+    training.train_drafter(train_seconds=0, start=str(out), **again)
+    for name, weight in load_drafter(str(tmp_path / "again"))[1].items():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-2, atol=1e-6)
+    with pytest.raises(DdsimError, match="another drafter"):
+        training.train_drafter(start=str(out), **(again | {"block_size": 8}))
     # A random target's text is close to noise: uniform guesses cost log(48), and some of it can still be learnt in seconds.
     assert losses[-1] < np.log(CONFIG.vocab_size) - 0.2
+
+
+def test_no_text_is_written_twice(target: str) -> None:
+    """An instruction is answered greedily once and sampled after that; users' turns are nobody's to draft."""
+    config, weights, _ = load_target(target, with_tokenizer=False)
+    pool = tiny_pool()
+    data = datagen.generate(config, weights, pool, seconds=0, slots=16, length=96, longest=40)
+    openings = {tuple(pool.tokens[i, : pool.lengths[i]]) for i in np.flatnonzero(~pool.self_written)}
+    documents, greedy = [], 0
+    layers = dense.target_layers(config, weights)
+    for tokens, starts, generated in zip(*(data[name] for name in ("tokens", "starts", "generated")), strict=True):
+        for start in np.unique(starts):
+            own = starts == start
+            text, drafted = tokens[own].astype(np.int64), generated[own]
+            prompt = int(drafted.argmax()) if drafted.any() else len(text)
+            if len(text) - prompt < 12:
+                continue  # cut off by the row's end
+            assert drafted[prompt:].all()
+            known = tuple(text[:prompt]) in openings
+            # An instruction of the pool, or a turn of the target's own, closed and followed by the assistant's opening.
+            assert known or (text[:2].tolist() == [1, 5] and text[prompt - 3 : prompt].tolist() == [6, 1, 7])
+            hidden, _ = dense.target_features(
+                config, weights, layers, torch.tensor(text)[None], torch.arange(len(text))[None], dense.causal_attention,
+                (config.num_layers - 1,),
+            )  # fmt: skip
+            choice = (
+                dense.rms_norm(hidden[0], weights["model.norm.weight"], config.rms_norm_eps)
+                @ weights["lm_head.weight"].T
+            )
+            is_greedy = choice.argmax(-1)[prompt - 1 : -1].tolist() == text[prompt:].tolist()
+            greedy += is_greedy
+            if known:
+                documents.append((tuple(text[:prompt]), is_greedy))
+    assert greedy > 5
+    first_answers = [opening for opening, is_greedy in documents if is_greedy]
+    assert len(first_answers) == len(set(first_answers))
+    assert len(documents) > len(set(first_answers))  # some instructions came up again
 
 
 def test_bad_mask_token_is_refused(target: str, tmp_path: Path) -> None:

@@ -74,20 +74,18 @@ def looping(rows: Tensor, longest_period: int = 40) -> Tensor:
 class Writer:
     """Slots that write documents back to back: prompt, answer, next prompt, in rows of ``length`` tokens.
 
-    The first ``sampling`` slots can sample; the others answer greedily and take no self-written prompts.
+    No text is written twice: an instruction is answered greedily the first time and sampled after that. Users' turns that
+    the target writes itself are samples, so most of their answers can be greedy (all but ``sampled_share``).
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, pool: PromptPool, *, slots: int, length: int,
-                 longest: int, sampled_share: float = 0.3, seed: int = 0) -> None:  # fmt: skip
+                 longest: int, sampled_share: float = 0.2, seed: int = 0) -> None:  # fmt: skip
         device = weights["model.embed_tokens.weight"].device
         self.model = Lockstep(config, weights, slots, length)
         self.slots, self.length, self.longest, self.device = slots, length, longest, device
-        self.sampling = slots // 2
         self.seed = seed
         generator = np.random.default_rng(seed)
-        plain = np.flatnonzero(~pool.self_written)
         count = len(pool.lengths)
-        orders = [generator.permutation(count), generator.permutation(plain)]
         # Row ``count`` of the pool is the opening of an assistant turn: a self-written question continues there.
         tokens = np.concatenate([pool.tokens, np.zeros((1, pool.tokens.shape[1]), np.int32)])
         tokens[count, : len(pool.opening)] = pool.opening
@@ -95,12 +93,12 @@ class Writer:
         self.pool_lengths = torch.tensor([*pool.lengths, len(pool.opening)], dtype=torch.long, device=device)
         self.self_written = torch.tensor([*pool.self_written, False], device=device)
         self.opening_row, self.end_of_turn = count, pool.end_of_turn
-        # Sampled temperatures 0.6-1.0; of the sampling slots' answers as many are greedy as the share asks for.
-        greedy = 1 - min(1.0, sampled_share * slots / self.sampling)
-        temperatures = generator.uniform(0.6, 1.0, 1 << 16) * (generator.random(1 << 16) >= greedy)
-        self.temperatures = torch.tensor(temperatures, dtype=torch.float32, device=device)
-        self.orders = [torch.tensor(order, dtype=torch.long, device=device) for order in orders]
-        self.next = torch.zeros(2, dtype=torch.long, device=device)
+        self.order = torch.tensor(generator.permutation(count), dtype=torch.long, device=device)
+        warm = generator.uniform(0.6, 1.0, 1 << 16)
+        sampled = generator.random(1 << 16) < sampled_share
+        self.warm = torch.tensor(warm, dtype=torch.float32, device=device)
+        self.sampled = torch.tensor(sampled, device=device)
+        self.next = torch.zeros((), dtype=torch.long, device=device)
 
         def vector(dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(slots, dtype=dtype, device=device)
@@ -116,15 +114,13 @@ class Writer:
 
     def _begin(self, ended: Tensor) -> None:
         """Give each slot that ended the next prompt in order; its first token comes next."""
-        for side, part in enumerate((slice(0, self.sampling), slice(self.sampling, self.slots))):
-            wants = ended[part]
-            ticket = self.next[side] + wants.long().cumsum(0) - 1
-            self.next[side] += wants.sum()
-            prompt = self.orders[side][ticket % len(self.orders[side])]
-            self.prompt[part] = torch.where(wants, prompt, self.prompt[part])
-            if side == 0:
-                temperature = self.temperatures[ticket % len(self.temperatures)]
-                self.reply_temperature[part] = torch.where(wants, temperature, self.reply_temperature[part])
+        ticket = self.next + ended.long().cumsum(0) - 1
+        self.next += ended.sum()
+        prompt = self.order[ticket % len(self.order)]
+        draw = ticket % len(self.warm)
+        sampled = torch.where(self.self_written[prompt], self.sampled[draw], ticket >= len(self.order))
+        self.prompt.copy_(torch.where(ended, prompt, self.prompt))
+        self.reply_temperature.copy_(torch.where(ended, self.warm[draw] * sampled, self.reply_temperature))
         self.forced.masked_fill_(ended, 0)
         self.answering.copy_(torch.where(ended, ~self.self_written[self.prompt], self.answering))
 
@@ -132,11 +128,10 @@ class Writer:
         hidden = self.model.hidden(self.token, self.step, self.start)
         logits = self.model.logits(hidden)
         chosen = logits.argmax(-1)
-        m = self.sampling
-        temperature = torch.where(self.answering[:m], self.reply_temperature[:m], 1.0)
-        noise = torch.empty_like(logits[:m]).exponential_().log_()
-        sampled = (logits[:m] / temperature.clamp_min(1e-3)[:, None] - noise).argmax(-1)
-        chosen[:m] = torch.where(temperature > 0, sampled, chosen[:m])
+        temperature = torch.where(self.answering, self.reply_temperature, 1.0)
+        noise = torch.empty_like(logits).exponential_().log_()
+        sampled = (logits / temperature.clamp_min(1e-3)[:, None] - noise).argmax(-1)
+        chosen = torch.where(temperature > 0, sampled, chosen)
 
         turn_over = self.generated & (self.token == self.end_of_turn)
         ended = (turn_over & self.answering) | (self.step + 1 - self.start >= self.longest) | self.kill
@@ -158,7 +153,7 @@ class Writer:
     def _store(self) -> None:
         at = self.step.clamp_max(self.length - 1).view(1)
         self.rows.index_copy_(1, at, self.token[:, None])
-        self.row_generated.index_copy_(1, at, self.generated[:, None])
+        self.row_generated.index_copy_(1, at, (self.generated & self.answering)[:, None])
         self.row_start.index_copy_(1, at, self.start[:, None])
 
     def wave(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,7 +165,7 @@ class Writer:
         starts : uint16 ndarray [slots, length]
             Row position at which the token's document starts.
         generated : bool ndarray [slots, length]
-            False for prompt tokens.
+            Tokens of answers. Users' turns are False, whoever wrote them: nobody drafts those.
         """
         everyone = torch.ones(self.slots, dtype=torch.bool, device=self.device)
         self.step.zero_()

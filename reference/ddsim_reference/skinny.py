@@ -26,7 +26,7 @@ try:
 except ImportError:
     triton = None
 
-MOST_TOKENS = 128
+MOST_TOKENS = 64
 """Above this the products are no longer bound by bandwidth alone, and cuBLAS does them as well."""
 PREFETCH = 4
 """Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
@@ -43,7 +43,20 @@ class Tile(NamedTuple):
     warps: int = 4
 
 
-TUNED: dict[tuple[int, int, int], Tile] = {}
+TUNED: dict[tuple[int, int, int], Tile] = {
+    (6144, 4096, 16): Tile(64, 64, 4, 7, 4),
+    (4096, 4096, 16): Tile(128, 64, 8, 6, 8),
+    (24576, 4096, 16): Tile(64, 128, 1, 5, 4),
+    (4096, 12288, 16): Tile(64, 128, 4, 5, 4),
+    (151936, 4096, 16): Tile(64, 128, 1, 5, 4),
+    (4096, 20480, 16): Tile(64, 128, 4, 5, 4),
+    (6144, 4096, 64): Tile(64, 64, 4, 4, 4),
+    (4096, 4096, 64): Tile(64, 64, 4, 6, 4),
+    (24576, 4096, 64): Tile(128, 128, 1, 4, 8),
+    (4096, 12288, 64): Tile(128, 128, 4, 4, 8),
+    (151936, 4096, 64): Tile(64, 128, 1, 3, 4),
+    (4096, 20480, 64): Tile(128, 128, 4, 4, 8),
+}
 """Measured choices by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
 
 

@@ -332,8 +332,8 @@ class Trainer:
         drafter: DrafterConfig,
         corpus: Corpus,
         *,
-        rows: int = 8,
-        anchors: int = 256,
+        rows: int = 16,
+        anchors: int = 128,
         held_out: int = 64,
         decay: float = 7.0,
         matrix_rate: float = 3e-3,
@@ -519,6 +519,13 @@ class Trainer:
                          f"chain {length:.3f} at uniform anchors")  # fmt: skip
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
+
+    def start_from(self, weights: Weights) -> None:
+        """Begin at an exported drafter of the same shape in place of the target's own layers."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(weights[name])
+            self.parameters["fc.weight"] /= self.scale
 
     def exported(self) -> Weights:
         """The drafter as the published loader reads it: the features' scale folded into ``fc``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from ddsim.errors import DdsimError
 
-from .checkpoint import ModelConfig, Weights, drafter_config, load_drafter, load_target, save_drafter
+from .checkpoint import ModelConfig, Weights, checkpoint_folder, drafter_config, load_drafter, load_target, save_drafter
 from .datagen import PromptPool, build_pool, generate
 from .instructions import training_instructions
 from .record import device_name
@@ -26,8 +27,10 @@ def train_drafter(
     data_seconds: float = 170,
     train_seconds: float = 680,
     stop_after: float | None = None,
+    start: str | None = None,
+    rate: float = 3e-3,
     instructions: int = 40_000,
-    self_written_share: float = 0.25,
+    self_written_share: float = 0.5,
     mask_token_id: int,
     block_size: int = 16,
     layers: int = 5,
@@ -35,8 +38,8 @@ def train_drafter(
     slots: int = 2048,
     row_length: int = 1024,
     longest: int = 576,
-    rows: int = 8,
-    anchors: int = 256,
+    rows: int = 16,
+    anchors: int = 128,
     held_out: int = 64,
     device: str = "cuda",
     seed: int = 0,
@@ -58,6 +61,10 @@ def train_drafter(
         Time for writing text and for training, compilation included. The learning rate falls to zero over the latter.
     stop_after : float, optional
         Stop, everything saved, after so many seconds of this call; a further call goes on.
+    start : str, optional
+        A drafter to go on from, as ``load_drafter`` takes it; by default training starts at the target's own last layers.
+    rate : float
+        Largest learning rate of matrices (Muon, scaled to AdamW's typical step); vectors take a third of it (AdamW).
     instructions : int
         Templated instructions, HumanEval kept out of them.
     self_written_share : float
@@ -83,7 +90,7 @@ def train_drafter(
     Raises
     ------
     DdsimError
-        The target can't be read, has no such layers or mask token, or the device is missing.
+        The target can't be read, has no such layers or mask token, ``start`` has another shape, or the device is missing.
 
     Examples
     --------
@@ -104,6 +111,15 @@ def train_drafter(
     shape = drafter_config(
         config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, layer_ids=target_layer_ids
     )
+    earlier: Weights | None = None
+    earlier_provenance: object = None
+    if start is not None:
+        earlier_shape, earlier = load_drafter(start, device=device)
+        if earlier_shape != shape:
+            raise DdsimError(
+                f"{start}: its config.json describes another drafter than the one to train: {earlier_shape}"
+            )
+        earlier_provenance = json.loads((checkpoint_folder(start) / "config.json").read_text()).get("ddsim_provenance")
     if not pool_path.exists():
         if tokenizer is None or not config.eos_token_ids:
             raise DdsimError(f"{target}: training needs the target's tokenizer, chat template and end-of-turn token")
@@ -120,10 +136,15 @@ def train_drafter(
         )  # fmt: skip
     with np.load(text_path, allow_pickle=False) as file:
         corpus = Corpus({name: file[name] for name in file.files}, device)
-    trainer = Trainer(config, weights, shape, corpus, rows=rows, anchors=anchors, held_out=held_out, seed=seed)
+    trainer = Trainer(
+        config, weights, shape, corpus, rows=rows, anchors=anchors, held_out=held_out, matrix_rate=rate,
+        vector_rate=rate / 3, seed=seed,
+    )  # fmt: skip
     state = folder / "state.safetensors"
     if state.exists():
         trainer.load(state)
+    elif earlier is not None:
+        trainer.start_from(earlier)
     left = train_seconds - trainer.elapsed
     if stop_after is not None:
         left = min(left, stop_after - (time.perf_counter() - begun))
@@ -135,7 +156,7 @@ def train_drafter(
     )
     if trainer.elapsed < train_seconds:
         return None
-    provenance = {
+    provenance: dict[str, object] = {
         "made_by": "ddsim train-drafter",
         "target": target,
         "device": device_name(device),
@@ -146,8 +167,12 @@ def train_drafter(
         "steps": trainer.step,
         "train_seconds": round(trainer.elapsed, 1),
         "blocks_per_step": rows * anchors,
+        "rate": rate,
+        "self_written_share": self_written_share,
         "held_out_loss": round(loss, 4),
     }
+    if earlier_provenance is not None:
+        provenance["started_from"] = earlier_provenance
     save_drafter(out, shape, trainer.exported(), provenance)
     load_drafter(str(out))
     return Path(out)
