@@ -117,7 +117,7 @@ CalibrateOption = Annotated[
         autocompletion=_complete(*CALIBRATIONS),
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 BootstrapOption = Annotated[int, typer.Option(min=1, help="Resamples behind the 95 % intervals.")]
 PlotOption = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="Draw the answer (.png, .svg, .pdf; - writes a PNG).")
@@ -184,7 +184,7 @@ def _costs(path: Path, kind: str) -> Profile | CostModel:
     from ddsim.profiles import KIND, read_profile
 
     held = None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         held = json_module.loads(path.expanduser().read_text())["kind"]
     return read_profile(path.expanduser()) if held == KIND else open_cost(path.expanduser(), kind)
 
@@ -670,7 +670,7 @@ def export(
         list[int] | None, typer.Option("--batch", "-b", min=1, help="Batch size, for budgets (repeatable).")
     ] = None,
     context: Annotated[
-        list[int] | None, typer.Option("--context", min=0, help="Context, for budgets (repeatable).")
+        list[int] | None, typer.Option("--context", min=0, max=2**31, help="Context, for budgets (repeatable).")
     ] = None,
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -1116,6 +1116,10 @@ def train_drafter(
     data_seconds: Annotated[float, typer.Option(min=0, help="Time for writing text.")] = 170.0,
     train_seconds: Annotated[float, typer.Option(min=0, help="Time for training.")] = 680.0,
     stop_after: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds; continue later.")] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="Go on from this drafter, not from the target's layers.")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Largest learning rate of matrices.")] = 3e-3,
     block_size: Annotated[int, typer.Option(min=2, help="Horizon + 1.")] = 16,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the drafter.")] = 5,
     device: DeviceOption = "cuda",
@@ -1127,7 +1131,7 @@ def train_drafter(
     module = _reference("training")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
-        mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
+        start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)

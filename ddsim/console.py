@@ -166,14 +166,20 @@ def milliseconds(value: Any) -> str:
 
 
 def check_writable(name: str) -> None:
-    """Refuse an output file whose folder doesn't exist or that is a folder."""
+    """Refuse an output file that can't be written, or that is something else than a file: writing would replace it."""
     if name == STDOUT:
         return
+    if "\0" in name:
+        raise DdsimError(f"{name!r}: a file name can't hold a null byte")
     path = Path(name)
     if not path.parent.is_dir():
         raise DdsimError(f"{name}: the folder {path.parent} doesn't exist; make it first or choose another")
     if path.is_dir():
         raise DdsimError(f"{name}: is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise DdsimError(f"{name}: isn't a regular file; name another, or - for standard output")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise DdsimError(f"{name}: the folder {path.parent} can't be written; choose another")
 
 
 @contextmanager

@@ -652,3 +652,29 @@ def test_progress_on_a_terminal_only(cli: Run, files: Path) -> None:
 
 def test_main_takes_words() -> None:
     assert main(["--version"]) == 0
+
+
+def test_outputs_that_are_no_files_are_left_alone(cli: Run, files: Path, tmp_path: Path) -> None:
+    """A device or a pipe in an output's place would be replaced by the file."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for name in (pipe, link):
+        assert "isn't a regular file" in error(cli("fit", files / "profile.json", "-o", name))
+    assert pipe.is_fifo() and link.is_symlink()
+    assert "null byte" in error(cli("fit", files / "profile.json", "-o", "a\0b.json"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_cannot_be_written_is_refused_first(cli: Run, files: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "can't be written" in error(cli("fit", files / "profile.json", "-o", tmp_path / "cost.json"))
+
+
+def test_numbers_and_nesting_beyond_reason_are_one_line(cli: Run, files: Path, tmp_path: Path) -> None:
+    assert "--seed" in error(cli("plan", files / "trace", "-p", files / "profile.json", "--seed", "-1"))
+    deep = tmp_path / "deep.json"
+    deep.write_text("[" * 100_000)
+    assert "not valid JSON" in error(cli("plan", files / "trace", "-p", deep))
+    budgets = ("export", files / "trace", "--what", "budgets", "-p", files / "profile.json", "-o", tmp_path / "b.csv")
+    assert "--context" in error(cli(*budgets, "--context", "99999999999999999999"))
