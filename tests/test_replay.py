@@ -529,9 +529,11 @@ def test_plan_says_when_not_to_draft() -> None:
 
 def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
     data = Path(__file__).parents[1] / "ddsim" / "data"
-    advice = plan(
-        open_trace(data / "humaneval"), fit_cost(read_profile(data / "qwen3-8b-cost-h100.json")), bootstrap=500
+    # Steps of a GPU without its fall below 16 tokens: rounds differ in the step that suits them best, but hardly ever.
+    cost = CostModel.from_table(
+        [1, 16, 128, 129, 256, 257, 513], [0.0089, 0.0092, 0.0094, 0.0102, 0.0112, 0.0135, 0.017]
     )
+    advice = plan(open_trace(data / "humaneval"), cost, bootstrap=500)
     value, low, _ = advice.result.gain("RoundRatio", "BestFixed")
     assert low > 0 and value < 0.005
     assert advice.choice == "BestFixed" and "No adaptive rule adds as much as 0.5 %" in advice.details[-1]
