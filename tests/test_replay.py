@@ -22,11 +22,10 @@ import ddsim
 from ddsim import budget as B
 from ddsim import positions as cached
 from ddsim.calibration import Calibration, cross_calibrate
-from ddsim.cost import CostModel, fit_cost
+from ddsim.cost import CostModel
 from ddsim.errors import DdsimError
 from ddsim.policy import DDTree, LongRun, Policy
 from ddsim.positions import positions_of
-from ddsim.profiles import read_profile
 from ddsim.replay import _Bootstrap, default_policies, plan, replay, replay_rounds
 from ddsim.trace import Trace, open_trace
 from tests import naive_tree
