@@ -82,10 +82,12 @@ def test_logits_are_those_of_transformers(arch: str, shards: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3"])
-def test_logits_of_a_tree_are_those_of_its_paths(arch: str) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> None:
     """A ragged forest in one pass against a dense pass over each node's path."""
     config, weights = tiny.target(arch)
     engine = Engine(config, tiny.copies(weights), max_context=40, max_tokens=40, batch=3)
+    engine.skinny = streamed  # off by default on a CPU
     prompts = [[5, 9, 2, 2], [1], [7] * 11]
     for b, prompt in enumerate(prompts):
         engine.prefill(b, prompt)
@@ -173,8 +175,8 @@ def published_drafter(config: DrafterConfig, w: Weights, features: Tensor, embed
     return norm(x, w["norm.weight"], config.rms_norm_eps)
 
 
-@pytest.mark.parametrize("block_size", [2, 6, 16])
-def test_the_drafter_is_the_published_one(block_size: int) -> None:
+@pytest.mark.parametrize(("block_size", "streamed"), [(2, False), (6, False), (6, True), (16, False)])
+def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> None:
     """The engine's draft after a prompt and again after a committed chain, two requests side by side."""
     config, weights = tiny.target("qwen3")
     shape, draft_weights = tiny.drafter(config, block_size=block_size)
@@ -182,6 +184,7 @@ def test_the_drafter_is_the_published_one(block_size: int) -> None:
         config, tiny.copies(weights), shape, tiny.copies(draft_weights), max_context=40, max_tokens=20, batch=2,
         candidates=61,
     )  # fmt: skip
+    engine.skinny = streamed
     texts = [[4, 8, 15, 16, 23], [42, 1]]
     for b, text in enumerate(texts):
         engine.prefill(b, text)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import launches_early, power_of_two, use_triton
+from .kernels import early_launch, power_of_two, use_triton
 
 try:
     import triton
@@ -228,28 +228,19 @@ def tree_attention(
     if splits > 1:
         partial = torch.empty(tokens, heads, splits, dim, dtype=torch.float32, device=qkv.device)
         norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=qkv.device)
-    early = launches_early(qkv)
-    launch = {"launch_pdl": True} if early else {}
+    launch = early_launch(qkv)
     narrow = dim > 128 or qkv.element_size() == 4  # what fits into shared memory
     _tree_attention[(tiles, kv_heads, splits)](
         qkv, key_cache, value_cache, forest.tiles, forest.context, forest.size, forest.mask, out, partial, norm,
         qkv.stride(0), length, forest.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
         LEAST_STEPS,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim,
-        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal, PDL=early,
+        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal,
         num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
     if splits > 1:
         _combine[(tokens, heads)](
-            partial,
-            norm,
-            out,
-            HEADS=heads,
-            DIM=dim,
-            SPLITS=splits,
-            PDL=early,
-            num_warps=1 if splits < 8 else 2,
-            **launch,
+            partial, norm, out, HEADS=heads, DIM=dim, SPLITS=splits, num_warps=1 if splits < 8 else 2, **launch
         )
     return out
 

@@ -25,7 +25,7 @@ from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device
 from .dense import rms_norm
 from .kernels import power_of_two
 from .lockstep import head_logits
-from .model import build_stack, run_layers, run_layers_few, run_layers_one
+from .model import build_stack, run_layers, run_layers_one
 from .sampling import top_candidates
 from .skinny import MOST_TOKENS, skinny
 
@@ -212,7 +212,7 @@ class Engine:
     gemv : bool
         Single-token steps use Triton matrix-vector products in place of cuBLAS (GPU only).
     skinny : bool
-        Passes of 2 to 128 tokens use Triton products that stream the weights in place of cuBLAS (GPU only).
+        Passes of 2 to 64 tokens use Triton products that stream the weights in place of cuBLAS (GPU only).
     buckets : sequence of int
         Token counts of the graphs.
 
@@ -531,6 +531,9 @@ class Engine:
 
     # What runs on the device: captured into graphs, or run as it is.
 
+    def _streams(self, tokens: int) -> bool:
+        return self.skinny and tokens <= MOST_TOKENS
+
     def _verify(self, bucket: Bucket, taps: tuple[int, ...] | None = None) -> None:
         taps = self.taps if taps is None else taps
         forest = bucket.forest(self.context)
@@ -538,13 +541,13 @@ class Engine:
         if self.gemv and bucket.tokens == 1:
             hidden = run_layers_one(self.stack, x, forest, taps=taps, features=self.features)
         else:
-            run = run_layers_few if self.skinny and bucket.tokens <= MOST_TOKENS else run_layers
-            hidden = run(self.stack, x, forest, taps=taps, features=self.features)
+            streamed = self._streams(bucket.tokens)
+            hidden = run_layers(self.stack, x, forest, taps=taps, features=self.features, streamed=streamed)
         logits = self.logits[: bucket.tokens]
         if self.gemv and bucket.tokens == 1:
             kernels.gemv(hidden, self.head, out=logits)
         else:
-            project_head(hidden, self.head, logits, streamed=self.skinny)
+            project_head(hidden, self.head, logits, streamed=streamed)
         self.choices[: bucket.tokens].copy_(logits.argmax(-1))
 
     def _sample(self, bucket: Bucket) -> None:
@@ -583,7 +586,7 @@ class Engine:
 
     def _inject(self, features: Tensor) -> Tensor:
         assert self.drafter is not None
-        if self.skinny and features.shape[0] <= MOST_TOKENS:
+        if self._streams(features.shape[0]):
             nothing = self._zeros(features.shape[0], self.fc.shape[0])
             return kernels.add_rms_norm(nothing, skinny(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
         return rms_norm(F.linear(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
@@ -627,12 +630,13 @@ class Engine:
             slot=torch.cat((kept.flatten(), own)),
         )
         x = F.embedding(self.block_tokens.flatten(), self.embedding)
-        few = self.skinny and placed.request.shape[0] <= MOST_TOKENS
-        run = run_layers_few if few else run_layers
-        hidden = run(self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed)
+        streamed = self._streams(placed.request.shape[0])
+        hidden = run_layers(
+            self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed, streamed=streamed
+        )
         drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
         logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
-        project_head(drafted, self.head, logits, streamed=few)
+        project_head(drafted, self.head, logits, streamed=streamed)
         values, ids = top_candidates(logits, self.candidates)
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
@@ -685,7 +689,7 @@ class Engine:
 
 def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = False) -> None:
     """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]."""
-    if streamed and hidden.shape[0] <= MOST_TOKENS:
+    if streamed:
         skinny(hidden, head, out=out)
     elif hidden.is_cuda and hidden.dtype != torch.float32:
         torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)

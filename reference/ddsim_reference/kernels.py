@@ -34,9 +34,10 @@ def use_triton(x: Tensor) -> bool:
     return triton is not None and (x.is_cuda or INTERPRETED)
 
 
-def launches_early(x: Tensor) -> bool:
-    """Whether kernels on a tensor's device start before the kernel ahead of them has ended."""
-    return EARLY_LAUNCH and x.is_cuda and not INTERPRETED and torch.cuda.get_device_capability(x.device)[0] >= 9
+def early_launch(x: Tensor) -> dict[str, bool]:
+    """Launch options of a layer's kernel: on a GPU that can, it starts before the kernel ahead of it has ended."""
+    early = EARLY_LAUNCH and x.is_cuda and not INTERPRETED and torch.cuda.get_device_capability(x.device)[0] >= 9
+    return {"PDL": True, "launch_pdl": True} if early else {"PDL": False}
 
 
 def power_of_two(n: int) -> int:
@@ -294,13 +295,12 @@ def add_rms_norm(
         tokens, hidden = x.shape
         block = power_of_two(hidden)
         parts = delta.shape[0] if delta is not None and delta.dim() == 3 else 1
-        early = launches_early(x)
         _add_rms_norm[(tokens,)](
             x, x if delta is None else delta, weight, out, x if tap is None else tap, eps,
             tokens * hidden, hidden if tap is None else tap.stride(0),
-            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, TAP=tap is not None, PDL=early,
+            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, TAP=tap is not None,
             num_warps=min(max(block // (256 if parts > 1 else 512), 1), 16 if parts > 1 else 8),
-            **({"launch_pdl": True} if early else {}),
+            **early_launch(x),
         )  # fmt: skip
         return out
     if delta is not None:
@@ -316,10 +316,7 @@ def silu_mul(x: Tensor) -> Tensor:
         inner = x.shape[1] // 2
         out = torch.empty(x.shape[0], inner, dtype=x.dtype, device=x.device)
         block = min(power_of_two(inner), 1024)
-        early = launches_early(x)
-        _silu_mul[(x.shape[0], -(-inner // block))](
-            x, out, INNER=inner, BLOCK=block, PDL=early, num_warps=4, **({"launch_pdl": True} if early else {})
-        )
+        _silu_mul[(x.shape[0], -(-inner // block))](x, out, INNER=inner, BLOCK=block, num_warps=4, **early_launch(x))
         return out
     gate, up = x.chunk(2, -1)
     return F.silu(gate) * up
@@ -363,13 +360,11 @@ def rope_write(
         if qkv.dim() == 3:
             query = torch.empty(tokens, heads * dim, dtype=key_cache.dtype, device=qkv.device)
         group = heads // kv_heads
-        early = launches_early(qkv)
         _rope_write[(tokens, kv_heads)](
             qkv, query, query if q_norm is None else q_norm, query if k_norm is None else k_norm, cos, sin, position,
             request, slot, key_cache, value_cache, length, eps, tokens * width, query.stride(0),
             HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=power_of_two(group), HALF=dim // 2,
-            QK_NORM=q_norm is not None, PARTS=parts, PDL=early, num_warps=2,
-            **({"launch_pdl": True} if early else {}),
+            QK_NORM=q_norm is not None, PARTS=parts, num_warps=2, **early_launch(qkv),
         )  # fmt: skip
         return query
     if qkv.dim() == 3:
@@ -506,12 +501,10 @@ def gemv(
         block_n = 4
         while n % block_n:
             block_n //= 2
-        early = launches_early(x)
-        launch = {"launch_pdl": True} if early else {}
         _gemv[(n // block_n,)](
             x, x if norm is None else norm, weight, out, eps,
             N=n, K=k, BLOCK_N=block_n, BLOCK_K=min(power_of_two(k), 1024),
-            NORM=norm is not None, GATED=gated, ADD=add is not None, PDL=early, num_warps=4, **launch,
+            NORM=norm is not None, GATED=gated, ADD=add is not None, num_warps=4, **early_launch(x),
         )  # fmt: skip
         return out
     result = F.linear(x if norm is None else rms_norm(x, norm, eps), weight)

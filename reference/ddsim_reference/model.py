@@ -96,6 +96,7 @@ def run_layers(
     features: Tensor | None = None,
     outside: Tensor | None = None,
     outside_forest: Forest | None = None,
+    streamed: bool = False,
 ) -> Tensor:
     """Run all layers over flat tokens; their keys and values go into the cache.
 
@@ -109,33 +110,35 @@ def run_layers(
         DFlash's injected context: hidden states that enter every layer's key and value projections as they are, ahead of
         the M tokens. One product serves both, since its time is that of reading the weights. ``outside_forest`` places
         all C + M tokens.
+    streamed : bool
+        Products of few tokens leave their sums in parts, which the kernels between them add up (``skinny``).
 
     Returns
     -------
     Tensor [M, hidden]
         After the final norm.
     """
-    hidden = x.shape[1]
     placed = forest if outside_forest is None else outside_forest
     c = 0 if outside is None else outside.shape[0]
-    joined = x if outside is None else torch.cat((outside, x))
+    joined = torch.empty_like(x) if outside is None else torch.cat((outside, x))
+    product = skinny if streamed else F.linear
     delta: Tensor | None = None
     for i, layer in enumerate(stack.layers):
-        normed = kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=None if c == 0 else joined[c:])
-        if i - 1 in taps and features is not None:
-            _tap(features, taps.index(i - 1), x, hidden)
-        qkv = F.linear(normed if c == 0 else joined, layer.qkv)
-        kernels.rope_write(
-            qkv, layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
+        tap = _tapped(features, taps, i - 1, x)
+        kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=joined[c:], tap=tap)
+        query = kernels.rope_write(
+            product(joined, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
             placed.position, placed.request, placed.slot, stack.keys[i], stack.values[i],
         )  # fmt: skip
-        attended = tree_attention(qkv[c:], stack.heads, stack.keys[i], stack.values[i], forest)
-        normed = kernels.add_rms_norm(x, F.linear(attended, layer.o), layer.norm2, stack.eps)
-        delta = F.linear(kernels.silu_mul(F.linear(normed, layer.gate_up)), layer.down)
-    out = kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps)
-    if len(stack.layers) - 1 in taps and features is not None:
-        _tap(features, taps.index(len(stack.layers) - 1), x, hidden)
-    return out
+        attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], forest)
+        normed = kernels.add_rms_norm(x, product(attended, layer.o), layer.norm2, stack.eps)
+        if streamed:
+            active = skinny(normed, layer.gate_up, gated=True)
+        else:
+            active = kernels.silu_mul(F.linear(normed, layer.gate_up))
+        delta = product(active, layer.down)
+    tap = _tapped(features, taps, len(stack.layers) - 1, x)
+    return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, tap=tap)
 
 
 def run_layers_one(
@@ -143,7 +146,6 @@ def run_layers_one(
 ) -> Tensor:
     """``run_layers`` for a single token: each layer is four matrix-vector products that bring their own norm, SwiGLU and
     residual addition, and the two attention kernels, so that the GPU is never left waiting for small launches."""
-    hidden = x.shape[1]
     for i, layer in enumerate(stack.layers):
         qkv = kernels.gemv(x, layer.qkv, norm=layer.norm1, eps=stack.eps)
         kernels.rope_write(
@@ -154,50 +156,18 @@ def run_layers_one(
         kernels.gemv(attended, layer.o, add=x)
         active = kernels.gemv(x, layer.gate_up, norm=layer.norm2, eps=stack.eps, gated=True)
         kernels.gemv(active, layer.down, add=x)
-        if i in taps and features is not None:
-            _tap(features, taps.index(i), x, hidden)
+        tap = _tapped(features, taps, i, x)
+        if tap is not None:
+            tap.copy_(x)
     return kernels.add_rms_norm(x, None, stack.final_norm, stack.eps)
 
 
-def run_layers_few(
-    stack: Stack,
-    x: Tensor,
-    forest: Forest,
-    *,
-    taps: Sequence[int] = (),
-    features: Tensor | None = None,
-    outside: Tensor | None = None,
-    outside_forest: Forest | None = None,
-) -> Tensor:
-    """``run_layers`` for 2 to 128 tokens: each layer is four products that stream the weights, and the small kernels between
-    them add up what the products left in parts, so that all overlap and none waits for another launch."""
-    placed = forest if outside_forest is None else outside_forest
-    c = 0 if outside is None else outside.shape[0]
-    joined = torch.empty_like(x) if outside is None else torch.cat((outside, x))
-    delta: Tensor | None = None
-    for i, layer in enumerate(stack.layers):
-        tap = _tapped(features, taps, i - 1, x)
-        kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=joined[c:], tap=tap)
-        query = kernels.rope_write(
-            skinny(joined, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
-            placed.position, placed.request, placed.slot, stack.keys[i], stack.values[i],
-        )  # fmt: skip
-        attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], forest)
-        normed = kernels.add_rms_norm(x, skinny(attended, layer.o), layer.norm2, stack.eps)
-        delta = skinny(skinny(normed, layer.gate_up, gated=True), layer.down)
-    tap = _tapped(features, taps, len(stack.layers) - 1, x)
-    return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, tap=tap)
-
-
 def _tapped(features: Tensor | None, taps: Sequence[int], layer: int, x: Tensor) -> Tensor | None:
+    """Where a layer's output is to be copied, if anywhere."""
     if features is None or layer not in taps:
         return None
     first = taps.index(layer) * x.shape[1]
     return features[: x.shape[0], first : first + x.shape[1]]
-
-
-def _tap(features: Tensor, index: int, x: Tensor, hidden: int) -> None:
-    features[: x.shape[0], index * hidden : (index + 1) * hidden].copy_(x)
 
 
 def logits(hidden: Tensor, head: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Products of 2 to 128 tokens with a weight matrix, as fast as the weights can be read; the sums are left to what follows.
+"""Products of up to 128 tokens with a weight matrix, as fast as the weights can be read; the sums are left to what follows.
 
 So few tokens make a product a matter of memory bandwidth: enough bytes must be on their way on every multiprocessor all the
 time. The rows of the weights take the long side of the tensor cores' tiles, the tokens the short one. Narrow matrices are
@@ -27,7 +27,7 @@ except ImportError:
     triton = None
 
 MOST_TOKENS = 64
-"""Above this the products are no longer bound by bandwidth alone, and cuBLAS does them as well."""
+"""Above this the products are no longer bound by bandwidth alone, and cuBLAS does them faster (they work to 128)."""
 PREFETCH = 4
 """Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
 MULTIPROCESSORS = 132
@@ -65,6 +65,11 @@ def padded_tokens(tokens: int) -> int:
     return max(16, power_of_two(tokens))
 
 
+def default_split(rows: int, columns: int, tile_rows: int, step: int, slots: int) -> int:
+    """Parts along K such that ``slots`` programs a multiprocessor are one wave, each with four steps to do at least."""
+    return max(1, min(slots * MULTIPROCESSORS // -(-rows // tile_rows), columns // (4 * step), 16))
+
+
 def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
     """Tiles of 64 weight rows, three programs on every multiprocessor at once, all of them in one wave if K may be divided.
 
@@ -72,9 +77,7 @@ def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
     """
     step = 64
     stages = max(2, min(6, 74_000 // ((64 + padded) * step * 2)))
-    tiles = -(-rows // 64)
-    split = 1 if whole else max(1, min(3 * MULTIPROCESSORS // tiles, columns // (4 * step), 16))
-    return Tile(64, step, split, stages)
+    return Tile(64, step, 1 if whole else default_split(rows, columns, 64, step, 3), stages)
 
 
 if triton is not None:
@@ -176,11 +179,10 @@ def skinny(
         out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     elif out is None:
         out = torch.empty(split, tokens, n, dtype=torch.float32, device=x.device)
-    early = kernels.launches_early(x)
+    launch = kernels.early_launch(x)
     _skinny[(-(-weight.shape[0] // tile.rows), split)](
         x, weight, out, tokens,
         N=n, K=k, M=padded, ROWS=tile.rows, COLUMNS=tile.columns, SPLIT=split, GATED=gated,
-        PREFETCH=PREFETCH if early else 0, PDL=early, num_warps=tile.warps, num_stages=tile.stages,
-        **({"launch_pdl": True} if early else {}),
+        PREFETCH=PREFETCH if launch["PDL"] else 0, num_warps=tile.warps, num_stages=tile.stages, **launch,
     )  # fmt: skip
     return out
