@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,3 +236,45 @@ def test_block_tables_of_a_gpu_cover_the_masks(seed: int) -> None:
 def pairs(cuts: torch.Tensor) -> list[tuple[int, int]]:
     values = [0, *cuts.tolist()]
     return list(itertools.pairwise(values))
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from ddsim_reference import train, training
+
+class Watched(train.Trainer):
+    def save(self, path):
+        super().save(path)
+        Watched.saved = True
+    def run(self, *arguments):
+        super().run(*arguments)
+        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
+        rows = int(self.corpus.tokens.sum())
+        everyone = [None, None]
+        dist.all_gather_object(everyone, (flat.tolist(), self.step, rows))
+        (one, steps, text), (two, other_steps, other_text) = everyone
+        assert one == two and steps == other_steps > 0, (steps, other_steps)
+        assert text != other_text
+
+training.Trainer = Watched
+out = training.train_drafter(target=sys.argv[1], out=sys.argv[2] + "/out", work=sys.argv[2], data_seconds=0, train_seconds=3,
+    mask_token_id=3, block_size=4, layers=2, slots=8, row_length=64, longest=40, rows=4, anchors=16, held_out=4, device="cpu",
+    progress=lambda line: print(line, flush=True))
+assert str(out) == sys.argv[2] + "/out"
+"""
+
+
+def test_two_processes_train_one_drafter(target: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    tiny_pool().save(work / "pool.npz")
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*command, target, str(work)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("wave 1")]) == 1  # one process reports
+    provenance = json.loads((work / "out" / "config.json").read_text())["ddsim_provenance"]
+    assert provenance["blocks_per_step"] == 2 * 4 * 16
+    assert provenance["text_tokens"] == 2 * 8 * 64
+    assert sorted(p.name for p in work.iterdir()) == ["out", "pool.npz", "state.safetensors", "text-1.npz", "text.npz"]

@@ -46,6 +46,13 @@ class PromptPool:
         written = np.arange(len(rows)) >= len(prompts)
         return cls(tokens, lengths, written, np.array(opening, np.int32), end_of_turn)
 
+    def share(self, rank: int, count: int) -> PromptPool:
+        """One of ``count`` parts, for writers side by side: no prompt is in two of them."""
+        mine = slice(rank, None, count)
+        return PromptPool(
+            self.tokens[mine], self.lengths[mine], self.self_written[mine], self.opening, self.end_of_turn
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the pool as ``.npz`` (arrays only, no pickle)."""
         np.savez_compressed(path, tokens=self.tokens.astype(np.uint16), lengths=self.lengths,

@@ -24,7 +24,7 @@ MIX: tuple[tuple[str, Callable[[np.random.Generator], str], float], ...] = (
 )
 
 #: Most instructions that one call can be asked for; beyond this small families run out of distinct ones.
-MAX_COUNT = 40_000
+MAX_COUNT = 80_000
 
 # Runs of eight one-digit numbers: HumanEval's examples have many, so chance would repeat one now and then.
 _COUNTING = re.compile(r"(?:\b\d\W+){7}\d\b")

@@ -20,6 +20,7 @@ from ddsim.errors import DdsimError
 
 from . import dense
 from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from .ranks import Ranks
 
 try:
     import triton
@@ -161,8 +162,6 @@ class Muon:
         for group in self.adam.param_groups:
             group["lr"] = self.vector_rate * self.scale
         self.adam.step()
-        for parameter in self.parameters.values():
-            parameter.grad = None
 
 
 def repeated(tokens: Tensor, longest_period: int = 40) -> Tensor:
@@ -323,7 +322,10 @@ class Attention:
 
 
 class Trainer:
-    """Everything that one training run keeps between steps and phases."""
+    """Everything that one training run keeps between steps and phases.
+
+    With several processes (`Ranks`), each draws from its own corpus and their gradients are averaged.
+    """
 
     def __init__(
         self,
@@ -341,6 +343,7 @@ class Trainer:
         warm_start: bool = True,
         seed: int = 0,
         compiled: bool | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         if len(corpus.tokens) <= held_out:
             raise DdsimError(f"training text: {len(corpus.tokens)} rows, but {held_out} are held out; generate more")
@@ -348,6 +351,8 @@ class Trainer:
         self.rows, self.anchors, self.held_out, self.decay = rows, anchors, held_out, decay
         self.device = str(corpus.tokens.device)
         self.layers = dense.target_layers(target, target_weights)
+        self.ranks = Ranks() if ranks is None else ranks
+        self.seed = seed
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.attention = Attention(rows, corpus.tokens.shape[1], anchors, drafter.block_size, self.device)
         compiled = self.device.startswith("cuda") if compiled is None else compiled
@@ -358,11 +363,17 @@ class Trainer:
         torch.manual_seed(seed)
         self.scale = self._feature_scale()
         self.parameters = self._initial(warm_start)
-        for parameter in self.parameters.values():
+        self.ranks.first_(self.scale, *self.parameters.values())
+        self.generator.manual_seed(self._draws(0))
+        # All gradients lie in one buffer, which processes average at once; backward adds to what it finds there.
+        self.gradients = torch.zeros(sum(p.numel() for p in self.parameters.values()), device=self.device)
+        parts = self.gradients.split([p.numel() for p in self.parameters.values()])
+        for parameter, part in zip(self.parameters.values(), parts, strict=True):
             parameter.requires_grad_()
+            parameter.grad = part.view_as(parameter)
         self.optimizer = Muon(self.parameters, matrix_rate, vector_rate)
         self.order = torch.zeros(0, dtype=torch.long)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
         self.batch = self._held_out(0)
         self.last_loss = torch.zeros((), device=self.device)
 
@@ -455,6 +466,10 @@ class Trainer:
         )  # fmt: skip
         return loss, hits.view(labels.shape), label_weights
 
+    def _draws(self, step: int) -> int:
+        """Seed of the draws that begin at a step, another one in each process."""
+        return (self.seed + step) * self.ranks.count + self.ranks.rank
+
     def _next_rows(self) -> Tensor:
         if len(self.order) < self.rows:
             count = len(self.corpus.tokens) - self.held_out
@@ -473,23 +488,34 @@ class Trainer:
                 lengths.append(float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean()))
         return float(np.mean(losses)), float(np.mean(lengths))
 
-    def _update(self) -> None:
+    def _differentiate(self) -> None:
+        self.gradients.zero_()
         loss, _, _ = self.loss(self.batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.last_loss.copy_(loss.detach())
+
+    def _move(self) -> None:
         fc = self.parameters["fc.weight"].grad
         assert fc is not None
         # Documents' first tokens reach fc a thousand times larger than the rest and would drown its momentum.
         fc.mul_((1.0 / fc.norm().clamp_min(1e-6)).clamp_max(1.0))
         self.optimizer.step()
-        self.last_loss.copy_(loss.detach())
+
+    def _update(self) -> None:
+        """One step: by calls at first, then from CUDA graphs, without which launches would cost a third of the time."""
+        halves = [graph.replay for graph in self.graphs] or [self._differentiate, self._move]
+        halves[0]()
+        self.ranks.mean_(self.gradients)
+        halves[1]()
 
     def _capture(self) -> None:
-        """Put the whole update in a CUDA graph: the small target's launches would otherwise cost a third of the time."""
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._update()
-        self.graph = graph
+        for half in (self._differentiate, self._move):
+            graph = torch.cuda.CUDAGraph()
+            # Thread-local, because NCCL's watchdog thread may ask about events meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                half()
+            self.graphs.append(graph)
 
     def run(
         self, seconds: float, total_seconds: float, progress: Callable[[str], None] = print, every: int = 500
@@ -498,7 +524,8 @@ class Trainer:
         begun = time.perf_counter()
         before, first = self.elapsed, self.step
         while True:
-            self.elapsed = before + time.perf_counter() - begun
+            # One clock for all processes: they take the same rate, and stop at the same step.
+            self.elapsed = self.ranks.first(before + time.perf_counter() - begun)
             if self.elapsed - before >= seconds or self.elapsed >= total_seconds:
                 break
             batch = draw(self.corpus, self._next_rows(), self.anchors, self.generator)
@@ -506,12 +533,9 @@ class Trainer:
                 getattr(self.batch, name).copy_(tensor)
             warm = min(1.0, (self.step + 1) / 100)
             self.optimizer.scale.fill_(warm * 0.5 * (1 + math.cos(math.pi * min(1.0, self.elapsed / total_seconds))))
-            if self.graph is not None:
-                self.graph.replay()
-            else:
-                self._update()
-                if self.device.startswith("cuda") and self.step - first == 3:
-                    self._capture()
+            self._update()
+            if self.device.startswith("cuda") and self.step - first == 3:
+                self._capture()
             self.step += 1
             if self.step % every == 0:
                 held_out, length = self.evaluate()
@@ -561,4 +585,4 @@ class Trainer:
                 )
         self.optimizer.adam.load_state_dict(adam)
         self.elapsed, self.step = float(state["progress"][0]), int(state["progress"][1])
-        self.generator.manual_seed(self.step + 1)
+        self.generator.manual_seed(self._draws(self.step + 1))

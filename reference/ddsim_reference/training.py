@@ -15,6 +15,7 @@ from ddsim.errors import DdsimError
 from .checkpoint import ModelConfig, Weights, checkpoint_folder, drafter_config, load_drafter, load_target, save_drafter
 from .datagen import PromptPool, build_pool, generate
 from .instructions import training_instructions
+from .ranks import Ranks
 from .record import device_name
 from .train import Corpus, Trainer
 
@@ -29,8 +30,8 @@ def train_drafter(
     stop_after: float | None = None,
     start: str | None = None,
     rate: float = 3e-3,
-    instructions: int = 40_000,
-    self_written_share: float = 0.5,
+    instructions: int = 80_000,
+    self_written_share: float = 0.4,
     mask_token_id: int,
     block_size: int = 16,
     layers: int = 5,
@@ -47,6 +48,8 @@ def train_drafter(
 ) -> Path | None:
     """Train a DFlash drafter on text that the target writes itself.
 
+    On several GPUs, start it with torchrun, a process a GPU: each writes text of its own, and steps average their gradients.
+
     Parameters
     ----------
     target : str
@@ -54,8 +57,8 @@ def train_drafter(
     out : path
         Folder of the drafter, in the published format.
     work : path
-        Folder of the phases' results: ``pool.npz`` (encoded instructions), ``text.npz`` (the target's text) and
-        ``state.safetensors`` (the training so far). What is there already is not made again, so that a run that was killed
+        Folder of the phases' results: ``pool.npz`` (encoded instructions), ``text.npz`` (the target's text; further
+        processes' in ``text-1.npz`` and so on) and ``state.safetensors`` (the training so far). What is there already is not made again, so that a run that was killed
         or stopped continues.
     data_seconds, train_seconds : float
         Time for writing text and for training, compilation included. The learning rate falls to zero over the latter.
@@ -76,7 +79,7 @@ def train_drafter(
     slots, row_length, longest : int
         Documents written side by side, tokens of a row of text, and the longest document.
     rows, anchors, held_out : int
-        Rows of text a step, blocks drafted in each of them, and rows kept for evaluation.
+        Rows of text a step and process, blocks drafted in each of them, and rows kept for evaluation.
     device : str
     seed : int
     progress : callable
@@ -101,6 +104,11 @@ def train_drafter(
         raise DdsimError(
             "device cuda: PyTorch finds no GPU here; training on a CPU would take weeks, so use a GPU machine"
         )
+    ranks = Ranks()
+    if ranks.count > 1 and device == "cuda":
+        device = f"cuda:{ranks.local}"
+    if ranks.rank > 0:
+        progress = _say_nothing
     folder = Path(work)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
@@ -120,25 +128,26 @@ def train_drafter(
                 f"{start}: its config.json describes another drafter than the one to train: {earlier_shape}"
             )
         earlier_provenance = json.loads((checkpoint_folder(start) / "config.json").read_text()).get("ddsim_provenance")
-    if not pool_path.exists():
+    if not pool_path.exists() and ranks.rank == 0:
         if tokenizer is None or not config.eos_token_ids:
             raise DdsimError(f"{target}: training needs the target's tokenizer, chat template and end-of-turn token")
         prompts = training_instructions(instructions, seed)
         build_pool(tokenizer, prompts, self_written_share=self_written_share, end_of_turn=config.eos_token_ids[0]).save(
             pool_path
         )
+    ranks.wait()
 
-    text_path = folder / "text.npz"
+    text_path = folder / (f"text-{ranks.rank}.npz" if ranks.rank else "text.npz")
     if not text_path.exists():
         _write_text(
-            config, weights, PromptPool.load(pool_path), text_path, seconds=data_seconds, slots=slots, length=row_length,
-            longest=longest, seed=seed, progress=progress,
+            config, weights, PromptPool.load(pool_path).share(ranks.rank, ranks.count), text_path, seconds=data_seconds, slots=slots, length=row_length,
+            longest=longest, seed=seed + ranks.rank, progress=progress,
         )  # fmt: skip
     with np.load(text_path, allow_pickle=False) as file:
         corpus = Corpus({name: file[name] for name in file.files}, device)
     trainer = Trainer(
         config, weights, shape, corpus, rows=rows, anchors=anchors, held_out=held_out, matrix_rate=rate,
-        vector_rate=rate / 3, seed=seed,
+        vector_rate=rate / 3, seed=seed, ranks=ranks,
     )  # fmt: skip
     state = folder / "state.safetensors"
     if state.exists():
@@ -148,34 +157,45 @@ def train_drafter(
     left = train_seconds - trainer.elapsed
     if stop_after is not None:
         left = min(left, stop_after - (time.perf_counter() - begun))
-    trainer.run(left, train_seconds, progress)
-    trainer.save(state)
+    trainer.run(ranks.first(left), train_seconds, progress)
+    ranks.wait()  # all have read the state by now
+    if ranks.rank == 0:
+        trainer.save(state)
     loss, length = trainer.evaluate()
     progress(
         f"step {trainer.step}, {trainer.elapsed:.0f} s of training: held out {loss:.3f}, chain {length:.3f} at uniform anchors"
     )
+    text_tokens, shared = torch.tensor([float(corpus.tokens.numel())]), torch.tensor([loss])
+    ranks.mean_(text_tokens)
+    ranks.mean_(shared)
     if trainer.elapsed < train_seconds:
         return None
+    if ranks.rank > 0:
+        return Path(out)
     provenance: dict[str, object] = {
         "made_by": "ddsim train-drafter",
         "target": target,
-        "device": device_name(device),
+        "device": (f"{ranks.count} x " if ranks.count > 1 else "") + device_name(device),
         "torch": torch.__version__,
         "seed": seed,
         "date": time.strftime("%Y-%m-%d"),
-        "text_tokens": int(corpus.tokens.numel()),
+        "text_tokens": round(float(text_tokens)) * ranks.count,
         "steps": trainer.step,
         "train_seconds": round(trainer.elapsed, 1),
-        "blocks_per_step": rows * anchors,
+        "blocks_per_step": rows * anchors * ranks.count,
         "rate": rate,
         "self_written_share": self_written_share,
-        "held_out_loss": round(loss, 4),
+        "held_out_loss": round(float(shared), 4),
     }
     if earlier_provenance is not None:
         provenance["started_from"] = earlier_provenance
     save_drafter(out, shape, trainer.exported(), provenance)
     load_drafter(str(out))
     return Path(out)
+
+
+def _say_nothing(line: str) -> None:
+    """What processes other than the first report."""
 
 
 def _write_text(
