@@ -36,6 +36,9 @@ from ddsim.trace import Trace
 
 __all__ = ["Plan", "ReplayResult", "default_policies", "plan", "positions_of", "replay", "replay_rounds"]
 
+#: How the name of a policy ends that was replayed on calibrated marginals.
+CALIBRATED = " calibrated"
+
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
 """Fixed budgets of the default policies."""
 _DRAWS = 200  # bootstrap samples drawn at a time: bounds memory
@@ -382,7 +385,7 @@ def replay(
         for policy in chosen:
             if policy.calibration is None and _depends(policy, calibration):
                 again = _outcome(policy.prepare(better, costs), better, costs)
-                outcomes[f"{policy.name} calibrated"] = again
+                outcomes[policy.name + CALIBRATED] = again
 
     def alone(policy: Policy) -> Floats:
         return (outcomes[policy.name] if policy.name in outcomes else _outcome(policy, positions, costs)).seconds
@@ -434,10 +437,17 @@ def _depends(policy: Policy, calibration: Calibration | CrossCalibration) -> boo
     return calibration.kind == "temperature" and isinstance(policy, (DDTree, BestFixed))
 
 
-def replay_rounds(trace: Trace, cost: CostModel, policy: Policy | str) -> pd.DataFrame:
+def replay_rounds(
+    trace: Trace,
+    cost: CostModel,
+    policy: Policy | str,
+    *,
+    calibration: Calibration | CrossCalibration | None = None,
+) -> pd.DataFrame:
     """Every round of one policy: sequence, workload, prompt_id, temperature, position, budget, accepted, seconds.
 
-    ``position`` is that of the round's root; ``accepted`` counts drafted tokens. A chain's budget is its length.
+    ``position`` is that of the round's root; ``accepted`` counts drafted tokens. A chain's budget is its length. With
+    ``calibration`` the policy sees calibrated marginals, as `replay`'s "<name> calibrated" does.
 
     Examples
     --------
@@ -447,7 +457,7 @@ def replay_rounds(trace: Trace, cost: CostModel, policy: Policy | str) -> pd.Dat
     >>> rounds[["position", "budget", "accepted"]].values.tolist()
     [[0, 1, 1], [2, 1, 0]]
     """
-    positions = positions_of(trace)
+    positions = positions_of(trace, calibration=calibration)
     costs = priced(positions, cost)
     ready = _ready(policy, trace, cost).prepare(positions, costs)
     parts = []
@@ -588,8 +598,8 @@ def plan(
     spent, rounds = _budget.fixed_walks(positions, costs)
     every = np.ones(positions.sequences, bool)
     best, flat = _flat_range(spent.sum(axis=0))
-    candidates, rules = ["DFlash", "BestFixed", "BestFixed calibrated"], []
-    for ending in ("", " calibrated"):
+    candidates, rules = ["DFlash", "BestFixed", "BestFixed" + CALIBRATED], []
+    for ending in ("", CALIBRATED):
         names = [policy.name + ending for policy in adaptive if policy.name + ending in result.outcomes]
         if names:
             rules.append(min(names, key=lambda name: float(result.outcomes[name].seconds.sum())))
@@ -696,7 +706,7 @@ def _sentence(result: ReplayResult, choice: str) -> str:
         head = f"Verify trees of {policy.budget} nodes"
     else:
         head = f"Let {policy.name} choose each tree's size"
-    if choice.endswith(" calibrated"):
+    if choice.endswith(CALIBRATED):
         head += " from calibrated marginals"
     gains = f"{_about(result.gain(choice, 'AR'))} over AR"
     if choice != "DFlash":

@@ -28,7 +28,7 @@ from .cost import CostModel, ExtrapolationWarning, fit_cost
 from .errors import DdsimError
 from .positions import positions_of
 from .profiles import Profile
-from .replay import Plan, replay_rounds
+from .replay import CALIBRATED, Plan, replay_rounds
 from .replay import plan as make_plan
 from .trace import Trace
 
@@ -131,7 +131,7 @@ def report(
         done(2)
         sections = {
             "recommendation": _recommendation(plan),
-            "policies": _policies(trace, model, plan),
+            "policies": _policies(trace, model, plan, calibration),
         }
         done(3)
         sections["cost"] = _cost(model, profile)
@@ -233,9 +233,23 @@ def _recommendation(plan: Plan) -> Section:
     return items
 
 
-def _policies(trace: Trace, model: CostModel, plan: Plan) -> Section:
-    rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in plan.result.outcomes]
-    budgets = {n: replay_rounds(trace, model, plan.result.outcomes[n].policy)["budget"].to_numpy() for n in rules}
+def _rounds(
+    trace: Trace, model: CostModel, plan: Plan, name: str, calibration: Calibration | CrossCalibration | None
+) -> pd.DataFrame:
+    """Rounds of one of the plan's policies, on the marginals that it was replayed on."""
+    return replay_rounds(
+        trace, model, plan.result.outcomes[name].policy, calibration=calibration if name.endswith(CALIBRATED) else None
+    )
+
+
+def _policies(
+    trace: Trace, model: CostModel, plan: Plan, calibration: Calibration | CrossCalibration | None
+) -> Section:
+    outcomes = plan.result.outcomes
+    rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in outcomes]
+    # What the chosen rule picks is of interest as it is chosen, on calibrated marginals where that is better.
+    rules += [plan.choice] if plan.choice.removesuffix(CALIBRATED) in rules and plan.choice not in rules else []
+    budgets = {n: _rounds(trace, model, plan, n, calibration)["budget"].to_numpy() for n in rules}
     items: Section = [
         _figure(
             "distribution",
@@ -263,15 +277,14 @@ def _policies(trace: Trace, model: CostModel, plan: Plan) -> Section:
     workload: Columns = {"workload": ("workload", str)}
     if len(trace.workloads) > 1:
         items.append(_table("By workload", plan.table("workload"), workload | columns))
-    drawn = _round(trace, model, plan)
+    drawn = _round(trace, _rounds(trace, model, plan, plan.choice, calibration))
     if drawn is not None:
         items.append(drawn)
     return items
 
 
-def _round(trace: Trace, model: CostModel, plan: Plan) -> Figure | None:
+def _round(trace: Trace, rounds: pd.DataFrame) -> Figure | None:
     """The tree of a typical round of the recommended policy, small enough to be read."""
-    rounds = replay_rounds(trace, model, plan.result.outcomes[plan.choice].policy)
     rounds = rounds[rounds["budget"] > 0]
     if not len(rounds):
         return None

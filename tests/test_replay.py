@@ -323,7 +323,13 @@ def test_temperature_changes_the_trees(trace: Trace) -> None:
 def test_a_biased_drafter_gains_from_calibration() -> None:
     trace = made_trace(4, prompts=30, length=120, sharper=1.6, max_budget=64)
     linear = CostModel.from_table([1, 65], [0.010, 0.074])
-    result = replay(trace, linear, ["LongRun"], calibration=cross_calibrate(trace))
+    calibration = cross_calibrate(trace)
+    result = replay(trace, linear, ["LongRun"], calibration=calibration)
+    policy = result.outcomes["LongRun calibrated"].policy
+    for name, seen in (("LongRun", None), ("LongRun calibrated", calibration)):
+        rounds = replay_rounds(trace, linear, policy if seen else "LongRun", calibration=seen)
+        listed = result.table().set_index("policy").loc[name]
+        assert len(rounds) == listed["rounds"] and rounds["budget"].mean() == pytest.approx(listed["budget_mean"])
     assert result.gain("LongRun calibrated", "LongRun")[1] > 0
     ratios = result.surrogate().set_index("policy")["ratio"]
     assert abs(ratios["LongRun calibrated"] - 1) < abs(ratios["LongRun"] - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -23,6 +24,7 @@ class Ranks:
             if gpu:
                 torch.cuda.set_device(self.local)
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+            atexit.register(dist.destroy_process_group)
 
     def first(self, value: float) -> float:
         """The first process's number, for all."""
