@@ -264,6 +264,16 @@ assert str(out) == sys.argv[2] + "/out"
 """
 
 
+def test_writers_side_by_side_share_the_prompts() -> None:
+    pool = tiny_pool()
+    parts = [pool.share(rank, 3) for rank in range(3)]
+
+    def listed(part: PromptPool) -> list[tuple[int, ...]]:
+        return [(*row[:n], w) for row, n, w in zip(part.tokens.tolist(), part.lengths, part.self_written, strict=True)]
+
+    assert sorted(row for part in parts for row in listed(part)) == sorted(listed(pool))
+
+
 def test_two_processes_train_one_drafter(target: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ddsim.errors import DdsimError
+
 
 class Ranks:
     """This process among those that torchrun started; alone, every method does nothing.
@@ -21,6 +23,11 @@ class Ranks:
         self.local = int(os.environ.get("LOCAL_RANK", 0))
         if self.count > 1 and not dist.is_initialized():
             gpu = torch.cuda.is_available()
+            if gpu and self.local >= torch.cuda.device_count():
+                raise DdsimError(
+                    f"torchrun started a process {self.local + 1} here, but PyTorch finds {torch.cuda.device_count()} GPUs; "
+                    "start a process a GPU (--nproc-per-node)"
+                )
             if gpu:
                 torch.cuda.set_device(self.local)
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")

@@ -58,8 +58,8 @@ def train_drafter(
         Folder of the drafter, in the published format.
     work : path
         Folder of the phases' results: ``pool.npz`` (encoded instructions), ``text.npz`` (the target's text; further
-        processes' in ``text-1.npz`` and so on) and ``state.safetensors`` (the training so far). What is there already is not made again, so that a run that was killed
-        or stopped continues.
+        processes' in ``text-1.npz`` and so on) and ``state.safetensors`` (the training so far). What is there already is
+        not made again, so that a run that was killed or stopped continues.
     data_seconds, train_seconds : float
         Time for writing text and for training, compilation included. The learning rate falls to zero over the latter.
     stop_after : float, optional
@@ -139,9 +139,10 @@ def train_drafter(
 
     text_path = folder / (f"text-{ranks.rank}.npz" if ranks.rank else "text.npz")
     if not text_path.exists():
+        pool = PromptPool.load(pool_path).share(ranks.rank, ranks.count)
         _write_text(
-            config, weights, PromptPool.load(pool_path).share(ranks.rank, ranks.count), text_path, seconds=data_seconds, slots=slots, length=row_length,
-            longest=longest, seed=seed + ranks.rank, progress=progress,
+            config, weights, pool, text_path, seconds=data_seconds, slots=slots, length=row_length, longest=longest,
+            seed=seed + ranks.rank, progress=progress,
         )  # fmt: skip
     with np.load(text_path, allow_pickle=False) as file:
         corpus = Corpus({name: file[name] for name in file.files}, device)
