@@ -674,7 +674,9 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     """Put the text of tokens beside a trace (``_pieces.parquet``), for ``Trace.text``."""
     ids = sorted(pieces)
     table = pa.table({"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())})
-    _replace(Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19))
+    _replace(
+        Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
+    )
 
 
 # --- content ------------------------------------------------------------------
