@@ -1134,7 +1134,7 @@ def train_drafter(
         start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
-    if os.environ.get("RANK", "0") != "0":
+    if _reference("ranks").Ranks().rank > 0:
         return  # under torchrun the first process speaks for all
     show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)
     show.json({"out": path, "work": work, "finished": path is not None})

@@ -249,7 +249,8 @@ def _policies(
     rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in outcomes]
     # What the chosen rule picks is of interest as it is chosen, on calibrated marginals where that is better.
     rules += [plan.choice] if plan.choice.removesuffix(CALIBRATED) in rules and plan.choice not in rules else []
-    budgets = {n: _rounds(trace, model, plan, n, calibration)["budget"].to_numpy() for n in rules}
+    rounds = {n: _rounds(trace, model, plan, n, calibration) for n in {*rules, plan.choice}}
+    budgets = {n: rounds[n]["budget"].to_numpy() for n in rules}
     items: Section = [
         _figure(
             "distribution",
@@ -277,7 +278,7 @@ def _policies(
     workload: Columns = {"workload": ("workload", str)}
     if len(trace.workloads) > 1:
         items.append(_table("By workload", plan.table("workload"), workload | columns))
-    drawn = _round(trace, _rounds(trace, model, plan, plan.choice, calibration))
+    drawn = _round(trace, rounds[plan.choice])
     if drawn is not None:
         items.append(drawn)
     return items

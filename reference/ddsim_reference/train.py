@@ -353,7 +353,7 @@ class Trainer:
         self.layers = dense.target_layers(target, target_weights)
         self.ranks = Ranks() if ranks is None else ranks
         self.seed = seed
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(self._draws(0))
         self.attention = Attention(rows, corpus.tokens.shape[1], anchors, drafter.block_size, self.device)
         compiled = self.device.startswith("cuda") if compiled is None else compiled
         wrap: Callable[..., Any] = torch.compile(fullgraph=True, dynamic=False) if compiled else (lambda f: f)
@@ -364,7 +364,6 @@ class Trainer:
         self.scale = self._feature_scale()
         self.parameters = self._initial(warm_start)
         self.ranks.first_(self.scale, *self.parameters.values())
-        self.generator.manual_seed(self._draws(0))
         # All gradients lie in one buffer, which processes average at once; backward adds to what it finds there.
         self.gradients = torch.zeros(sum(p.numel() for p in self.parameters.values()), device=self.device)
         parts = self.gradients.split([p.numel() for p in self.parameters.values()])
