@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import json as json_module
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
     from ddsim.calibration import CrossCalibration
     from ddsim.cost import CostModel
-    from ddsim.profiles import Profile
     from ddsim.replay import Plan
     from ddsim.trace import Trace
 
@@ -176,17 +173,6 @@ def _cost(path: Path, kind: str) -> CostModel:
 
     with console.progress("Fitting the cost model"):
         return open_cost(path.expanduser(), kind)
-
-
-def _costs(path: Path, kind: str) -> Profile | CostModel:
-    """What a file holds: a profile as measured, or a fitted cost model."""
-    from ddsim.cost import open_cost
-    from ddsim.profiles import KIND, read_profile
-
-    held = None
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        held = json_module.loads(path.expanduser().read_text())["kind"]
-    return read_profile(path.expanduser()) if held == KIND else open_cost(path.expanduser(), kind)
 
 
 def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:
@@ -446,9 +432,10 @@ def report(
     show = Out(json, [out])
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
+    from ddsim.cost import read_costs
     from ddsim.report import report as write_report
 
-    recording, cost = _open(trace, workload, temperature), _costs(profile, kind)
+    recording, cost = _open(trace, workload, temperature), read_costs(profile.expanduser(), kind)
     calibration = _calibration(recording, calibrate, seed)
     with console.progress("Writing the report") as progress:
         _write(

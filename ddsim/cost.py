@@ -434,9 +434,21 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
 
 def open_cost(path: str | os.PathLike[str], kind: str = "auto") -> CostModel:
     """A cost model from a file: a saved one as it is, a profile by fitting it."""
+    held = read_costs(path, kind)
+    return fit_cost(held, kind) if isinstance(held, Profile) else held
+
+
+def read_costs(path: str | os.PathLike[str], kind: str = "auto") -> Profile | CostModel:
+    """What a file holds, a profile as measured or a fitted cost model, read once: it may be a pipe.
+
+    Raises
+    ------
+    DdsimError
+        Neither of them, or a fitted model of another kind than asked for.
+    """
     document = jsonfile.read_document(path, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION})
     if document["kind"] == PROFILE_KIND:
-        return fit_cost(Profile.from_json(document, str(path)), kind)
+        return Profile.from_json(document, str(path))
     model = _model(document, str(path))
     if kind not in ("auto", model.kind):
         raise DdsimError(f'{path}: holds a fitted "{model.kind}" cost model; to get "{kind}", fit the profile again')
