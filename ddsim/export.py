@@ -11,9 +11,10 @@ import pandas as pd
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike
 
+from . import files
 from .errors import DdsimError
 from .jsonfile import write_document
-from .trace import Trace, _replace
+from .trace import Trace
 
 FORMATS = (".csv", ".parquet", ".json", ".jsonl")
 
@@ -45,7 +46,7 @@ def export_table(table: pd.DataFrame, path: str | Path) -> None:
         else:
             file.write(table.to_json(orient="records", lines=target.suffix == ".jsonl", double_precision=15).encode())
 
-    _replace(target, write)
+    files.write(target, write)
 
 
 def sequence_table(trace: Trace) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def export_candidates(trace: Trace, path: str | Path, *, limit: int | None = Non
         if target.suffix == ".parquet" and writer is not None:
             writer.close()
 
-    _replace(target, write)
+    files.write(target, write)
 
 
 def export_budgets(

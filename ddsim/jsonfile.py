@@ -7,12 +7,11 @@ import math
 import os
 import select
 import stat
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from ddsim.errors import DdsimError
+from ddsim.files import write_text
 
 LARGEST = 2**53  # whole numbers up to here are exact in float64, and nothing counted here comes near
 LARGEST_FILE = 64 << 20  # bytes; the largest profiles take a few megabytes
@@ -179,26 +178,12 @@ def check_header(document: Any, kinds: dict[str, int], where: str) -> None:
 
 
 def write_document(path: str | os.PathLike[str], document: dict[str, Any]) -> None:
-    """Write a JSON object whole or not at all (temporary file in the same folder, fsync, rename)."""
-    target = Path(path)
+    """Write a JSON object, whole or not at all."""
     try:
         text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise DdsimError(f"{path}: not written: something in it is not JSON ({error})") from None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-    except OSError as error:
-        raise DdsimError(f"{path}: can't be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, target)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise DdsimError(f"{path}: can't be written ({error.strerror})") from None
+    write_text(path, text)
 
 
 def need(obj: dict[str, Any], key: str, where: str) -> Any:

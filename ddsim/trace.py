@@ -37,7 +37,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -50,6 +49,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
+from . import files
 from .errors import DdsimError
 
 SCHEMA_VERSION = 1
@@ -674,7 +674,7 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     """Put the text of tokens beside a trace (``_pieces.parquet``), for ``Trace.text``."""
     ids = sorted(pieces)
     table = pa.table({"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())})
-    _replace(
+    files.write(
         Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
     )
 
@@ -1245,7 +1245,7 @@ def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequenc
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
 
-    _replace(path, write)
+    files.write(path, write)
 
 
 # Measured on synthetic marginals of 79 pairs a position: 129 bytes of token ids (PLAIN; byte streams 133,
@@ -1262,27 +1262,6 @@ _PARQUET_OPTIONS: dict[str, Any] = {
     "write_page_checksum": True,
     "store_schema": False,
 }
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Let ``write`` fill a file that appears under its name only once it is complete and on disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename too must survive a power cut
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DdsimError(f"{path}: can't be written ({error.strerror or error})") from None
-        raise
 
 
 def _read_pieces(path: Path) -> dict[int, str]:
