@@ -14,8 +14,9 @@ import typer
 from typer.core import TyperCommand
 
 from ddsim import __version__, console
-from ddsim.console import STDOUT, Out
+from ddsim.console import Out
 from ddsim.errors import DdsimError
+from ddsim.files import STDOUT, write_stdout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,16 +162,21 @@ class _Failed(Exception):
 # --- what commands share --------------------------------------------------------------------------------------------
 
 
-def _open(paths: Sequence[Path], workload: Sequence[str] | None = None, temperature: float | None = None) -> Trace:
+def _open(
+    show: Out, paths: Sequence[Path], workload: Sequence[str] | None = None, temperature: float | None = None
+) -> Trace:
+    """The trace, which no output may touch."""
     from ddsim.trace import open_trace
 
     trace = open_trace([os.path.expanduser(p) for p in paths])
+    show.reads(*trace._folders)
     return trace if workload is None and temperature is None else trace.select(workload or None, temperature)
 
 
-def _cost(path: Path, kind: str) -> CostModel:
+def _cost(show: Out, path: Path, kind: str) -> CostModel:
     from ddsim.cost import open_cost
 
+    show.reads(path.expanduser())
     with console.progress("Fitting the cost model"):
         return open_cost(path.expanduser(), kind)
 
@@ -183,8 +189,7 @@ def _one_of(option: str, value: str | None, known: Sequence[str]) -> None:
 def _write(name: str, suffix: str, write: Callable[[Path], Any]) -> None:
     """Let ``write`` make the file ``name``; ``-`` is standard output."""
     if name == STDOUT:
-        with console.output_file(name, suffix) as path:
-            write(path)
+        write_stdout(suffix, write)
     else:
         write(Path(name))
 
@@ -259,6 +264,7 @@ def demo(
     from ddsim.replay import replay as run
 
     trace = demo_trace()
+    show.reads(*trace._folders)
     with console.progress("Fitting the cost model"):
         cost = fit_cost(demo_profile())
     show.say(f"Recording: {_told(trace.meta['provenance'])}; {len(trace.sequences)} prompts, {len(trace):,} positions")
@@ -298,7 +304,7 @@ def plan(
     _check_plot(plot)
     from ddsim.replay import plan as solve
 
-    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     calibration = _calibration(recording, calibrate, seed)
     with console.progress("Replaying") as progress:
         answer = solve(
@@ -378,7 +384,7 @@ def replay(
     from ddsim.replay import replay as run
 
     policies = None if policy is None else [parse_policy(name) for name in policy]
-    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     calibration = _calibration(recording, calibrate, seed)
     with console.progress("Replaying") as progress:
         result = run(
@@ -435,7 +441,8 @@ def report(
     from ddsim.cost import read_costs
     from ddsim.report import report as write_report
 
-    recording, cost = _open(trace, workload, temperature), read_costs(profile.expanduser(), kind)
+    show.reads(profile.expanduser())
+    recording, cost = _open(show, trace, workload, temperature), read_costs(profile.expanduser(), kind)
     calibration = _calibration(recording, calibrate, seed)
     with console.progress("Writing the report") as progress:
         _write(
@@ -493,7 +500,7 @@ def serve(
     from ddsim.serving import simulate
 
     policies = [parse_policy(name, joint=True) for name in policy or ()]
-    recording, cost = _open(trace, workload, temperature), _cost(profile, kind)
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with console.progress("Simulating") as progress:
         result = simulate(
             recording, cost, policies or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
@@ -538,6 +545,7 @@ def fit(
     from ddsim.cost import fit_cost
     from ddsim.profiles import read_profile
 
+    show.reads(profile.expanduser())
     measured = read_profile(profile.expanduser())
     with console.progress("Fitting the cost model"):
         cost = fit_cost(measured, kind, seed=seed)
@@ -600,7 +608,7 @@ def calibrate(
     _check_plot(plot)
     from ddsim.calibration import fit_calibration, reliability
 
-    recording = _open(trace, workload, temperature)
+    recording = _open(show, trace, workload, temperature)
     with console.progress("Calibrating") as progress:
         calibration, report = fit_calibration(recording, kind, seed=seed, progress=progress)
     length = console.number(2)
@@ -677,7 +685,7 @@ def export(
         raise DdsimError(f"-o {out}: {what} are written as {' or '.join(known)}")
     from ddsim.export import export_budgets, export_candidates, export_table, sequence_table
 
-    recording = _open(trace, workload, temperature)
+    recording = _open(show, trace, workload, temperature)
     if what == "sequences":
         table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
         _write(out, suffix, lambda path: export_table(table, path))
@@ -687,7 +695,7 @@ def export(
     elif profile is not None:
         from ddsim.serving import batch_map
 
-        cost = _cost(profile, "auto")
+        cost = _cost(show, profile, "auto")
         given: dict[str, Any] = {k: sorted(set(v)) for k, v in (("batch", batch), ("contexts", context)) if v}
         with console.progress("Solving"):
             widths = batch_map(recording, cost, **given).pivot(index="context", columns="batch", values="width")
@@ -794,10 +802,11 @@ def record(
 
     A run that was stopped continues where it was when it is started again with the same options.
     """
-    show = Out(json)
+    show = Out(json, folders=[out])
     _one_of("--dtype", dtype, DTYPES)
     if not prompts:
         raise DdsimError("record: say what to record with --prompts NAME (a workload, all, or a JSONL file)")
+    show.reads(target, drafter, *filter(os.path.isfile, prompts))
     module = _reference("record")
     with console.progress("Recording") as progress:
         path = module.record(
@@ -805,7 +814,7 @@ def record(
             max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
             batch=batch, progress=progress,
         )  # fmt: skip
-    trace = _open([path])
+    trace = _open(Out(), [path])
     told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"
     show.say(told, wrap=False)
     show.json(
@@ -934,6 +943,7 @@ def profile(
         raise DdsimError("profile --out -: name a file; an interrupted run goes on there")
     _one_of("--dtype", dtype, DTYPES)
     _check_plot(plot)
+    show.reads(target, drafter)
     given = {"contexts": context} if context else {}
     module = _reference("profiler")
     with console.progress("Measuring") as progress:
@@ -1019,7 +1029,9 @@ def validate(
     """Decode for real what replay predicts, and compare throughput and accepted lengths."""
     show = Out(json, [out, plot])
     _check_plot(plot)
+    show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
     if saved is not None:
+        show.reads(saved.expanduser())
         from ddsim.jsonfile import read_document
 
         if target is not None or drafter is not None or out is not None:
@@ -1114,7 +1126,8 @@ def train_drafter(
     json: JsonOption = False,
 ) -> None:
     """Train a DFlash drafter for a target on text that the target writes itself (needs a GPU)."""
-    show = Out(json)
+    show = Out(json, folders=[out, work])
+    show.reads(target, start)
     module = _reference("training")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ddsim.errors import DdsimError
+from ddsim.files import STDOUT, check_output, check_output_folder, refuse_inputs
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
-
-STDOUT = "-"
 
 Column = tuple[str, str, Callable[[Any], str]]  # column of the data frame, heading, how a value is printed
 Progress = Callable[[int, int], None]  # called with (done, in all)
@@ -38,19 +34,25 @@ class Out:
     as_json : bool
     files : sequence of str or None
         Names that the command will write; checked now, because an hour of work must not end at a mistyped folder.
+    folders : sequence of str
+        Folders that it will write to, and make if need be.
 
     Raises
     ------
     DdsimError
-        A folder is missing, or standard output is asked for twice.
+        A folder is missing, two outputs are one file, or standard output is asked for twice.
     """
 
-    def __init__(self, as_json: bool = False, files: Sequence[str | None] = ()) -> None:
+    def __init__(self, as_json: bool = False, files: Sequence[str | None] = (), folders: Sequence[str] = ()) -> None:
         named = [f for f in files if f is not None]
         if named.count(STDOUT) + as_json > 1:
             raise DdsimError("standard output can take one thing only: give a file name in place of - or drop --json")
         for name in named:
-            check_writable(name)
+            check_output(name)
+        for name in folders:
+            check_output_folder(name)
+        self._outputs = [*named, *folders]
+        self.reads()
         self.as_json = as_json
         self._stream = sys.stderr if STDOUT in named else sys.stdout
         self._console: Console | None = None
@@ -61,6 +63,10 @@ class Out:
         if self._console is None:
             self._console = make_console(self._stream)
         return self._console
+
+    def reads(self, *inputs: str | os.PathLike[str] | None) -> None:
+        """Refuse outputs that would replace one of these inputs, or lie in one that is a folder."""
+        refuse_inputs(self._outputs, inputs)
 
     def say(self, text: str = "", style: str | None = None, *, wrap: bool = True) -> None:
         """Print a line for people (none with ``--json``); ``wrap=False`` for one with a path in it."""
@@ -160,50 +166,6 @@ def percent(value: Any) -> str:
 def milliseconds(value: Any) -> str:
     """Seconds, printed as milliseconds."""
     return f"{1e3 * value:.2f}"
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def check_writable(name: str) -> None:
-    """Refuse an output file that can't be written, or that is something else than a file: writing would replace it."""
-    if name == STDOUT:
-        return
-    if "\0" in name:
-        raise DdsimError(f"{name!r}: a file name can't hold a null byte")
-    path = Path(name)
-    if not path.parent.is_dir():
-        raise DdsimError(f"{name}: the folder {path.parent} doesn't exist; make it first or choose another")
-    if path.is_dir():
-        raise DdsimError(f"{name}: is a folder; name a file")
-    if path.exists() and not path.is_file():
-        raise DdsimError(f"{name}: isn't a regular file; name another, or - for standard output")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise DdsimError(f"{name}: the folder {path.parent} can't be written; choose another")
-
-
-@contextmanager
-def output_file(name: str, suffix: str) -> Iterator[Path]:
-    """A path to write to that becomes ``name`` once it is complete: its place is taken only by a whole file.
-
-    ``-`` copies it to standard output. ``suffix`` is that of the temporary file, for writers that look at it.
-    """
-    folder = None if name == STDOUT else Path(name).parent
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".ddsim-") as temporary:
-            path = Path(temporary) / f"file{suffix}"
-            yield path
-            if folder is None:
-                sys.stdout.flush()
-                with open(path, "rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer, 1 << 16)
-                sys.stdout.buffer.flush()
-            else:
-                os.replace(path, name)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise DdsimError(f"{name}: can't be written ({error.strerror or error})") from None
 
 
 # --- progress, warnings ---------------------------------------------------------------------------------------------

@@ -192,13 +192,13 @@ def refuse_inputs(outputs: Iterable[PathLike | None], inputs: Iterable[PathLike 
     >>> refuse_inputs(["a.png", "./a.png"], [])
     Traceback (most recent call last):
         ...
-    ddsim.errors.DdsimError: ./a.png: two outputs would be this file; name another for one of them
+    ddsim.errors.DdsimError: ./a.png: is the place of two outputs; name another for one of them
     """
     named = [name for name in outputs if name is not None and str(name) != STDOUT]
     seen: set[Any] = set()
     for name in named:
         if _identity(name) in seen:
-            raise DdsimError(f"{name}: two outputs would be this file; name another for one of them")
+            raise DdsimError(f"{name}: is the place of two outputs; name another for one of them")
         seen.add(_identity(name))
     for given in inputs:
         if given is None or not os.path.exists(given):
@@ -215,6 +215,8 @@ def refuse_inputs(outputs: Iterable[PathLike | None], inputs: Iterable[PathLike 
 
 def _target(path: PathLike) -> tuple[Path, os.stat_result | None]:
     """The file that a path means, links followed, and what is known of it if it is there; refuses what is no file."""
+    if not str(path) or str(path).endswith(os.sep):
+        raise DdsimError(f"{str(path)!r}: names no file; name one")
     try:
         found: os.stat_result | None = os.stat(path)
     except FileNotFoundError:

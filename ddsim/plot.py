@@ -8,12 +8,14 @@ second.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,6 +26,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from . import files
 from .calibration import Reliability
 from .cost import CostModel
 from .errors import DdsimError
@@ -116,13 +119,16 @@ def save_figure(ax: Axes, path: str | os.PathLike[str]) -> Path:
     kind = target.suffix.lower().lstrip(".")
     if kind not in SUFFIXES:
         raise DdsimError(f"{target}: figures are written as {_or(SUFFIXES)}; choose one of these suffixes")
-    # A date would make equal figures differ.
+    # Dates, and names that SVG draws at random, would make equal figures differ.
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "ddsim"}):
+        _figure(ax).savefig(drawn, format=kind, dpi=200, bbox_inches="tight", metadata=metadata)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _figure(ax).savefig(target, dpi=200, bbox_inches="tight", metadata=metadata)
     except OSError as error:
         raise DdsimError(f"{target}: can't be written ({error.strerror or error})") from None
+    files.write(target, lambda file: file.write(drawn.getbuffer()))
     return target
 
 

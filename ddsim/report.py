@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,6 +25,7 @@ from . import plot
 from .calibration import Calibration, CrossCalibration, Reliability, fit_calibration, reliability
 from .cost import CostModel, ExtrapolationWarning, fit_cost
 from .errors import DdsimError
+from .files import write_text
 from .positions import positions_of
 from .profiles import Profile
 from .replay import CALIBRATED, Plan, replay_rounds
@@ -160,10 +160,7 @@ def report(
         )
     )
     if out is not None:
-        try:
-            Path(out).write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise DdsimError(f"{out}: can't be written ({error.strerror or error})") from None
+        write_text(out, page)
     done(5)
     return page
 

@@ -216,6 +216,101 @@ def test_refuse_inputs(tmp_path: Path) -> None:
         ours.refuse_inputs([trace], inputs)
     (tmp_path / "new").symlink_to("other.json")
     for pair in (("hard", "p.json"), ("other.json", "new"), ("x", "trace/../x")):
-        with pytest.raises(DdsimError, match="two outputs"):
+        with pytest.raises(DdsimError, match="place of two outputs"):
             ours.refuse_inputs([tmp_path / name for name in pair], [])
     ours.refuse_inputs([tmp_path / "other.json", tmp_path / "traces", None, "-", "-"], inputs)
+
+
+# --- each command, each output --------------------------------------------------------------------------------------
+
+# What comes before the output's name; {t} is the trace, {p} the profile.
+OUTPUTS = {
+    "plan --plot": "plan {t} -p {p} --bootstrap 20 --plot",
+    "replay -o": "replay {t} -p {p} --bootstrap 20 -o",
+    "replay --plot": "replay {t} -p {p} --bootstrap 20 --plot",
+    "report -o": "report {t} -p {p} --bootstrap 20 -o",
+    "serve --plot": "serve {t} -p {p} --bootstrap 0 -b 1 --plot",
+    "fit -o": "fit {p} -o",
+    "fit --plot": "fit {p} --plot",
+    "calibrate -o": "calibrate {t} -o",
+    "calibrate --plot": "calibrate {t} --plot",
+    "export sequences": "export {t} -o",
+    "export candidates": "export {t} --what candidates -o",
+    "export budgets": "export {t} --what budgets -p {p} -b 1 -o",
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one_line(answer: Any) -> str:
+    """What a refused command says."""
+    assert answer.code == 2 and answer.out == "" and answer.err.count("\n") == 1, answer
+    return str(answer.err)
+
+
+@pytest.fixture
+def inputs(files: Path, tmp_path: Path) -> Path:
+    """A folder of inputs of its own: trace, profile, and links to them under each ending that some output may have."""
+    import shutil
+
+    folder = tmp_path / "inputs"
+    shutil.copytree(files / "trace", folder / "trace", ignore=shutil.ignore_patterns(".ddsim-cache"))
+    shutil.copy(files / "profile.json", folder / "profile.json")
+    shard = folder / "trace" / "part-00000.parquet"
+    for end in ("png", "json", "csv", "html", "parquet"):
+        (folder / f"soft.{end}").symlink_to("profile.json")
+        (folder / f"hard.{end}").hardlink_to(folder / "profile.json")
+        (folder / f"shard.{end}").hardlink_to(shard)
+        (folder / f"part.{end}").symlink_to(shard)
+    return folder
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_over_inputs_are_refused(cli: Run, inputs: Path, name: str) -> None:
+    before = content(inputs)
+    words = OUTPUTS[name].format(t=inputs / "trace", p=inputs / "profile.json").split()
+    ending = {"plot": "png", "budgets": "json", "candidates": "parquet", "sequences": "parquet"}
+    end = next((e for key, e in ending.items() if key in name), "html" if "report" in name else "json")
+    reads = {"profile": "{p}" in OUTPUTS[name], "trace": "{t}" in OUTPUTS[name]}
+    if reads["profile"]:
+        for link in ("soft", "hard"):
+            assert "is read by this command" in one_line(cli(*words, inputs / f"{link}.{end}"))
+    if reads["trace"]:
+        for place in (f"trace/new.{end}", f"shard.{end}", f"part.{end}"):
+            assert "belongs to" in one_line(cli(*words, inputs / place))
+    if end == "json" and reads["profile"]:
+        assert "is read by this command" in one_line(cli(*words, inputs / "trace" / ".." / "profile.json"))
+    if end == "parquet":
+        assert "belongs to" in one_line(cli(*words, inputs / "trace" / "part-00000.parquet"))
+    after = content(inputs)
+    assert {key for key in after if ".ddsim-cache" not in key} == set(before)
+    assert all(after[key] == value for key, value in before.items())
+
+
+@pytest.mark.parametrize("words", ["replay {t} -p {p}", "fit {p}", "calibrate {t}"])
+def test_two_outputs_in_one_place_are_refused(cli: Run, files: Path, tmp_path: Path, words: str) -> None:
+    start = words.format(t=files / "trace", p=files / "profile.json").split()
+    (tmp_path / "b.png").symlink_to("a.png")
+    for pair in (("a.png", "a.png"), ("a.png", "b.png")):
+        said = one_line(cli(*start, "-o", tmp_path / pair[0], "--plot", tmp_path / pair[1]))
+        assert "place of two outputs" in said
+    assert names(tmp_path) == ["b.png"]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_that_cannot_be_written_are_refused_first(cli: Run, files: Path, tmp_path: Path, name: str) -> None:
+    """Before anything is read: the trace isn't even there."""
+    words = OUTPUTS[name].format(t=tmp_path / "none", p=tmp_path / "none.json").split()
+    end = "png" if "plot" in name else "html" if "report" in name else "parquet" if "candidates" in name else "json"
+    (tmp_path / "file").write_text("")
+    places = {
+        f"nowhere/a.{end}": "doesn't exist",
+        f"file/a.{end}": "can't be written (Not a directory)",
+        f"{'a' * 255}.{end}": "can't be written (File name too long)",
+        ".": "is a folder",
+    }
+    for place, reason in places.items():
+        assert reason in one_line(cli(*words, tmp_path / place))
+    assert names(tmp_path) == ["file"]
