@@ -33,7 +33,7 @@ CALIBRATIONS = ("isotonic", "temperature")
 POLICIES = (
     "AR",
     "DFlash",
-    "DDTree:64",
+    "DDTree:63",
     "CaDDTree",
     "RoundRatio",
     "LongRun",
@@ -92,7 +92,7 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them, DDTree at 8, 16 and so on.",
+        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them, DDTree at 7, 15, 31 and so on to fill buckets.",
         autocompletion=_complete(*POLICIES),
     ),
 ]
@@ -271,7 +271,7 @@ def demo(
     show.say(f"Costs:     {_told(cost.provenance)}")
     with console.progress("Replaying") as progress:
         answer = solve(trace, cost, progress=progress)
-        result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget)))
+        result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget), cost))
     _show_plan(show, answer, len(trace.workloads) > 1)
     _show_replay(show, result.table(), "What each policy would have done")
     _plot_plan(show, plot, answer)
@@ -357,7 +357,7 @@ def _calibration(trace: Trace, kind: str | None, seed: int) -> CrossCalibration 
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim replay traces/temperature-0/humaneval --profile h100.json",
-        "ddsim replay 'traces/temperature-*' -p h100.json --policy AR --policy DDTree:96 --calibrate isotonic",
+        "ddsim replay 'traces/temperature-*' -p h100.json --policy AR --policy DDTree:95 --calibrate isotonic",
     ),
 )
 def replay(
@@ -828,7 +828,7 @@ def record(
 @app.command(
     rich_help_panel=REFERENCE,
     epilog=example(
-        "ddsim decode 'Write a haiku about trees.' --target smollm2-135m --drafter reference/drafter --policy DDTree:32",
+        "ddsim decode 'Write a haiku about trees.' --target smollm2-135m --drafter reference/drafter --policy DDTree:31",
         "ddsim decode --prompts humaneval --limit 2 --target smollm2-135m --drafter reference/drafter "
         "--policy LongRun --profile h100.json",
     ),
@@ -841,7 +841,7 @@ def decode(
     ] = None,
     policy: Annotated[
         str, typer.Option(metavar="NAME", help=f"{', '.join(POLICIES[:-2])}.", autocompletion=_complete(*POLICIES))
-    ] = "DDTree:64",
+    ] = "DDTree:63",
     prompts: PromptsOption = None,
     profile: Annotated[
         str | None,

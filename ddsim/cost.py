@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import jsonfile
-from ddsim.curves import Roofline
+from ddsim.curves import Roofline, bucket_levels, padded_range
 from ddsim.errors import DdsimError
 from ddsim.fitting import KINDS, CostReport, Kind, KindReport, fit, median_points
 from ddsim.profiles import KIND as PROFILE_KIND
@@ -24,6 +24,7 @@ from ddsim.profiles import (
     Points,
     Profile,
     VerifySample,
+    check_buckets,
     read_profile,
     write_profile,
 )
@@ -146,6 +147,11 @@ class CostModel:
         return f"CostModel(kind={self.kind!r}, {self.range})"
 
     @property
+    def buckets(self) -> tuple[int, ...] | None:
+        """Token counts that passes are padded to: those the profile declares, or those found in it; None if there are none."""
+        return None if self.report.buckets is None else tuple(self.report.buckets)
+
+    @property
     def parameters(self) -> dict[str, object] | None:
         """Parameters of a roofline fit (see :class:`ddsim.curves.Roofline`), None for other kinds."""
         return None if self._surface.roofline is None else self._surface.roofline.to_json()
@@ -253,8 +259,14 @@ class CostModel:
         return text + "."
 
     @classmethod
-    def from_table(cls, tokens: ArrayLike, seconds: ArrayLike, draft_seconds: float = 0.0) -> CostModel:
-        """A curve typed in by hand: linear between its points, the same at every context and batch.
+    def from_table(
+        cls,
+        tokens: ArrayLike,
+        seconds: ArrayLike,
+        draft_seconds: float = 0.0,
+        buckets: Sequence[int] | None = None,
+    ) -> CostModel:
+        """A curve typed in by hand, the same at every context and batch: linear between its points, or in steps of buckets.
 
         Parameters
         ----------
@@ -262,11 +274,20 @@ class CostModel:
         seconds : array_like [m]
         draft_seconds : float
             Drafter and host together, per round.
+        buckets : sequence of int, optional
+            Sizes that passes are padded to, ascending. A size then costs its bucket, which costs what was typed in for one of its
+            sizes (of several the lower median), or lies on the line between buckets that have a point.
 
         Raises
         ------
         DdsimError
-            Lengths differ, tokens don't ascend, or a duration isn't positive.
+            Lengths differ, tokens or buckets don't ascend, or a duration isn't positive.
+
+        Examples
+        --------
+        >>> cost = CostModel.from_table([1, 64, 128], [0.010, 0.012, 0.020], buckets=[1, 64, 128])
+        >>> cost.verify_seconds([2, 64, 65]).tolist()
+        [0.012, 0.012, 0.02]
         """
         try:
             x, y = np.asarray(tokens, np.float64), np.asarray(seconds, np.float64)
@@ -281,9 +302,21 @@ class CostModel:
         if not (np.isfinite(y).all() and (y > 0).all()):
             raise DdsimError("from_table: seconds must be finite and above 0")
         draft = jsonfile.number(draft_seconds, "from_table: draft_seconds", positive=False)
-        curve = Curve(None, None, float(x[0]), float(x[-1]), tuple(x.tolist()), tuple(y.tolist()))
-        report = CostReport("table", "table", "typed in by hand", points=len(x))
-        return cls("table", [curve], None, [RoundPoint(None, None, draft)], [], report)
+        kind, low, high, ends = "table", float(x[0]), float(x[-1]), None
+        if buckets is not None:
+            kind, ends = "steps", check_buckets(buckets, "from_table: buckets")
+            low, high = padded_range(low, high, ends)
+            x, y = bucket_levels(x, y, ends)
+        curve = Curve(None, None, low, high, tuple(x.tolist()), tuple(y.tolist()))
+        report = CostReport(
+            kind,
+            kind,
+            "typed in by hand",
+            points=len(x),
+            buckets=None if ends is None else list(ends),
+            buckets_from=None if ends is None else "typed in",
+        )
+        return cls(kind, [curve], None, [RoundPoint(None, None, draft)], [], report)
 
     def to_json(self) -> dict[str, Any]:
         """The model as the JSON object that files hold."""

@@ -167,6 +167,16 @@ def pad(tokens: FloatArray, buckets: Sequence[int] | None) -> FloatArray:
     )
 
 
+def padded_range(low: float, high: float, buckets: Sequence[int]) -> tuple[float, float]:
+    """First and last size that cost what was measured from ``low`` to ``high``: a size is measured with its bucket."""
+    ends = np.array([0, *buckets])
+    first, last = np.searchsorted(ends, [low, high], side="left")
+    return (
+        float(ends[first - 1] + 1) if first < len(ends) else low,
+        float(ends[last]) if last < len(ends) else high,
+    )
+
+
 def _roofline(theta: FloatArray, t: FloatArray, c: FloatArray, b: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Roofline seconds [n] and their derivatives [n, 6] by launch, weights, kv, token, attention and 1/p."""
     launch, weights, kv, token, attention, s = theta

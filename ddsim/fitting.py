@@ -10,7 +10,15 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.curves import bucket_levels, convex_curve, find_buckets, fit_roofline, isotonic_curve, robust
+from ddsim.curves import (
+    bucket_levels,
+    convex_curve,
+    find_buckets,
+    fit_roofline,
+    isotonic_curve,
+    padded_range,
+    robust,
+)
 from ddsim.profiles import Points, Profile
 from ddsim.surface import Curve, RoundPoint, Surface
 
@@ -69,7 +77,8 @@ def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[
     errors = {name: _held_out_errors(name, points, tests, profile) for name in tried}
     reports = {name: _kind_report(tests, e) for name, e in errors.items()}
     picked, reason = _pick(reports, profile.buckets is not None) if kind == "auto" else (kind, "as asked")
-    surface, buckets = _fit(picked, points, profile)
+    surface, found = _fit(picked, points, profile)
+    buckets = profile.buckets or found  # the engine pads whatever the shape of the fit
     report = CostReport(
         kind=picked,
         asked=kind,
@@ -113,10 +122,7 @@ def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[i
             knots, values = bucket_levels(knots, values, buckets)
         low, high = float(x[g[0]]), float(x[g[-1]])
         if kind in ("steps", "roofline") and buckets is not None:  # a padded size is measured with its bucket
-            ends = np.array([0, *buckets])
-            k_low, k_high = np.searchsorted(ends, [low, high], side="left")
-            low = float(ends[k_low - 1] + 1) if k_low < len(ends) else low
-            high = float(ends[k_high]) if k_high < len(ends) else high
+            low, high = padded_range(low, high, buckets)
         shape = ((), ()) if kind == "roofline" else (tuple(knots.tolist()), tuple(values.tolist()))
         curves.append(Curve(int(points.context[g[0]]), int(points.batch[g[0]]), low, high, *shape))
     if kind == "roofline":

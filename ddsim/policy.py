@@ -461,7 +461,7 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
     known = {key.lower(): key for key in (*_KNOWN, *JOINT)} | {"autoregressive": "AR"}
     if match is None or name not in known:
         names = ", ".join([key for key in _KNOWN if key != "Hindsight"] + [*JOINT] if joint else _KNOWN)
-        raise DdsimError(f"unknown policy {text!r}; known: {names} (a budget is given as DDTree:64)")
+        raise DdsimError(f"unknown policy {text!r}; known: {names} (a budget is given as DDTree:63)")
     label = known[name]
     settings = (match.group(2) or match.group(3) or "").strip()
     if label in JOINT:
@@ -481,7 +481,7 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
         except (KeyError, ValueError):
             raise DdsimError(f"policy {text!r}: {key} can't be {value!r}") from None
     if label == "DDTree" and "budget" not in values:
-        raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:64")
+        raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:63")
     return _KNOWN[label](**values)
 
 

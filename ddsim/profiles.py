@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -245,14 +246,7 @@ def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
     )
     buckets = document.get("buckets")
     if buckets is not None:
-        buckets = [
-            jsonfile.integer(b, f"{where}: buckets[{i}]", 1)
-            for i, b in enumerate(jsonfile.array(buckets, f"{where}: buckets", 1))
-        ]
-        for i in range(1, len(buckets)):
-            if buckets[i] <= buckets[i - 1]:
-                raise DdsimError(f"{where}: buckets[{i}]: {buckets[i]} does not exceed the {buckets[i - 1]} before it")
-        buckets = tuple(buckets)
+        buckets = check_buckets(buckets, f"{where}: buckets")
     fields["buckets"] = buckets
     for name in CONSTANTS:
         value = document.get(name)
@@ -271,6 +265,17 @@ def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
                 f"{where}: verify needs at least 2 token counts at context {context}, batch {batch}; it has only {min(tokens)}"
             )
     return fields
+
+
+def check_buckets(values: Any, where: str) -> tuple[int, ...]:
+    """Padded sizes as plain numbers: whole, at least 1, ascending; ``where`` names them in errors."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    sizes = [jsonfile.integer(_plain(b), f"{where}[{i}]", 1) for i, b in enumerate(jsonfile.array(values, where, 1))]
+    for i, (before, size) in enumerate(pairwise(sizes), 1):
+        if size <= before:
+            raise DdsimError(f"{where}[{i}]: {size} does not exceed the {before} before it")
+    return tuple(sizes)
 
 
 def _entries(

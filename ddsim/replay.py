@@ -40,7 +40,7 @@ __all__ = ["Plan", "ReplayResult", "default_policies", "plan", "positions_of", "
 CALIBRATED = " calibrated"
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
-"""Fixed budgets of the default policies."""
+"""Fixed budgets of the default policies where passes aren't padded; see `default_budgets`."""
 _DRAWS = 200  # bootstrap samples drawn at a time: bounds memory
 
 Interval = tuple[float, float, float]
@@ -49,15 +49,41 @@ WORTHWHILE = 0.005
 """Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
 
 
-def default_policies(max_budget: int = 512) -> list[Policy]:
-    """AR, DFlash, DDTree at 8, 16, ... up to ``max_budget``, CaDDTree, RoundRatio, LongRun (solved and online), BestFixed, Hindsight.
+def default_budgets(max_budget: int = 512, cost: CostModel | None = None) -> list[int]:
+    """About 8, 16, ... 512, up to ``max_budget``: where passes are padded, those that fill a bucket with their root.
+
+    A budget of n verifies n + 1 tokens, so 64 nodes would pay for the bucket after 64 and leave nearly all of it empty.
+
+    Parameters
+    ----------
+    max_budget : int
+    cost : CostModel, optional
+        Its ``buckets`` are filled. None: passes aren't padded.
+
+    Examples
+    --------
+    >>> from ddsim.cost import CostModel
+    >>> default_budgets(100), default_budgets(100, CostModel.from_table([1, 128], [0.01, 0.02], buckets=[8, 24, 64, 128]))
+    ([8, 16, 32, 64], [7, 16, 23, 63])
+    """
+    buckets = (cost.buckets if cost is not None else None) or ()
+
+    def filling(n: int) -> int:
+        near = [size for size in buckets if n / 2**0.5 < size < n * 2**0.5]
+        return min(near, key=lambda size: abs(size - n)) - 1 if near else n
+
+    return sorted({n for n in map(filling, BUDGETS) if n <= max_budget})
+
+
+def default_policies(max_budget: int = 512, cost: CostModel | None = None) -> list[Policy]:
+    """AR, DFlash, DDTree at `default_budgets`, CaDDTree, RoundRatio, LongRun (solved and online), BestFixed, Hindsight.
 
     Examples
     --------
     >>> [policy.name for policy in default_policies(8)][:4]
     ['AR', 'DFlash', 'DDTree(8)', 'CaDDTree']
     """
-    fixed = [DDTree(n) for n in BUDGETS if n <= max_budget]
+    fixed = [DDTree(n) for n in default_budgets(max_budget, cost)]
     adaptive = [CaDDTree(), RoundRatio(), LongRun(), LongRun(online=True)]
     return [Autoregressive(), DFlash(), *fixed, *adaptive, BestFixed(), Hindsight()]
 
@@ -371,7 +397,7 @@ def replay(
     costs = priced(positions, cost)
     most = measured_budget(cost, positions.max_budget)
     if policies is None:
-        policies = default_policies(most)
+        policies = default_policies(most, cost)
     chosen = [_ready(policy, trace, cost) for policy in policies]
     if not chosen:
         raise DdsimError("no policies to replay")

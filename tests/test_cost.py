@@ -395,6 +395,39 @@ def test_from_table() -> None:
     assert not cost.is_convex() and CostModel.from_table([1, 64, 512], [0.010, 0.012, 0.036]).is_convex()
 
 
+def test_from_table_with_buckets_costs_a_size_its_bucket() -> None:
+    cost = CostModel.from_table([1, 60, 64, 512], [0.010, 0.011, 0.012, 0.026], 0.001, buckets=[1, 64, 128, 512])
+    assert cost.buckets == (1, 64, 128, 512) and cost.report.buckets_from == "typed in"
+    assert cost.verify_seconds([1, 2, 64, 65, 128, 129, 500]).tolist() == pytest.approx(
+        [0.010, 0.011, 0.011, 0.011 + 0.015 / 7, 0.011 + 0.015 / 7, 0.026, 0.026]  # 128: on the line from 64 to 512
+    )
+    assert cost.draft_seconds() == 0.001 and not cost.is_convex()
+    half = CostModel.from_table([10, 60], [0.010, 0.011], buckets=np.array([8, 16, 64]))
+    assert half.range.tokens == (9, 64)  # sizes of a measured bucket are inside
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        half.verify_seconds([9, 64])
+    for wrong, words in (
+        ([64, 64], r"from_table: buckets\[1\]: 64 does not exceed"),
+        ([], "buckets: needs at least 1 entry"),
+        (64, "buckets: must be a list"),
+        ([1.5, 2], r"buckets\[0\]: must be a whole number"),
+    ):
+        with pytest.raises(DdsimError, match=words):
+            CostModel.from_table([1, 64], [0.01, 0.02], buckets=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_buckets_are_the_declared_ones_or_those_found(kind: str, tmp_path: Path) -> None:
+    declared = fit_cost(measured(padded, BUCKETS, buckets=BUCKETS), kind)
+    assert declared.buckets == BUCKETS  # the engine pads, whatever shape is fitted
+    declared.save(tmp_path / "cost.json")
+    assert CostModel.load(tmp_path / "cost.json").buckets == BUCKETS
+    found = fit_cost(measured(padded), kind).buckets
+    assert found is None if kind != "steps" else found is not None and {512, 768, 1024} <= set(found)
+    assert CostModel.from_table([1, 64], [0.010, 0.012]).buckets is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -26,7 +26,7 @@ from ddsim.cost import CostModel
 from ddsim.errors import DdsimError
 from ddsim.policy import DDTree, LongRun, Policy
 from ddsim.positions import positions_of
-from ddsim.replay import _Bootstrap, default_policies, plan, replay, replay_rounds
+from ddsim.replay import _Bootstrap, default_budgets, default_policies, plan, replay, replay_rounds
 from ddsim.trace import Trace, open_trace
 from tests import naive_tree
 from tests.synthetic import made_trace
@@ -123,6 +123,32 @@ def test_ar_and_the_chain_are_priced_by_their_tokens(trace: Trace) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # tables and intervals
 # --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("buckets", "budgets"),
+    [
+        (None, [8, 16, 32, 64, 128, 256, 512]),
+        ((1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 384, 512, 1024), [7, 15, 31, 63, 127, 255, 511]),
+        ((6, 20, 30, 300), [5, 19, 29, 64, 128, 299, 512]),  # the nearest, where one is near
+        ((11, 40), [10, 16, 39, 64, 128, 256, 512]),
+    ],
+)
+def test_default_budgets_fill_a_bucket(buckets: tuple[int, ...] | None, budgets: list[int]) -> None:
+    cost = CostModel.from_table([1, 1024], [0.01, 0.02], buckets=buckets)
+    assert default_budgets(1024, cost) == budgets
+    assert default_budgets(100, cost) == [n for n in budgets if n <= 100]
+
+
+def test_default_policies_do_not_pay_for_the_bucket_after(trace: Trace) -> None:
+    cost = CostModel.from_table(
+        [1, 8, 16, 32, 64, 128], [0.01, 0.012, 0.014, 0.02, 0.03, 0.05], buckets=[1, 8, 16, 32, 64, 128]
+    )
+    table = replay(trace, cost, bootstrap=10).table().set_index("policy")
+    mine = [name for name in table.index if name.startswith("DDTree")]
+    assert mine == ["DDTree(7)", "DDTree(15)", "DDTree(31)", "DDTree(63)"]
+    full = table.loc[mine, "seconds"] / table.loc[mine, "rounds"]
+    assert full.tolist() == pytest.approx([0.012, 0.014, 0.02, 0.03])
 
 
 def test_table(trace: Trace) -> None:

@@ -197,7 +197,7 @@ def decode_prompts(
     drafter: str | None = None,
     prompts: Sequence[str] = (),
     text: Sequence[str] = (),
-    policy: str | Policy = "DDTree:64",
+    policy: str | Policy = "DDTree:63",
     profile: str | None = None,
     calibration: str | None = None,
     max_new_tokens: int = 128,
