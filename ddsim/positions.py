@@ -1,8 +1,8 @@
-"""From a trace to the two arrays that say it all, gains and true-path ranks, cached beside the trace.
+"""From a trace to the two arrays that say it all, gains and true-path ranks, cached in the user's cache folder.
 
-A cache file holds, after a mark of 64 bytes, the arrays of `ddsim.budget.Positions` one after another, each at a multiple of
-64 bytes, then a JSON footer. Its name is a hash of what it depends on; the footer repeats this and holds checksums. A file that
-doesn't agree is made again.
+A cache entry is a folder of ``.npy`` files, one an array of `ddsim.budget.Positions`, and ``entry.json``, which says what they
+depend on and their checksums. The entry's name is a hash of the former. One that doesn't agree, or that holds what no trace gives,
+is made again.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import ddsim
-from ddsim.budget import Positions, StoredRows, node_counts
+from ddsim.budget import NO_RANK, Positions, StoredRows, node_counts
+from ddsim.cache import cache_folder, made, tidy
 from ddsim.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_rows
+from ddsim.errors import DdsimError
 from ddsim.trace import Trace, TraceBlock
 from ddsim.tree import gains_and_ranks, true_ranks
 
-FOLDER = ".ddsim-cache"
-VERSION = 1
-"""Counted up when gains, ranks or the layout of the file change."""
-KEPT = 16
-"""Files kept in one cache folder; those used longest ago go first."""
+KIND = "positions"
+VERSION = 2
+"""Counted up when gains, ranks or the files of an entry change."""
 MAPPED = 1 << 28
 """Bytes of an array up to which it stays mapped as a whole; pages that were read count as memory of the process."""
-_MARK = b"ddsim positions".ljust(64, b"\0")
+_ABOUT = "entry.json"
 _PIECE = 1 << 24  # bytes per checksum
 
 Progress = Callable[[int, int], None]
-_Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
+_Shapes = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 
 
 def positions_of(
@@ -50,8 +51,8 @@ def positions_of(
 ) -> Positions:
     """Gains and true-path ranks at all positions of a trace.
 
-    They are computed once and kept in ``.ddsim-cache`` in the trace's folder, or in the user's cache folder where that can't be
-    written, and mapped from there, so memory stays bounded. Traces in memory aren't cached.
+    They are computed once, kept in the user's cache folder (``DDSIM_CACHE`` names another, or is ``off``) under a hash of the
+    trace's content, and mapped from there, so memory stays bounded. Traces in memory aren't cached.
 
     Parameters
     ----------
@@ -67,6 +68,11 @@ def positions_of(
     -------
     Positions
 
+    Raises
+    ------
+    DdsimError
+        The trace is damaged, or nothing can be cached and the arrays don't fit the machine's memory.
+
     Examples
     --------
     >>> trace = Trace.from_arrays([5, 6, 6], np.full((3, 2, 2), [6, 7]), np.log(np.full((3, 2, 2), [0.5, 0.25])), max_budget=4)
@@ -74,8 +80,9 @@ def positions_of(
     >>> np.asarray(positions.gains)[0].tolist(), np.asarray(positions.ranks)[0].tolist()
     ([0.5, 0.25, 0.25, 0.125], [1, 2])
     """
-    layout = _layout(len(trace), trace.max_budget, trace.horizon)
-    if cache and trace.path is not None:
+    shapes = _shapes(len(trace), trace.max_budget, trace.horizon)
+    folder = cache_folder() if cache and trace.path is not None else None
+    if folder is not None:
         key = {
             "trace": trace.fingerprint,
             "positions": len(trace),
@@ -85,46 +92,59 @@ def positions_of(
             "version": VERSION,
             "ddsim": ddsim.__version__,
         }
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32] + ".positions"
-        folders = _folders(trace.path)
-        for folder in folders:
-            found = _read(folder / name, key, layout)
-            if found is not None:
-                return _positions(trace, found)
-        for folder in folders:
-            made = _write(folder, name, key, layout, trace, calibration, progress)
-            if made is not None:
-                return _positions(trace, made)
-    arrays = {field: np.zeros(shape, dtype) for field, (dtype, shape, _) in layout.items()}
-    for low, part in _computed(trace, calibration, progress):
+        entry = folder / KIND / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+        found = _read(entry, key, shapes)
+        if found is None:
+            found = _write(entry, key, shapes, _computed(trace, calibration, progress))
+        if found is not None:
+            return _positions(trace, found)
+    _check_memory(shapes)
+    arrays = {field: np.zeros(shape, dtype) for field, (dtype, shape) in shapes.items()}
+    low = 0
+    for part in _computed(trace, calibration, progress):
         for field, values in part.items():
             arrays[field][low : low + len(values)] = values
+        low += len(part["nodes"])
     return _positions(trace, arrays)
 
 
-def _layout(positions: int, budget: int, horizon: int) -> _Layout:
-    """Type, shape and place in the file of every array."""
-    fields: list[tuple[str, Any, tuple[int, ...]]] = [
-        ("nodes", np.int32, (positions,)),
-        ("chain", np.uint8, (positions,)),
-        ("chain_expected", np.float32, (positions,)),
-        ("context", np.int32, (positions,)),
-        ("ranks", np.int32, (positions, horizon)),
-        ("gains", np.float32, (positions, budget)),
-    ]
-    layout, at = {}, len(_MARK)
-    for field, kind, shape in fields:
-        dtype = np.dtype(kind)
-        layout[field] = (dtype, shape, at)
-        at += -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
-    return layout
+def _shapes(positions: int, budget: int, horizon: int) -> _Shapes:
+    """Type and shape of every array that is computed."""
+    return {
+        "nodes": (np.dtype(np.int32), (positions,)),
+        "chain": (np.dtype(np.uint8), (positions,)),
+        "chain_expected": (np.dtype(np.float32), (positions,)),
+        "ranks": (np.dtype(np.int32), (positions, horizon)),
+        "gains": (np.dtype(np.float32), (positions, budget)),
+    }
+
+
+def _bytes(shapes: _Shapes) -> int:
+    return sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in shapes.values())
+
+
+def _check_memory(shapes: _Shapes) -> None:
+    """Refuse what can't fit, before the system ends the process for it."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return  # not known here
+    positions, budget = shapes["gains"][1]
+    if _bytes(shapes) > memory:
+        raise DdsimError(
+            f"gains of {positions:,} positions up to budget {budget:,} take {_bytes(shapes) / 1e9:.0f} GB, which neither the cache "
+            "folder nor the memory holds; choose fewer workloads, or another folder with DDSIM_CACHE"
+        )
 
 
 def _positions(trace: Trace, arrays: dict[str, Any]) -> Positions:
-    lengths = [info.length for info in trace.sequences]
+    lengths = np.array([info.length for info in trace.sequences], np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    first = np.array([info.prompt_tokens for info in trace.sequences], np.int64) - starts[:-1]
     return Positions(
         **arrays,
-        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        context=(np.arange(starts[-1]) + np.repeat(first, lengths)).astype(np.int32),
+        starts=starts,
         prompt_id=tuple(info.prompt_id for info in trace.sequences),
         workload=tuple(info.workload for info in trace.sequences),
         temperature=np.array([info.temperature for info in trace.sequences], np.float32),
@@ -134,8 +154,8 @@ def _positions(trace: Trace, arrays: dict[str, Any]) -> Positions:
 
 def _computed(
     trace: Trace, calibration: Calibration | CrossCalibration | None, progress: Progress | None
-) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
-    """The arrays of one block after another, with the block's first position."""
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of one block after another."""
     low = 0
     for block in trace.blocks():
         logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
@@ -144,17 +164,8 @@ def _computed(
         nodes = node_counts(gains)
         if calibration is not None:
             gains = calibrated_gains(block, gains, calibration)
-        yield (
-            low,
-            {
-                "nodes": nodes,
-                "chain": chain,
-                "chain_expected": _chain_expected(block, logprobs),
-                "context": block.context,
-                "ranks": ranks,
-                "gains": gains,
-            },
-        )
+        chain_expected = _chain_expected(block, logprobs)
+        yield {"nodes": nodes, "chain": chain, "chain_expected": chain_expected, "ranks": ranks, "gains": gains}
         low += len(block)
         if progress is not None:
             progress(low, len(trace))
@@ -181,113 +192,114 @@ def _digest(calibration: Calibration | CrossCalibration) -> str:
     return digest.hexdigest()
 
 
-def _folders(trace: Path) -> list[Path]:
-    """Where a cache may lie: in the trace's folder (unless it is part of the installed package), or the user's cache folder."""
+def _read(entry: Path, key: dict[str, Any], shapes: _Shapes) -> dict[str, Any] | None:
+    """The arrays of a cache entry, large ones mapped; None if it isn't there, is damaged or is no trace's."""
     try:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddsim"
-    except RuntimeError:  # no home directory
-        return [trace / FOLDER]
-    if trace.resolve().is_relative_to(Path(__file__).resolve().parent):
-        return [user]
-    return [trace / FOLDER, user]
-
-
-def _read(path: Path, key: dict[str, Any], layout: _Layout) -> dict[str, Any] | None:
-    """The arrays of a cache file, large ones mapped; None if it isn't there or is damaged."""
-    try:
-        end = _end(layout)
-        with open(path, "rb") as file:
-            if file.read(len(_MARK)) != _MARK:
-                return None
-            file.seek(end)
-            footer = json.loads(file.read())
-        if footer["key"] != key or footer["checksums"] != _checksums(path, end):
+        about = json.loads((entry / _ABOUT).read_bytes())
+        if about["key"] != key or about["checksums"] != {field: _checksums(_file(entry, field)) for field in shapes}:
+            return None
+        arrays = _opened(entry, shapes)
+        if not _sound(arrays):
             return None
         with contextlib.suppress(OSError):
-            os.utime(path)
-        return _mapped(path, layout)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            os.utime(entry)
+        return arrays
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, EOFError):
         return None
 
 
-def _end(layout: _Layout) -> int:
-    """Where the arrays end and the footer starts."""
-    return max(at + int(np.prod(shape)) * dtype.itemsize for dtype, shape, at in layout.values())
+def _file(entry: Path, field: str) -> Path:
+    return entry / f"{field}.npy"
 
 
-def _mapped(path: Path, layout: _Layout) -> dict[str, Any]:
-    """Small arrays read, large ones mapped: at once, or a slice at a time where all would fill the memory."""
+def _opened(entry: Path, shapes: _Shapes) -> dict[str, Any]:
+    """The arrays of an entry, mapped: at once, or a slice at a time where all would fill the memory."""
     arrays: dict[str, Any] = {}
-    for field, (dtype, shape, at) in layout.items():
-        if len(shape) == 1:
-            arrays[field] = np.fromfile(path, dtype, shape[0], offset=at)
-        else:
-            arrays[field] = StoredRows(path, (shape[0], shape[1]), dtype, at)
-            if int(np.prod(shape)) * dtype.itemsize <= MAPPED:
-                arrays[field] = arrays[field][:]
+    for field, (dtype, shape) in shapes.items():
+        path = _file(entry, field)
+        # mode "c": numba compiles a kernel anew for read-only arrays
+        mapped = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not isinstance(mapped, np.memmap) or (mapped.dtype, mapped.shape) != (dtype, shape) or mapped.flags.fnc:
+            raise ValueError(f"{path}: another array than expected")
+        large = len(shape) == 2 and mapped.nbytes > MAPPED
+        arrays[field] = StoredRows(path, (shape[0], shape[1]), dtype, mapped.offset) if large else np.asarray(mapped)
     return arrays
 
 
-def _checksums(path: Path, end: int) -> list[int]:
-    """CRC-32 of every piece of a file up to ``end``."""
+def _sound(arrays: dict[str, Any]) -> bool:
+    """Whether arrays are such as a trace can give: kernels index with ranks, nodes and chain, and add gains up unchecked."""
+    nodes, chain, chain_expected = arrays["nodes"], arrays["chain"], arrays["chain_expected"]
+    (positions, budget), horizon = arrays["gains"].shape, arrays["ranks"].shape[1]
+    if not (
+        np.all((nodes >= 0) & (nodes <= budget))
+        and np.all(chain <= horizon)
+        and np.all((chain_expected >= 0) & (chain_expected <= horizon * (1 + 1e-6)))
+    ):
+        return False
+
+    def piece(low: int) -> bool:
+        rows = slice(low, low + step)
+        gains, ranks = arrays["gains"][rows], arrays["ranks"][rows]
+        return bool(
+            np.all((gains[:, 0] <= 1) & (gains[:, -1] >= 0))  # and, falling between the two, all others
+            and np.all(gains[:, 1:] <= gains[:, :-1])
+            and np.array_equal(np.count_nonzero(gains, axis=1), nodes[rows])
+            and np.all(((ranks >= 1) & (ranks <= budget)) | (ranks == NO_RANK))
+            and np.all((ranks[:, 1:] > ranks[:, :-1]) | (ranks[:, 1:] == NO_RANK))
+        )
+
+    step = max(1, _PIECE // (4 * budget))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return all(pool.map(piece, range(0, positions, step)))
+
+
+def _checksums(path: Path) -> list[int]:
+    """CRC-32 of every piece of a file."""
 
     def piece(low: int) -> int:
         with open(path, "rb") as file:
             file.seek(low)
-            return zlib.crc32(file.read(min(_PIECE, end - low)))
+            return zlib.crc32(file.read(_PIECE))
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(piece, range(0, end, _PIECE)))
+        return list(pool.map(piece, range(0, path.stat().st_size, _PIECE)))
 
 
 def _write(
-    folder: Path,
-    name: str,
-    key: dict[str, Any],
-    layout: _Layout,
-    trace: Trace,
-    calibration: Calibration | CrossCalibration | None,
-    progress: Progress | None,
+    entry: Path, key: dict[str, Any], shapes: _Shapes, parts: Iterator[dict[str, NDArray[Any]]]
 ) -> dict[str, Any] | None:
-    """Compute into a cache file, which appears whole or not at all; None if the folder can't be written."""
+    """Compute into a cache entry, which appears whole or not at all; None if it can't be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=name, suffix=".tmp")
+        tidy(made(entry.parent))
+        if shutil.disk_usage(entry.parent).free < _bytes(shapes):
+            return None
+        temporary = Path(tempfile.mkdtemp(dir=entry.parent, prefix=entry.name, suffix=".tmp"))
     except OSError:
         return None
-    path, end = Path(temporary), _end(layout)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_MARK)
-            file.truncate(end)
-            _fill(file, layout, _computed(trace, calibration, progress))
-            file.flush()
-            footer = {"key": key, "checksums": _checksums(path, end)}
-            file.seek(end)
-            file.write(json.dumps(footer).encode())
-        os.replace(path, folder / name)
+        _fill(temporary, shapes, parts)
+        about = {"key": key, "checksums": {field: _checksums(_file(temporary, field)) for field in shapes}}
+        (temporary / _ABOUT).write_text(json.dumps(about))
+        # Another process may have made the same entry meanwhile; a damaged one is in the way.
+        found = _read(entry, key, shapes)
+        if found is None:
+            shutil.rmtree(entry, ignore_errors=True)
+            os.rename(temporary, entry)
+            found = _opened(entry, shapes)
+        return found
     except OSError:
-        path.unlink(missing_ok=True)
-        return None
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    _prune(folder)
-    return _mapped(folder / name, layout)
+        return _read(entry, key, shapes)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(file: BinaryIO, layout: _Layout, parts: Iterator[tuple[int, dict[str, NDArray[Any]]]]) -> None:
-    for low, part in parts:
-        for field, values in part.items():
-            dtype, shape, at = layout[field]
-            width = dtype.itemsize * (shape[1] if len(shape) == 2 else 1)
-            file.seek(at + low * width)
-            file.write(np.ascontiguousarray(values, dtype).data)
-
-
-def _prune(folder: Path) -> None:
-    """Remove all but the files used last."""
-    with contextlib.suppress(OSError):
-        files = sorted(folder.glob("*.positions"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in files[KEPT:]:
-            path.unlink(missing_ok=True)
+def _fill(folder: Path, shapes: _Shapes, parts: Iterator[dict[str, NDArray[Any]]]) -> None:
+    """Write the arrays' files, a block of rows after another."""
+    with contextlib.ExitStack() as stack:
+        files = {field: stack.enter_context(open(_file(folder, field), "wb")) for field in shapes}
+        for field, (dtype, shape) in shapes.items():
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(files[field], header)
+        for part in parts:
+            for field, values in part.items():
+                files[field].write(np.ascontiguousarray(values, shapes[field][0]).data)

@@ -27,9 +27,17 @@ exact up to that budget and says nothing beyond it.
 
 The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``,
 ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests``
-(a hash of the content of each sequence) and ``checksum`` (a hash of this object). Files in the folder whose
-names start with ``_`` or ``.`` are no shards; ``_pieces.parquet`` (id, piece), if present, gives the text of
+(a hash of the content of each sequence), ``listed`` and ``checksum`` (a hash of this object). Files in the folder
+whose names start with ``_`` or ``.`` are no shards; ``_pieces.parquet`` (id, piece), if present, gives the text of
 tokens.
+
+``_recording.json`` lists the checksums of the shards and says whether the recording came to its end, so a shard
+that is missing or of another recording is noticed. Shards with ``listed`` come with it; where it is lost the
+recording counts as interrupted. Traces from before it was written don't have it: there a missing last shard can't
+be told.
+
+Opening a trace verifies all that it tells: every sequence, its names, context and candidates, against its hash.
+That is done once for the bytes of a shard and remembered in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -37,12 +45,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
+import stat
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -50,12 +62,18 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
 from . import files
+from .cache import is_known, remember
 from .errors import DdsimError
+from .jsonfile import array, brief, integer, mapping, need, parse
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_BUDGET = 512
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
+MAX_HORIZON = 255  # accepted tokens are counted in a byte
+MAX_BUDGET = 65535  # counts of candidates are recorded in 16 bits
 PIECES_FILE = "_pieces.parquet"
+RECORDING_FILE = "_recording.json"
+VERIFIED = "verified-1"  # counted up when opening a trace verifies more
 # Entries of a provenance that may differ between two runs of one recording.
 CHANGING_PROVENANCE = ("recorded", "date", "seconds")
 # Row groups hold whole sequences, about so many positions; a reader holds one of them at a time.
@@ -180,7 +198,8 @@ class Trace:
     ----------
     meta : dict
         ``schema_version``, ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance`` (what
-        all parts of the trace agree on) and ``provenances`` (that of each part).
+        all parts of the trace agree on), ``provenances`` (that of each part) and ``complete`` (whether the
+        recording came to its end; None where that isn't known).
     sequences : tuple of SequenceInfo
     path : Path or None
         The folder, or the first of several; None in memory.
@@ -476,7 +495,7 @@ class Trace:
             _check_new(seen, info.workload, info.prompt_id, info.temperature, f"sequence {i}")
             infos.append(info)
         source = _Memory(infos, rows)
-        return cls(meta | {"provenances": [meta["provenance"]]}, [(source, i) for i in range(count)])
+        return cls(meta | {"provenances": [meta["provenance"]], "complete": True}, [(source, i) for i in range(count)])
 
 
 def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
@@ -484,8 +503,9 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
     list of any of these.
 
     Several folders are read one after the other as one trace; they must agree in horizon, largest budget,
-    vocabulary, target and drafter. Only the index of the sequences is read now; candidates are read and
-    checked as ``blocks`` streams them.
+    vocabulary, target and drafter. All is verified against its hashes, once for the content of each file (the user's
+    cache folder remembers which were sound); only the index of the sequences stays in memory. A recording that was
+    interrupted, or that is still running, can be read and gives a warning.
 
     Parameters
     ----------
@@ -500,15 +520,33 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
     DdsimError
         Nothing there, or a damaged, newer or inconsistent file; the line names file, row and reason.
     """
-    paths = [path] if isinstance(path, (str, Path)) else list(path)
-    folders = [folder for one in paths for folder in _trace_folders(Path(one))]
+    try:
+        paths = [Path(one) for one in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+    except TypeError:
+        raise DdsimError(f"open_trace: {type(path).__name__} is no path; give a folder or a list of folders") from None
+    try:
+        folders = list(dict.fromkeys(folder for one in paths for folder in _trace_folders(one)))
+    except (OSError, ValueError) as error:
+        if isinstance(error, DdsimError):
+            raise
+        raise DdsimError(f"{paths[0]}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     if not folders:
         raise DdsimError("no trace given")
     metas: list[tuple[Path, dict[str, Any]]] = []
     entries: list[tuple[_Source, int]] = []
     seen: set[tuple[str, str, float]] = set()
-    for folder in dict.fromkeys(folders):
-        for shard in _shards(folder):
+    complete: list[bool | None] = []
+    for folder in folders:
+        shards = list(_shards(folder))
+        complete.append(_check_recording(folder, shards))
+        if complete[-1] is False:
+            warnings.warn(
+                f"{folder}: the recording was interrupted or is still running; it holds "
+                f"{sum(len(shard.infos) for shard in shards)} sequences so far",
+                stacklevel=2,
+            )
+        for shard in shards:
+            shard.verify()
             metas.append((shard.path, shard.meta))
             _check_agree(*metas[0], *metas[-1], ("target", "drafter", "drafter_sha256"))
             for i, info in enumerate(shard.infos):
@@ -521,7 +559,8 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
         if meta["provenance"] not in provenances:
             provenances.append(meta["provenance"])
     agreed = {k: v for k, v in provenances[0].items() if all(k in p and p[k] == v for p in provenances)}
-    return Trace(first | {"provenance": agreed, "provenances": provenances}, entries, list(dict.fromkeys(folders)))
+    whole = False if False in complete else None if None in complete else True
+    return Trace(first | {"provenance": agreed, "provenances": provenances, "complete": whole}, entries, folders)
 
 
 class TraceWriter:
@@ -529,7 +568,8 @@ class TraceWriter:
     continued.
 
     Shards are written under a temporary name, synced to disk and renamed. Use it as a context manager:
-    leaving the block flushes complete sequences, also after an error.
+    leaving the block flushes complete sequences, also after an error; leaving it without one marks the recording
+    as complete.
 
     Parameters
     ----------
@@ -580,24 +620,29 @@ class TraceWriter:
     ) -> None:
         self.path = Path(path)
         self.done: set[tuple[str, str, float]] = set()
-        self._meta = _metadata(horizon, max_budget, vocab_size, json.loads(json.dumps(dict(provenance))))
+        self._meta = _metadata(horizon, max_budget, vocab_size, provenance)
         self._pending: list[tuple[SequenceInfo, _Rows]] = []
         self._positions = 0
-        self._shard = self._sequence = 0
+        self._sequence = 0
+        self._complete = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DdsimError(f"{self.path}: can't be made a folder ({error.strerror})") from None
+        self._checksums: list[str] = []
         if any(self.path.glob("part-*.parquet")):
             if not resume:
                 raise DdsimError(f"{self.path}: holds a trace already; choose another folder")
-            for shard in _shards(self.path):
+            shards = list(_shards(self.path))
+            self._complete = _check_recording(self.path, shards) is True
+            for shard in shards:
+                shard.verify()
+                self._checksums.append(shard.checksum)
                 keys = set(self._meta["provenance"]) | set(shard.meta["provenance"])
                 _check_agree(shard.path, shard.meta, None, self._meta, sorted(keys.difference(CHANGING_PROVENANCE)))
                 self.done |= {(info.workload, info.prompt_id, info.temperature) for info in shard.infos}
-                self._shard += 1
                 self._sequence += len(shard.infos)
-        for leftover in self.path.glob(".part-*.tmp"):  # of a run that was killed
+        for leftover in self.path.glob(".part-*.tmp"):  # of a run that was killed, before files had names of their own
             leftover.unlink(missing_ok=True)
 
     def add_sequence(
@@ -656,10 +701,18 @@ class TraceWriter:
         """Write what was added since the last time as one more shard; does nothing if that is nothing."""
         if not self._pending:
             return
-        _write_shard(self.path / f"part-{self._shard:05d}.parquet", self._meta, self._sequence, self._pending)
-        self._shard += 1
+        if self._complete:  # the recording goes on; killed behind the next shard, it must not seem to have one too many
+            self._list(complete=False)
+        path = _shard_path(self.path, len(self._checksums))
+        self._checksums.append(_write_shard(path, self._meta, self._sequence, self._pending))
         self._sequence += len(self._pending)
         self._pending, self._positions = [], 0
+        self._list(complete=False)
+
+    def _list(self, complete: bool) -> None:
+        """Write down which shards there are."""
+        _write_recording(self.path, self._checksums, complete)
+        self._complete = complete
 
     def __enter__(self) -> Self:
         return self
@@ -668,6 +721,8 @@ class TraceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
+        if kind is None and self._checksums and not self._complete:
+            self._list(complete=True)
 
 
 def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
@@ -682,20 +737,37 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
 # --- content ------------------------------------------------------------------
 
 
-def _metadata(horizon: int, max_budget: int, vocab_size: int, provenance: dict[str, Any]) -> dict[str, Any]:
-    for name, value in (("horizon", horizon), ("max_budget", max_budget), ("vocab_size", vocab_size)):
-        if not 1 <= value < 2**31:
-            raise DdsimError(f"{name} {value}: must be 1 or more")
-    if max_budget > 65535:
-        raise DdsimError(f"max_budget {max_budget}: at most 65535 can be recorded")
+_SHAPE = ("horizon", "max_budget", "vocab_size")
+
+
+def _metadata(horizon: Any, max_budget: Any, vocab_size: Any, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    limits = (MAX_HORIZON, MAX_BUDGET, 2**31 - 1)
+    for name, value, most in zip(_SHAPE, (horizon, max_budget, vocab_size), limits, strict=True):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= most:
+            raise DdsimError(f"{name} {brief(value)}: must be a whole number from 1 to {most:,}")
+    try:
+        told = parse(json.dumps(dict(provenance), allow_nan=False).encode(), "provenance")
+    except DdsimError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DdsimError(f"provenance: must be a mapping of JSON values ({error})") from None
     return {
         "schema_version": SCHEMA_VERSION,
         "horizon": int(horizon),
         "block_size": int(horizon) + 1,
         "max_budget": int(max_budget),
         "vocab_size": int(vocab_size),
-        "provenance": provenance,
+        "provenance": told,
     }
+
+
+def _check_name(where: str, what: str, name: Any) -> str:
+    """Names are printed, and drawn: refuse what isn't text, or controls terminals and breaks lines."""
+    if not isinstance(name, str):
+        raise DdsimError(f"{where}: {what} {brief(name)} must be text")
+    if len(name) > 500 or any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
+        raise DdsimError(f"{where}: {what} {brief(name)} is longer than 500 characters or holds control characters")
+    return name
 
 
 def _digest(workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> str:
@@ -900,7 +972,9 @@ def _check_agree(
             pairs.append((key, ours, theirs))
     for name, ours, theirs in pairs:
         if ours != theirs:
-            raise DdsimError(f"{path}: recorded with {name} {ours}, {right} has {theirs}; they can't be one trace")
+            raise DdsimError(
+                f"{path}: recorded with {name} {brief(ours)}, {right} has {brief(theirs)}; they can't be one trace"
+            )
 
 
 class _Memory:
@@ -943,17 +1017,57 @@ def _with_shards(path: Path) -> list[Path]:
     return [child for child in children if child.is_dir() and any(child.glob("part-*.parquet"))]
 
 
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.parquet"
+
+
 def _shards(folder: Path) -> Iterator[_Shard]:
     """The shards of a folder, their indices checked."""
-    expected = 0
-    for path in sorted(folder.glob("part-*.parquet")):
+    first = 0
+    for number, path in enumerate(sorted(folder.glob("part-*.parquet"))):
+        expected = _shard_path(folder, number)
+        if path != expected:
+            raise DdsimError(f"{path}: expected {expected.name} here; is a shard missing, or was one renamed?")
         shard = _Shard(path)
-        if shard.first != expected:
+        if shard.first != first:
             raise DdsimError(
-                f"{path}: row 0: starts with sequence {shard.first}, expected {expected}; is a shard missing?"
+                f"{path}: row 0: starts with sequence {shard.first}, expected {first}; is a shard missing?"
             )
-        expected += len(shard.infos)
+        first += len(shard.infos)
         yield shard
+
+
+def _write_recording(folder: Path, checksums: Sequence[str], complete: bool) -> None:
+    listed = {"schema_version": SCHEMA_VERSION, "complete": complete, "shards": list(checksums)}
+    files.write_text(folder / RECORDING_FILE, json.dumps(listed | {"checksum": _checksum(listed)}) + "\n")
+
+
+def _check_recording(folder: Path, shards: Sequence[_Shard]) -> bool | None:
+    """Compare the shards with the list beside them; whether the recording came to its end, None if nothing says so."""
+    path = folder / RECORDING_FILE
+    try:
+        _check_regular(path)
+        listed = _read_meta(path, path.read_bytes())
+    except FileNotFoundError:
+        return False if any(shard.meta["listed"] for shard in shards) else None
+    except OSError as error:
+        raise DdsimError(f"{path}: can't be read ({error.strerror or error})") from None
+    checksums = array(need(listed, "shards", f"{path}"), f"{path}: shards")
+    complete = need(listed, "complete", f"{path}")
+    if not isinstance(complete, bool):
+        raise DdsimError(f"{path}: complete must be true or false")
+    for number, checksum in enumerate(checksums):
+        if number >= len(shards):
+            raise DdsimError(
+                f"{_shard_path(folder, number)}: is missing ({path.name} lists {len(checksums)} shards); put it back, "
+                f"or delete {path.name} to read what is left"
+            )
+        if shards[number].checksum != checksum:
+            raise DdsimError(f"{shards[number].path}: is another shard than {path.name} lists; was it replaced?")
+    # A recorder that is killed may have written one more shard than it has listed.
+    if len(shards) > len(checksums) + (not complete):
+        raise DdsimError(f"{shards[len(checksums)].path}: is not listed in {path.name}; was it added from elsewhere?")
+    return complete
 
 
 class _Shard:
@@ -961,19 +1075,30 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _Reading(path) as file:
-            self.meta = _read_meta(path, file.metadata.metadata)
-            self.first = int(self.meta.pop("first_sequence"))
-            digests = self.meta.pop("digests")
+        reading = _Reading(path)
+        with reading as file:
+            self.meta, self.first, digests = _shard_meta(path, file.metadata.metadata)
+            self.checksum = str(self.meta.pop("checksum"))
             self._check_schema(file.schema_arrow)
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             table = file.read(columns=_INDEX_COLUMNS)
+            table.validate(full=True)
+            self._content = reading.content_hash()
         self.infos, self.starts = self._read_index(table, digests)
         edges = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
+        if min(groups) < 1 or edges[-1] != table.num_rows:
+            raise DdsimError(f"{path}: {table.num_rows} rows in row groups of {groups[:9]}; was the file edited?")
         cuts = np.searchsorted(self.starts, edges)
-        if len(groups) and not np.array_equal(self.starts[cuts], edges):
+        if not np.array_equal(self.starts[cuts], edges):
             raise DdsimError(f"{path}: a row group ends inside a sequence; write traces with ddsim.TraceWriter")
         self._cuts = cuts  # sequences cuts[g] : cuts[g + 1] are row group g
+
+    def verify(self) -> None:
+        """Read every sequence and compare it with its hash, unless that was done for a file of the same content."""
+        if not is_known(VERIFIED, self._content):
+            for _ in self.load(range(len(self.infos))):
+                pass
+            remember(VERIFIED, self._content)
 
     def fail(self, row: int, reason: str) -> DdsimError:
         return DdsimError(f"{self.path}: row {row}: {reason}")
@@ -982,8 +1107,9 @@ class _Shard:
         id_type = _id_type(self.meta["vocab_size"])
         wanted = {column.name: column.type for column in _schema(id_type)}
         for name, kind in wanted.items():
-            if name not in schema.names:
-                raise DdsimError(f"{self.path}: column {name} is missing")
+            if schema.names.count(name) != 1:
+                how = "is missing" if name not in schema.names else "is there twice"
+                raise DdsimError(f"{self.path}: column {name} {how}")
             actual = schema.field(name).type
             if pa.types.is_list(kind):
                 same = pa.types.is_list(actual) and actual.value_type == kind.value_type
@@ -1038,6 +1164,10 @@ class _Shard:
                 f"{self.path}: {len(starts)} sequences, but hashes of {len(digests)}; was the file edited?"
             )
         prompts, workloads = (name.dictionary.to_pylist() for name in names)
+        for start in starts:
+            where = f"{self.path}: row {start}"
+            _check_name(where, "prompt_id", prompts[codes[0][start]])
+            _check_name(where, "workload", workloads[codes[1][start]])
         infos = [
             SequenceInfo(
                 workload=workloads[codes[1][start]],
@@ -1058,6 +1188,7 @@ class _Shard:
         with _Reading(self.path) as file:
             for group in np.unique(groups):
                 table = file.read_row_group(int(group), columns=_ROW_COLUMNS)
+                table.validate(full=True)
                 yield from self._parse(table, int(group), numbers[groups == group])
 
     def _parse(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[_Rows]:
@@ -1138,8 +1269,14 @@ class _Reading:
 
     def __enter__(self) -> pq.ParquetFile:
         try:
-            self._file = pq.ParquetFile(self._path, page_checksum_verification=True, memory_map=False)
+            _check_regular(self._path)
+            self._stream: BinaryIO = open(self._path, "rb")
+        except OSError as error:
+            raise self._line(error) from None
+        try:
+            self._file = pq.ParquetFile(self._stream, page_checksum_verification=True)
         except Exception as error:
+            self._stream.close()
             raise self._line(error) from None
         return self._file
 
@@ -1147,27 +1284,60 @@ class _Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._stream.close()
         if isinstance(error, Exception) and not isinstance(error, DdsimError):
             raise self._line(error) from None
+
+    def content_hash(self) -> str:
+        """SHA-256 of the file's bytes."""
+        self._stream.seek(0)
+        return hashlib.file_digest(self._stream, "sha256").hexdigest()
 
     def _line(self, error: Exception) -> DdsimError:
         detail = " ".join(str(error).split())[:160] or type(error).__name__
         return DdsimError(f"{self._path}: can't be read as Parquet, it is truncated or damaged ({detail})")
 
 
-def _read_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    try:
-        meta = json.loads((metadata or {})[b"ddsim"])
-        version = int(meta["schema_version"])
-    except (KeyError, TypeError, ValueError):
-        raise DdsimError(f"{path}: is no shard of a ddsim trace (no readable metadata under 'ddsim')") from None
+def _check_regular(path: Path) -> None:
+    """Refuse a folder, and a pipe or device, which could be read without end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DdsimError(f"{path}: is no regular file")
+
+
+def _read_meta(path: Path, text: bytes) -> dict[str, Any]:
+    """A JSON object with a schema version and a checksum that fits."""
+    where = f"{path}"
+    meta = mapping(parse(text, where), where)
+    version = integer(need(meta, "schema_version", where), f"{where}: schema_version", 1)
     if version > SCHEMA_VERSION:
         raise DdsimError(
             f"{path}: has schema version {version}, this ddsim reads up to {SCHEMA_VERSION}; upgrade ddsim"
         )
-    if meta.pop("checksum", None) != _checksum(meta):
+    if meta.get("checksum") != _checksum({key: value for key, value in meta.items() if key != "checksum"}):
         raise DdsimError(f"{path}: metadata differs from its checksum; the file was edited or is damaged")
-    return dict(meta)
+    return meta
+
+
+def _shard_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> tuple[dict[str, Any], int, list[str]]:
+    """What a shard says of itself, the number of its first sequence, and the digests of its sequences."""
+    where = f"{path}"
+    text = (metadata or {}).get(b"ddsim")
+    if text is None:
+        raise DdsimError(f"{path}: is no shard of a ddsim trace (no metadata under 'ddsim')")
+    meta = _read_meta(path, text)
+    shape = {name: integer(need(meta, name, where), f"{where}: {name}", 1) for name in _SHAPE}
+    try:
+        checked = _metadata(**shape, provenance=mapping(need(meta, "provenance", where), "provenance"))
+    except DdsimError as error:
+        raise DdsimError(f"{path}: {error}") from None
+    if need(meta, "block_size", where) != checked["block_size"]:
+        raise DdsimError(f"{path}: block_size must be the horizon + 1, {checked['block_size']}")
+    listed = meta.get("listed", False)
+    digests = array(need(meta, "digests", where), f"{where}: digests")
+    if not isinstance(listed, bool) or not all(isinstance(digest, str) for digest in digests):
+        raise DdsimError(f"{path}: listed must be true or false, and digests strings")
+    first = integer(need(meta, "first_sequence", where), f"{where}: first_sequence", 0)
+    return checked | {"listed": listed, "checksum": meta["checksum"]}, first, digests
 
 
 def _checksum(meta: Mapping[str, Any]) -> str:
@@ -1227,9 +1397,10 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _R
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> None:
-    full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts]}
-    full["checksum"] = _checksum(full)
+def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> str:
+    """Write a shard and return the checksum of its metadata."""
+    full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts], "listed": True}
+    checksum = full["checksum"] = _checksum(full)
     schema = _schema(_id_type(meta["vocab_size"]))
     tables, start, size = [], 0, 0
     for i, (info, _) in enumerate(parts):
@@ -1246,6 +1417,7 @@ def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequenc
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     files.write(path, write)
+    return checksum
 
 
 # Measured on synthetic marginals of 79 pairs a position: 129 bytes of token ids (PLAIN; byte streams 133,
@@ -1267,4 +1439,9 @@ _PARQUET_OPTIONS: dict[str, Any] = {
 def _read_pieces(path: Path) -> dict[int, str]:
     with _Reading(path) as file:
         table = file.read()
+        table.validate(full=True)
+        if table.schema.names != ["id", "piece"] or table.schema.types != [pa.int32(), pa.string()]:
+            raise DdsimError(f"{path}: must have the columns id (int32) and piece (string)")
+        if table["id"].null_count or table["piece"].null_count:
+            raise DdsimError(f"{path}: an id or a piece is missing")
         return dict(zip(table["id"].to_pylist(), table["piece"].to_pylist(), strict=True))

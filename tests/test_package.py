@@ -102,7 +102,7 @@ def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(source)], check=True)
     packages = {p.name for p in (tmp_path / "site").iterdir() if p.is_dir() and not p.name.endswith(".dist-info")}
     assert packages - {"bin"} == {"ddsim", "ddsim_reference"}
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "DDSIM_CACHE": str(tmp_path / "cache")}
     for word in ("first", "second"):
         done = subprocess.run(
             [sys.executable, "-m", "ddsim", "demo", "--json"],
@@ -114,5 +114,5 @@ def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
         assert done.returncode == 0, (word, done.stderr)
         assert json.loads(done.stdout)["plan"]["sentence"]
         assert [p.name for p in empty.iterdir()] == ["ddsim-demo.png"]
-    assert list((tmp_path / "cache" / "ddsim").glob("*.positions"))  # not beside the package's own files
-    assert not list((tmp_path / "site" / "ddsim" / "data").rglob(".ddsim-cache"))
+    assert list((tmp_path / "cache" / "positions").iterdir())  # not beside the package's own files
+    assert not list((tmp_path / "site" / "ddsim" / "data").rglob(".*"))

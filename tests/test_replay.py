@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ddsim
 from ddsim import budget as B
+from ddsim import cache
 from ddsim import positions as cached
 from ddsim.calibration import Calibration, cross_calibrate
 from ddsim.cost import CostModel
@@ -368,22 +371,25 @@ def test_a_biased_drafter_gains_from_calibration() -> None:
 
 @pytest.fixture
 def folder(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("DDSIM_CACHE", str(tmp_path / "cache"))
     trace.save(tmp_path / "t")
     return tmp_path / "t"
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted((folder / cached.FOLDER).glob("*"))
+def entries(folder: Path) -> list[Path]:
+    return sorted((folder.parent / "cache" / cached.KIND).glob("*"))
 
 
 def test_cache_gives_the_same(trace: Trace, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_trace(folder)
+    seen = cross_calibrate(opened, "isotonic")
     without = contents(positions_of(opened, cache=False))
-    assert not files(folder)
-    assert contents(positions_of(opened)) == without and len(files(folder)) == 1
+    calibrated = contents(positions_of(opened, calibration=seen))
+    assert not (folder / ".ddsim-cache").exists() and len(entries(folder)) == 1
+    assert contents(positions_of(opened)) == without and len(entries(folder)) == 2
     monkeypatch.setattr(cached, "_computed", None)  # what is cached is not computed again
     assert contents(positions_of(open_trace(folder))) == without
+    assert contents(positions_of(open_trace(folder), calibration=seen)) == calibrated
     monkeypatch.setattr(cached, "MAPPED", 0)  # a slice at a time
     sliced = positions_of(open_trace(folder))
     assert isinstance(sliced.gains, B.StoredRows) and contents(sliced) == without
@@ -399,50 +405,146 @@ def test_large_and_small_traces_replay_alike(folder: Path, monkeypatch: pytest.M
     assert np.allclose(whole.iloc[:, 1:].astype(float), pieces.iloc[:, 1:].astype(float), rtol=1e-9)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "mark", "footer", "other"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "pickle", "entry", "other", "missing", "file"])
 def test_a_damaged_cache_is_made_again(folder: Path, damage: str) -> None:
     opened = open_trace(folder)
     before = contents(positions_of(opened))
-    (path,) = files(folder)
+    (entry,) = entries(folder)
+    path = entry / ("entry.json" if damage in ("entry", "other") else "gains.npy")
     good = path.read_bytes()
     bad = {
-        "flip": good[:5000] + bytes([good[5000] ^ 1]) + good[5001:],
+        "flip": good[:-1] + bytes([good[-1] ^ 1]),
         "truncate": good[: len(good) // 2],
         "empty": b"",
-        "mark": b"PAR1" + good[4:],
-        "footer": good[:-3],
-        "other": good.replace(b'"version": 1', b'"version": 2'),
-    }[damage]
+        "pickle": b"\x80\x04N.",
+        "entry": good[:-3],
+        "other": good.replace(f'"version": {cached.VERSION}'.encode(), b'"version": 0'),
+    }.get(damage)
     assert bad != good
-    path.write_bytes(bad)
+    if damage == "file":
+        shutil.rmtree(entry)
+        entry.write_text("a file where the entry should be")
+        assert contents(positions_of(open_trace(folder))) == before
+        return
+    path.unlink()
+    if bad is not None:
+        path.write_bytes(bad)
     assert contents(positions_of(open_trace(folder))) == before
-    assert path.read_bytes() == good and files(folder) == [path]
+    assert path.read_bytes() == good and entries(folder) == [entry]
 
 
-def test_content_and_settings_are_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FORGERIES: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "rank 0": ("ranks", lambda a: a.__setitem__((3, 0), 0)),
+    "rank negative": ("ranks", lambda a: a.__setitem__((3, 0), -5)),
+    "rank beyond the budget": ("ranks", lambda a: a.__setitem__((3, 0), 10**6)),
+    "rank falls": ("ranks", lambda a: a.__setitem__((3, slice(0, 2)), [9, 2])),
+    "gain rises": ("gains", lambda a: a.__setitem__((2, 5), 1.0)),
+    "gain above 1": ("gains", lambda a: a.__setitem__((2, 0), 1.5)),
+    "gain is no number": ("gains", lambda a: a.__setitem__((2, 3), np.nan)),
+    "gain negative": ("gains", lambda a: a.__setitem__((2, -1), -0.5)),
+    "nodes beyond the budget": ("nodes", lambda a: a.__setitem__(4, 10**9)),
+    "nodes other than gains": ("nodes", lambda a: a.__setitem__(4, a[4] - 1)),
+    "chain beyond the horizon": ("chain", lambda a: a.__setitem__(4, 200)),
+    "chain expected": ("chain_expected", lambda a: a.__setitem__(4, np.inf)),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_cache_forged_with_right_checksums_is_made_again(folder: Path, name: str) -> None:
+    opened = open_trace(folder)
+    before = contents(positions_of(opened))
+    (entry,) = entries(folder)
+    field, forge = FORGERIES[name]
+    array = np.load(entry / f"{field}.npy")
+    forge(array)
+    np.save(entry / f"{field}.npy", array)
+    about = json.loads((entry / "entry.json").read_text())
+    about["checksums"][field] = cached._checksums(entry / f"{field}.npy")
+    (entry / "entry.json").write_text(json.dumps(about))
+    assert contents(positions_of(open_trace(folder))) == before
+
+
+def test_a_cache_of_another_shape_or_type_is_made_again(folder: Path) -> None:
+    before = contents(positions_of(open_trace(folder)))
+    (entry,) = entries(folder)
+    for change in (lambda a: a[:-1], lambda a: a.astype(np.int64), lambda a: np.asfortranarray(a)):
+        np.save(entry / "ranks.npy", change(np.load(entry / "ranks.npy")))
+        about = json.loads((entry / "entry.json").read_text())
+        about["checksums"]["ranks"] = cached._checksums(entry / "ranks.npy")
+        (entry / "entry.json").write_text(json.dumps(about))
+        assert contents(positions_of(open_trace(folder))) == before
+
+
+def test_content_and_settings_are_the_key(folder: Path) -> None:
     opened = open_trace(folder)
     positions_of(opened)
     positions_of(opened.select(workload="code"))
     positions_of(opened, calibration=cross_calibrate(opened))
     positions_of(opened, calibration=cross_calibrate(opened, seed=1))
     positions_of(opened, calibration=cross_calibrate(opened, "temperature"))
-    assert len(files(folder)) == 5
+    assert len(entries(folder)) == 5
     positions_of(opened, calibration=cross_calibrate(opened))
-    assert len(files(folder)) == 5
-    monkeypatch.setattr(cached, "KEPT", 2)
+    assert len(entries(folder)) == 5
+
+
+def test_old_entries_and_leftovers_of_killed_writers_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_trace(folder)
+    positions_of(opened)
+    (first,) = entries(folder)
+    leftover, running = (first.with_name(f"{name}.tmp") for name in ("dead", "alive"))
+    for path in (leftover, running):
+        path.mkdir()
+        (path / "gains.npy").write_bytes(b"half")
+    long_ago = time.time() - 2 * cache.IN_USE
+    for path in (leftover / "gains.npy", leftover, running):  # the running one writes a file in a folder made long ago
+        os.utime(path, (long_ago, long_ago))
+    positions_of(opened.select(workload="code"))
+    assert not leftover.exists() and running.exists() and first.exists()
+    monkeypatch.setattr(cache, "LARGEST", 1)
     positions_of(opened.select(workload="chat"))
-    assert len(files(folder)) == 2
+    assert first.exists()  # it may be in use
+    os.utime(first, (long_ago, long_ago))
+    positions_of(opened.select(temperature=1))
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("value", ["off", "0", ""])
+def test_the_cache_can_be_switched_off(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("DDSIM_CACHE", value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    trace.save(tmp_path / "t")
+    before = sorted(tmp_path.rglob("*"))
+    opened = open_trace(tmp_path / "t")
+    assert contents(positions_of(opened)) == contents(positions_of(opened, cache=False))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DDSIM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_folder() == tmp_path / "ddsim"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = cache.cache_folder()
+    assert folder is not None and folder.is_relative_to(tmp_path / "home")
+    monkeypatch.setenv("DDSIM_CACHE", "~/elsewhere")
+    assert cache.cache_folder() == tmp_path / "home" / "elsewhere"
 
 
 def test_where_the_folder_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / cached.FOLDER).write_text("a file where the cache should be")
+    (tmp_path / "nowhere").write_text("")
+    monkeypatch.setenv("DDSIM_CACHE", str(tmp_path / "nowhere"))
     opened = open_trace(folder)
     expected = contents(positions_of(opened, cache=False))
     assert contents(positions_of(opened)) == expected
-    assert len(list((tmp_path / "user" / "ddsim").iterdir())) == 1
-    (tmp_path / "nowhere").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nowhere"))
-    assert contents(positions_of(opened)) == expected
+    monkeypatch.setenv("DDSIM_CACHE", str(tmp_path / "full"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
+    assert contents(positions_of(opened)) == expected and not list((tmp_path / "full" / cached.KIND).iterdir())
+    monkeypatch.setattr(cached, "_bytes", lambda _: 1 << 60)
+    with pytest.raises(DdsimError, match="GB, which neither the cache folder nor the memory holds"):
+        positions_of(opened)
 
 
 def test_an_interrupted_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,13 +554,22 @@ def test_an_interrupted_write_leaves_nothing(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cached, "_fill", stop)
     with pytest.raises(KeyboardInterrupt):
         positions_of(open_trace(folder))
-    assert not files(folder)
+    assert not entries(folder)
 
 
-def test_the_packages_own_traces_are_cached_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    inside = Path(ddsim.__file__).parent / "data" / "humaneval"
-    assert cached._folders(inside) == [tmp_path / "ddsim"]
+def test_two_processes_make_one_cache_at_once(folder: Path) -> None:
+    code = f"""
+        import hashlib
+        from ddsim.positions import positions_of
+        from ddsim.trace import open_trace
+        for _ in range(5):
+            positions = positions_of(open_trace({str(folder)!r}))
+            print(hashlib.sha256(positions.gains[:].tobytes() + positions.ranks[:].tobytes()).hexdigest())
+    """
+    runs = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE) for _ in range(3)]
+    answers = [run.communicate()[0].split() for run in runs]
+    assert all(run.returncode == 0 for run in runs) and len({line for answer in answers for line in answer}) == 1
+    assert len(entries(folder)) == 1
 
 
 def test_threads_change_nothing(trace: Trace) -> None:
@@ -513,12 +624,12 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         # not getrusage, which counts the process that this one was forked from
         print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "DDSIM_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert sum(path.stat().st_size for path in files(tmp_path / "t")) > 1.2e9
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.npy")) > 1.2e9
     assert int(done.stdout) < 1 << 20  # KiB
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddsim import trace as trace_module
+from ddsim.demo import demo_trace
 from ddsim.errors import DdsimError
 from ddsim.trace import Trace, TraceWriter, open_trace, round_logprobs, write_pieces
 from ddsim.tree import gains_and_ranks, true_ranks
@@ -89,7 +95,7 @@ def test_rounding(value: float) -> None:
 def test_fingerprint_ignores_shards(trace: Trace, tmp_path: Path) -> None:
     trace.save(tmp_path / "copy")
     copy = open_trace(tmp_path / "copy")
-    assert len(list((tmp_path / "copy").iterdir())) == 1
+    assert len(list((tmp_path / "copy").glob("part-*"))) == 1
     assert copy.fingerprint == trace.fingerprint
     assert trace.select(prompts=["0"]).fingerprint != trace.fingerprint
 
@@ -141,7 +147,9 @@ def test_killed_run_is_readable_and_goes_on(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])}
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment)
     assert run.returncode == -signal.SIGKILL
-    assert len(open_trace(tmp_path / "t").sequences) == 3
+    with pytest.warns(UserWarning, match=f"{tmp_path / 't'}: the recording was interrupted.* 3 sequences"):
+        interrupted = open_trace(tmp_path / "t")
+    assert len(interrupted.sequences) == 3 and interrupted.meta["complete"] is False
     rng = np.random.default_rng(2)
     items = [sequence(rng, 5) for _ in range(5)]
     with TraceWriter(tmp_path / "t", **SHAPE) as writer:
@@ -150,7 +158,8 @@ def test_killed_run_is_readable_and_goes_on(tmp_path: Path) -> None:
             writer.add_sequence(prompt_id="0", **items[0])
         for i in (3, 4):
             writer.add_sequence(prompt_id=str(i), **items[i])
-    assert open_trace(tmp_path / "t").fingerprint == written(tmp_path / "whole", items).fingerprint
+    whole = open_trace(tmp_path / "t")
+    assert whole.fingerprint == written(tmp_path / "whole", items).fingerprint and whole.meta["complete"] is True
     assert not list((tmp_path / "t").glob(".*"))
 
 
@@ -238,6 +247,148 @@ def test_from_arrays_equals_files(tmp_path: Path) -> None:
     open_trace(tmp_path / "u").check()
     with pytest.raises(DdsimError, match="horizon"):
         Trace.from_arrays([item["tokens"]] * 2, [item["token_ids"], item["token_ids"][:, :2]], [values, values[:, :2]])
+
+
+# --- what an index tells is so --------------------------------------------------------------------------------------
+
+
+def rewritten(shard: Path, change: Any = None, **meta: Any) -> None:
+    """Change a shard's table, and entries of its metadata (None: leave out), under a checksum that fits."""
+    table = pq.read_table(shard, partitioning=None)
+    told = json.loads(table.schema.metadata[b"ddsim"]) | meta
+    told = {key: value for key, value in told.items() if key != "checksum" and value is not None}
+    told["checksum"] = trace_module._checksum(told)
+    if change is not None:
+        table = change(table)
+    pq.write_table(table.replace_schema_metadata({"ddsim": json.dumps(told)}), shard, row_group_size=1 << 20)
+
+
+def column(name: str, edit: Any) -> Any:
+    """A change of one column, as Python values."""
+
+    def change(table: pa.Table) -> pa.Table:
+        values = table[name].to_pylist()
+        edit(values)
+        at = table.schema.names.index(name)
+        return table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+    return change
+
+
+def shifted(values: list[Any], low: int, high: int, by: int) -> None:
+    values[low:high] = [value + by for value in values[low:high]]
+
+
+# The first shard of `trace` holds sequences of 6 and 1 positions.
+EDITS: dict[str, Any] = {
+    "prompt_id": column("prompt_id", lambda v: v.__setitem__(slice(0, 6), ["other"] * 6)),
+    "workload": column("workload", lambda v: v.__setitem__(slice(0, 6), ["other"] * 6)),
+    "temperature": column("temperature", lambda v: v.__setitem__(slice(0, 6), [0.5] * 6)),
+    "context": column("context", lambda v: shifted(v, 0, 6, 1)),
+    "token": column("token", lambda v: v.__setitem__(2, (v[2] + 1) % V)),
+    "a row dropped at the start": lambda t: column("position", lambda v: shifted(v, 0, 5, -1))(t.slice(1)),
+    "a sequence dropped": lambda t: t.slice(0, 6),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("remembered", [False, True])
+def test_an_edited_index_is_refused(trace: Trace, edit: str, remembered: bool) -> None:
+    """Whatever was cached for the sound trace, and before any candidate is read."""
+    assert trace.path is not None
+    shard = trace.path / "part-00000.parquet"
+    if not remembered:
+        rewritten(shard)  # other bytes than those that were verified
+    rewritten(shard, EDITS[edit])
+    with pytest.raises(DdsimError, match=f"{shard}.*(differs from its hash|hashes of 2)"):
+        open_trace(trace.path)
+
+
+def test_verified_once_for_its_content(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trace.path is not None
+    read = []
+    parse = trace_module._Shard._parse
+    monkeypatch.setattr(trace_module._Shard, "_parse", lambda *a: read.append(a[0].path.name) or parse(*a))
+    open_trace(trace.path)
+    shutil.copytree(trace.path, tmp_path / "copy")
+    open_trace(tmp_path / "copy")
+    assert not read
+    rewritten(tmp_path / "copy" / "part-00001.parquet")
+    assert open_trace(tmp_path / "copy").fingerprint == trace.fingerprint
+    assert read == ["part-00001.parquet"]
+    monkeypatch.setenv("DDSIM_CACHE", "off")
+    open_trace(tmp_path / "copy")
+    assert len(read) == 4
+
+
+def test_missing_and_foreign_shards(trace: Trace, tmp_path: Path) -> None:
+    assert trace.path is not None and trace.meta["complete"] is True
+    last, listed = trace.path / "part-00002.parquet", trace.path / "_recording.json"
+    rng = np.random.default_rng(9)
+    other = written(tmp_path / "other", [sequence(rng, n) for n in (6, 1, 4, 9, 2)])
+    assert other.path is not None
+    good = last.read_bytes()
+    last.unlink()
+    with pytest.raises(DdsimError, match=r"part-00002.parquet: is missing.* lists 3 shards"):
+        open_trace(trace.path)
+    shutil.copy(other.path / last.name, last)
+    with pytest.raises(DdsimError, match=r"part-00002.parquet: is another shard than _recording.json lists"):
+        open_trace(trace.path)
+    last.write_bytes(good)
+    rewritten(last)  # the same content in other bytes
+    assert open_trace(trace.path).fingerprint == trace.fingerprint
+    shutil.copy(last, trace.path / "part-00003.parquet")
+    rewritten(trace.path / "part-00003.parquet", column("sequence", lambda v: shifted(v, 0, 2, 1)), first_sequence=5)
+    with pytest.raises(DdsimError, match=r"part-00003.parquet: is not listed"):
+        open_trace(trace.path)
+    (trace.path / "part-00003.parquet").unlink()
+    text = listed.read_text()
+    for bad in (text.replace("true", "false"), text[:-5], "", "[]", '{"schema_version": 1}'):
+        listed.write_text(bad)
+        with pytest.raises(DdsimError, match=str(listed)):
+            open_trace(trace.path)
+    listed.unlink()
+    with pytest.warns(UserWarning, match="interrupted"):
+        assert open_trace(trace.path).meta["complete"] is False
+    os.rename(last, trace.path / "part-00007.parquet")
+    with pytest.raises(DdsimError, match=r"expected part-00002.parquet.*missing.*renamed"):
+        open_trace(trace.path)
+
+
+def test_a_recording_killed_between_a_shard_and_the_list(trace: Trace) -> None:
+    """At each place where a resumed recorder can die, the folder stays readable and tells."""
+    assert trace.path is not None
+    rng = np.random.default_rng(10)
+    writer = TraceWriter(trace.path, **SHAPE)
+    writer.add_sequence(prompt_id="more", **sequence(rng, 3))
+    write = trace_module._write_recording
+    for dies_at in (1, 2):
+        calls = []
+
+        def dying(*arguments: Any, at: int = dies_at, calls: list[Any] = calls) -> None:
+            calls.append(arguments)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            write(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(trace_module, "_write_recording", dying)
+            writer.flush()
+        found = len(list(trace.path.glob("part-*")))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            again = open_trace(trace.path)
+        assert (found, len(again.sequences), again.meta["complete"]) == ((3, 5, True), (4, 6, False))[dies_at - 1]
+    with TraceWriter(trace.path, **SHAPE) as writer:
+        assert ("toy", "more", 0.0) in writer.done
+    assert open_trace(trace.path).meta["complete"] is True
+
+
+def test_traces_without_a_list_stay_readable() -> None:
+    """The shipped one is of the first schema, which couldn't tell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert demo_trace().meta["complete"] is None
 
 
 @pytest.mark.slow
