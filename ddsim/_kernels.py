@@ -25,7 +25,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from ddsim._jit import njit
 
 NO_RANK = 2**31 - 1
 BINS = 32  # of the histogram that aims the threshold

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.errors import DdsimError
 

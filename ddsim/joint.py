@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.budget import (
     CHAIN,

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numba import njit
 from numpy.typing import NDArray
 
 import ddsim
 from ddsim import budget as _budget
+from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.budget import CHAIN, NO_DRAFT, Floats, Ints, Positions
 from ddsim.calibration import Calibration
