@@ -323,7 +323,7 @@ def cost_curve(cost: Any, max_budget: int, context: int | None = None, batch: in
     if hasattr(cost, "verify_seconds"):
         tokens = np.arange(max_budget + 1) + batch
         verify = np.asarray(cost.verify_seconds(tokens, context, batch), np.float64)
-        draft = float(np.asarray(cost.draft_seconds(batch, context)))
+        draft = float(np.asarray(cost.draft_seconds(batch, context=context)))
         return np.ascontiguousarray(np.broadcast_to(verify, tokens.shape) + draft)
     curve = np.array(cost, np.float64).reshape(-1)
     if len(curve) < max_budget + 1:

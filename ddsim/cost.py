@@ -28,7 +28,7 @@ from ddsim.profiles import (
     read_profile,
     write_profile,
 )
-from ddsim.surface import Curve, Grid, RoundPoint, Surface
+from ddsim.surface import Curve, RoundPoint, RoundTimes, Surface
 
 __all__ = [
     "CONTEXT_STEP",
@@ -87,8 +87,9 @@ class CostModel:
 
     Between measured contexts and batches all kinds but ``roofline`` interpolate linearly. Outside what was measured every answer
     comes with one :class:`ExtrapolationWarning` per model and axis: token counts go on with the last slope (flat below the first),
-    contexts with the last slope between contexts (flat below the first), and every request past the last batch adds what reading
-    its context costs.
+    contexts with the last slope between contexts (flat below the first), and every request past the last batch of B adds what
+    reading its context costs, a B-th of the slope between contexts there. Drafting and host work go on as from the batch before
+    to the last.
 
     Attributes
     ----------
@@ -126,7 +127,7 @@ class CostModel:
         self._surface = Surface(kind, curves, roofline)
         self._draft, self._host = tuple(draft), tuple(host)
         self._round = [
-            (name, points, Grid([(p.context, p.batch) for p in points]))
+            RoundTimes(name, points)
             for name, points in (("drafting", self._draft), ("host work", self._host))
             if points
         ]
@@ -194,30 +195,24 @@ class CostModel:
         return value if value.ndim else float(value)
 
     @overload
-    def draft_seconds(self, batch: float = 1, context: float | None = None) -> float: ...
+    def draft_seconds(self, batch: float = 1, *, context: float | None = None) -> float: ...
     @overload
-    def draft_seconds(self, batch: ArrayLike = 1, context: ArrayLike | None = None) -> FloatArray: ...
-    def draft_seconds(self, batch: ArrayLike = 1, context: ArrayLike | None = None) -> Any:
+    def draft_seconds(self, batch: ArrayLike = 1, *, context: ArrayLike | None = None) -> FloatArray: ...
+    def draft_seconds(self, batch: ArrayLike = 1, *, context: ArrayLike | None = None) -> Any:
         """Seconds a round spends on drafting and on the host: medians, linear between contexts and batches.
 
         Parameters
         ----------
         batch, context : array_like
-            As in :meth:`verify_seconds`.
+            As in :meth:`verify_seconds`; the context by name only, since everywhere else it comes before the batch.
         """
         c, b = _arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
         value = np.zeros(c.shape)
-        for name, points, grid in self._round:
-            pairs, beyond, out_context, out_batch = grid.weights(c, b)
-            for node, w in pairs:
-                value = value + w * points[node].seconds
-            for k, past, more in beyond:
-                index, contexts = grid.nodes[k]
-                if len(index) > 1:
-                    rise = points[index[-1]].seconds - points[index[-2]].seconds
-                    value = value + max(0.0, rise / (contexts[-1] - contexts[-2])) * (past + more)
-            self._flag(f"context of {name}", c, out_context, _span_of([p.context for p in points]))
-            self._flag(f"batch of {name}", b, out_batch, _span_of([p.batch for p in points]))
+        for times in self._round:
+            seconds, out_context, out_batch = times.seconds(c, b)
+            value = value + seconds
+            self._flag(f"context of {times.name}", c, out_context, _span_of([p.context for p in times.points]))
+            self._flag(f"batch of {times.name}", b, out_batch, _span_of([p.batch for p in times.points]))
         return value if value.ndim else float(value)
 
     def ar_seconds(self, context: ArrayLike | None = None, batch: ArrayLike = 1) -> Any:
@@ -417,7 +412,7 @@ def cost_table(cost: CostModel, contexts: ArrayLike, max_budget: int, batch: int
             cost._rows.clear()
             missing = unique
         verify = cost.verify_seconds(np.arange(batch, batch + max_budget + 1), missing[:, None], batch)
-        total = verify + cost.draft_seconds(np.full(len(missing), batch), missing)[:, None]
+        total = verify + cost.draft_seconds(batch, context=missing)[:, None]
         for c, seconds, first in zip(missing.tolist(), total, verify[:, 0].tolist(), strict=True):
             cost._rows[c, batch, max_budget] = seconds, first
     rows = [cost._rows[c, batch, max_budget] for c in unique.tolist()]

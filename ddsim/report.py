@@ -317,7 +317,7 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
     context = model.default_context if model.default_context in spans else next(iter(spans))
     first, last = spans[context]
     low, high = (1e3 * float(model.verify_seconds(t, context, batch)) for t in (first, last))
-    draft = 1e3 * float(model.draft_seconds(batch, context))
+    draft = 1e3 * float(model.draft_seconds(batch, context=context))
     said = (
         f"Verification takes {low:.2f} ms at {first:g} and {high:.2f} ms at {last:g} tokens in one pass at context "
         f"{context:,}; drafting and host work add {draft:.2f} ms a round."

@@ -40,7 +40,8 @@ class Grid:
     """Bilinear interpolation weights over (batch, context) nodes; every batch has contexts of its own.
 
     Below the first context or batch the value stays. Past the last ones the caller adds what the context tokens cost that no
-    node covers: those past the last context, and those of the requests past the last batch.
+    node covers: those past the last context, and those of the requests past the last batch. Both are counted as contexts grow in
+    a node, where one token more is one for each of its requests.
     """
 
     def __init__(self, nodes: Sequence[tuple[int | None, int | None]]) -> None:
@@ -58,7 +59,8 @@ class Grid:
     ) -> tuple[list[tuple[int, FloatArray]], list[tuple[int, FloatArray, FloatArray]], BoolArray, BoolArray]:
         """Weights, context tokens that aren't covered, and where context and batch lie outside the nodes.
 
-        Weights are (node, weight) pairs; then (batch index, tokens past its last context, tokens of requests past it).
+        Weights are (node, weight) pairs; then (batch index, tokens past its last context, tokens of requests past the last batch,
+        spread over the requests of that batch).
         """
         if self.any_batch:
             batch = np.full_like(batch, self.batches[0])
@@ -80,7 +82,7 @@ class Grid:
                 if w.any():
                     pairs.append((int(index[node]), w))
             past = wk * np.maximum(0.0, context - contexts[-1])
-            more = wk * context * np.maximum(0.0, batch - self.batches[-1])
+            more = wk * context * np.maximum(0.0, batch / self.batches[-1] - 1.0)
             if past.any() or more.any():
                 beyond.append((k, past, more))
         return pairs, beyond, out_context, out_batch
@@ -92,6 +94,40 @@ def _bracket(nodes: FloatArray, x: FloatArray) -> tuple[IntArray, IntArray, Floa
     high = np.minimum(low + 1, len(nodes) - 1)
     gap = np.where(high > low, nodes[high] - nodes[low], 1.0)
     return low, high, np.where(high > low, np.clip((x - nodes[low]) / gap, 0.0, 1.0), 0.0)
+
+
+class RoundTimes:
+    """Seconds of a drafter pass, or of a round's host work, over (context, batch).
+
+    Medians, linear between contexts and batches and past the last ones: a drafter drafts for every request, so its time goes on
+    growing as it did from the batch before to the last. With one batch only, each further request adds what its context costs.
+    """
+
+    def __init__(self, name: str, points: Sequence[RoundPoint]) -> None:
+        self.name, self.points = name, tuple(points)
+        self.grid = Grid([(p.context, p.batch) for p in points])
+        self.slopes = []  # per batch: seconds that one more context token for each of its requests costs
+        for index, contexts in self.grid.nodes:
+            rise = self.points[index[-1]].seconds - self.points[index[-2]].seconds if len(index) > 1 else 0.0
+            self.slopes.append(max(0.0, rise / (contexts[-1] - contexts[-2])) if len(index) > 1 else 0.0)
+
+    def seconds(self, context: FloatArray, batch: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+        """Seconds, and where context and batch lie outside what was measured; arrays of one shape."""
+        batches = self.grid.batches
+        several = len(batches) > 1
+        pairs, beyond, out_context, out_batch = self.grid.weights(
+            context, np.minimum(batch, batches[-1]) if several else batch
+        )
+        value = np.zeros(context.shape)
+        for node, w in pairs:
+            value += w * self.points[node].seconds
+        for k, past, more in beyond:
+            value += self.slopes[k] * (past + more)
+        if several and (more_requests := np.maximum(0.0, batch - batches[-1])).any():
+            out_batch = out_batch | (more_requests > 0)
+            last, before = (self.seconds(context, np.full_like(batch, b))[0] for b in batches[[-1, -2]])
+            value += more_requests * np.maximum(0.0, last - before) / (batches[-1] - batches[-2])
+        return value, out_context, out_batch
 
 
 def _at(curve: Curve, tokens: FloatArray, kind: str) -> FloatArray:
@@ -120,7 +156,7 @@ class Surface:
         self.slopes = [self._context_slope(index) for index, _ in self.grid.nodes] if roofline is None else []
 
     def _context_slope(self, index: IntArray) -> tuple[float, float]:
-        """What one more context token costs past the last context: seconds to read it, and seconds per verified token.
+        """What contexts longer by a token cost past the last one: seconds to read them, and seconds per verified token.
 
         From the last two curves: their median difference at small token counts, then the slope of what is left. Neither is below
         0, so that a convex or monotone model stays so where it is extrapolated.
@@ -150,7 +186,9 @@ class Surface:
         if self.roofline is None:
             for k, past, more in beyond:
                 read, attend = self.slopes[k]
-                value += read * (past + more) + attend * past * tokens  # a request attends to its own context only
+                # The curve reads the context of each of its requests, so its slope is that of a token in all of them; a
+                # request attends to its own context only, however many there are.
+                value += read * (past + more) + attend * past * tokens
         else:
             value = self.roofline.seconds(tokens, context, batch)
         return value, (tokens < low) | (tokens > high), out_context, out_batch

@@ -8,7 +8,7 @@ from itertools import combinations, pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.surface import Curve
+from ddsim.surface import Curve, RoundPoint
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +101,12 @@ def _curve(curve: Curve, tokens: float, kind: str) -> float:
 
 
 def surface(curves: Sequence[Curve], kind: str, tokens: float, context: float, batch: float) -> float:
-    """Seconds by curves at (context, batch): linear between contexts, then between batches, with what lies past them."""
+    """Seconds by curves at (context, batch): linear between contexts, then between batches, with what lies past them.
+
+    A curve of batch b at context c was measured while b * c context tokens were read, so b requests with one token more each cost
+    the slope between contexts, and one context token costs a b-th of it. Whatever is asked for reads some number of context
+    tokens; those that no curve covers are paid at that price.
+    """
     by_batch: dict[int, dict[int, Curve]] = {}
     for c in curves:
         by_batch.setdefault(c.batch or 1, {})[c.context or 0] = c
@@ -116,7 +121,36 @@ def surface(curves: Sequence[Curve], kind: str, tokens: float, context: float, b
             rise = [(_curve(high, t, kind) - _curve(low, t, kind)) / (contexts[-1] - contexts[-2]) for t in shared]
             read = max(0.0, float(np.median(rise[: -(-len(rise) // 4)])))
             attend = sum(t * (r - read) for t, r in zip(shared, rise, strict=True)) / sum(t * t for t in shared)
-            past = max(0.0, context - contexts[-1])
-            value += read * past + max(0.0, attend) * past * tokens + read * context * max(0.0, batch - last_batch)
+            read_one = read / b
+            requests = batch if b == last_batch and batch > b else b
+            value += read_one * (requests * context - b * min(context, contexts[-1]))
+            value += max(0.0, attend) * max(0.0, context - contexts[-1]) * tokens
         values.append((float(b), value))
     return _line(values, batch)
+
+
+def round_times(points: Sequence[RoundPoint], context: float, batch: float) -> float:
+    """Seconds of drafting: linear between contexts and past the last, then the same between batches.
+
+    With one batch only, further requests cost what reading their contexts does: all of them one token more costs the slope.
+    """
+    by_batch: dict[int, dict[int, float]] = {}
+    for p in points:
+        by_batch.setdefault(p.batch or 1, {})[p.context or 0] = p.seconds
+    at, rates = [], []
+    for b, of in sorted(by_batch.items()):
+        known = sorted(of.items())
+        value, rate = _line([(float(c), s) for c, s in known], context), 0.0
+        if len(known) > 1:
+            (c0, s0), (c1, s1) = known[-2:]
+            rate = max(0.0, (s1 - s0) / (c1 - c0))
+            value += rate * max(0.0, context - c1)
+        at.append((float(b), value))
+        rates.append(rate)
+    last, seconds = at[-1]
+    if batch <= last:
+        return _line(at, batch)
+    if len(at) == 1:
+        return seconds + (batch - last) * context * rates[0] / last
+    before, earlier = at[-2]
+    return seconds + (batch - last) * max(0.0, seconds - earlier) / (last - before)

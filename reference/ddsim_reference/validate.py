@@ -381,7 +381,9 @@ def _priced(answers: Sequence[Decoded], prompt_tokens: Sequence[int], cost: Cost
     rounds = [(r.budget + 1, n + r.position) for a, n in zip(answers, prompt_tokens, strict=True) for r in a.rounds]
     tokens, contexts = np.array(rounds).T
     seconds = (
-        cost.ar_seconds(contexts) if plain else cost.verify_seconds(tokens, contexts) + cost.draft_seconds(1, contexts)
+        cost.ar_seconds(contexts)
+        if plain
+        else cost.verify_seconds(tokens, contexts) + cost.draft_seconds(context=contexts)
     )
     return float(np.sum(seconds))
 
