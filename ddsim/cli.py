@@ -241,7 +241,7 @@ REPLAY_COLUMNS: tuple[console.Column, ...] = (
 WORKLOAD_COLUMNS: tuple[console.Column, ...] = (
     ("workload", "workload", str),
     ("best_budget", "best budget,\nnodes", str),
-    ("flat", "within 1 %", str),
+    ("near_best", "within 1 %", str),
     ("tokens_per_second", "tokens/s", console.number(1)),
     ("pooled_budget_loss", "loss with the\npooled budget", console.percent),
 )
@@ -327,15 +327,15 @@ def _show_plan(show: Out, answer: Plan, several: bool) -> None:
     show.say()
     if several:
         table = answer.by_workload
-        flat = [f"{low}–{high}" for low, high in zip(table["flat_low"], table["flat_high"], strict=True)]
-        show.table(table.assign(flat=flat), WORKLOAD_COLUMNS, "The best fixed budget of each workload")
+        near = [", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs) for runs in table["near_best"]]
+        show.table(table.assign(near_best=near), WORKLOAD_COLUMNS, "The best fixed budget of each workload")
 
 
 def _plot_plan(show: Out, name: str, answer: Plan) -> None:
     from ddsim.plot import fixed_budgets
 
     plain = answer.table().set_index("policy")["tokens_per_second"].get("AR")
-    _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.flat, baseline=plain, ax=ax))
+    _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.near_best, baseline=plain, ax=ax))
 
 
 def _told(provenance: dict[str, Any]) -> str:
@@ -409,7 +409,12 @@ def replay(
 
 
 def _show_replay(show: Out, table: Any, title: str | None) -> None:
-    show.table(_with_interval(table), REPLAY_COLUMNS, title)
+    tuned = table["tuned_on"] == "same prompts"
+    marked = table.assign(policy=table["policy"].where(~tuned, table["policy"] + " *"))
+    show.table(_with_interval(marked), REPLAY_COLUMNS, title)
+    if tuned.any():
+        show.say("* tuned on the prompts that it is judged on: on others it does a little worse")
+        show.say()
 
 
 def _with_interval(table: Any) -> Any:

@@ -31,6 +31,7 @@ from .calibration import Reliability
 from .cost import CostModel
 from .errors import DdsimError
 from .profiles import Profile
+from .replay import said_runs
 from .trace import Trace
 from .tree import DraftTree, draft_tree
 
@@ -508,10 +509,13 @@ def cost_curve(
 # --------------------------------------------------------------------------------------------------------------------
 
 
+MOST_RUNS = 4  # runs of budgets that a legend names one by one
+
+
 def fixed_budgets(
     curve: pd.DataFrame,
     *,
-    flat: tuple[int, int] | None = None,
+    flat: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     baseline: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -521,8 +525,8 @@ def fixed_budgets(
     ----------
     curve : DataFrame
         budget, tokens_per_second, and optionally low and high (95 %), as ``Plan.curve()`` gives.
-    flat : (first, last), optional
-        Budgets within 1 % of the best.
+    flat : (first, last) or several, optional
+        Runs of budgets within 1 % of the best, as ``Plan.near_best`` gives.
     baseline : float, optional
         Tokens per second without speculation.
     ax : Axes, optional
@@ -536,9 +540,11 @@ def fixed_budgets(
     n, rate = curve["budget"].to_numpy(), curve["tokens_per_second"].to_numpy(float)
     best = int(np.argmax(rate))
     ax = _axes(ax)
-    if flat is not None:
-        span = f"{flat[0]} to {flat[1]}" if flat[1] > flat[0] else f"{flat[0]}"
-        ax.axvspan(flat[0] - 0.3, flat[1] + 0.3, color=GREEN, alpha=0.15, lw=0, label=f"within 1 %: {span} nodes")
+    runs = [] if flat is None else [(int(a), int(b)) for a, b in np.reshape(np.asarray(flat), (-1, 2))]
+    for k, (first, last) in enumerate(runs):
+        words = said_runs(runs) if len(runs) <= MOST_RUNS else f"{len(runs)} runs from {runs[0][0]} to {runs[-1][1]}"
+        label = f"within 1 %: {words} nodes" if k == 0 else None
+        ax.axvspan(first - 0.3, last + 0.3, color=GREEN, alpha=0.15, lw=0, label=label)
     if {"low", "high"} <= set(curve):
         ax.fill_between(
             n,

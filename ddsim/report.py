@@ -28,7 +28,7 @@ from .errors import DdsimError
 from .files import write_text
 from .positions import positions_of
 from .profiles import Profile
-from .replay import CALIBRATED, Plan, replay_rounds
+from .replay import CALIBRATED, Plan, replay_rounds, said_runs
 from .replay import plan as make_plan
 from .trace import Trace
 
@@ -174,29 +174,29 @@ Section = list["Figure | Table"]
 
 def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     """(what, number, interval or remark) of the recommended policy."""
-    row = _row(plan, plan.choice)
+    row = plan.judged()
     cards = [
         ("Throughput", f"{row['tokens_per_second']:,.0f} tokens/s", _between(row, "tokens_per_second", "{:,.0f}".format)),
         ("Speed-up over autoregression", f"{row['speedup']:.2f}×", _between(row, "speedup", "{:.2f}".format)),
         ("Acceptance length", f"{row['acceptance_length']:.2f}", "tokens a round"),
-        ("Flat range", _nodes(*plan.flat), f"fixed budgets within 1 % of the best, {plan.best_budget}"),
+        ("As good", f"{said_runs(plan.near_best)} nodes", f"fixed budgets within 1 % of the best, {plan.best_budget}"),
         ("Of what hindsight could do", f"{100 * row['hindsight_share']:.0f} %", _between(row, "hindsight_share", _whole_percent)),
     ]  # fmt: skip
     return cards
 
 
 def _recommendation(plan: Plan) -> Section:
-    curve, (first, last) = plan.curve(), plan.flat
+    curve = plan.curve()
     alone = float(_row(plan, "AR")["tokens_per_second"])
     best = float(curve["tokens_per_second"].max())
     items: Section = [
         _figure(
             "budgets",
             "Throughput of fixed budgets",
-            lambda ax: plot.fixed_budgets(curve, flat=plan.flat, baseline=alone, ax=ax),
+            lambda ax: plot.fixed_budgets(curve, flat=plan.near_best, baseline=alone, ax=ax),
             f"From {curve['tokens_per_second'].iloc[0]:,.0f} tokens/s without nodes it rises to {best:,.0f} at "
             f"{plan.best_budget} nodes and is {curve['tokens_per_second'].iloc[-1]:,.0f} at {curve['budget'].iloc[-1]}; "
-            f"within 1 % of the best: {_nodes(first, last)}. Autoregression: {alone:,.0f} tokens/s.",
+            f"within 1 % of the best: {said_runs(plan.near_best)} nodes. Autoregression: {alone:,.0f} tokens/s.",
         )
     ]
     table = plan.table()
@@ -215,12 +215,11 @@ def _recommendation(plan: Plan) -> Section:
         items.append(
             _table(
                 "Each workload by itself",
-                plan.by_workload,
+                plan.by_workload.assign(near_best=plan.by_workload["near_best"].map(said_runs)),
                 {
                     "workload": ("workload", str),
                     "best_budget": ("best fixed budget", "{:.0f}".format),
-                    "flat_low": ("within 1 % from", "{:.0f}".format),
-                    "flat_high": ("to", "{:.0f}".format),
+                    "near_best": ("within 1 %", str),
                     "tokens_per_second": ("tokens/s at its best", "{:,.0f}".format),
                     "pooled_budget_loss": ("lost with the pooled best", _percent),
                     "choice_gain": ("recommended over its own best", _percent),
@@ -270,6 +269,7 @@ def _policies(
         "budget_mean": ("nodes a round", "{:.1f}".format),
         "hindsight_share": ("of hindsight", _whole_percent),
         "rounds": ("rounds", "{:,.0f}".format),
+        "tuned_on": ("tuned on", str),
     }
     items.append(_table("All prompts", plan.table(), columns))
     workload: Columns = {"workload": ("workload", str)}
@@ -563,10 +563,6 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _between(row: dict[str, Any], key: str, how: Callable[[float], str]) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     return f"95 % interval {how(low)} to {how(high)}" if np.isfinite(low) else "one prompt only: no interval"
-
-
-def _nodes(first: int, last: int) -> str:
-    return f"{first} to {last} nodes" if last > first else f"{first} nodes"
 
 
 def _off(ratio: float) -> str:
