@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddsim import __version__, console
+from ddsim import __version__, console, interrupts
 from ddsim.console import Out
 from ddsim.errors import DdsimError
 from ddsim.files import STDOUT, write_stdout
+from ddsim.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ddsim.replay import Plan
     from ddsim.trace import Trace
 
+LONGEST_LINE = 2000  # characters of an error: names can be of any length
 FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 KINDS = ("auto", "steps", "roofline", "convex", "isotonic", "table")  # of ddsim.cost, which takes NumPy to import
 PLOT_FORMATS = (".png", ".svg", ".pdf")
@@ -884,7 +887,7 @@ def decode(
         key = piece.prompt.workload, piece.prompt.id
         held = texts.setdefault(key, [])
         if batch == 1 and not held:
-            show.say(f"{'' if not answers else chr(10)}{piece.prompt.id}", style="bold", wrap=False)
+            _show_prompt(show, piece.prompt.id, first=not answers)
         held += piece.parts
         if batch == 1:
             show.stream(piece.parts, mark)
@@ -892,7 +895,7 @@ def decode(
             continue
         done = piece.answer
         if batch > 1:
-            show.say(f"{'' if not answers else chr(10)}{piece.prompt.id}", style="bold", wrap=False)
+            _show_prompt(show, piece.prompt.id, first=not answers)
             show.stream(held, mark)
         seconds, rounds = done.seconds.get("decode", 0.0), len(done.rounds)
         rate = f", {(len(done.tokens) - 1) / seconds:,.1f} tokens/s" if seconds > 0 else ""
@@ -906,6 +909,12 @@ def decode(
             }
         )  # fmt: skip
     show.json({"policy": policy, "temperature": temperature, "answers": answers})
+
+
+def _show_prompt(show: Out, name: str, first: bool) -> None:
+    if not first:
+        show.say()
+    show.say(name, style="bold", wrap=False)
 
 
 @app.command(
@@ -1137,7 +1146,7 @@ def train_drafter(
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
         start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=lambda line: print(printable(line), file=sys.stderr),
     )  # fmt: skip
     if _reference("ranks").Ranks().rank > 0:
         return  # under torchrun the first process speaks for all
@@ -1173,18 +1182,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters must not end a run
     try:
-        with console.one_line_warnings():
+        with console.one_line_warnings(), console.sane_width():
             code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as error:
         if debug and not isinstance(error, (BrokenPipeError, SystemExit)):
             import traceback
 
-            traceback.print_exc()
-        return _exit_code(error)
+            print(printable(traceback.format_exc(), keep="\n"), end="", file=sys.stderr)
+        code = _exit_code(error)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_output()
+        return code
     if code == INTERRUPTED:  # Typer's answer to Ctrl-C
         return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    """What standard output can't take is dropped; Python would try again when it exits, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: BaseException) -> int:
@@ -1192,12 +1212,12 @@ def _exit_code(error: BaseException) -> int:
     # Typer and Rich turn a broken pipe into sys.exit(1).
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, OSError) and cause.errno == errno.EPIPE:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+        _discard_output()
         return BROKEN_PIPE
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)) or interrupts.seen():
+        return _fail("interrupted", INTERRUPTED)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return _fail("interrupted", INTERRUPTED)
     if isinstance(error, _Failed):
         return _fail(str(error), FAILED_TOLERANCE, "failed")
     if isinstance(error, DdsimError):
@@ -1218,5 +1238,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _fail(message: str, code: int, word: str = "error") -> int:
-    print(f"{word}: {' '.join(message.split())}", file=sys.stderr)
+    text = printable(" ".join(message.split()), LONGEST_LINE)
+    with contextlib.suppress(OSError):  # nobody reads standard error
+        print(f"{word}: {text}", file=sys.stderr)
     return code

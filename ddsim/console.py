@@ -13,11 +13,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ddsim.errors import DdsimError
-from ddsim.files import STDOUT, check_output, check_output_folder, refuse_inputs
+from ddsim.files import STDOUT, check_output, check_output_folder, refuse_inputs, stdout_closed
+from ddsim.text import printable, printable_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
+
+LONGEST = 60  # characters of a table's cell: longer names are cut in the middle
+NARROWEST, WIDEST = 40, 1000  # columns: text for people is laid out for no others
 
 Column = tuple[str, str, Callable[[Any], str]]  # column of the data frame, heading, how a value is printed
 Progress = Callable[[int, int], None]  # called with (done, in all)
@@ -47,6 +51,8 @@ class Out:
         named = [f for f in files if f is not None]
         if named.count(STDOUT) + as_json > 1:
             raise DdsimError("standard output can take one thing only: give a file name in place of - or drop --json")
+        if (as_json or STDOUT in named) and stdout_closed():
+            raise DdsimError("standard output is closed, so the answer would be lost; open it, or give a file name")
         for name in named:
             check_output(name)
         for name in folders:
@@ -71,7 +77,9 @@ class Out:
     def say(self, text: str = "", style: str | None = None, *, wrap: bool = True) -> None:
         """Print a line for people (none with ``--json``); ``wrap=False`` for one with a path in it."""
         if not self.as_json:
-            self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=not wrap)
+            self.console.print(
+                printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=not wrap
+            )
 
     def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
         """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
@@ -79,10 +87,11 @@ class Out:
             return
         from rich import box
         from rich.table import Table
+        from rich.text import Text  # as it is: a string would be read as markup
 
         shown = [c for c in columns if c[0] in frame.columns]
         table = Table(
-            title=title,
+            title=None if title is None else Text(printable(title, LONGEST)),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
@@ -92,7 +101,7 @@ class Out:
         for i, (_, heading, _) in enumerate(shown):
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
         for record in frame.to_dict("records"):
-            table.add_row(*(_cell(record, column) for column in shown))
+            table.add_row(*(Text(printable(_cell(record, column), LONGEST)) for column in shown))
         # A narrower terminal breaks lines, which is better than figures cut short.
         wide = self.console if self.console.width >= 80 else make_console(self._stream, 80)
         wide.print(table)
@@ -102,16 +111,17 @@ class Out:
         if self.as_json:
             return
         for flagged, run in groupby(parts, key=lambda part: part[1]):
-            text = "".join(part for part, _ in run)
+            text = printable("".join(part for part, _ in run), keep="\n\t")
             if mark and flagged and self.console.color_system is None:
                 text = f"[{text}]"
             style = "green" if mark and flagged else None
-            self.console.print(text, style=style, end="", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(text, style=style, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def json(self, document: Any) -> None:
         """Print the answer as JSON, if that was asked for."""
         if self.as_json:
-            print(json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False))
+            text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+            print(printable_json(text, sys.stdout.encoding or "utf-8"))
 
     def saved(self, name: str | os.PathLike[str]) -> None:
         """Say which file was written."""
@@ -131,6 +141,25 @@ def make_console(stream: TextIO, width: int | None = None) -> Console:
     from rich.console import Console
 
     return Console(file=stream, width=width)
+
+
+@contextmanager
+def sane_width() -> Iterator[None]:
+    """Meanwhile COLUMNS and TERMINAL_WIDTH are widths that text can be laid out for, or unset where they are no numbers."""
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
+    for name, value in before.items():
+        if value is None:
+            continue
+        del os.environ[name]
+        if value.isascii() and value.isdigit() and value.strip("0"):
+            wide = int(value) if len(value) < 10 else WIDEST
+            os.environ[name] = str(min(max(wide, NARROWEST), WIDEST))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
 
 
 def plain(value: Any) -> Any:
@@ -189,7 +218,7 @@ def progress(label: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
@@ -213,10 +242,10 @@ def working(label: str) -> Iterator[Callable[[str], None]]:
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
         task = bar.add_task(label)
-        yield lambda what: bar.update(task, description=f"{label}: {what}")
+        yield lambda what: bar.update(task, description=printable(f"{label}: {what}"))
 
 
 @contextmanager
@@ -232,7 +261,7 @@ def one_line_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = " ".join(str(message).split())
+        text = printable(" ".join(str(message).split()))
         if text not in shown:
             print(f"warning: {text}", file=file or sys.stderr)
         shown.add(text)

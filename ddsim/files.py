@@ -107,7 +107,7 @@ def write_stdout(suffix: str, make: Callable[[Path], object]) -> None:
     BrokenPipeError
         Whoever read it has had enough.
     """
-    if sys.stdout is None:
+    if stdout_closed():
         raise DdsimError("standard output is closed; give a file name in place of -")
     with tempfile.TemporaryDirectory(prefix="ddsim-") as folder:
         path = Path(folder, f"file{suffix}")
@@ -123,6 +123,11 @@ def write_stdout(suffix: str, make: Callable[[Path], object]) -> None:
             # What is left in the buffer has nowhere to go, and Python would try again when it exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise _refusal("standard output", error) from None
+
+
+def stdout_closed() -> bool:
+    """Whether there is no standard output; ``ddsim.__main__`` puts the null device in its place."""
+    return sys.stdout is None or getattr(sys.stdout, "name", None) == os.devnull
 
 
 def remove_stale(path: PathLike) -> None:

@@ -32,6 +32,7 @@ from .cost import CostModel
 from .errors import DdsimError
 from .profiles import Profile
 from .replay import said_runs
+from .text import printable
 from .trace import Trace
 from .tree import DraftTree, draft_tree
 
@@ -69,6 +70,7 @@ STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1, 1.
 GREY = "#767676"
 SUFFIXES = ("png", "svg", "pdf")
 FEWEST = 20  # observations below which a rate says nothing
+LONGEST = 32  # characters of a label
 SIZE = (6.3, 3.8)  # inches: the width of a page's text, less than half its height
 _TEXT = 9.0  # points
 
@@ -594,7 +596,7 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     y = 0
     for name, part in groups:
         if name:
-            labels.append(str(name))
+            labels.append(_label(name))
             bold.append(y)
             y += 1
         top = y
@@ -611,7 +613,7 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             if "hindsight_share" in row and not ceiling:
                 facts.append(f"{100 * row['hindsight_share']:.0f} % of hindsight")
             ax.text(most * 1.03, y, ", ".join(facts), va="center", fontsize=_TEXT)
-            labels.append(str(row["policy"]))
+            labels.append(_label(row["policy"]))
             y += 1
         ceilings = part.loc[part["policy"] == "Hindsight", "tokens_per_second"]
         if len(ceilings):
@@ -651,7 +653,7 @@ def budget_distribution(budgets: Mapping[str, ArrayLike], *, ax: Axes | None = N
             continue
         last = max(last, int(picked[-1]))
         x, share = np.unique(picked, return_counts=True)
-        label = f"{name}: median {np.median(picked):g}, mean {picked.mean():.0f}"
+        label = f"{_label(name)}: median {np.median(picked):g}, mean {picked.mean():.0f}"
         ax.step(
             np.concatenate([[0], x, [x[-1]]]), np.concatenate([[0.0], np.cumsum(share) / len(picked), [1.0]]), where="post",
             color=COLOURS[i % len(COLOURS)], ls=STYLES[i % len(STYLES)], lw=1.8, label=label,
@@ -812,7 +814,7 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         # Side by side, so that intervals at one batch size don't hide each other.
         x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
         colour = GREY if name == "AR" else COLOURS[i % len(COLOURS)]
-        style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": str(name)}
+        style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": _label(name)}
         bars = None
         if {"speedup_low", "speedup_high"} <= set(part):
             bars = np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float)
@@ -986,7 +988,7 @@ def predicted_measured(
     kinds = table["group"].astype(str).tolist() if "group" in table else [""] * len(table)
     for i, kind in enumerate(dict.fromkeys(kinds)):
         mine = np.array([k == kind for k in kinds])
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": kind or None}
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": _label(kind) if kind else None}
         if {"measured_low", "measured_high"} <= set(table):
             low, high = table["measured_low"].to_numpy(float)[mine], table["measured_high"].to_numpy(float)[mine]
             bars = np.abs(np.stack([y[mine] - low, high - y[mine]]))
@@ -1036,7 +1038,7 @@ def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax
     ax.set_xlabel("measured / predicted − 1, %")
     _dress(ax)
     ax.grid(False, axis="y")
-    ax.set_yticks(y, [str(label) for label in table["label"]])
+    ax.set_yticks(y, [_label(label) for label in table["label"]])
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(-1.1 * reach, 1.1 * reach)
     ax.set_ylim(len(table) - 0.4, -0.6)
@@ -1140,6 +1142,12 @@ def _spread(values: NDArray[Any], most: int) -> list[int]:
     if len(values) > most:
         values = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
     return [int(v) for v in values]
+
+
+def _label(name: object) -> str:
+    """A foreign name as a label: neither markup of mathematics nor a character that SVG can't hold."""
+    shown = printable(name, LONGEST).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # Matplotlib leaves labels with a leading _ out of legends
 
 
 def _shown(text: str, most: int = 12) -> str:

@@ -30,11 +30,13 @@ from .positions import positions_of
 from .profiles import Profile
 from .replay import CALIBRATED, Plan, replay_rounds, said_runs
 from .replay import plan as make_plan
+from .text import printable
 from .trace import Trace
 
 __all__ = ["report"]
 
 WIDTH, HEIGHT = 4.5, 3.3  # inches: what a column of the page, or a telephone, shows without shrinking the letters much
+LONGEST = 60  # characters of a cell
 LARGEST_TREE = 64  # nodes of the tree that is drawn
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -445,7 +447,9 @@ def _inline(svg: bytes, name: str, title: str, text: str) -> Markup:
             root.remove(child)
     for element in root.iter():
         for key, value in list(element.attrib.items()):
-            if key == "id":
+            if key == "d":  # numbers to a hundredth of a point: half the size, and nobody sees it
+                element.set(key, re.sub(r"-?\d+\.\d+", _short, value))
+            elif key == "id":
                 element.set(key, f"{name}-{value}")
             elif key == f"{{{XLINK}}}href" and value.startswith("#"):
                 del element.attrib[key]
@@ -463,13 +467,10 @@ def _inline(svg: bytes, name: str, title: str, text: str) -> Markup:
     root.set("style", f"max-width: {width * 1.7:.0f}px; aspect-ratio: {width:g} / {height:g}")
     for i, (tag, content) in enumerate((("title", title), ("desc", text))):
         node = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'text'}"})
-        node.text = content
+        node.text = printable(content)
         root.insert(i, node)
     ElementTree.register_namespace("", SVG)
-    code = ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
-    # Numbers to a hundredth of a point: half the size, and nobody sees it.
-    code = re.sub(r'(?<= d=")[^"]*', lambda m: re.sub(r"-?\d+\.\d+", _short, m.group()), code)
-    return Markup(code)
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
 
 
 def _short(match: re.Match[str]) -> str:
@@ -484,7 +485,7 @@ def _table(title: str, frame: pd.DataFrame, columns: Columns) -> Table:
         for name, (_, how) in shown.items():
             value = record[name]
             if isinstance(value, str):
-                row.append((value, value))
+                row.append((printable(value, LONGEST), value))
             else:
                 known = value is not None and np.isfinite(value)
                 row.append((how(value) if known else "–", float(value) if known else ""))
@@ -494,7 +495,12 @@ def _table(title: str, frame: pd.DataFrame, columns: Columns) -> Table:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("ddsim"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=PackageLoader("ddsim"),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is what we made
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.tests["figure"] = lambda item: isinstance(item, Figure)
     environment.tests["narrow"] = lambda item: item.narrow if isinstance(item, Table) else not item.wide

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,16 @@ WORDS = (
 )  # fmt: skip
 
 
-def trace(sequences: int = 24, length: int = 60, horizon: int = 15, max_budget: int = 64, seed: int = 0) -> Trace:
+def trace(
+    sequences: int = 24,
+    length: int = 60,
+    horizon: int = 15,
+    max_budget: int = 64,
+    seed: int = 0,
+    workloads: Sequence[str] = ("chat", "code"),
+    prompt: str = "p",
+    origin: str = "made up",
+) -> Trace:
     """A trace in memory whose marginals are sharp near the root, flatter with depth, and a bit too unsure."""
     rng = np.random.default_rng(seed)
     vocab = len(WORDS)
@@ -37,15 +48,15 @@ def trace(sequences: int = 24, length: int = 60, horizon: int = 15, max_budget: 
         tokens.append(x)
         ids.append(order)
         values.append(np.take_along_axis(logprobs, order, -1).astype(np.float32) - 1e-6)
-        names.append("code" if s % 2 else "chat")
+        names.append(workloads[s % len(workloads)])
     return Trace.from_arrays(
-        tokens, ids, values, workload=names, prompt_id=[f"p{s}" for s in range(sequences)],
+        tokens, ids, values, workload=names, prompt_id=[f"{prompt}{s}" for s in range(sequences)],
         context0=[100 + 20 * s for s in range(sequences)], max_budget=max_budget, vocab_size=vocab,
-        provenance={"target": "made up", "drafter": "made up"},
+        provenance={"target": origin, "drafter": origin},
     )  # fmt: skip
 
 
-def saved(folder: Path, **changes: int) -> Trace:
+def saved(folder: Path, **changes: Any) -> Trace:
     """The same trace on disk, with the text of its tokens."""
     trace(**changes).save(folder)
     write_pieces(folder, dict(enumerate(WORDS)))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +17,9 @@ from typing import Any
 
 import pytest
 
+import hostile
 from ddsim import jsonfile
+from ddsim.cli import main
 from ddsim.errors import DdsimError
 
 Run = Callable[..., Any]  # the fixture of conftest.py
@@ -90,7 +96,7 @@ def test_only_files_and_pipes_are_read(cli: Run, files: Path, tmp_path: Path, mo
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(10 << 30)  # takes no room
     cases: dict[str | Path, str] = {
-        tmp_path: "is a folder",
+        files: "is a folder",
         "/dev/zero": "is a device",
         tmp_path / "pipe": "nothing came through this pipe",
         tmp_path / "large.json": "is larger than 1 MiB",
@@ -126,3 +132,163 @@ def test_process_substitution(files: Path) -> None:
     command = f"{sys.executable} -m ddsim fit --kind table --json <(cat {files / 'profile.json'})"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["model"]["fit"] == "table", done.stderr
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_printable() -> None:
+    from ddsim.text import printable, printable_json
+
+    for name in hostile.NAMES:
+        shown = printable(name)
+        assert not hostile.RAW.search(shown) and "\n" not in shown
+        assert len(printable(name, 20)) <= 20 * 6
+        text = json.dumps({name: name}, ensure_ascii=False)
+        for encoding in ("utf-8", "ascii", "latin-1"):
+            safe = printable_json(text, encoding)
+            assert json.loads(safe) == {name: name} and not hostile.RAW.search(safe)
+            safe.encode(encoding)
+    assert printable("naïve 日本語 👩\u200d💻") == "naïve 日本語 👩\u200d💻"
+
+
+def test_hostile_names_are_shown_as_they_are(cli: Run, files: Path, tmp_path: Path) -> None:
+    hostile.use(cli, hostile.NAMES, files / "profile.json", tmp_path)
+
+
+def test_markup_in_names_is_shown_not_obeyed(cli: Run, files: Path, tmp_path: Path) -> None:
+    import made_up
+
+    names = ["[/red]", "[bold red]x", ":smile:", "$x$", "_y"]
+    made_up.saved(tmp_path / "trace", sequences=10, length=24, workloads=names)
+    words = ("replay", tmp_path / "trace", "-p", files / "profile.json", "--bootstrap", 5, "--policy", "AR")
+    answer = cli(*words)
+    assert answer.code == 0 and set(names) <= {line.strip() for line in answer.out.splitlines()}
+    cli("report", *words[1:-2], "-o", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert all(f">{name}<" in page for name in names)
+    assert names[0] in error(cli(*words, "-w", "nothing"))
+
+
+def test_labels_are_no_mathematics() -> None:
+    import pandas as pd
+
+    from ddsim import plot
+
+    for name in hostile.NAMES:
+        table = pd.DataFrame({"policy": [name, "b"], "tokens_per_second": [1.0, 2.0], "workload": [name, name]})
+        ax = plot.policies(table, ax=plot.canvas())
+        ax.get_figure().canvas.draw()  # type: ignore[union-attr]
+    ax = plot.budget_distribution({"_a$x$": [1, 2], r"\$": [3]}, ax=plot.canvas())
+    assert [t.get_text().split(":")[0].strip() for t in ax.get_legend().get_texts()] == [r"_a\$x\$", r"\\$"]  # type: ignore[union-attr]
+
+
+def test_errors_show_file_names_on_one_line(cli: Run) -> None:
+    for name in ("a\nerror: all is well", "\x1b[2J", "\u202egnp", "x" * 5000):
+        line = error(cli("fit", name))
+        assert not hostile.RAW.search(line) and len(line) < 2200
+        for words in (("fit", name, "--debug"), ("fit", "nothing.json", f"--{name}"), (name,)):
+            assert not hostile.RAW.search(cli(*words).err)
+
+
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["typer.main", "numpy.linalg", "ddsim.cost"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(files: Path, module: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "ddsim", "fit", files / "profile.json"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.split("|")[-1].strip() == module:
+                process.send_signal(signal.SIGINT)
+                break
+        said = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+        assert (process.wait(60), said) == (130, ["error: interrupted"])
+
+
+def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+    code = """
+        import sys, time, signal, ddsim.cli
+        class Last:
+            def __del__(self):
+                signal.raise_signal(signal.SIGINT)
+        def work(*_):
+            Last()
+            time.sleep(20)
+        ddsim.cli.app = lambda *_, **__: work()
+        import ddsim.__main__ as m
+        sys.exit(m.run())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">&-", 0, ""),
+        (
+            "--json >&-",
+            2,
+            "error: standard output is closed, so the answer would be lost; open it, or give a file name\n",
+        ),
+        ("<&- >&- 2>&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("> /dev/full", 2, "error: No space left on device\n"),
+        ("| true", 141, ""),
+        ("2> /dev/full --seed x", 2, ""),
+    ],
+)
+def test_closed_streams(files: Path, tmp_path: Path, redirection: str, code: int, said: str) -> None:
+    words = f"{sys.executable} -m ddsim fit --kind table {files}/profile.json -o {tmp_path}/c.json {redirection}"
+    done = subprocess.run(["bash", "-c", f"{words}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
+    if code == 0:
+        assert json.loads((tmp_path / "c.json").read_text())["fit"] == "table"
+
+
+def test_terminals_of_any_kind(cli: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("fit", files / "profile.json", "--kind", "table")
+    for name, values in {
+        "COLUMNS": ("0", "1", "-5", "1" + "0" * 9, "9" * 5000, "wide", "", "²"),
+        "TERM": ("dumb", "unknown"),
+        "NO_COLOR": ("1",),
+    }.items():
+        for value in values:
+            with monkeypatch.context() as patch:
+                patch.setenv(name, value)
+                patch.setenv("TERMINAL_WIDTH", value if name == "COLUMNS" else "80")
+                for more in (words, ("fit", "--help"))[name == "NO_COLOR" :]:
+                    answer = main_alone(more)
+                    assert answer[0] == 0 and len(answer[1]) < 40_000, (name, value, more)
+                assert os.environ[name] == value
+
+
+def main_alone(words: tuple[Any, ...]) -> tuple[int, str]:
+    """The command line with an environment of one's own (the fixture sets COLUMNS)."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        return main([str(w) for w in words]), out.getvalue()
+
+
+def test_a_locale_without_letters(files: Path, tmp_path: Path) -> None:
+    import made_up
+
+    made_up.saved(tmp_path / "trace", sequences=4, length=24, workloads=["Zoë", "日本"])
+    words = [
+        *COMMAND,
+        "replay",
+        tmp_path / "trace",
+        "-p",
+        files / "profile.json",
+        "--kind",
+        "table",
+        "--bootstrap",
+        "5",
+    ]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    for more in ([], ["--json"]):
+        done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, encoding="ascii")
+        assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert {row["workload"] for row in json.loads(done.stdout)["by_workload"]} >= {"Zoë", "日本"}

@@ -1,0 +1,71 @@
+"""Foreign text (names, prompt ids, file names, provenance) made fit to be shown on a terminal, in a figure or on a page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_JOINERS = "\u200c\u200d"  # emoji and several scripts are spelt with them
+
+
+def printable(text: object, most: int | None = None, keep: str = "") -> str:
+    r"""Text with an escape such as ``\x1b`` in place of each character that isn't seen.
+
+    Control characters drive a terminal and may not stand in XML; bidirectional overrides make text read otherwise than it is.
+    The answer is one line, unless ``keep`` holds line ends.
+
+    Parameters
+    ----------
+    text : object
+        Shown as ``str`` shows it.
+    most : int, optional
+        Longest answer; the middle of a longer text becomes "…", because names often differ at their ends.
+    keep : str
+        Characters that stay as they are.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31mred\u202e\n"))
+    a\x1b[31mred\u202e\n
+    >>> printable("a name that goes on and on", most=11)
+    'a nam…nd on'
+    """
+    shown = str(text)
+    if most is not None and len(shown) > most:
+        shown = f"{shown[: most // 2]}…{shown[len(shown) - (most - 1) // 2 :]}"
+    if shown.isprintable():
+        return shown
+    return "".join(
+        c if c in keep or c in _JOINERS or unicodedata.category(c) not in _HIDDEN else _escape(c) for c in shown
+    )
+
+
+def printable_json(text: str, encoding: str = "utf-8") -> str:
+    r"""A JSON document with JSON's own escapes in place of what isn't seen, or what an encoding lacks; its meaning stays.
+
+    Examples
+    --------
+    >>> printable_json('{"name": "caf\u00e9\u202e"}')
+    '{"name": "café\\u202e"}'
+    >>> printable_json('{"name": "café"}', "ascii")
+    '{"name": "caf\\u00e9"}'
+    """
+    try:
+        text.encode(encoding)
+        fits = True
+    except UnicodeEncodeError:
+        fits = False
+    if fits and text.replace("\n", "").isprintable():
+        return text
+
+    def shown(c: str) -> str:
+        if c == "\n" or (c.isprintable() and (fits or c.isascii())):
+            return c
+        units = c.encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+    return "".join(map(shown, text))
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
