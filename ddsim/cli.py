@@ -487,7 +487,13 @@ def serve(
     trace: TraceArgument,
     profile: ProfileOption,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests decoded together (repeatable): 1, 8, 32.")
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            min=1,
+            help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
+        ),
     ] = None,
     policy: ServingPolicyOption = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests to finish (default: each prompt once).")] = None,
@@ -505,20 +511,23 @@ def serve(
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
     from ddsim.policy import parse_policy
-    from ddsim.serving import simulate
+    from ddsim.serving import EXTRAPOLATED, simulate
 
     policies = [parse_policy(name, joint=True) for name in policy or ()]
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with console.progress("Simulating") as progress:
         result = simulate(
-            recording, cost, policies or None, batch=batch or (1, 8, 32), requests=requests, max_tokens=max_tokens,
+            recording, cost, policies or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
             bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     table = result.table()
-    for size, rows in table.groupby("batch", sort=False):
+    marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))
+    for size, rows in marked.groupby("batch", sort=False):
         show.table(
             _with_interval(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
         )
+    if table["extrapolated"].any():
+        show.say(EXTRAPOLATED)
     if plot is not None:
         from ddsim.plot import serving
 
@@ -670,10 +679,19 @@ def export(
         Path | None, typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for budgets.")
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", "-b", min=1, help="Batch size, for budgets (repeatable).")
+        list[int] | None,
+        typer.Option(
+            "--batch", "-b", min=1, help="Batch size, for budgets (repeatable; default: 1 to 64 as far as measured)."
+        ),
     ] = None,
     context: Annotated[
-        list[int] | None, typer.Option("--context", min=0, max=2**31, help="Context, for budgets (repeatable).")
+        list[int] | None,
+        typer.Option(
+            "--context",
+            min=0,
+            max=2**31,
+            help="Context, for budgets (repeatable; default: 256 to 8,192 as far as measured).",
+        ),
     ] = None,
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -706,10 +724,17 @@ def export(
         cost = _cost(show, profile, "auto")
         given: dict[str, Any] = {k: sorted(set(v)) for k, v in (("batch", batch), ("contexts", context)) if v}
         with console.progress("Solving"):
-            widths = batch_map(recording, cost, **given).pivot(index="context", columns="batch", values="width")
+            table = batch_map(recording, cost, **given).pivot(index="context", columns="batch")
+        widths, marks = table["width"], table["extrapolated"].to_numpy(bool)
         source = {"trace": recording.fingerprint, "cost": cost.provenance, "cost_kind": cost.kind}
         grid = widths.index.to_numpy(int), widths.columns.to_numpy(int), widths.to_numpy(int)
-        _write(out, suffix, lambda path: export_budgets(path, *grid, provenance=source))
+        _write(out, suffix, lambda path: export_budgets(path, *grid, extrapolated=marks, provenance=source))
+        spans = [
+            f"{name} {values[0]:,}–{values[-1]:,}" for name, values in (("contexts", grid[0]), ("batches", grid[1]))
+        ]
+        show.say(f"Budgets for {' and '.join(spans)}; costs measured at {cost.range}.")
+        if marks.any():
+            show.say(f"Of {marks.size} budgets {marks.sum()} rest on extrapolated costs (marked in the file).")
     show.saved(out)
     show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, cast, overload
@@ -140,6 +141,7 @@ class CostModel:
         )
         self.default_context = contexts[(len(contexts) - 1) // 2] if contexts else 0
         self._warned: set[str] = set()
+        self._gathered: dict[str, tuple[float, float, str]] | None = None  # what `one_warning` will say, by axis
         self._rows: dict[
             tuple[int, int, int], tuple[FloatArray, float]
         ] = {}  # rows of cost tables, by context, batch, budget
@@ -218,6 +220,55 @@ class CostModel:
     def ar_seconds(self, context: ArrayLike | None = None, batch: ArrayLike = 1) -> Any:
         """Seconds of an autoregressive round: one token per request, no drafting."""
         return self.verify_seconds(batch, context, batch)
+
+    def measured_tokens(self, context: float | None = None, batch: float = 1) -> tuple[float, float]:
+        """First and last token count of a pass that was measured at this context and batch, or at those around it."""
+        c, b = _arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
+        low, high = self._surface.measured_tokens(c, b)
+        return float(low), float(high)
+
+    def extrapolated(self, tokens: ArrayLike, context: ArrayLike | None = None, batch: ArrayLike = 1) -> Any:
+        """Whether a round lies outside what was measured: its verification, its drafting or its work on the host.
+
+        Parameters
+        ----------
+        tokens, context, batch : array_like
+            As in :meth:`verify_seconds`.
+
+        Returns
+        -------
+        bool array of the broadcast shape, or a bool for scalars
+        """
+        t, c, b = _arguments(
+            tokens=(tokens, 1),
+            context=(self.default_context if context is None else context, 0),
+            batch=(batch, 1),
+        )
+        outside = np.logical_or.reduce(self._surface.seconds(t, c, b)[1:])
+        for times in self._round:
+            outside = np.logical_or.reduce([outside, *times.seconds(c, b)[1:]])
+        return outside if outside.ndim else bool(outside)
+
+    @contextmanager
+    def one_warning(self) -> Iterator[None]:
+        """Gather what is extrapolated inside the block, over many questions, and warn of it once at its end."""
+        self._gathered, outer = {}, self._gathered
+        try:
+            yield
+        finally:
+            gathered, self._gathered = self._gathered, outer
+        # Drafting asked at what verification was is no news; host work doesn't depend on the context.
+        told = {
+            axis: saw
+            for axis, saw in gathered.items()
+            if saw != gathered.get(axis.split(" of ")[0]) or " of " not in axis
+        }
+        if told:
+            warnings.warn(
+                "cost extrapolated: " + "; ".join(f"{axis} {_outside(*saw)}" for axis, saw in told.items()),
+                ExtrapolationWarning,
+                stacklevel=4,
+            )
 
     def is_convex(self, max_tokens: int | None = None, context: float | None = None, batch: int = 1) -> bool:
         """Whether verification cost is convex over the whole token counts from ``batch`` to ``max_tokens`` (None: the fit's last).
@@ -344,16 +395,29 @@ class CostModel:
         return _model(jsonfile.read_document(path, {COST_KIND: SCHEMA_VERSION}), str(path))
 
     def _flag(self, axis: str, value: FloatArray, outside: BoolArray, span: str) -> None:
-        if axis in self._warned or not outside.any():
+        if not outside.any():
             return
-        self._warned.add(axis)
         asked = np.broadcast_to(value, outside.shape)[outside]
-        text = f"{asked.min():g}" + (f"–{asked.max():g}" if asked.max() > asked.min() else "")
-        warnings.warn(
-            f"cost extrapolated: {axis} {text} is outside the measured {span}",
-            ExtrapolationWarning,
-            stacklevel=3,
-        )
+        low, high = float(asked.min()), float(asked.max())
+        if self._gathered is not None:
+            before = self._gathered.get(axis, (low, high, span))
+            self._gathered[axis] = min(low, before[0]), max(high, before[1]), span
+        elif axis not in self._warned:
+            self._warned.add(axis)
+            warnings.warn(f"cost extrapolated: {axis} {_outside(low, high, span)}", ExtrapolationWarning, stacklevel=3)
+
+
+def measured_grid(values: Sequence[int], measured: tuple[int, int] | None) -> list[int]:
+    """Those of a default grid's values that lie within what was measured, or the ends of that; all if nothing depends on them.
+
+    Examples
+    --------
+    >>> measured_grid([1, 8, 32, 64], (1, 32)), measured_grid([1, 8], (16, 24)), measured_grid([1, 8], None)
+    ([1, 8, 32], [16, 24], [1, 8])
+    """
+    if measured is None:
+        return list(values)
+    return [v for v in values if measured[0] <= v <= measured[1]] or sorted(set(measured))
 
 
 @dataclass(frozen=True)
@@ -495,6 +559,10 @@ def _arguments(**named: tuple[ArrayLike, float]) -> list[FloatArray]:
             raise DdsimError(f"{name} must be finite and at least {least:g}")
         arrays.append(x)
     return [np.array(x) for x in np.broadcast_arrays(*arrays)]
+
+
+def _outside(low: float, high: float, span: str) -> str:
+    return f"{low:g}" + (f"–{high:g}" if high > low else "") + f" is outside the measured {span}"
 
 
 def _span(pair: tuple[int, int] | None) -> str:

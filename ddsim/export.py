@@ -120,6 +120,7 @@ def export_budgets(
     batches: ArrayLike,
     budgets: ArrayLike,
     *,
+    extrapolated: ArrayLike | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> None:
     """Write a lookup table (context, batch) -> nodes per request as JSON for a serving engine.
@@ -132,6 +133,8 @@ def export_budgets(
     batches : int [B], ascending
     budgets : int [C, B]
         Nodes, the root not counted; verification sends one token more.
+    extrapolated : bool [C, B], optional
+        Which budgets rest on costs outside what was measured; written beside them.
 
     Raises
     ------
@@ -146,12 +149,16 @@ def export_budgets(
             raise DdsimError(f"{path}: {name} must be ascending whole numbers")
     if n.dtype.kind not in "iu" or n.min() < 0:
         raise DdsimError(f"{path}: budgets must be whole numbers, 0 or more")
+    marks = None if extrapolated is None else np.asarray(extrapolated)
+    if marks is not None and (marks.shape != n.shape or marks.dtype != bool):
+        raise DdsimError(f"{path}: extrapolated must be true or false for each of the {n.size} budgets")
     document = {
         "schema_version": 1,
         "kind": "ddsim-budgets",
         "contexts": c.tolist(),
         "batches": b.tolist(),
         "budgets": n.tolist(),
+        **({} if marks is None else {"extrapolated": marks.tolist()}),
         "provenance": provenance or {},
     }
     write_document(path, document)

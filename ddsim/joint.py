@@ -271,7 +271,8 @@ def joint_table(
     if max_tokens is not None and max_tokens < batch:
         raise DdsimError(f"max_tokens: {max_tokens} tokens can't hold the roots of a batch of {batch}")
     if max_tokens is None:
-        limit = max(int(cost.range.tokens[1]) - batch, batch * horizon)
+        measured = min(cost.measured_tokens(context, batch)[1] for context in contexts)
+        limit = max(int(measured) - batch, batch * horizon)
         last = max(limit, batch * min(widest, max_budget))
     else:
         limit = last = max_tokens - batch

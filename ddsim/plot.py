@@ -719,6 +719,7 @@ def heat_map(
     label: str,
     form: str = "{:.0f}",
     centre: float | None = None,
+    extrapolated: ArrayLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """A number for each batch size and context, as colour and as text.
@@ -734,6 +735,8 @@ def heat_map(
         How a number is written.
     centre : float, optional
         With it colours diverge: blue above, orange below.
+    extrapolated : bool [batches, contexts], optional
+        Cells that are hatched: their costs weren't measured.
     ax : Axes, optional
 
     Examples
@@ -742,6 +745,7 @@ def heat_map(
     'context, tokens a request'
     """
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
 
     grid = np.asarray(values, float)
     if grid.shape != (len(batches), len(contexts)):
@@ -776,6 +780,8 @@ def heat_map(
                 fontsize=_TEXT,
                 color="white" if dark else BLACK,
             )
+    for i, j in np.argwhere(np.zeros(grid.shape, bool) if extrapolated is None else np.asarray(extrapolated, bool)):
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#00000040", lw=0))
     ax.set_xticks(range(len(contexts)), [f"{c:,}" for c in contexts], fontsize=_TEXT)
     ax.set_yticks(range(len(batches)), [f"{b:,}" for b in batches], fontsize=_TEXT)
     ax.set_xlabel("context, tokens a request", fontsize=_TEXT)
@@ -822,13 +828,17 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.errorbar(
             x, rate, bars, marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], ms=4.5, elinewidth=1, **style
         )
+        if part.get("extrapolated", pd.Series(dtype=bool)).any():
+            hollow = part["extrapolated"].to_numpy(bool)
+            ax.plot(x[hollow], rate[hollow], "o", ms=3, mfc="white", mec=colour, mew=0.5, zorder=4)
     _dress(ax)
     ax.set_xscale("log", base=2)
     ax.set_xticks(batches, [f"{b:,}" for b in batches])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("batch, requests decoded together")
+    hollow = bool(table.get("extrapolated", pd.Series(dtype=bool)).any())
+    ax.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if hollow else ""))
     ax.set_ylabel("tokens/s, as a multiple of AR's at that batch")
     ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax

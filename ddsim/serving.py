@@ -18,7 +18,7 @@ from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.budget import CHAIN, NO_DRAFT, Floats, Ints, Positions
 from ddsim.calibration import Calibration
-from ddsim.cost import CONTEXT_STEP, CostModel, CostTable
+from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, measured_grid
 from ddsim.errors import DdsimError
 from ddsim.joint import (
     AR,
@@ -59,6 +59,11 @@ from ddsim.trace import Trace
 __all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
 
 Interval = tuple[float, float, float]
+
+BATCHES = (1, 8, 32)
+MAP_BATCHES, MAP_CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 512, 1024, 2048, 4096, 8192)
+
+EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
 
 SHUFFLES = 8
 """Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
@@ -102,6 +107,7 @@ class Run:
     rounds : int64 [R], joint rounds
     nodes : int64 [R], verified nodes in all
     latency : float64 [R, requests], seconds from a request's first round to its last
+    largest : int64 [R], nodes of the largest round
     """
 
     seconds: Floats
@@ -109,15 +115,16 @@ class Run:
     rounds: NDArray[np.int64]
     nodes: NDArray[np.int64]
     latency: Floats
+    largest: NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True)
 def _closed_loop(  # type: ignore[no-untyped-def]
     mode, rule, price, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
     low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
-    spent, committed, rounds, verified, latency,
+    spent, committed, rounds, verified, latency, largest,
 ):  # fmt: skip
-    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. Sums go to the last five arrays."""
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. What happened goes to the last six arrays."""
     requests, horizon = queue.shape[1], ranks.shape[1]
     for r in range(first, last):
         where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
@@ -170,6 +177,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                 _budget.track(state, memory, float(gained), took)
             rounds[r] += 1
             verified[r] += n
+            largest[r] = max(largest[r], n)
             committed[r] += gained
         spent[r] = now
 
@@ -183,16 +191,16 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
         positions.starts, queue, table.batch, CONTEXT_STEP,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
-    tokens, rounds, nodes = (np.zeros(len(queue), np.int64) for _ in range(3))
-    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape))
-    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency)
+    tokens, rounds, nodes, largest = (np.zeros(len(queue), np.int64) for _ in range(4))
+    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape), largest)
+    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency, run.largest)
     split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
     return run
 
 
 def _loop(
     policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
-) -> tuple[float, int, int, int, Floats]:
+) -> tuple[float, int, int, int, Floats, int]:
     """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
     requests, batch, horizon = len(queue), table.batch, positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
@@ -200,7 +208,7 @@ def _loop(
     taken = queue[request % requests]
     where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(batch)
     latency = np.zeros(requests)
-    following, done, now, committed, rounds, verified = batch, 0, 0.0, 0, 0, 0
+    following, done, now, committed, rounds, verified, largest = batch, 0, 0.0, 0, 0, 0, 0
     while done < requests:
         u = table.row_of(float(positions.context[where].sum()) / batch)
         asked = np.asarray(policy.choose_joint(np.ascontiguousarray(gains[where]), table.curve[u]), np.int64)  # type: ignore[index]
@@ -226,7 +234,8 @@ def _loop(
             following += 1
         policy.observe(gained, took)
         committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
-    return now, committed, rounds, verified, latency
+        largest = max(largest, nodes)
+    return now, committed, rounds, verified, latency, largest
 
 
 def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
@@ -242,7 +251,7 @@ def simulate(
     cost: CostModel,
     policies: Sequence[Policy | str] | None = None,
     *,
-    batch: int | Sequence[int] = (1, 8, 32),
+    batch: int | Sequence[int] | None = None,
     requests: int | None = None,
     max_tokens: int | None = None,
     calibration: Calibration | None = None,
@@ -265,11 +274,11 @@ def simulate(
     trace : Trace or Positions
         Its gains are held in memory.
     cost : CostModel
-        Batches that weren't measured are extrapolated, with a warning.
+        What lies outside what was measured is extrapolated: rows say so, and one warning at the end.
     policies : sequence of Policy or str, optional
         Default: `serving_policies`. AR is always simulated too.
-    batch : int or ints
-        Numbers of slots.
+    batch : int or ints, optional
+        Numbers of slots. Default: those of 1, 8 and 32 within the batches that were measured.
     requests : int, optional
         Requests to finish. Default: every sequence once, and at least four a slot.
     max_tokens : int, optional
@@ -303,7 +312,7 @@ def simulate(
     >>> simulate(trace, cost, ["DFlash", "LongRun"], batch=4, bootstrap=10).table()["policy"].tolist()
     ['AR', 'DFlash', 'LongRun']
     """
-    sizes = batches_of(batch)
+    sizes = batches_of(measured_grid(BATCHES, cost.range.batches) if batch is None else batch)
     if bootstrap < 0 or (requests is not None and requests < 1):
         raise DdsimError(f"simulate: needs bootstrap >= 0 and requests >= 1, has {bootstrap} and {requests}")
     positions = _in_memory(trace, calibration)
@@ -315,29 +324,35 @@ def simulate(
     runs: dict[tuple[int, str], Run] = {}
     ready: dict[tuple[int, str], Policy] = {}
     queues: dict[int, NDArray[np.int64]] = {}
-    for size in sizes:
-        count = max(positions.sequences, 4 * size) if requests is None else requests
-        queues[size] = _queues(positions, count, bootstrap, seed)
-        table = joint_table(
-            cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
-        )
-        if any(isinstance(p, DFlash) for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
-            raise DdsimError(
-                f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
+    extrapolated: dict[tuple[int, str], bool] = {}
+    with cost.one_warning():
+        for size in sizes:
+            count = max(positions.sequences, 4 * size) if requests is None else requests
+            queues[size] = _queues(positions, count, bootstrap, seed)
+            table = joint_table(
+                cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
             )
-        for policy in asked:
-            ready[size, policy.name] = _prepared(policy, positions, table, queues[size][:SHUFFLES])
-        for policy in asked:
-            key = size, policy.name
-            decision = decision_of(ready[key])
-            if decision is None:  # the kernel can't decide as the policy does
-                one = [_loop(copy.deepcopy(ready[key]), positions, table, row) for row in queues[size]]
-                runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
-            else:
-                width = min(decision.width, (table.seconds.shape[1] - 1) // size)
-                runs[key] = _run(dataclasses.replace(decision, width=width), positions, table, queues[size])
-            if progress is not None:
-                progress(len(runs), len(sizes) * len(asked))
+            if any(isinstance(p, DFlash) for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
+                raise DdsimError(
+                    f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
+                )
+            for policy in asked:
+                ready[size, policy.name] = _prepared(policy, positions, table, queues[size][:SHUFFLES])
+            for policy in asked:
+                key = size, policy.name
+                decision = decision_of(ready[key])
+                if decision is None:  # the kernel can't decide as the policy does
+                    one = [_loop(copy.deepcopy(ready[key]), positions, table, row) for row in queues[size]]
+                    runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
+                else:
+                    width = min(decision.width, (table.seconds.shape[1] - 1) // size)
+                    runs[key] = _run(dataclasses.replace(decision, width=width), positions, table, queues[size])
+                # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
+                asked_contexts = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
+                tokens = size + int(runs[key].largest.max())
+                extrapolated[key] = bool(cost.extrapolated(tokens, asked_contexts, size).any())
+                if progress is not None:
+                    progress(len(runs), len(sizes) * len(asked))
     provenance = {
         "ddsim": ddsim.__version__,
         "trace": positions.fingerprint,
@@ -349,7 +364,7 @@ def simulate(
         "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
     }
     lengths = positions.tokens
-    return ServingResult(runs, {size: lengths[queue] for size, queue in queues.items()}, provenance)
+    return ServingResult(runs, {size: lengths[queue] for size, queue in queues.items()}, provenance, extrapolated)
 
 
 def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:
@@ -470,6 +485,8 @@ class ServingResult:
     ----------
     runs : dict, (batch, policy name) -> Run
     provenance : dict
+    extrapolated : dict, (batch, policy name) -> bool
+        Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
     """
 
     def __init__(
@@ -477,8 +494,10 @@ class ServingResult:
         runs: dict[tuple[int, str], Run],
         lengths: dict[int, NDArray[np.int64]],
         provenance: dict[str, Any],
+        extrapolated: dict[tuple[int, str], bool],
     ) -> None:
         self.runs = runs
+        self.extrapolated = extrapolated
         self.provenance = provenance
         self._lengths = lengths
 
@@ -495,7 +514,7 @@ class ServingResult:
             batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
             a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one slot),
             tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
-            the same batch size; _low, _high).
+            the same batch size; _low, _high), extrapolated (whether a round cost what wasn't measured).
         """
         rows = []
         for (batch, name), run in self.runs.items():
@@ -516,6 +535,7 @@ class ServingResult:
             row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
             row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
             row |= _columns("speedup", rate / _rates(self.runs[batch, self._baseline(batch)]))
+            row["extrapolated"] = self.extrapolated[batch, name]
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -537,7 +557,7 @@ class ServingResult:
         shown = pd.DataFrame(
             {
                 "batch": table["batch"],
-                "policy": table["policy"],
+                "policy": table["policy"] + np.where(table["extrapolated"], " *", ""),
                 "accepted": table["acceptance_length"].map("{:.2f}".format),
                 "nodes": table["budget_mean"].map("{:.1f}".format),
                 "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
@@ -551,7 +571,8 @@ class ServingResult:
             shown["95 %"] = [
                 f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
             ]
-        return shown.to_string(index=False)
+        note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
+        return shown.to_string(index=False) + note
 
     def _baseline(self, batch: int) -> str:
         return next(name for b, name in self.runs if b == batch)
@@ -584,8 +605,8 @@ def batch_map(
     trace: Trace | Positions,
     cost: CostModel,
     *,
-    batch: int | Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
-    contexts: Sequence[int] = (256, 512, 1024, 2048, 4096, 8192),
+    batch: int | Sequence[int] | None = None,
+    contexts: Sequence[int] | None = None,
     max_tokens: int | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -599,14 +620,15 @@ def batch_map(
     Parameters
     ----------
     trace, cost, max_tokens, calibration, seed : as in `simulate`
-    batch, contexts : sequences of int
-        The grid.
+    batch, contexts : sequences of int, optional
+        The grid. Default: those of 1, 2, ... 64 requests and 256, 512, ... 8,192 tokens within what was measured.
 
     Returns
     -------
     DataFrame
         batch, context, width (the best one), nodes (mean of the forest, a request), ar, fixed, uniform, share, forest (expected
-        tokens per second of all slots), gain_uniform, gain_share and gain_forest (relative, over fixed).
+        tokens per second of all slots), gain_uniform, gain_share and gain_forest (relative, over fixed), extrapolated (whether
+        the costs that were weighed lie outside what was measured; one warning names where).
         ``frame.pivot(index="batch", columns="context", values="gain_forest")`` is what `ddsim.plot` draws as a heat map.
 
     Examples
@@ -620,35 +642,41 @@ def batch_map(
     [14, 2]
     """
     positions = _in_memory(trace, calibration)
-    sizes = batches_of(batch)
+    sizes = batches_of(measured_grid(MAP_BATCHES, cost.range.batches) if batch is None else batch)
+    if contexts is None:
+        contexts = measured_grid(MAP_CONTEXTS, cost.range.contexts)
     if not contexts or min(contexts) < 0:
         raise DdsimError(f"contexts: must be whole numbers of tokens, at least 0, are {list(contexts)}")
     spread = _spread(positions)
     rows = []
-    for size in sizes:
-        groups = groups_of(positions, size, seed)
-        price: dict[int, float] = {}
-        for context in contexts:
-            table = joint_table(
-                cost, (context, context), size, positions.max_budget, positions.horizon, max_tokens=max_tokens
-            )
-            fixed = spread[: table.share.shape[1]] / table.share[0]
-            width = int(np.argmax(fixed))
-            row: dict[str, Any] = {"batch": size, "context": int(context), "width": width, "nodes": 0.0}
-            row["ar"] = size / float(table.ar_seconds[0])
-            # groups leave out some positions, so the best width is judged on them too
-            tokens, seconds, _ = joint_totals(Decision(WIDTH, width=width), positions, groups, table, context=context)
-            row["fixed"] = tokens / seconds
-            for name, mode in (("uniform", UNIFORM), ("share", SHARE), ("forest", FOREST)):
-                solved = solve_joint_price(mode, positions, groups, table, context=context, start=price.get(mode))
-                price[mode] = solved.price
-                decision = Decision(mode, _budget.PRICE, solved.price)
-                tokens, seconds, nodes = joint_totals(decision, positions, groups, table, context=context)
-                row[name] = tokens / seconds
-            row["nodes"] = nodes / groups.size
-            for name in ("uniform", "share", "forest"):
-                row[f"gain_{name}"] = row[name] / row["fixed"] - 1.0
-            rows.append(row)
+    with cost.one_warning():
+        for size in sizes:
+            groups = groups_of(positions, size, seed)
+            price: dict[int, float] = {}
+            for context in contexts:
+                table = joint_table(
+                    cost, (context, context), size, positions.max_budget, positions.horizon, max_tokens=max_tokens
+                )
+                fixed = spread[: table.share.shape[1]] / table.share[0]
+                width = int(np.argmax(fixed))
+                row: dict[str, Any] = {"batch": size, "context": int(context), "width": width, "nodes": 0.0}
+                row["ar"] = size / float(table.ar_seconds[0])
+                # groups leave out some positions, so the best width is judged on them too
+                tokens, seconds, _ = joint_totals(
+                    Decision(WIDTH, width=width), positions, groups, table, context=context
+                )
+                row["fixed"] = tokens / seconds
+                for name, mode in (("uniform", UNIFORM), ("share", SHARE), ("forest", FOREST)):
+                    solved = solve_joint_price(mode, positions, groups, table, context=context, start=price.get(mode))
+                    price[mode] = solved.price
+                    decision = Decision(mode, _budget.PRICE, solved.price)
+                    tokens, seconds, nodes = joint_totals(decision, positions, groups, table, context=context)
+                    row[name] = tokens / seconds
+                row["nodes"] = nodes / groups.size
+                for name in ("uniform", "share", "forest"):
+                    row[f"gain_{name}"] = row[name] / row["fixed"] - 1.0
+                row["extrapolated"] = bool(cost.extrapolated([size, size + table.limit], context, size).any())
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

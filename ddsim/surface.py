@@ -170,20 +170,29 @@ class Surface:
         read = max(0.0, float(np.median(rise[: -(-len(x) // 4)])))
         return read, max(0.0, float((x * (rise - read)).sum() / (x * x).sum()))
 
+    def measured_tokens(self, context: FloatArray, batch: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """First and last token count that the curves used at (context, batch) were measured at; arrays of one shape."""
+        return self._span(self.grid.weights(context, batch)[0], context.shape)
+
+    def _span(self, pairs: Sequence[tuple[int, FloatArray]], shape: tuple[int, ...]) -> tuple[FloatArray, FloatArray]:
+        low, high = np.full(shape, np.inf), np.full(shape, np.inf)
+        for node, w in pairs:
+            used = w > 0
+            low[used] = np.minimum(low[used], self.curves[node].low)
+            high[used] = np.minimum(high[used], self.curves[node].high)
+        return low, high
+
     def seconds(
         self, tokens: FloatArray, context: FloatArray, batch: FloatArray
     ) -> tuple[FloatArray, BoolArray, BoolArray, BoolArray]:
         """Seconds, and where tokens, context and batch lie outside what was measured; arrays of one shape."""
         pairs, beyond, out_context, out_batch = self.grid.weights(context, batch)
-        low, high = np.full(tokens.shape, np.inf), np.full(tokens.shape, np.inf)
+        low, high = self._span(pairs, tokens.shape)
         value = np.zeros(tokens.shape)
-        for node, w in pairs:
-            curve, used = self.curves[node], w > 0
-            low[used] = np.minimum(low[used], curve.low)
-            high[used] = np.minimum(high[used], curve.high)
-            if self.roofline is None:
-                value[used] += w[used] * _at(curve, tokens[used], self.kind)
         if self.roofline is None:
+            for node, w in pairs:
+                used = w > 0
+                value[used] += w[used] * _at(self.curves[node], tokens[used], self.kind)
             for k, past, more in beyond:
                 read, attend = self.slopes[k]
                 # The curve reads the context of each of its requests, so its slope is that of a token in all of them; a

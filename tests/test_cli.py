@@ -219,13 +219,22 @@ def test_export(cli: Run, files: Path, tmp_path: Path) -> None:
     assert len(answer.out.splitlines()) == 6
 
 
-def test_export_of_budgets(cli: Run, files: Path) -> None:
+def test_export_of_budgets(cli: Run, files: Path, tmp_path: Path) -> None:
     words = ("export", files / "trace", "--what", "budgets", "-b", 16, "-b", 1, "--context", 512, "-o", "-")
     document = json.loads(cli(*words, "-p", files / "profile.json").out)
     assert (document["contexts"], document["batches"]) == ([512], [1, 16])
     ((one, sixteen),) = document["budgets"]
     assert one > sixteen > 0
+    assert document["extrapolated"] == [[False, True]]  # batch 1 was measured
     assert "--profile" in error(cli(*words))
+    words = ("export", files / "trace", "--what", "budgets", "-p", files / "profile.json", "-o", tmp_path / "b.json")
+    answer = cli(*words)  # as far as measured
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert (document["contexts"], document["batches"]) == ([256, 512, 1024, 2048, 4096], [1])
+    assert document["extrapolated"] == [[False]] * 5 and "extrapolated" not in answer.out + answer.err
+    answer = cli(*words, "-b", 1, "-b", 4, "-b", 8, "--context", 512, "--context", 9000)
+    assert "Of 6 budgets 5 rest on extrapolated costs" in " ".join(answer.out.split())
+    assert answer.err.count("warning:") == 1
 
 
 @pytest.fixture
@@ -271,6 +280,10 @@ def test_serve(cli: Run, files: Path, tmp_path: Path) -> None:
     assert answer.code == 0
     narrow(answer.out)
     assert "2 requests together" in answer.out
+    assert "AR *" in answer.out and answer.out.count("* costs extrapolated") == 1  # measured at batch 1
+    assert answer.err.count("warning: ") == 1
+    plain = cli("serve", files / "trace", "-p", files / "profile.json", "--policy", "AR", "--bootstrap", 0)
+    assert "1 request at a time" in plain.out and "together" not in plain.out and "*" not in plain.out
     assert (tmp_path / "s.png").exists()
     document = json.loads(cli(*words, "--policy", "DDTree:8", "--json").out)
     assert [row["policy"] for row in document["table"]] == ["AR", "DDTree(8)"]

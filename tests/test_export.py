@@ -51,6 +51,11 @@ def test_budgets(tmp_path: Path) -> None:
     path = tmp_path / "b.json"
     export_budgets(path, [512, 1024], [1, 8], [[96, 8], [64, 4]])
     assert json.loads(path.read_text())["budgets"] == [[96, 8], [64, 4]]
+    assert "extrapolated" not in json.loads(path.read_text())
+    export_budgets(path, [512, 1024], [1, 8], [[96, 8], [64, 4]], extrapolated=[[False, True], [False, True]])
+    assert json.loads(path.read_text())["extrapolated"] == [[False, True], [False, True]]
+    with pytest.raises(DdsimError, match="true or false for each of the 4"):
+        export_budgets(path, [512, 1024], [1, 8], [[96, 8], [64, 4]], extrapolated=[True])
     with pytest.raises(DdsimError, match="ascending"):
         export_budgets(path, [512, 512], [1, 8], [[96, 8], [64, 4]])
     with pytest.raises(DdsimError, match="shape"):

@@ -15,7 +15,16 @@ import ddsim
 from ddsim import serving
 from ddsim.budget import NO_RANK, Positions, _slopes_ahead, forest_budgets, node_counts, solve_forest_price
 from ddsim.calibration import Calibration
-from ddsim.cost import CONTEXT_STEP, CostModel, ExtrapolationWarning, cost_table
+from ddsim.cost import (
+    CONTEXT_STEP,
+    CostModel,
+    DraftSample,
+    ExtrapolationWarning,
+    Profile,
+    VerifySample,
+    cost_table,
+    fit_cost,
+)
 from ddsim.errors import DdsimError
 from ddsim.joint import (
     FAIR,
@@ -561,3 +570,72 @@ def test_batch_map() -> None:
         batch_map(positions, COST, contexts=())
     with pytest.raises(DdsimError, match="needs as many positions"):
         batch_map(positions, COST, batch=10_000)
+
+
+# what wasn't measured
+
+
+def measured_at(batches: tuple[int, ...], contexts: tuple[int, ...] = (64, 512), last: int = 256) -> CostModel:
+    verify = [
+        VerifySample(t, c, b, (0.01 + 1e-8 * c * b + 2e-5 * max(0, t - 40),))
+        for b in batches
+        for c in contexts
+        for t in (b, 40, last)
+        if t >= b
+    ]
+    draft = [DraftSample(c, b, (0.001 + 1e-5 * b,)) for b in batches for c in contexts]
+    return fit_cost(Profile(verify, draft), "table")
+
+
+def test_default_grids_stay_within_what_was_measured() -> None:
+    positions = made(14, [40] * 10)
+    frame = batch_map(positions, measured_at((1, 6)))
+    assert sorted(frame["batch"].unique()) == [1, 2, 4] and sorted(frame["context"].unique()) == [256, 512]
+    assert not frame["extrapolated"].any()
+    assert set(batch_map(positions, measured_at((3,), (64, 128)))["batch"]) == {3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = simulate(positions, measured_at((1, 8)), ["RoundRatio"], bootstrap=0).table()
+    assert table["batch"].unique().tolist() == [1, 8] and not table["extrapolated"].any()
+    free = simulate(positions, COST, ["RoundRatio"], bootstrap=0).table()  # the same at every batch
+    assert free["batch"].unique().tolist() == [1, 8, 32]
+
+
+def test_cells_beyond_are_marked_and_warned_of_once() -> None:
+    positions = made(14, [40] * 10)
+    cost = measured_at((1, 6))
+    with pytest.warns(ExtrapolationWarning) as caught:
+        frame = batch_map(positions, cost, batch=(1, 6, 8, 16), contexts=(64, 512, 1024))
+    assert len(caught) == 1 and caught[0].filename == __file__
+    text = str(caught[0].message)
+    assert text == (
+        "cost extrapolated: context 1024 is outside the measured 64–512; batch 8–16 is outside the measured 1–6"
+    )
+    want = [[b, c] for b in (1, 6, 8, 16) for c in (64, 512, 1024) if b > 6 or c > 512]
+    assert frame.loc[frame["extrapolated"], ["batch", "context"]].values.tolist() == want
+
+
+def test_rows_beyond_are_marked_and_warned_of_once() -> None:
+    positions = made(14, [40] * 10, budget=30)
+    cost = measured_at((1, 6), last=100)
+    with pytest.warns(ExtrapolationWarning) as caught:
+        result = simulate(positions, cost, ["DDTree:8", "DDTree:24", "RoundRatio"], batch=(1, 4, 12), bootstrap=0)
+    assert len(caught) == 1 and "batch 12 is outside the measured 1–6" in str(caught[0].message)
+    table = result.table()
+    marked = table[table["extrapolated"]]
+    # four trees of 24 nodes and their roots are at most the measured 100 tokens; twelve requests weren't measured
+    assert marked["batch"].unique().tolist() == [12] and len(marked) == 4
+    past = measured_at((1, 6), last=45)
+    with pytest.warns(ExtrapolationWarning, match="tokens 46–100 is outside the measured 1–45"):
+        table = simulate(positions, past, ["DDTree:8", "DDTree:24", "RoundRatio"], batch=4, bootstrap=0).table()
+    assert table.loc[table["extrapolated"], "policy"].tolist() == ["DDTree(24)"]
+    assert "DDTree(24) *" in str(result) and str(result).count("* costs extrapolated") == 1
+    assert any(row["extrapolated"] for row in result.to_json()["table"])
+
+
+def test_rules_choose_within_what_was_measured_at_their_batch() -> None:
+    """A batch that was measured to fewer tokens than another is limited by its own."""
+    verify = [VerifySample(t, 512, b, (0.01 + 1e-7 * t,)) for b, last in ((1, 8), (8, 256)) for t in (b, last)]
+    cost = fit_cost(Profile([*verify, VerifySample(8, 512, 8, (0.01,))]), "table")
+    assert cost.measured_tokens(512, 1) == (1, 8) and cost.measured_tokens(512, 8) == (8, 256)
+    assert joint_table(cost, (512, 512), 1, 30, 3).limit == 7
