@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
+import resource
+import shutil
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ddsim import files as ours
@@ -253,8 +259,6 @@ def one_line(answer: Any) -> str:
 @pytest.fixture
 def inputs(files: Path, tmp_path: Path) -> Path:
     """A folder of inputs of its own: trace, profile, and links to them under each ending that some output may have."""
-    import shutil
-
     folder = tmp_path / "inputs"
     shutil.copytree(files / "trace", folder / "trace", ignore=shutil.ignore_patterns(".ddsim-cache"))
     shutil.copy(files / "profile.json", folder / "profile.json")
@@ -314,3 +318,304 @@ def test_outputs_that_cannot_be_written_are_refused_first(cli: Run, files: Path,
     for place, reason in places.items():
         assert reason in one_line(cli(*words, tmp_path / place))
     assert names(tmp_path) == ["file"]
+
+
+MODELS = {
+    "record": "record --target {m}/target --drafter {m}/drafter --prompts {m}/prompts.jsonl -o",
+    "profile -o": "profile --target {m}/target --drafter {m}/drafter -o",
+    "profile --plot": "profile --target {m}/target -o {m}/new.json --plot",
+    "validate -o": "validate --target {m}/target --drafter {m}/drafter --prompts {m}/prompts.jsonl -o",
+    "validate --plot": "validate --show {m}/saved.json --plot",
+    "train-drafter -o": "train-drafter --target {m}/target --start {m}/drafter --mask-token 1 --work {m}/new -o",
+    "train-drafter --work": "train-drafter --target {m}/target --start {m}/drafter --mask-token 1 -o {m}/new --work",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_not_written_over(cli: Run, tmp_path: Path, name: str) -> None:
+    """Nothing is loaded before: the checkpoints are empty."""
+    for folder in ("target", "drafter"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").write_text(folder)
+        (tmp_path / folder / "config.json").write_text(folder)
+        (tmp_path / f"{folder}.link").symlink_to(folder)
+        (tmp_path / f"{folder}.png").hardlink_to(tmp_path / folder / "config.json")
+    for file in ("prompts.jsonl", "saved.json"):
+        (tmp_path / file).write_text("{}")
+        (tmp_path / f"{file}.png").hardlink_to(tmp_path / file)
+    before, words = content(tmp_path), MODELS[name].format(m=tmp_path).split()
+    folder_wanted = name == "record" or "train" in name
+    places = {
+        "record": ["target", "drafter", "drafter.link", "drafter/trace"],
+        "profile -o": ["target/new.json", "drafter/config.json", "drafter.link/config.json", "drafter.png"],
+        "profile --plot": ["target/new.png", "target.png"],
+        "validate -o": ["target/new.json", "drafter/config.json", "prompts.jsonl", "drafter.png", "prompts.jsonl.png"],
+        "validate --plot": ["saved.json.png"],
+    }.get(name, ["target", "drafter", "drafter.link", "drafter/new", "new"])
+    for place in places:
+        said = one_line(cli(*words, tmp_path / place))
+        assert any(reason in said for reason in ("is read by", "belongs to", "place of two outputs")), said
+    if folder_wanted:
+        assert "is a file; name a folder" in one_line(cli(*words, tmp_path / "prompts.jsonl"))
+        assert "is a file; name a folder" in one_line(cli(*words, tmp_path / "prompts.jsonl" / "deeper"))
+    assert content(tmp_path) == before
+
+
+# --- full disks -----------------------------------------------------------------------------------------------------
+
+
+def written(name: str, files: Path, out: Path) -> list[str]:
+    """The words of a command that writes one output."""
+    return [*OUTPUTS[name].format(t=files / "trace", p=files / "profile.json").split(), str(out)]
+
+
+# A few hundred bytes fit on the disk; nothing that is written here does.
+FORMATS = [
+    ("replay -o", "parquet"), ("fit --plot", "pdf"), ("report -o", "html"), ("fit -o", "json"), ("export candidates", "csv"),
+    ("export candidates", "parquet"), ("export sequences", "jsonl"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "end"), FORMATS)
+def test_a_full_disk_leaves_the_old_file(
+    cli: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    """The system refuses what goes beyond 300 bytes of a file, as a full disk would."""
+    right = ours.write
+
+    def write(path: Any, fill: Any) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+        try:
+            right(path, fill)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    out = tmp_path / f"a.{end}"
+    out.write_text("old")
+    monkeypatch.setattr(ours, "write", write)
+    answer = cli(*written(name, files, out))
+    lines = [line for line in answer.err.splitlines() if not line.startswith("warning: ")]
+    assert (answer.code, lines) == (2, [f"error: {out}: can't be written (File too large)"])
+    assert (names(tmp_path), out.read_text()) == ([out.name], "old")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 8 KB left, where the tests may make one."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        (folder / "filler").write_bytes(bytes(52 << 10))
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(cli: Run, files: Path, full: Path) -> None:
+    for name, end in (("report -o", "html"), ("fit --plot", "pdf"), ("export candidates", "parquet")):
+        out = full / f"a.{end}"
+        out.write_text("old")
+        answer = cli(*written(name, files, out))
+        assert answer.code == 2 and answer.err.endswith(f"error: {out}: can't be written (No space left on device)\n")
+        assert (names(full), out.read_text()) == (sorted([out.name, "filler"]), "old")
+        out.unlink()
+
+
+def test_checkpoints_and_states_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their libraries' own writers leave half a file, or one that only its owner can read."""
+    import torch
+
+    from ddsim_reference.checkpoint import write_tensors
+    from ddsim_reference.datagen import PromptPool
+
+    pool = PromptPool(*(np.ones(3, np.int32) for _ in range(4)), 0)
+    writers: dict[str, Callable[[Path], object]] = {
+        "model.safetensors": lambda path: write_tensors(path, {"a": torch.ones(500)}),
+        "pool.npz": pool.save,
+    }
+    for name, write in writers.items():
+        write(tmp_path / name)
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask()
+    assert PromptPool.load(tmp_path / "pool.npz").lengths.tolist() == [1, 1, 1]
+    before = content(tmp_path)
+    monkeypatch.setattr(ours.os, "fsync", full_disk)
+    for name, write in writers.items():
+        with pytest.raises(DdsimError, match=f"{name}: can't be written .No space left"):
+            write(tmp_path / name)
+    assert content(tmp_path) == before
+
+
+def umask() -> int:
+    os.umask(held := os.umask(0))
+    return held
+
+
+def full_disk(handle: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+# --- kills, two writers ---------------------------------------------------------------------------------------------
+
+# Writes one of two contents of two megabytes, in pieces, again and again.
+LOOP = """
+import itertools, sys
+from ddsim import files
+def fill(file, letter):
+    for _ in range(32):
+        file.write(letter * (1 << 16))
+print("ready", flush=True)
+for letter in itertools.cycle(sys.argv[2].encode()):
+    files.write(sys.argv[1], lambda file: fill(file, bytes([letter])))
+"""
+
+
+def looping(path: Path, letters: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", LOOP, str(path), letters], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
+def whole(data: bytes) -> bool:
+    return len(data) == 2 << 20 and data == data[:1] * len(data)
+
+
+def kill_writers(folder: Path, times: int, seed: int) -> int:
+    """Kill a writer at random moments; how many of them left a hidden file behind."""
+    rng, left, path = random.Random(seed), 0, folder / "a"
+    path.write_bytes(b"o" * (2 << 20))
+    for _ in range(times):
+        process = looping(path, "xy")
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.wait()
+        assert whole(path.read_bytes())
+        found = names(folder)
+        assert "a" in found and len(found) <= 2  # the hidden files of earlier ones are gone
+        left += len(found) - 1
+    return left
+
+
+def test_killed_writers(tmp_path: Path) -> None:
+    assert kill_writers(tmp_path, 8, 0) > 0  # or none was killed while it wrote
+
+
+@pytest.mark.slow
+def test_killed_writers_some_hundred(tmp_path: Path) -> None:
+    assert kill_writers(tmp_path, 300, 1) > 30
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    writers = [looping(path, letters) for letters in ("ab", "cd", "ef")]
+    seen, stop = set(), time.monotonic() + 2
+    try:
+        while time.monotonic() < stop:
+            if path.exists():
+                data = path.read_bytes()
+                assert whole(data)
+                seen.add(data[:1])
+    finally:
+        for process in writers:
+            process.kill()
+            process.wait()
+    assert len(seen) > 2
+    ours.write_text(path, "")
+    assert names(tmp_path) == ["a"]
+
+
+KILLED = {"report -o": "html", "replay --plot": "pdf", "export candidates": "parquet", "fit -o": "json"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_commands(files: Path, tmp_path: Path, name: str) -> None:
+    out, rng = tmp_path / f"a.{KILLED[name]}", random.Random(name)
+    command = [sys.executable, "-m", "ddsim", *written(name, files, out)]
+    subprocess.run(command, check=True, capture_output=True)  # compiles what is to be compiled
+    begin = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    seconds, new = time.monotonic() - begin, out.read_bytes()
+    killed = 0
+    for _ in range(15):
+        out.write_text("old")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds * rng.uniform(0.6, 1.05))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        assert out.read_bytes() in (b"old", new)
+    assert killed
+    subprocess.run(command, check=True, capture_output=True)
+    assert names(tmp_path) == [out.name]
+
+
+@pytest.mark.slow
+def test_two_commands_write_one_file(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ddsim", *written("report -o", files, tmp_path / "a.html"), "--seed"]
+    pages = []
+    for seed in ("0", "1"):
+        subprocess.run([*command, seed], check=True, capture_output=True)
+        pages.append((tmp_path / "a.html").read_bytes())
+    assert pages[0] != pages[1]
+    for _ in range(8):
+        for process in [subprocess.Popen([*command, seed], stdout=subprocess.DEVNULL) for seed in ("0", "1")]:
+            assert process.wait() == 0
+        assert (tmp_path / "a.html").read_bytes() in pages and names(tmp_path) == ["a.html"]
+
+
+# --- equal answers, equal files -------------------------------------------------------------------------------------
+
+ALL = """
+import sys
+from ddsim.cli import main
+trace, profile, folder = sys.argv[1:]
+at = lambda name: f"{folder}/{name}"
+answers = ["-p", profile, "--bootstrap", "20"]
+code = 0
+for end in ("svg", "pdf", "png"):
+    code |= main(["replay", trace, *answers, "--plot", at(f"r.{end}"), "-o", at("r.parquet")])
+code |= main(["report", trace, *answers, "--calibrate", "isotonic", "-o", at("r.html")])
+code |= main(["calibrate", trace, "-o", at("c.json"), "--plot", at("c.svg")])
+code |= main(["fit", profile, "-o", at("f.json"), "--plot", at("f.svg")])
+code |= main(["plan", trace, *answers, "--plot", at("p.svg")])
+code |= main(["serve", trace, "-p", profile, "-b", "1", "--bootstrap", "2", "--plot", at("s.svg")])
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_equal_answers_make_equal_files(files: Path, tmp_path: Path) -> None:
+    """Whatever the order of sets and the time of the day."""
+    made = []
+    for i in range(2):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": str(i), "MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": str(i * 10**8)}
+        subprocess.run(
+            [sys.executable, "-c", ALL, files / "trace", files / "profile.json", folder],
+            env=environment, check=True, capture_output=True,
+        )  # fmt: skip
+        made.append(content(folder))
+    assert len(made[0]) == 11
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
+
+
+# --- standard output ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["export candidates", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fit --plot", "report -o"))]
+)
+def test_standard_output_that_ends_early(files: Path, name: str) -> None:
+    command = subprocess.list2cmdline([sys.executable, "-m", "ddsim", *written(name, files, Path("-"))])
+    for redirection, code, says in (
+        (">&-", 2, "error: standard output is closed; give a file name in place of -"),
+        ("> /dev/full", 2, "error: standard output: can't be written (No space left on device)"),
+        ("| :", 141, ""),
+    ):
+        script = f"set -o pipefail; {command} {redirection}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+        lines = [line for line in done.stderr.splitlines() if line.startswith(("error", "Traceback", "Exception"))]
+        assert (done.returncode, lines, done.stdout) == (code, [says] if says else [], ""), (redirection, done)

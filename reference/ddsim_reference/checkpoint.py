@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from ddsim import files
 from ddsim.errors import DdsimError
 
 from .gguf_file import GgufFile
@@ -656,6 +657,12 @@ def drafter_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def write_tensors(path: Path, tensors: Weights) -> None:
+    """Write a safetensors file, whole or not at all (their own writer makes files that others can't read)."""
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    files.write(path, lambda file: file.write(content))
+
+
 def save_drafter(path: str | Path, config: DrafterConfig, weights: Weights, provenance: dict[str, Any]) -> None:
     """Write a drafter in the published format (``config.json`` and ``model.safetensors`` in bfloat16)."""
     folder = Path(path)
@@ -684,9 +691,9 @@ def save_drafter(path: str | Path, config: DrafterConfig, weights: Weights, prov
         },
         "ddsim_provenance": provenance,
     }
-    tensors = {key: weights[key].to("cpu", torch.bfloat16).contiguous() for key in drafter_shapes(config)}
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    tensors = {key: weights[key].to("cpu", torch.bfloat16) for key in drafter_shapes(config)}
+    write_tensors(folder / "model.safetensors", tensors)
+    files.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 
 def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None:
@@ -712,9 +719,7 @@ def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None
         "max_position_embeddings": config.max_position_embeddings,
     }
     tensors = {
-        key: tensor.contiguous()
-        for key, tensor in weights.items()
-        if not (config.tie_word_embeddings and key == "lm_head.weight")
+        key: tensor for key, tensor in weights.items() if not (config.tie_word_embeddings and key == "lm_head.weight")
     }
-    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_tensors(folder / "model.safetensors", tensors)
+    files.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")

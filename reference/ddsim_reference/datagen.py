@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
+from ddsim.files import write
 
 from .checkpoint import ModelConfig, Weights
 from .lockstep import Lockstep
@@ -55,9 +56,11 @@ class PromptPool:
 
     def save(self, path: str | Path) -> None:
         """Write the pool as ``.npz`` (arrays only, no pickle)."""
-        np.savez_compressed(path, tokens=self.tokens.astype(np.uint16), lengths=self.lengths,
-                            self_written=self.self_written, opening=self.opening,
-                            end_of_turn=np.int32(self.end_of_turn))  # fmt: skip
+        arrays = {
+            "tokens": self.tokens.astype(np.uint16), "lengths": self.lengths, "self_written": self.self_written,
+            "opening": self.opening, "end_of_turn": np.int32(self.end_of_turn),
+        }  # fmt: skip
+        write(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> PromptPool:

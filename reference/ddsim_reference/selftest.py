@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddsim.files import write_text
+
 from . import attention, dense, kernels
 from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_config
 from .engine import Bucket, Engine, Proposal, project_head
@@ -94,7 +96,7 @@ class Report:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             document = {**self.parts, "failures": self.failures}
-            self.path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            write_text(self.path, json.dumps(document, indent=1) + "\n")
 
 
 # (a) Kernels against their PyTorch twins.

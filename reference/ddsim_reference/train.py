@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ddsim.errors import DdsimError
 
 from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes, write_tensors
 from .ranks import Ranks
 
 try:
@@ -564,7 +564,7 @@ class Trainer:
             state |= {f"adam.{i}.{key}": torch.as_tensor(value).float() for key, value in entry.items()}
         state["scale"] = self.scale
         state["progress"] = torch.tensor([self.elapsed, float(self.step)], dtype=torch.float64)
-        save_file({key: value.contiguous() for key, value in state.items()}, str(path))
+        write_tensors(Path(path), state)
 
     def load(self, path: str | Path) -> None:
         """Continue from what ``save`` wrote."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ddsim.errors import DdsimError
+from ddsim.files import write
 
 from .checkpoint import ModelConfig, Weights, checkpoint_folder, drafter_config, load_drafter, load_target, save_drafter
 from .datagen import PromptPool, build_pool, generate
@@ -224,6 +225,5 @@ def _write_text(
         seed=seed,
         progress=progress,
     )
-    partial = path.with_suffix(".tmp.npz")
-    np.savez(partial, tokens=data["tokens"], starts=data["starts"], generated=data["generated"])
-    partial.replace(path)
+    arrays = {name: data[name] for name in ("tokens", "starts", "generated")}
+    write(path, lambda file: np.savez(file, **arrays))
