@@ -27,8 +27,9 @@ exact up to that budget and says nothing beyond it.
 
 The key-value metadata of every shard holds, under the key ``ddsim``, a JSON object: ``schema_version``,
 ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance``, ``first_sequence``, ``digests``
-(a hash of the content of each sequence), ``listed`` and ``checksum`` (a hash of this object). Files in the folder
-whose names start with ``_`` or ``.`` are no shards; ``_pieces.parquet`` (id, piece), if present, gives the text of
+(a hash of the content of each sequence), if known ``prompt_digests`` (a hash of the tokens of each prompt),
+``listed`` and ``checksum`` (a hash of this object). Files in the folder whose names start with ``_`` or ``.`` are
+no shards; ``_pieces.parquet`` (id, piece), if present, gives the text of
 tokens.
 
 ``_recording.json`` lists the checksums of the shards and says whether the recording came to its end, so a shard
@@ -50,7 +51,7 @@ import stat
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,7 @@ from . import files
 from .cache import is_known, remember
 from .errors import DdsimError
 from .jsonfile import array, brief, integer, mapping, need, parse
+from .locks import FolderLock
 
 SCHEMA_VERSION = 1
 DEFAULT_MAX_BUDGET = 512
@@ -125,6 +127,8 @@ class SequenceInfo:
     """Committed tokens = positions."""
     digest: str
     """Hash of the sequence's whole content."""
+    prompt_digest: str = ""
+    """Hash of the prompt's tokens; empty in recordings that keep none."""
 
 
 @dataclass(frozen=True)
@@ -414,7 +418,9 @@ class Trace:
                         logprobs=logprobs,
                     )
                 else:
-                    writer._append(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows)
+                    writer._append(
+                        info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows, info.prompt_digest
+                    )
 
     @classmethod
     def from_arrays(
@@ -590,11 +596,14 @@ class TraceWriter:
     ----------
     done : set of (workload, prompt_id, temperature)
         Sequences on disk or added; the temperature as float32 holds it.
+    prompt_digests : dict of (workload, prompt_id, temperature) to str
+        Hashes of their prompts, as ``add_sequence`` was told them; empty where it wasn't.
 
     Raises
     ------
     DdsimError
-        A trace is there already and ``resume`` is false, or it is another recording.
+        A trace is there already and ``resume`` is false, or it is another recording, or another writer has the
+        folder (`ddsim.locks.FolderLock`, held until the block is left or ``close``).
 
     Examples
     --------
@@ -620,6 +629,7 @@ class TraceWriter:
     ) -> None:
         self.path = Path(path)
         self.done: set[tuple[str, str, float]] = set()
+        self.prompt_digests: dict[tuple[str, str, float], str] = {}
         self._meta = _metadata(horizon, max_budget, vocab_size, provenance)
         self._pending: list[tuple[SequenceInfo, _Rows]] = []
         self._positions = 0
@@ -630,6 +640,15 @@ class TraceWriter:
         except OSError as error:
             raise DdsimError(f"{self.path}: can't be made a folder ({error.strerror})") from None
         self._checksums: list[str] = []
+        self._lock = FolderLock(self.path)
+        try:
+            self._continue(resume)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _continue(self, resume: bool) -> None:
+        """Take stock of what is there."""
         if any(self.path.glob("part-*.parquet")):
             if not resume:
                 raise DdsimError(f"{self.path}: holds a trace already; choose another folder")
@@ -638,9 +657,12 @@ class TraceWriter:
             for shard in shards:
                 shard.verify()
                 self._checksums.append(shard.checksum)
-                keys = set(self._meta["provenance"]) | set(shard.meta["provenance"])
+                keys = _leaves(self._meta["provenance"]).keys() | _leaves(shard.meta["provenance"]).keys()
                 _check_agree(shard.path, shard.meta, None, self._meta, sorted(keys.difference(CHANGING_PROVENANCE)))
-                self.done |= {(info.workload, info.prompt_id, info.temperature) for info in shard.infos}
+                for info in shard.infos:
+                    name = info.workload, info.prompt_id, info.temperature
+                    self.done.add(name)
+                    self.prompt_digests[name] = info.prompt_digest
                 self._sequence += len(shard.infos)
         for leftover in self.path.glob(".part-*.tmp"):  # of a run that was killed, before files had names of their own
             leftover.unlink(missing_ok=True)
@@ -655,6 +677,7 @@ class TraceWriter:
         tokens: ArrayLike,
         token_ids: ArrayLike,
         logprobs: ArrayLike,
+        prompt_digest: str = "",
     ) -> None:
         """Add the answer to one prompt; it reaches the disk with the next ``flush``.
 
@@ -671,6 +694,8 @@ class TraceWriter:
             The last position starts no round and is ignored. Values are rounded by ``round_logprobs`` and
             ties ordered by token id. K must reach ``max_budget`` (or the vocabulary) unless rows end sooner:
             otherwise the trace might lack a candidate.
+        prompt_digest : str
+            Hash of the prompt, by which a run that continues knows that it is the same.
 
         Raises
         ------
@@ -686,12 +711,15 @@ class TraceWriter:
         if ids.shape == rounded.shape:
             rounded, ids = _order_ties(rounded, ids)
         rows = _sparse(where, self._meta, tokens, ids, rounded, prune=True)
-        self._append(workload, prompt_id, temperature, prompt_tokens, rows)
+        self._append(workload, prompt_id, temperature, prompt_tokens, rows, prompt_digest)
 
-    def _append(self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> None:
+    def _append(
+        self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows, prompt_digest: str
+    ) -> None:
         """Add a sequence whose rows are checked and pruned."""
-        info = _describe(workload, prompt_id, temperature, prompt_tokens, rows)
+        info = replace(_describe(workload, prompt_id, temperature, prompt_tokens, rows), prompt_digest=prompt_digest)
         self._pending.append((info, rows))
+        self.prompt_digests[info.workload, info.prompt_id, info.temperature] = prompt_digest
         self.done.add((info.workload, info.prompt_id, info.temperature))
         self._positions += info.length
         if self._positions >= POSITIONS_PER_SHARD:
@@ -720,9 +748,19 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()
-        if kind is None and self._checksums and not self._complete:
-            self._list(complete=True)
+        try:
+            self.flush()
+            if kind is None and self._checksums and not self._complete:
+                self._list(complete=True)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Flush, and let the next writer in; the recording counts as interrupted."""
+        try:
+            self.flush()
+        finally:
+            self._lock.release()
 
 
 def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
@@ -965,16 +1003,30 @@ def _check_agree(
 ) -> None:
     """Refuse to join recordings that differ in shape or in the given entries of their provenance."""
     right = "this run" if other_path is None else f"{other_path}"
+    mine, others = _leaves(meta["provenance"]), _leaves(other["provenance"])
     pairs = [(name, meta[name], other[name]) for name in ("horizon", "max_budget", "vocab_size")]
     for key in keys:
-        ours, theirs = meta["provenance"].get(key), other["provenance"].get(key)
+        ours, theirs = mine.get(key), others.get(key)
         if other_path is None or (ours is not None and theirs is not None):
             pairs.append((key, ours, theirs))
     for name, ours, theirs in pairs:
+        if ours is None and theirs is not None:
+            raise DdsimError(
+                f"{path}: recorded without {name} (by an older ddsim?), so whether this run would continue it can't be "
+                "known; choose another folder"
+            )
         if ours != theirs:
             raise DdsimError(
                 f"{path}: recorded with {name} {brief(ours)}, {right} has {brief(theirs)}; they can't be one trace"
             )
+
+
+def _leaves(provenance: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The entries of a provenance, those of objects within as ``object.entry``."""
+    found: dict[str, Any] = {}
+    for key, value in provenance.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 class _Memory:
@@ -1163,6 +1215,7 @@ class _Shard:
             raise DdsimError(
                 f"{self.path}: {len(starts)} sequences, but hashes of {len(digests)}; was the file edited?"
             )
+        told = self.meta.pop("prompt_digests")
         prompts, workloads = (name.dictionary.to_pylist() for name in names)
         for start in starts:
             where = f"{self.path}: row {start}"
@@ -1176,8 +1229,9 @@ class _Shard:
                 prompt_tokens=int(context[start]),
                 length=int(length),
                 digest=digest,
+                prompt_digest=prompt_digest,
             )
-            for start, length, digest in zip(starts, lengths, digests, strict=True)
+            for start, length, digest, prompt_digest in zip(starts, lengths, digests, told, strict=True)
         ]
         return infos, bounds
 
@@ -1334,10 +1388,13 @@ def _shard_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> tuple[dic
         raise DdsimError(f"{path}: block_size must be the horizon + 1, {checked['block_size']}")
     listed = meta.get("listed", False)
     digests = array(need(meta, "digests", where), f"{where}: digests")
+    told = array(meta.get("prompt_digests", [""] * len(digests)), f"{where}: prompt_digests")
+    if len(told) != len(digests) or not all(isinstance(digest, str) for digest in told):
+        raise DdsimError(f"{path}: prompt_digests must be a string for each sequence; was the file edited?")
     if not isinstance(listed, bool) or not all(isinstance(digest, str) for digest in digests):
         raise DdsimError(f"{path}: listed must be true or false, and digests strings")
     first = integer(need(meta, "first_sequence", where), f"{where}: first_sequence", 0)
-    return checked | {"listed": listed, "checksum": meta["checksum"]}, first, digests
+    return checked | {"listed": listed, "checksum": meta["checksum"], "prompt_digests": told}, first, digests
 
 
 def _checksum(meta: Mapping[str, Any]) -> str:
@@ -1400,6 +1457,8 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _R
 def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> str:
     """Write a shard and return the checksum of its metadata."""
     full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts], "listed": True}
+    if any(info.prompt_digest for info, _ in parts):
+        full["prompt_digests"] = [info.prompt_digest for info, _ in parts]
     checksum = full["checksum"] = _checksum(full)
     schema = _schema(_id_type(meta["vocab_size"]))
     tables, start, size = [], 0, 0

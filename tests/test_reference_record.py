@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+import ddsim_reference.record as module
 import tiny
 from ddsim.errors import DdsimError
 from ddsim.policy import Autoregressive
@@ -16,7 +18,7 @@ from ddsim.trace import open_trace
 from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target
 from ddsim_reference.decode import decode
 from ddsim_reference.engine import Engine
-from ddsim_reference.record import record
+from ddsim_reference.record import prompt_digest, record
 
 
 @pytest.fixture
@@ -82,13 +84,80 @@ def test_a_recording_that_was_cut_off_goes_on(job: dict[str, Any], stop_at: int,
     assert sorted(Path(job["out"]).iterdir()) == files
 
 
-def test_another_recording_in_the_same_folder_is_refused(job: dict[str, Any]) -> None:
+def edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def other_weights(folder: str, name: str) -> None:
+    path = Path(folder) / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {name: tensors[name] * 1.5}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_new_tokens": 11}, "recorded with max_new_tokens 10, this run has 11"),
+        ({"max_budget": 10}, "recorded with max_budget 20, this run has 10"),
+        ({"seed": 1}, "recorded with seed 0, this run has 1"),
+        ({"batch": 2}, "recorded with batch 3, this run has 2"),
+        ({"dtype": "bfloat16"}, 'recorded with dtype "float32", this run has "bfloat16"'),
+        (lambda job: other_weights(job["target"], "model.norm.weight"), "recorded with target_sha256 "),
+        (lambda job: other_weights(job["drafter"], "norm.weight"), "recorded with drafter_sha256 "),
+        (
+            lambda job: edit(Path(job["drafter"]) / "config.json", rope_theta=20000.0),
+            "recorded with drafter_config.rope_theta 10000.0, this run has 20000.0",
+        ),
+        (
+            lambda job: edit(Path(job["target"]) / "config.json", rms_norm_eps=1e-3),
+            "recorded with target_config.rms_norm_eps 1e-05, this run has 0.001",
+        ),
+        (
+            lambda job: edit(Path(job["target"]) / "config.json", eos_token_id=[7]),
+            "recorded with target_config.eos_token_ids [7, 8], this run has [7]",
+        ),
+        (
+            lambda job: job["encoded"].update({("toy", "p1"): [1, 2, 3]}),
+            "prompt p1 of toy was recorded as other tokens (hash ",
+        ),
+    ],
+)
+def test_another_recording_in_the_same_folder_is_refused(job: dict[str, Any], change: Any, message: str) -> None:
     record(**job, limit=2)
-    with pytest.raises(DdsimError):
-        record(**(job | {"max_new_tokens": 11}))
-    with pytest.raises(DdsimError):
-        record(**(job | {"max_budget": 10}))
+    before = {path: path.read_bytes() for path in job["out"].iterdir()}
+    if callable(change):
+        change(job)
+    else:
+        job |= change
+    with pytest.raises(DdsimError) as caught:
+        record(**job)
+    assert message in str(caught.value) and str(job["out"]) in str(caught.value)
+    assert {path: path.read_bytes() for path in job["out"].iterdir()} == before
+
+
+def test_a_recording_goes_on_with_more_prompts_and_other_spellings_of_its_config(job: dict[str, Any]) -> None:
+    record(**job, limit=2)
+    path = Path(job["target"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_dtype": "float32"}, indent=7))
+    trace = open_trace(record(**job))
+    assert [info.prompt_digest for info in trace.sequences] == [
+        prompt_digest(job["encoded"]["toy", f"p{i}"]) for i in range(7)
+    ]
+    trace.save(job["out"].parent / "copy")
+    assert open_trace(job["out"].parent / "copy").sequences == trace.sequences
+
+
+def test_recordings_without_hashes_are_read_and_not_continued(job: dict[str, Any], monkeypatch: Any) -> None:
+    whole = module.provenance
+    added = ("target_sha256", "target_config", "drafter_config")
+    monkeypatch.setattr(module, "provenance", lambda *a: {k: v for k, v in whole(*a).items() if k not in added})
+    record(**job, limit=2)
+    monkeypatch.setattr(module, "provenance", whole)
     assert len(open_trace(job["out"]).sequences) == 2
+    with pytest.raises(
+        DdsimError, match=r"recorded without drafter_config\.block_size \(by an older ddsim\?\), so .* choose another"
+    ):
+        record(**job)
 
 
 @pytest.mark.parametrize(

@@ -308,6 +308,12 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def target_files(name: str) -> list[Path]:
+    """The files that hold a target's weights."""
+    gguf = _gguf_path(name)
+    return weight_files(checkpoint_folder(name)) if gguf is None else [gguf]
+
+
 def _load_safetensors(
     folder: Path, shapes: dict[str, tuple[int, ...]], spare: frozenset[str], dtype: torch.dtype, device: str
 ) -> Weights:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,17 @@ from ddsim.errors import DdsimError
 from ddsim.trace import TraceWriter
 
 from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights, checkpoint_folder, load_drafter, load_target, number_type
+from .checkpoint import (
+    DrafterConfig,
+    ModelConfig,
+    Weights,
+    checkpoint_folder,
+    load_drafter,
+    load_target,
+    number_type,
+    target_files,
+    weight_files,
+)
 from .engine import check_pair
 from .lockstep import Lockstep, head_logits
 from .sampling import choose, top_candidates, uniforms
@@ -131,13 +142,19 @@ def marginals(
     return logprobs, token_ids
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, or of a folder's safetensors together."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+def sha256(files: Iterable[Path]) -> str:
+    """Hex digest of files, one after the other."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
+    for path in files:
+        with path.open("rb") as file:
+            while part := file.read(1 << 22):
+                digest.update(part)
     return digest.hexdigest()
+
+
+def prompt_digest(tokens: Sequence[int]) -> str:
+    """Hash of a prompt's tokens: of its text, the chat template and the tokenizer all that the target is told."""
+    return hashlib.sha256(np.asarray(tokens, "<i8").tobytes()).hexdigest()[:32]
 
 
 def device_name(device: str) -> str:
@@ -149,8 +166,15 @@ def device_name(device: str) -> str:
     return platform.processor() or platform.machine()
 
 
-def provenance(target: str, drafter: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Versions, models and device of a measurement or recording."""
+def provenance(
+    target: str,
+    target_config: ModelConfig,
+    drafter: str,
+    drafter_config: DrafterConfig,
+    device: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What the rows of a recording depend on but for the prompts: models by name, content and configuration, device, versions."""
     packages = ("ddsim", "torch", "transformers", "numpy", "numba")
     versions = {}
     for package in packages:
@@ -160,8 +184,11 @@ def provenance(target: str, drafter: str, device: str, dtype: torch.dtype) -> di
             versions[package] = "source"
     return {
         "target": target,
+        "target_sha256": sha256(target_files(target)),
+        "target_config": asdict(target_config),
         "drafter": drafter,
-        "drafter_sha256": sha256(checkpoint_folder(drafter)),
+        "drafter_sha256": sha256(weight_files(checkpoint_folder(drafter))),
+        "drafter_config": asdict(drafter_config),
         "device": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "versions": versions,
@@ -230,25 +257,36 @@ def record(
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device)
     check_pair(config, drafter_shape, drafter)
     layers = dense.target_layers(config, weights)
-    source = provenance(target, drafter, device, torch_dtype) | {
+    source = provenance(target, config, drafter, drafter_shape, device, torch_dtype) | {
         "seed": seed,
         "max_new_tokens": max_new_tokens,
+        "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
         "recorded": time.strftime("%Y-%m-%d"),
     }
+    ids = {
+        (p.workload, p.id): encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in chosen
+    }
+    at = float(np.float32(temperature))
     with TraceWriter(
         out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source
     ) as writer:
-        done = {(str(workload), str(prompt), float(t)) for workload, prompt, t in writer.done}
-        todo = [p for p in chosen if (p.workload, p.id, float(np.float32(temperature))) not in done]
+        for p in chosen:
+            before, now = writer.prompt_digests.get((p.workload, p.id, at)), prompt_digest(ids[p.workload, p.id])
+            if before is not None and before != now:
+                raise DdsimError(
+                    f"{out}: prompt {p.id} of {p.workload} was recorded as other tokens (hash {before or 'none'}, this run "
+                    f"{now}): its text, the chat template or the tokenizer changed; choose another folder"
+                )
+        todo = [p for p in chosen if (p.workload, p.id, at) not in writer.done]
         finished = len(chosen) - len(todo)
         for first in range(0, len(todo), batch):
             part = todo[first : first + batch]
-            ids = [encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in part]
+            asked = [ids[p.workload, p.id] for p in part]
             random = None if temperature == 0 else [uniforms(seed, p.id, max_new_tokens) for p in part]
             answers = write_answers(
-                config, weights, ids, max_new_tokens=max_new_tokens, temperature=temperature, random=random
+                config, weights, asked, max_new_tokens=max_new_tokens, temperature=temperature, random=random
             )
-            for prompt, prompt_ids, answer in zip(part, ids, answers, strict=True):
+            for prompt, prompt_ids, answer in zip(part, asked, answers, strict=True):
                 logprobs, token_ids = marginals(
                     config, weights, layers, drafter_shape, drafter_weights, prompt_ids, answer, candidates=max_budget
                 )
@@ -260,6 +298,7 @@ def record(
                     tokens=np.asarray(answer, np.int32),
                     token_ids=token_ids,
                     logprobs=logprobs,
+                    prompt_digest=prompt_digest(prompt_ids),
                 )
                 finished += 1
                 if progress is not None:
