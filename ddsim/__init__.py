@@ -29,6 +29,7 @@ _HOME = {
     "DFlash": "policy",
     "DDTree": "policy",
     "CaDDTree": "policy",
+    "GreedySteps": "policy",
     "RoundRatio": "policy",
     "LongRun": "policy",
     "BestFixed": "policy",

@@ -166,9 +166,18 @@ class Positions:
         return np.flatnonzero(keep)
 
 
+def paid(costs: Costs) -> Costs:
+    """The table that rounds are charged by: ``costs.paid`` where a policy decides on other costs than it pays, else ``costs``."""
+    other: Costs | None = getattr(costs, "paid", None)
+    return costs if other is None else other
+
+
 def cost_rows(costs: Costs, index: slice | NDArray[Any]) -> Costs:
     """The same cost table for a part of its positions."""
-    return _Curves(costs.seconds, costs.ar_seconds, costs.row[index])
+    charged = paid(costs)
+    return _Curves(
+        costs.seconds, costs.ar_seconds, costs.row[index], None if charged is costs else cost_rows(charged, index)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +187,7 @@ class _Curves:
     seconds: Floats
     ar_seconds: Floats
     row: Ints
+    paid: Costs | None = None
 
 
 def curve_table(seconds: ArrayLike, positions: int, ar_seconds: float | None = None) -> Costs:
@@ -249,12 +259,27 @@ def _choose(gains, seconds, ahead, rule, price, base):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _budgets(gains, seconds, row, rule, price, base):  # type: ignore[no-untyped-def]
+def filled(charged, n, most, step):  # type: ignore[no-untyped-def]
+    """The largest number of nodes, at most ``most``, for which n can be exchanged at no more cost; m nodes cost charged[step * m]."""
+    for m in range(most, n, -1):
+        if charged[step * m] <= charged[step * n] < np.inf:
+            return m
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _budgets(gains, seconds, row, rule, price, base, fill, charged):  # type: ignore[no-untyped-def]
     # -inf ends no scan: for a few positions slopes cost more than they save
     ahead = _slopes_ahead(seconds) if len(gains) >= 2 * len(seconds) else np.full(seconds.shape, -np.inf)
     out = np.empty(len(gains), np.int32)
     for p in range(len(gains)):
-        out[p] = _choose(gains[p], seconds[row[p]], ahead[row[p]], rule, price, base)[0]
+        n = _choose(gains[p], seconds[row[p]], ahead[row[p]], rule, price, base)[0]
+        if fill:
+            most = n
+            while most < len(gains[p]) and gains[p, most] > 0:
+                most += 1
+            n = filled(charged[row[p]], n, most, 1)
+        out[p] = n
     return out
 
 
@@ -291,6 +316,7 @@ def round_budgets(
     rule: Rule,
     price: float = 0.0,
     *,
+    fill: bool = False,
     calibration: Calibration | None = None,
 ) -> Ints:
     """Budgets of many positions under one rule.
@@ -302,6 +328,7 @@ def round_budgets(
     rule : "greedy" (grow while (1 + Phi)/C improves), "exhaustive" (argmax of that ratio) or "price"
         (argmax of (1 + Phi(n)) - price * C(n)); ties go to the smallest n
     price : tokens per second, for "price"
+    fill : then the largest budget that is charged no more: up to the end of the step (see `paid`)
     calibration : applied to the gains first
 
     Returns
@@ -311,7 +338,8 @@ def round_budgets(
     if calibration is not None:
         gains = calibration.apply_gains(gains)
     gains = gains[:, : costs.seconds.shape[1] - 1]
-    out: Ints = _budgets(_plain(gains, np.float32), costs.seconds, costs.row, RULES[rule], float(price), 1.0)
+    arguments = (RULES[rule], float(price), 1.0, fill, paid(costs).seconds)
+    out: Ints = _budgets(_plain(gains, np.float32), costs.seconds, costs.row, *arguments)
     return out
 
 
@@ -657,8 +685,11 @@ def _walk(  # type: ignore[no-untyped-def]
 
 
 def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
-    """Walk all sequences of a block in memory, with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P]."""
-    count = block.sequences
+    """Walk all sequences of a block in memory, with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P].
+
+    Rounds take the seconds that are paid, whatever was decided on (`paid`).
+    """
+    count, costs = block.sequences, paid(costs)
     spent, expected = np.zeros(count), np.zeros(count)
     rounds, budget, whole, drawn = (np.zeros(count, np.int64) for _ in range(4))
     accepted = np.full(len(block), -1, np.int16)
@@ -680,7 +711,8 @@ def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
 
 
 def step(block: Positions, costs: Costs, position: int, action: int) -> tuple[int, float]:
-    """One round: the position after it, which may lie beyond the sequence's end, and its seconds."""
+    """One round: the position after it, which may lie beyond the sequence's end, and the seconds paid for it."""
+    costs = paid(costs)
     _, accepted, seconds = _round(
         block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, position, action
     )
@@ -765,8 +797,10 @@ def solve_walk_price(
 
 @njit(cache=True, nogil=True)
 def _rule_walk(  # type: ignore[no-untyped-def]
-    gains, ranks, nodes, chain, starts, seconds, ar_seconds, row, ahead, rule, state, memory, first, last, actions
-):
+    gains, ranks, nodes, chain, starts, charged, ar_seconds, row, seconds, ahead, rule, fill, state, memory, first, last,
+    actions,
+):  # fmt: skip
+    """Decides on ``seconds``, pays ``charged``."""
     width = min(gains.shape[1], seconds.shape[1] - 1)
     price = state[0] / state[1]
     for s in range(first, last):
@@ -774,8 +808,11 @@ def _rule_walk(  # type: ignore[no-untyped-def]
         end = starts[s + 1] - 1
         while p < end:
             u = row[p]
-            actions[p] = _choose(gains[p, :width], seconds[u], ahead[u], rule, price, 1.0)[0]
-            _, a, cost = _round(ranks, nodes, chain, seconds, ar_seconds, row, p, actions[p])
+            n = _choose(gains[p, :width], seconds[u], ahead[u], rule, price, 1.0)[0]
+            if fill:
+                n = filled(charged[u], n, max(n, min(nodes[p], width)), 1)
+            actions[p] = n
+            _, a, cost = _round(ranks, nodes, chain, charged, ar_seconds, row, p, actions[p])
             if memory > 0:
                 track(state, memory, min(a + 1, end - p), cost)
                 price = state[0] / state[1]
@@ -801,34 +838,37 @@ def track(state, memory, tokens, seconds):  # type: ignore[no-untyped-def]
     state[2] += 1
 
 
-def rule_actions(block: Positions, costs: Costs, rule: Rule, price: float = 0.0) -> Ints:
+def rule_actions(block: Positions, costs: Costs, rule: Rule, price: float = 0.0, *, fill: bool = False) -> Ints:
     """`lockstep` for one of the rules, int32 [P], all in a kernel."""
     actions = np.zeros(len(block), np.int32)
     state = np.array([price, 1.0, 0.0])
-    arguments = (*_walked(block, costs), _slopes_ahead(costs.seconds), RULES[rule], state, 0.0)
+    arguments = (*_walked(block, costs), RULES[rule], fill, state, 0.0)
     split(lambda first, last: _rule_walk(*arguments, first, last, actions), block.sequences, 64)
     return actions
 
 
-def online_actions(block: Positions, costs: Costs, state: Floats, memory: float) -> Ints:
+def online_actions(block: Positions, costs: Costs, state: Floats, memory: float, *, fill: bool = False) -> Ints:
     """Actions int32 [P] at a price that is tracked from round to round, sequences in order; ``state`` is updated."""
     actions = np.zeros(len(block), np.int32)
-    arguments = (*_walked(block, costs), _slopes_ahead(costs.seconds), PRICE, state, memory)
+    arguments = (*_walked(block, costs), PRICE, fill, state, memory)
     _rule_walk(*arguments, 0, block.sequences, actions)
     return actions
 
 
 def _walked(block: Positions, costs: Costs) -> tuple[Any, ...]:
-    """What kernels that walk a block take first."""
+    """What kernels that decide and walk take first: the block, what is paid, what is decided on."""
+    charged = paid(costs)
     return (
         block.gains,
         block.ranks,
         block.nodes,
         block.chain,
         block.starts,
-        costs.seconds,
-        costs.ar_seconds,
+        charged.seconds,
+        charged.ar_seconds,
         costs.row,
+        costs.seconds,
+        _slopes_ahead(costs.seconds),
     )
 
 
@@ -851,6 +891,7 @@ def _fixed_walks(ranks, nodes, starts, seconds, row, first, last, spent, rounds)
 
 def fixed_walks(positions: Positions, costs: Costs) -> tuple[Floats, Ints]:
     """Realised seconds, float64 [S, N + 1], and rounds, int32 [S, N + 1], of every fixed budget, sequence by sequence."""
+    costs = paid(costs)
     spent = np.zeros((positions.sequences, positions.max_budget + 1))
     rounds = np.zeros(spent.shape, np.int32)
     for low, s, block in positions.blocks():
@@ -910,6 +951,7 @@ def hindsight_actions(block: Positions, costs: Costs) -> Ints:
     -------
     int32 [P]
     """
+    costs = paid(costs)
     curves = costs.seconds[:, : block.max_budget + 1]
     monotone = (curves[:, 1:] >= curves[:, :-1]).all(axis=1)
     actions = np.zeros(len(block), np.int32)
@@ -929,6 +971,7 @@ def forest_budgets(
     rule: Rule = "price",
     price: float = 0.0,
     *,
+    fill: Floats | None = None,
     calibration: Calibration | None = None,
 ) -> Ints:
     """Budgets of B requests verified together: the best n nodes of the forest, n chosen by a rule.
@@ -941,6 +984,7 @@ def forest_budgets(
     gains : float32 [B, N], descending, zero-padded
     seconds : float64 [M + 1], a joint round with n = 0 .. M nodes; n never exceeds M
     rule, price, calibration : as in `round_budgets`
+    fill : float64 [M + 1], what a joint round is charged; then n goes up to the largest number that is charged no more
 
     Returns
     -------
@@ -953,7 +997,9 @@ def forest_budgets(
         gains = calibration.apply_gains(gains)
     merged, owner = forest_gains(gains, min(len(seconds) - 1, gains.size))
     curve = _plain(np.atleast_2d(seconds), np.float64)
-    best = _budgets(merged[None], curve, np.zeros(1, np.int32), RULES[rule], float(price), float(requests))[0]
+    charged = curve if fill is None else _plain(np.atleast_2d(fill), np.float64)
+    rules = (RULES[rule], float(price), float(requests), fill is not None, charged)
+    best = _budgets(merged[None], curve, np.zeros(1, np.int32), *rules)[0]
     return np.bincount(owner[:best], minlength=requests).astype(np.int32)
 
 

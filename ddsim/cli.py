@@ -38,6 +38,8 @@ POLICIES = (
     "DFlash",
     "DDTree:63",
     "CaDDTree",
+    "CaDDTree:fill",
+    "GreedySteps",
     "RoundRatio",
     "LongRun",
     "LongRun:online",
@@ -95,7 +97,8 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(POLICIES)} (repeatable). Default: all of them, DDTree at 7, 15, 31 and so on to fill buckets.",
+        help=f"{', '.join(POLICIES)} (repeatable). "
+        "Default: all but CaDDTree:fill and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
         autocompletion=_complete(*POLICIES),
     ),
 ]
@@ -104,8 +107,8 @@ ServingPolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(SERVING_POLICIES)} (repeatable; Share and Uniform take CaDDTree or LongRun too). "
-        "Default: all but CaDDTree and DDTree. AR is always there.",
+        help=f"{', '.join(SERVING_POLICIES)} (repeatable; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
+        "Default: all but CaDDTree, GreedySteps and DDTree. AR is always there.",
         autocompletion=_complete(*SERVING_POLICIES),
     ),
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import jsonfile
-from ddsim.curves import Roofline, bucket_levels, padded_range
+from ddsim.curves import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
 from ddsim.fitting import KINDS, CostReport, Kind, KindReport, fit, median_points
 from ddsim.profiles import KIND as PROFILE_KIND
@@ -142,6 +142,7 @@ class CostModel:
         self.default_context = contexts[(len(contexts) - 1) // 2] if contexts else 0
         self._warned: set[str] = set()
         self._gathered: dict[str, tuple[float, float, str]] | None = None  # what `one_warning` will say, by axis
+        self._convex: CostModel | None = None
         self._rows: dict[
             tuple[int, int, int], tuple[FloatArray, float]
         ] = {}  # rows of cost tables, by context, batch, budget
@@ -283,6 +284,49 @@ class CostModel:
         )
         curve = self._surface.seconds(t, c, b)[0]
         return bool((np.diff(curve, 2) >= -1e-9 * np.abs(curve).max()).all()) if len(curve) > 2 else True
+
+    def convex(self) -> CostModel:
+        """This model with monotone convex curves, those nearest to its medians: what `CaDDTree`'s authors decide on.
+
+        Least squares on relative errors over the sizes that the model knows (both ends of a bucket, where it has buckets), one
+        curve for each context and batch. Drafting and host work stay. A convex model is returned as it is.
+
+        Examples
+        --------
+        >>> stepped = CostModel.from_table([1, 16, 17, 32, 33, 64], [1.0, 1.0, 1.5, 1.5, 3.0, 3.0])
+        >>> stepped.is_convex(), stepped.convex().is_convex()
+        (False, True)
+        """
+        if self.kind == "convex":
+            return self
+        if self._convex is None:
+            curves = [self._convex_curve(curve) for curve in self._surface.curves]
+            report = CostReport("convex", "convex", f"drawn through the {self.kind} model", points=self.report.points)
+            self._convex = CostModel("convex", curves, None, self._draft, self._host, report, self.provenance)
+            self._convex._flag = self._flag  # type: ignore[method-assign]  # what is extrapolated is said once
+        return self._convex
+
+    def _convex_curve(self, curve: Curve) -> Curve:
+        """One curve made convex."""
+        sizes = np.array(curve.tokens, np.float64)
+        roofline = self._surface.roofline
+        if roofline is not None and roofline.buckets is not None:
+            ends = np.array(roofline.buckets, np.float64)
+            sizes = np.append(ends[(ends >= curve.low) & (ends < curve.high)], curve.high)
+        if self.kind == "steps" or (roofline is not None and roofline.buckets is not None):
+            sizes = np.concatenate(
+                [[curve.low], sizes[:-1] + 1, sizes]
+            )  # a step costs the same from its first size to its last
+        elif roofline is not None:
+            sizes = np.geomspace(curve.low, curve.high, 64).round()
+        sizes = np.unique(sizes[(sizes >= curve.low) & (sizes <= curve.high)])
+        if not len(sizes):
+            sizes = np.array([curve.high])
+        context, batch = np.full(len(sizes), curve.context or 0.0), np.full(len(sizes), curve.batch or 1.0)
+        seconds = self._surface.seconds(sizes, context, batch)[0]
+        if len(sizes) > 1:
+            seconds = convex_curve(sizes, seconds, seconds**-2.0)
+        return Curve(curve.context, curve.batch, curve.low, curve.high, tuple(sizes.tolist()), tuple(seconds.tolist()))
 
     def explain(self) -> str:
         """One sentence: which kind, how well it predicts what it hasn't seen, why it was picked, and its range."""
@@ -435,6 +479,8 @@ class CostTable:
     contexts : int64 [U]
         The rounded contexts, ascending.
     batch : int
+    paid : CostTable or None
+        What the rounds are charged, if a policy decides on other costs than it pays; its rows are those of this table.
     """
 
     seconds: FloatArray
@@ -442,6 +488,7 @@ class CostTable:
     row: NDArray[np.int32]
     contexts: IntArray
     batch: int = 1
+    paid: CostTable | None = None
 
 
 def cost_table(cost: CostModel, contexts: ArrayLike, max_budget: int, batch: int = 1) -> CostTable:

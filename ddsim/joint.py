@@ -30,6 +30,7 @@ from ddsim.budget import (
     PriceSolution,
     _choose,
     _slopes_ahead,
+    filled,
 )
 from ddsim.calibration import Calibration
 from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, cost_table
@@ -40,9 +41,12 @@ from ddsim.policy import (
     CaDDTree,
     DDTree,
     DFlash,
+    GreedySteps,
     LongRun,
     Policy,
     RoundRatio,
+    _Rule,
+    decision_cost,
 )
 
 AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
@@ -72,7 +76,7 @@ class Share(Policy):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.name = f"{policy.name} share"
-        self.online = policy.online
+        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
         return Share(self.policy.prepare(positions, costs, sequences=sequences))
@@ -80,9 +84,9 @@ class Share(Policy):
     def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
         return self.policy.choose(gains, costs)
 
-    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
-        curve = share_curve(seconds, *gains.shape)
-        return self.policy.choose(np.ascontiguousarray(gains[:, : len(curve) - 1]), _one_curve(curve, len(gains)))
+    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
+        costs = _shared_costs(seconds, paid, *gains.shape, len(gains))
+        return self.policy.choose(np.ascontiguousarray(gains[:, : costs.seconds.shape[1] - 1]), costs)
 
     def observe(self, tokens: float, seconds: float) -> None:
         self.policy.observe(tokens, seconds)
@@ -108,7 +112,7 @@ class Uniform(Policy):
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.name = f"{policy.name} uniform"
-        self.online = policy.online
+        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
         self.calibration = policy.calibration
         self._plain = copy.copy(policy)  # decides on gains that are calibrated before their mean is taken
         self._plain.calibration = None
@@ -122,10 +126,11 @@ class Uniform(Policy):
     def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
         return self.policy.choose(gains, costs)
 
-    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
-        curve = share_curve(seconds, *gains.shape)
-        mean = calibrated(gains, self.calibration)[:, : len(curve) - 1].mean(axis=0, dtype=np.float64)
-        width = self._plain.choose(mean[None].astype(np.float32), _one_curve(curve, 1))
+    def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
+        costs = _shared_costs(seconds, paid, *gains.shape, 1)
+        most = costs.seconds.shape[1] - 1
+        mean = calibrated(gains, self.calibration)[:, :most].mean(axis=0, dtype=np.float64)
+        width = self._plain.choose(mean[None].astype(np.float32), costs)
         return np.repeat(width, len(gains)).astype(np.int32)
 
     def observe(self, tokens: float, seconds: float) -> None:
@@ -185,9 +190,11 @@ def share_curve(seconds: Floats, batch: int, max_budget: int) -> Floats:
     return np.ascontiguousarray(seconds[..., ::batch][..., : max_budget + 1] / batch)
 
 
-def _one_curve(curve: Floats, rows: int) -> CostTable:
-    """A cost table with one curve for all rows."""
-    return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64))
+def _shared_costs(seconds: Floats, paid: Floats | None, batch: int, max_budget: int, rows: int) -> CostTable:
+    """A cost table with a request's share of a joint round for all rows: of what is decided on, and of what is paid."""
+    charged = None if paid is None else _shared_costs(paid, None, batch, max_budget, rows)
+    curve = share_curve(seconds, batch, max_budget)
+    return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64), paid=charged)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -208,12 +215,12 @@ class JointTable:
     first : int
         Context of row 0 in steps of ``CONTEXT_STEP``; row u prices a mean context of (first + u) steps.
     seconds : float64 [U, M + 1]
-        A drafted round with n = 0 .. M nodes in all, n + batch tokens.
+        A drafted round with n = 0 .. M nodes in all, n + batch tokens: what is paid.
     ar_seconds : float64 [U]
     limit : int
         Nodes in all that rules may choose, at most M.
     curve : float64 [U, limit + 1]
-        ``seconds`` up to there.
+        What rules decide on: ``seconds`` up to there, or another cost model's (`decided_on`).
     share : float64 [U, W + 1]
         ``share_curve`` of it.
     curve_ahead, share_ahead : float64
@@ -279,11 +286,26 @@ def joint_table(
     limit, last = (min(n, batch * max(max_budget, horizon)) for n in (limit, last))
     first, end = (-(-context // CONTEXT_STEP) for context in contexts)
     table = cost_table(cost, np.arange(first, end + 1) * CONTEXT_STEP, last, batch)
-    curve = np.ascontiguousarray(table.seconds[:, : limit + 1])
+    return _joint(batch, first, table.seconds, table.ar_seconds, table.seconds[:, : limit + 1], max_budget)
+
+
+def _joint(batch: int, first: int, seconds: Floats, ar_seconds: Floats, curve: Floats, max_budget: int) -> JointTable:
+    """A table whose rules decide on ``curve`` [U, limit + 1]."""
+    curve = np.ascontiguousarray(curve)
     share = share_curve(curve, batch, max_budget)
     return JointTable(
-        batch, first, table.seconds, table.ar_seconds, limit, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
+        batch, first, seconds, ar_seconds, curve.shape[1] - 1, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
     )
+
+
+def decided_on(policy: Policy, cost: CostModel, table: JointTable, max_budget: int) -> JointTable:
+    """The table with the curves that a policy decides on, where ``cost`` is paid."""
+    model = decision_cost(policy, cost)
+    if model is cost:
+        return table
+    contexts = (table.first + np.arange(len(table.seconds))) * CONTEXT_STEP
+    curve = cost_table(model, contexts, table.limit, table.batch).seconds
+    return _joint(table.batch, table.first, table.seconds, table.ar_seconds, curve, max_budget)
 
 
 def curves_for(mode: int, table: JointTable) -> tuple[Floats, Floats, Floats, Floats]:
@@ -316,10 +338,12 @@ def _sift(heap, size, key):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order, heap, key, rate):  # type: ignore[no-untyped-def]
+def _forest(  # type: ignore[no-untyped-def]
+    fair, gains, nodes, where, curve, ahead, rule, price, fill, charged, budgets, order, heap, key, rate
+):
     """(n, B + Phi(n)) of the forest, and each request's nodes in ``budgets``.
 
-    Nodes come in the order of their gains; if ``fair``, of their gains over the request's expected tokens so far, and ``curve`` is
+    With ``fill``, n goes up to the largest number that is ``charged`` no more. Nodes come in the order of their gains; if ``fair``, of their gains over the request's expected tokens so far, and ``curve`` is
     the logarithm of the cost. ``order`` [M] and ``heap``, ``key``, ``rate`` [B] are scratch.
     """
     batch = len(where)
@@ -334,7 +358,8 @@ def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order
     value = -batch * curve[0] if fair else tokens - price * curve[0]
     best, best_tokens, best_seconds, best_value = 0, tokens, curve[0], value
     logs, n = 0.0, 0
-    while size and n < len(curve) - 1:
+    limit, target, stopped = len(curve) - 1, 0, False  # target: nodes to end with, once the rule has stopped
+    while size and n < limit:
         b = heap[0]
         p = where[b]
         gain = gains[p, budgets[b]]
@@ -342,7 +367,9 @@ def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order
             step, worth = np.log1p(key[b]), float(batch)
         else:
             step, worth = gain, price if rule == PRICE else best_tokens / best_seconds
-        if step <= worth * ahead[n]:  # as in ddsim.budget._choose: nothing better follows
+        if not stopped and step <= worth * ahead[n]:  # as in ddsim.budget._choose: nothing better follows
+            stopped, target = True, _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+        if stopped and n >= target:
             break
         order[n] = b
         n += 1
@@ -356,6 +383,8 @@ def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order
         _sift(heap, size, key)
         tokens += gain
         logs += step
+        if stopped:
+            continue
         if fair or rule == PRICE:
             value = logs - batch * curve[n] if fair else tokens - price * curve[n]
             if value > best_value:
@@ -363,27 +392,67 @@ def _forest(fair, gains, nodes, where, curve, ahead, rule, price, budgets, order
         elif tokens * best_seconds > best_tokens * curve[n]:
             best, best_tokens, best_seconds = n, tokens, curve[n]
         elif rule == GREEDY:
-            break
-    for i in range(best, n):  # what was looked at past the best is given back
+            stopped, target = True, _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+    if not stopped:
+        target = _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+    for i in range(target, n):  # what was looked at past the best is given back
         budgets[order[i]] -= 1
+    if target > best:
+        best, best_tokens = target, float(batch)
+        for b in range(batch):
+            for i in range(budgets[b]):
+                best_tokens += gains[where[b], i]
     return best, best_tokens
 
 
 @njit(cache=True, nogil=True)
+def _existing(gains, nodes, p):  # type: ignore[no-untyped-def]
+    """Nodes with a gain above 0: a calibration may have made some of them 0."""
+    most = nodes[p]
+    while most > 0 and gains[p, most - 1] <= 0:
+        most -= 1
+    return most
+
+
+@njit(cache=True, nogil=True)
+def _last_filled(gains, nodes, where, charged, n, limit):  # type: ignore[no-untyped-def]
+    """`filled` for a forest that has n nodes and can have at most ``limit``."""
+    most = 0
+    for p in where:
+        most += _existing(gains, nodes, p)
+    return filled(charged, n, max(n, min(most, limit)), 1)
+
+
+@njit(cache=True, nogil=True)
 def decide(  # type: ignore[no-untyped-def]
-    mode, rule, price, width, gains, nodes, chain_expected, where, horizon,
-    curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean,
+    mode, rule, price, fill, width, gains, nodes, chain_expected, where, horizon,
+    charged, curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean,
 ):  # fmt: skip
     """(n, expected tokens) of one joint round at the positions ``where`` [B]; the requests' actions go to ``budgets`` [B].
 
-    Curves are one row of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
+    ``charged`` is what n nodes in all are paid for (with ``fill``, n goes up to the end of its step). The other curves are one row
+    of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
     """
     batch = len(where)
     if mode == AR:
         return 0, float(batch)
     if mode in (FOREST, FAIR):
         return _forest(
-            mode == FAIR, gains, nodes, where, curve, curve_ahead, rule, price, budgets, order, heap, key, rate
+            mode == FAIR,
+            gains,
+            nodes,
+            where,
+            curve,
+            curve_ahead,
+            rule,
+            price,
+            fill,
+            charged,
+            budgets,
+            order,
+            heap,
+            key,
+            rate,
         )
     total, tokens = 0, 0.0
     if mode == CHAINS:
@@ -399,12 +468,20 @@ def decide(  # type: ignore[no-untyped-def]
                 sum_of += gains[where[b], i]
             mean[i] = np.float32(sum_of / batch)
         width = _choose(mean[:most], share, share_ahead, rule, price, 1.0)[0]
+        if fill:
+            while most > width and mean[most - 1] <= 0:
+                most -= 1
+            width = filled(charged, width, most, batch)
     for b in range(batch):
         p = where[b]
         if mode == SHARE:
             n, expected = _choose(gains[p, : len(share) - 1], share, share_ahead, rule, price, 1.0)
+            if fill:
+                n = filled(charged, n, max(n, min(_existing(gains, nodes, p), len(share) - 1)), batch)
         else:
             n, expected = min(width, nodes[p]), 1.0
+        if mode != SHARE or fill:
+            expected = 1.0
             for i in range(n):
                 expected += gains[p, i]
         budgets[b] = n
@@ -420,7 +497,7 @@ def decide(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _totals(  # type: ignore[no-untyped-def]
-    mode, rule, price, width, gains, nodes, chain_expected, groups, row, horizon,
+    mode, rule, price, fill, width, gains, nodes, chain_expected, groups, row, horizon,
     seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last, out,
 ):  # fmt: skip
     """Expected tokens, seconds and nodes of the joint rounds ``groups`` [G, B], added up by chunks in ``out`` [chunks, 3]."""
@@ -432,8 +509,8 @@ def _totals(  # type: ignore[no-untyped-def]
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, count)):
             u = row[i]
             n, tokens = decide(
-                mode, rule, price, width, gains, nodes, chain_expected, groups[i], horizon,
-                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                mode, rule, price, fill, width, gains, nodes, chain_expected, groups[i], horizon,
+                seconds[u], curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
             )  # fmt: skip
             out[c, 0] += tokens
             out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
@@ -448,6 +525,7 @@ class Decision:
     rule: int = PRICE
     price: float = 0.0
     width: int = 0
+    fill: bool = False  # go on to the end of the step
     memory: float = 0.0  # rounds after which an online price forgets; 0: the price is given
     calibration: Calibration | None = None
 
@@ -467,12 +545,13 @@ def decision_of(policy: Policy) -> Decision | None:
         policy = policy.policy
     if isinstance(policy, LongRun) and type(policy) is LongRun:
         if policy.price is not None:
-            return Decision(mode, PRICE, policy.price, calibration=policy.calibration)
-        return Decision(mode, PRICE, memory=policy.memory, calibration=policy.calibration) if mode == FOREST else None
+            return Decision(mode, PRICE, policy.price, fill=policy.fill, calibration=policy.calibration)
+        online = Decision(mode, PRICE, fill=policy.fill, memory=policy.memory, calibration=policy.calibration)
+        return online if mode == FOREST else None
     if isinstance(policy, FairRatio) and kind is FairRatio:
         return Decision(FAIR, calibration=policy.calibration)
-    if isinstance(policy, (CaDDTree, RoundRatio)) and type(policy) in (CaDDTree, RoundRatio):
-        return Decision(mode, RULES[policy.rule], calibration=policy.calibration)
+    if isinstance(policy, _Rule) and type(policy) in (CaDDTree, GreedySteps, RoundRatio):
+        return Decision(mode, RULES[policy.rule], fill=policy.fill, calibration=policy.calibration)
     return None
 
 
@@ -503,7 +582,7 @@ def joint_totals(
     else:
         row = np.full(len(groups), table.row_of(context), np.int64)
     arguments = (
-        decision.mode, decision.rule, decision.price, decision.width, positions.gains, positions.nodes,
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, positions.gains, positions.nodes,
         positions.chain_expected, groups, row, positions.horizon,
         table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip

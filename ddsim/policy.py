@@ -15,9 +15,10 @@ array([2], dtype=int32)
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from ddsim import budget as _budget
 from ddsim.budget import CHAIN, NO_DRAFT, Costs, Floats, Ints, Positions, Rule
 from ddsim.calibration import Calibration
+from ddsim.cost import CostModel, CostTable, cost_table
 from ddsim.errors import DdsimError
 
 Gains = NDArray[np.float32]
@@ -48,6 +50,11 @@ class Policy:
         Whether earlier rounds matter: replay then goes round by round, in order, and reports each by `observe`.
     calibration : Calibration or None
         Applied to the gains before a budget is chosen (isotonic only).
+    decides_on : str or CostModel
+        What costs it decides on; rounds always take the seconds of the cost model that is replayed, planned or served with.
+        "measured": that cost model. "convex": its convex fit (`CostModel.convex`). Or a cost model of its own.
+    fill : bool
+        Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_joint` gets it as a third argument.
     """
 
     name: str = "?"
@@ -55,6 +62,8 @@ class Policy:
     adaptive: bool = True
     online: bool = False
     calibration: Calibration | None = None
+    decides_on: str | CostModel = "measured"
+    fill: bool = False
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -79,7 +88,7 @@ class Policy:
         gains : float32 [k, N]
             Path probabilities of the best nodes, descending, 0 where none exist.
         costs : cost table whose ``row`` has k entries
-            ``costs.seconds[costs.row[i], n]``: seconds of round i with n nodes.
+            ``costs.seconds[costs.row[i], n]``: seconds of round i with n nodes, by the costs that the policy `decides_on`.
 
         Returns
         -------
@@ -95,7 +104,8 @@ class Policy:
         ----------
         gains : float32 [B, N]
         seconds : float64 [M + 1]
-            A joint round with n = 0 .. M nodes in all.
+            A joint round with n = 0 .. M nodes in all, by the costs that the policy `decides_on`. Policies that `fill` get what is
+            paid as a third argument of the same shape.
 
         Returns
         -------
@@ -105,7 +115,7 @@ class Policy:
         raise DdsimError(f"{self.name} has no rule for requests that are verified together")
 
     def observe(self, tokens: float, seconds: float) -> None:
-        """What the last round yielded. Only online rules use it; seconds must be on the scale of the costs given to `choose`."""
+        """What the last round yielded, and what it took. Only online rules use it."""
 
     def actions(self, block: Positions, costs: Costs) -> Ints:
         """Actions int32 [P] at the positions of a block that this policy visits; replay walks them.
@@ -195,6 +205,7 @@ class _Rule(Policy):
 
     label: ClassVar[str]
     rule: ClassVar[Rule]
+    fill: bool = False
 
     def __init__(self, *, calibration: Calibration | None = None) -> None:
         if calibration is not None and calibration.kind != "isotonic":
@@ -210,21 +221,71 @@ class _Rule(Policy):
         return 0.0
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
-        return _budget.round_budgets(gains, costs, self.rule, self._price, calibration=self.calibration)
+        return _budget.round_budgets(gains, costs, self.rule, self._price, fill=self.fill, calibration=self.calibration)
 
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        return _budget.forest_budgets(gains, seconds, self.rule, self._price, calibration=self.calibration)
+    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
+        fill = (seconds if paid is None else paid) if self.fill else None
+        return _budget.forest_budgets(gains, seconds, self.rule, self._price, fill=fill, calibration=self.calibration)
 
     def actions(self, block: Positions, costs: Costs) -> Ints:
         if self.calibration is not None:
             return super().actions(block, costs)
-        return _budget.rule_actions(block, costs, self.rule, self._price)
+        return _budget.rule_actions(block, costs, self.rule, self._price, fill=self.fill)
+
+    def to_json(self) -> dict[str, Any]:
+        on = self.decides_on
+        said = on if isinstance(on, str) else {"kind": on.kind, "range": str(on.range), "provenance": on.provenance}
+        return {"name": self.name, "decides_on": said, "fill": self.fill}
 
 
 class CaDDTree(_Rule):
-    """Grow the tree while expected tokens per second of this round, (1 + Φ*(n)) / C(n), improve (arXiv 2606.01813)."""
+    """Grow the tree while expected tokens per second of this round, (1 + Φ*(n)) / C(n), improve (arXiv 2606.01813).
+
+    As its authors do, it decides on a monotone convex fit C of the medians that were measured, where stopping at the first node
+    that doesn't pay is optimal, and pays what the hardware takes. `GreedySteps` decides on the measured costs themselves.
+
+    Parameters
+    ----------
+    fill : bool
+        After the rule stops at n nodes, verify the largest number that costs no more by what is paid: up to the end of the step.
+    decides_on : "convex" or CostModel
+        The curve to decide on: the convex fit of the costs that are paid, or one of your own.
+    calibration : Calibration, optional
+        Isotonic.
+
+    Examples
+    --------
+    >>> from ddsim.cost import CostModel, cost_table
+    >>> stepped = CostModel.from_table([1, 4, 5, 9], [1.0, 1.0, 1.4, 1.4])
+    >>> gains = np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.1]], np.float32)
+    >>> costs = cost_table(stepped, [0], 6)
+    >>> for policy in (GreedySteps(), CaDDTree(), CaDDTree(fill=True)):
+    ...     print(policy.name, policy.choose(gains, decision_table(policy, stepped, costs)))
+    GreedySteps [3]
+    CaDDTree [5]
+    CaDDTree filled [6]
+    """
 
     label = "CaDDTree"
+    rule = "greedy"
+
+    def __init__(
+        self,
+        *,
+        fill: bool = False,
+        decides_on: Literal["convex"] | CostModel = "convex",
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration=calibration)
+        self.fill, self.decides_on = fill, decides_on
+        label = self.label if isinstance(decides_on, str) else f"{self.label} on own costs"
+        self.name = self.name.replace(self.label, label + (" filled" if fill else ""))
+
+
+class GreedySteps(_Rule):
+    """`CaDDTree`'s greedy stop on the measured costs, steps and all: it ends at the first step. Nobody's proposal, but instructive."""
+
+    label = "GreedySteps"
     rule = "greedy"
 
 
@@ -322,11 +383,11 @@ class LongRun(_Rule):
             self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
         return super().choose(gains, costs)
 
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
         if self.online and not self._state[2]:
             best = _budget.forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
             self._start(gains, best, float(seconds[best.sum()]))
-        return super().choose_joint(gains, seconds)
+        return super().choose_joint(gains, seconds, paid)
 
     def _start(self, gains: Gains, budgets: Ints, seconds: float) -> None:
         mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
@@ -346,10 +407,10 @@ class LongRun(_Rule):
             return np.zeros(len(block), np.int32)
         here = slice(roots[0], roots[0] + 1)
         self.choose(block.gains[here], _budget.cost_rows(costs, here))  # starts the price
-        return _budget.online_actions(block, costs, self._state, self.memory)
+        return _budget.online_actions(block, costs, self._state, self.memory, fill=self.fill)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "price": self.price, "solved": self.solves, "memory": self.memory}
+        return super().to_json() | {"price": self.price, "solved": self.solves, "memory": self.memory}
 
 
 class BestFixed(Policy):
@@ -396,6 +457,35 @@ class Hindsight(Policy):
         return _budget.hindsight_actions(block, costs)
 
 
+def decision_cost(policy: Policy, cost: CostModel) -> CostModel:
+    """The cost model that a policy decides on where ``cost`` is paid."""
+    wanted = policy.decides_on
+    if wanted == "measured":
+        return cost
+    if wanted == "convex":
+        return cost.convex()
+    if not hasattr(wanted, "verify_seconds"):
+        raise DdsimError(f'{policy.name}: decides_on must be "measured", "convex" or a cost model, is {wanted!r:.60}')
+    return wanted  # type: ignore[return-value]
+
+
+def decision_table(policy: Policy, cost: CostModel, costs: CostTable) -> CostTable:
+    """The table that a policy decides on, with ``costs``, made of ``cost``, as what it pays.
+
+    Budgets that can't be paid (of infinite cost) can't be chosen.
+    """
+    model = decision_cost(policy, cost)
+    if model is cost:
+        return costs
+    known = np.isfinite(costs.seconds)
+    most = int(np.flatnonzero(known.any(axis=0))[-1])
+    table = cost_table(model, costs.contexts, most, costs.batch)
+    seconds = np.full(costs.seconds.shape, np.inf)
+    seconds[:, : most + 1] = table.seconds
+    seconds[~known] = np.inf
+    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, paid=costs)
+
+
 def _in_order(policy: Policy, block: Positions, costs: Costs) -> Ints:
     """Actions of an online policy: one request after another, one round after another."""
     actions = np.zeros(len(block), np.int32)
@@ -415,6 +505,7 @@ _KNOWN: dict[str, Callable[..., Policy]] = {
     "DFlash": DFlash,
     "DDTree": DDTree,
     "CaDDTree": CaDDTree,
+    "GreedySteps": GreedySteps,
     "RoundRatio": RoundRatio,
     "LongRun": LongRun,
     "BestFixed": BestFixed,
@@ -423,6 +514,7 @@ _KNOWN: dict[str, Callable[..., Policy]] = {
 
 _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
     "DDTree": {"budget": int},
+    "CaDDTree": {"fill": bool},
     "LongRun": {"price": float, "online": bool, "memory": float},
 }
 
@@ -440,7 +532,7 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
         ``RoundRatio share``) are understood too. Names count whatever their case.
     joint : bool
         Whether it is for requests that are decoded together: then ``FairRatio``, ``Share:RULE`` and ``Uniform:RULE`` are known
-        too, where RULE is CaDDTree, RoundRatio or LongRun with its settings.
+        too, where RULE is CaDDTree, GreedySteps, RoundRatio or LongRun with its settings.
 
     Raises
     ------
@@ -449,13 +541,14 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
 
     Examples
     --------
-    >>> [parse_policy(text).name for text in ("ddtree:64", "DDTree(8)", "LongRun:price=500", "LongRun:online")]
-    ['DDTree(64)', 'DDTree(8)', 'LongRun', 'LongRun online']
+    >>> [parse_policy(text).name for text in ("ddtree:64", "DDTree(8)", "CaDDTree:fill", "LongRun:price=500", "LongRun:online")]
+    ['DDTree(64)', 'DDTree(8)', 'CaDDTree filled', 'LongRun', 'LongRun online']
     >>> [parse_policy(text, joint=True).name for text in ("Share:RoundRatio", "uniform:LongRun:500", "FairRatio")]
     ['RoundRatio share', 'LongRun uniform', 'FairRatio']
     """
     text = re.sub(r"(?i)^\s*(\S.*?)\s+(share|uniform)\s*$", r"\2:\1", text)
     text = re.sub(r"(?i)^\s*(longrun)\s+online\s*$", r"\1:online", text)
+    text = re.sub(r"(?i)^\s*(caddtree)\s+filled\s*$", r"\1:fill", text)
     match = re.fullmatch(r"\s*([A-Za-z]+)\s*(?::(.*)|\((.*)\))?\s*", text)
     name = match.group(1).lower() if match else ""
     known = {key.lower(): key for key in (*_KNOWN, *JOINT)} | {"autoregressive": "AR"}
@@ -473,7 +566,8 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
     for part in filter(None, (part.strip() for part in settings.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
-            key, value = (part, "true") if takes.get(part) is bool else (next(iter(takes), ""), part)
+            first = next((key for key, kind in takes.items() if kind is not bool), "")
+            key, value = (part, "true") if takes.get(part) is bool else (first, part)
         if key not in takes:
             raise DdsimError(f"policy {text!r}: {label} takes {', '.join(takes) or 'no settings'}")
         try:
@@ -496,5 +590,7 @@ def _parse_joint(text: str, label: str, settings: str) -> Policy:
         raise DdsimError(f"policy {text!r}: {label} needs a rule for one request, as in {label}:RoundRatio")
     rule = parse_policy(settings, joint=True)
     if not isinstance(rule, _Rule):
-        raise DdsimError(f"policy {text!r}: {label} takes CaDDTree, RoundRatio or LongRun, not {rule.name}")
+        raise DdsimError(
+            f"policy {text!r}: {label} takes CaDDTree, GreedySteps, RoundRatio or LongRun, not {rule.name}"
+        )
     return joint.Share(rule) if label == "Share" else joint.Uniform(rule)

@@ -31,6 +31,7 @@ from ddsim.policy import (
     LongRun,
     Policy,
     RoundRatio,
+    decision_table,
     parse_policy,
 )
 from ddsim.positions import Progress, positions_of
@@ -157,6 +158,7 @@ class Outcome:
 
 
 def _outcome(policy: Policy, positions: Positions, costs: CostTable, knots: Floats) -> Outcome:
+    """What a policy that is ready does; ``costs`` are those that it decides on (`decision_table`)."""
     parts = []
     for low, _, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))
@@ -178,6 +180,7 @@ def _verified(
     nodes[actions[here] == _budget.CHAIN] = block.horizon
     alone = actions[here] == _budget.NO_DRAFT
     nodes[alone] = 0
+    costs = _budget.paid(costs)
     row = costs.row[here]
     seconds = costs.seconds[row, nodes]
     seconds[alone] = costs.ar_seconds[row[alone]]
@@ -566,12 +569,13 @@ class _Replayer:
 
     def _run(self, policy: Policy, sequences: NDArray[np.bool_] | None, ending: str = "") -> Outcome:
         positions = self.better if ending and self.better is not None else self.positions
+        costs = decision_table(policy, self.cost, self.costs)
         if type(policy) is BestFixed:  # its walks are needed anyway, and once is enough
             ready: Policy = BestFixed()
             ready.budget = self.fixed(ending).best(sequences)[0]  # type: ignore[attr-defined]
         else:
-            ready = policy.prepare(positions, self.costs, sequences=sequences)
-        outcome = _outcome(ready, positions, self.costs, self.knots)
+            ready = policy.prepare(positions, costs, sequences=sequences)
+        outcome = _outcome(ready, positions, costs, self.knots)
         return dataclasses.replace(outcome, tuned_on=self._tuned_on(policy, self.calibration if ending else None))
 
     def _tuned_on(self, policy: Policy, calibration: Calibration | CrossCalibration | None) -> TunedOn | None:
@@ -719,8 +723,9 @@ def replay_rounds(
     """
     _check_given("replay_rounds", trace, cost)
     positions = positions_of(trace, calibration=calibration)
-    costs = priced(positions, cost)
-    ready = _ready(policy, trace, cost).prepare(positions, costs)
+    policy = _ready(policy, trace, cost)
+    costs = decision_table(policy, cost, priced(positions, cost))
+    ready = policy.prepare(positions, costs)
     parts = []
     for low, first, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))

@@ -36,10 +36,12 @@ from ddsim.joint import (
     calibrated,
     curves_for,
     decide,
+    decided_on,
     decision_of,
     groups_of,
     joint_table,
     joint_totals,
+    share_curve,
     solve_joint_price,
 )
 from ddsim.policy import (
@@ -120,7 +122,7 @@ class Run:
 
 @njit(cache=True, nogil=True)
 def _closed_loop(  # type: ignore[no-untyped-def]
-    mode, rule, price, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
+    mode, rule, price, fill, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
     low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
     spent, committed, rounds, verified, latency, largest,
 ):  # fmt: skip
@@ -144,15 +146,15 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
             if memory > 0 and state[2] == 0:
                 n, expected = decide(
-                    mode, _budget.EXHAUSTIVE, 0.0, width, gains, nodes, chain_expected, where, horizon, curve[u],
-                    curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                    mode, _budget.EXHAUSTIVE, 0.0, False, width, gains, nodes, chain_expected, where, horizon, seconds[u],
+                    curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
                 )  # fmt: skip
-                _budget.begin(state, expected, seconds[u, n])
+                _budget.begin(state, expected, curve[u, n])
             if memory > 0:
                 at = state[0] / state[1]
             n, expected = decide(
-                mode, rule, at, width, gains, nodes, chain_expected, where, horizon, curve[u],
-                curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, seconds[u],
+                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
             )  # fmt: skip
             took = ar_seconds[u] if mode == AR else seconds[u, n]
             now += took
@@ -186,7 +188,7 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
     """One policy at one batch size, every repeat, in the kernel."""
     gains = calibrated(np.asarray(positions.gains), decision.calibration)
     arguments = (
-        decision.mode, decision.rule, decision.price, decision.width, decision.memory,
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
         positions.starts, queue, table.batch, CONTEXT_STEP,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
@@ -211,7 +213,8 @@ def _loop(
     following, done, now, committed, rounds, verified, largest = batch, 0, 0.0, 0, 0, 0, 0
     while done < requests:
         u = table.row_of(float(positions.context[where].sum()) / batch)
-        asked = np.asarray(policy.choose_joint(np.ascontiguousarray(gains[where]), table.curve[u]), np.int64)  # type: ignore[index]
+        paid = (table.seconds[u, : table.limit + 1],) if policy.fill else ()
+        asked = np.asarray(policy.choose_joint(np.ascontiguousarray(gains[where]), table.curve[u], *paid), np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
         nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
         if getattr(policy, "rectangular", False):
@@ -336,17 +339,18 @@ def simulate(
                 raise DdsimError(
                     f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
                 )
-            for policy in asked:
-                ready[size, policy.name] = _prepared(policy, positions, table, queues[size][:SHUFFLES])
-            for policy in asked:
+            tables = [decided_on(policy, cost, table, positions.max_budget) for policy in asked]
+            for policy, own in zip(asked, tables, strict=True):
+                ready[size, policy.name] = _prepared(policy, positions, own, queues[size][:SHUFFLES])
+            for policy, own in zip(asked, tables, strict=True):
                 key = size, policy.name
                 decision = decision_of(ready[key])
                 if decision is None:  # the kernel can't decide as the policy does
-                    one = [_loop(copy.deepcopy(ready[key]), positions, table, row) for row in queues[size]]
+                    one = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
                     runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
                 else:
                     width = min(decision.width, (table.seconds.shape[1] - 1) // size)
-                    runs[key] = _run(dataclasses.replace(decision, width=width), positions, table, queues[size])
+                    runs[key] = _run(dataclasses.replace(decision, width=width), positions, own, queues[size])
                 # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
                 asked_contexts = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
                 tokens = size + int(runs[key].largest.max())
@@ -466,11 +470,16 @@ def _loop_price(decision: Decision, positions: Positions, table: JointTable, que
 
 def _shares(positions: Positions, table: JointTable) -> CostTable:
     """What every position's request pays of a joint round in which all have the same number of nodes and the same context."""
-    seconds = np.full((len(table.share), max(positions.max_budget, positions.horizon) + 1), np.inf)
-    seconds[:, : table.share.shape[1]] = table.share
-    row = np.clip(-(-positions.context // CONTEXT_STEP) - table.first, 0, len(seconds) - 1).astype(np.int32)
-    contexts = (table.first + np.arange(len(seconds), dtype=np.int64)) * CONTEXT_STEP
-    return CostTable(seconds, table.ar_seconds / table.batch, row, contexts, table.batch)
+    row = np.clip(-(-positions.context // CONTEXT_STEP) - table.first, 0, len(table.seconds) - 1).astype(np.int32)
+    contexts = (table.first + np.arange(len(table.seconds), dtype=np.int64)) * CONTEXT_STEP
+
+    def of(share: Floats, paid: CostTable | None) -> CostTable:
+        seconds = np.full((len(share), max(positions.max_budget, positions.horizon) + 1), np.inf)
+        seconds[:, : share.shape[1]] = share
+        return CostTable(seconds, table.ar_seconds / table.batch, row, contexts, table.batch, paid)
+
+    charged = share_curve(table.seconds[:, : table.limit + 1], table.batch, positions.max_budget)
+    return of(table.share, of(charged, None))
 
 
 # --------------------------------------------------------------------------------------------------------------------

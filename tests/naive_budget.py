@@ -49,6 +49,22 @@ def choose(gains: Row, seconds: Row, rule: str, price: float = 0.0, base: int = 
     return worth.index(max(worth))
 
 
+def fill(n: int, most: int, charged: Row) -> int:
+    """The largest number of nodes, n to ``most``, that is charged no more than n nodes are."""
+    return max(m for m in range(n, max(n, most) + 1) if charged[m] <= charged[n])
+
+
+def choose_and_pay(
+    positions: Any, decide: Any, paid: Any, rule: str, price: float, filled: bool
+) -> list[dict[str, Any]]:
+    """Walk every sequence with budgets that a rule picks by one table's seconds, charged another's."""
+    actions = []
+    for p in range(len(positions)):
+        n = choose(positions.gains[p], decide.seconds[decide.row[p]], rule, price)
+        actions.append(fill(n, nodes(positions.gains[p]), paid.seconds[paid.row[p]]) if filled else n)
+    return walk(positions, paid, actions)
+
+
 def slopes_ahead(curve: Row) -> list[float]:
     """The least slope from each budget to any larger one."""
     return [

@@ -27,8 +27,13 @@ def best(gains: Sequence[float], curve: Sequence[float], base: float, rule: str,
     return n, tokens[n]
 
 
-def decide(gains: Any, seconds: Any, way: str, rule: str, price: float) -> tuple[list[int], float]:
-    """Budgets of B requests with gains [B, N] at joint cost ``seconds``, and expected tokens."""
+def decide(gains: Any, seconds: Any, way: str, rule: str, price: float, charged: Any = None) -> tuple[list[int], float]:
+    """Budgets of B requests with gains [B, N] at joint cost ``seconds``, and expected tokens.
+
+    ``charged``: then as many more nodes as are charged no more.
+    """
+    if charged is not None:
+        return filled(gains, seconds, way, rule, price, charged)
     batch, width = gains.shape
     if way == "fair":
         return fair(gains, seconds)
@@ -45,6 +50,24 @@ def decide(gains: Any, seconds: Any, way: str, rule: str, price: float) -> tuple
     n, _ = best(mean, share, 1.0, rule, price)
     budgets = [n] * batch
     return budgets, sum(1.0 + float(row[:n].sum(dtype=np.float64)) for row in gains)
+
+
+def filled(gains: Any, seconds: Any, way: str, rule: str, price: float, charged: Any) -> tuple[list[int], float]:
+    """`decide`, then every number of nodes that is charged no more is tried, for the forest, each share, or the width."""
+    batch = len(gains)
+    budgets, _ = decide(gains, seconds, way, rule, price)
+    last = len(seconds) - 1
+    if way == "forest":
+        n, every = sum(budgets), sorted((-float(g), b, i) for (b, i), g in np.ndenumerate(gains) if g > 0)
+        n = max(m for m in range(n, max(n, min(last, len(every))) + 1) if charged[m] <= charged[n])
+        budgets = [sum(b == owner for _, owner, _ in every[:n]) for b in range(batch)]
+    else:
+        mean = gains.sum(axis=0)
+        for b, n in enumerate(list(budgets)):
+            exist = int(((gains[b] if way == "share" else mean) > 0).sum())
+            most = max(n, min(exist, last // batch))
+            budgets[b] = max(m for m in range(n, most + 1) if charged[m * batch] <= charged[n * batch])
+    return budgets, batch + sum(float(row[:n].sum(dtype=np.float64)) for row, n in zip(gains, budgets, strict=True))
 
 
 def fair(gains: Any, seconds: Any) -> tuple[list[int], float]:

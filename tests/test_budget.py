@@ -216,6 +216,32 @@ def fixed_walks_are_walks(rng: np.random.Generator) -> None:
 
 
 @check
+def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
+    positions, paid = some_case(rng)
+    other = some_table(rng, len(positions), paid.seconds.shape[1], rng.choice(["convex", "steps", "wild"]))
+    seconds = other.seconds[rng.integers(0, len(other.seconds), len(paid.seconds))]
+    decided = B._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
+    rule, price, fill = str(rng.choice(RULES)), some_price(rng), bool(rng.random() < 0.5)
+    expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
+    actions = B.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
+    asked = B.lockstep(
+        positions,
+        decided,
+        lambda gains, costs: B.round_budgets(gains, costs, rule, price, fill=fill),  # type: ignore[arg-type]
+    )
+    assert actions.tolist() == asked.tolist()
+    done = B.walk(positions, decided, actions)
+    for key in ("seconds", "rounds", "budget", "drawn"):
+        assert getattr(done, key).tolist() == [one[key] for one in expected]
+    for p in range(len(positions) - 1):
+        _, spent = B.step(positions, decided, p, int(actions[p]))
+        assert spent == naive.round_at(positions, paid, p, int(actions[p]))[2]
+    fixed, _ = B.fixed_walks(positions, decided)
+    assert fixed.tolist() == B.fixed_walks(positions, paid)[0].tolist()
+    assert B.hindsight_actions(positions, decided).tolist() == B.hindsight_actions(positions, paid).tolist()
+
+
+@check
 def totals_are_sums_over_positions(rng: np.random.Generator) -> None:
     count, width = int(rng.integers(1, 7)), int(rng.integers(1, 7))
     gains, table, price = some_gains(rng, count, width), some_table(rng, count, width + 1), some_price(rng)

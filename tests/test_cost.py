@@ -574,6 +574,51 @@ def test_cost_table_refuses(arguments: Any) -> None:
 # files
 
 
+@pytest.mark.parametrize("buckets", [None, (1, 8, 16, 32, 64, 128)])
+@pytest.mark.parametrize("kind", [*KINDS, "by hand"])
+def test_convex_of_every_kind(tmp_path: Path, kind: str, buckets: tuple[int, ...] | None) -> None:
+    sizes = (1, 4, 8, 9, 16, 17, 32, 33, 64, 65, 128)
+    padded = dict.fromkeys(sizes) if buckets is None else {t: min(b for b in buckets if b >= t) for t in sizes}
+    samples = [
+        VerifySample(t, c, b, (0.010 * b**0.1 + 1e-4 * (padded[t] or 8 * (t // 8)) + 1e-7 * b * c,))
+        for t in sizes
+        for c in (256, 1024)
+        for b in (1, 2)
+        if t >= b
+    ]
+    profile = Profile(samples, [DraftSample(256, 1, (0.001,)), DraftSample(1024, 1, (0.002,))], buckets=buckets)
+    if kind == "by hand":
+        cost = CostModel.from_table([1, 16, 17, 32, 64], [0.010, 0.010, 0.012, 0.012, 0.019], draft_seconds=0.001)
+    else:
+        cost = fit_cost(profile, kind)
+    convex = cost.convex()
+    assert convex is cost.convex() and convex.convex() is convex and (convex is cost) == (kind == "convex")
+    tokens = np.arange(1, 129 if kind != "by hand" else 65)
+    for context in (256, 700, 1024):
+        for batch in (1, 2):
+            curve = convex.verify_seconds(tokens, context, batch)
+            measured = cost.verify_seconds(tokens, context, batch)
+            slopes = np.diff(curve)
+            assert (slopes >= -1e-12).all() and (np.diff(slopes) >= -1e-9 * curve.max()).all()
+            assert np.abs(curve / measured - 1).mean() < 0.1
+            assert (
+                (curve - measured).max() >= 0 >= (curve - measured).min()
+            )  # through the points, not under or over them
+            assert convex.draft_seconds(batch, context=context) == cost.draft_seconds(batch, context=context)
+    cost.save(tmp_path / "cost.json")
+    again = CostModel.load(tmp_path / "cost.json").convex()
+    assert again.verify_seconds(tokens, 700).tolist() == convex.verify_seconds(tokens, 700).tolist()
+
+
+def test_what_a_convex_fit_extrapolates_is_said_once() -> None:
+    cost = CostModel.from_table([1, 8, 9, 16], [0.010, 0.010, 0.014, 0.014])
+    with pytest.warns(ExtrapolationWarning, match="17"):
+        cost.verify_seconds(17)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cost.convex().verify_seconds(17)
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "auto"])
 def test_saved_models_come_back_bit_for_bit(tmp_path: Path, kind: str) -> None:
     cost = fit_cost(measured(padded, batches=(1, 8), contexts=(256, 2048, 8192), buckets=BUCKETS), kind)

@@ -19,19 +19,24 @@ from ddsim.policy import (
     CaDDTree,
     DDTree,
     DFlash,
+    GreedySteps,
     Hindsight,
     LongRun,
     Policy,
     RoundRatio,
+    decision_table,
     parse_policy,
 )
 from ddsim.positions import positions_of
-from ddsim.replay import priced, replay
+from ddsim.replay import priced, replay, replay_rounds
 from ddsim.trace import Trace, open_trace
 from tests.synthetic import made_trace
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
 GAINS = np.array([[0.9, 0.8, 0.5, 0.1], [0.5, 0.1, 0.05, 0.0]], np.float32)
+STEPS = CostModel.from_table(
+    [1, 8, 9, 16, 17, 33, 34, 65], [0.010, 0.010, 0.0108, 0.0108, 0.0115, 0.0118, 0.016, 0.016], draft_seconds=0.001
+)
 CURVE = [1.0, 1.1, 1.2, 1.3, 1.4]
 
 
@@ -47,6 +52,7 @@ def test_choices_of_one_round() -> None:
         DFlash(): [CHAIN, CHAIN],
         DDTree(3): [3, 3],
         CaDDTree(): [3, 1],
+        GreedySteps(): [3, 1],
         RoundRatio(): [3, 1],
         LongRun(2.0): [3, 1],
         LongRun(0.2): [4, 3],
@@ -70,12 +76,16 @@ def test_choices_of_a_joint_round() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [Autoregressive(), DFlash(), DDTree(7), CaDDTree(), RoundRatio(), LongRun(200.0), LongRun(), BestFixed()]
-)
+    "policy",
+    [
+        Autoregressive(), DFlash(), DDTree(7), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(200.0),
+        LongRun(), LongRun(online=True), BestFixed(),
+    ],
+)  # fmt: skip
 def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy) -> None:
     """Driving `choose` and `observe` round by round, as a decoder does, gives the replay's actions."""
     positions = positions_of(trace.select(workload="chat"))
-    costs = priced(positions, COST)
+    costs = decision_table(policy, STEPS, priced(positions, STEPS))
     ready = policy.prepare(positions, costs)
     again = policy.prepare(positions, costs)
     actions = ready.actions(positions, costs)
@@ -120,6 +130,47 @@ def test_solved_price_is_the_throughput_that_it_yields(trace: Trace) -> None:
     result = replay(trace, COST, [LongRun()], bootstrap=10)
     earned = float(result.table()["tokens_per_second"].iloc[0])
     assert result.outcomes["LongRun"].policy.to_json()["price"] == pytest.approx(earned, rel=1e-3)
+
+
+def test_decides_on_one_cost_and_pays_another(trace: Trace) -> None:
+    """Rounds cost what was measured; the rule sees the convex fit, or a cost model of the user's own."""
+    dear = CostModel.from_table([1, 2, 65], [0.010, 1.0, 64.0])
+    own = CaDDTree(decides_on=dear)
+    frugal = RoundRatio()
+    frugal.decides_on, frugal.name = dear, "frugal"
+    result = replay(trace, STEPS, [CaDDTree(), own, frugal, GreedySteps(), DDTree(0)], bootstrap=1)
+    seconds = {name: outcome.seconds.sum() for name, outcome in result.outcomes.items()}
+    budgets = {name: outcome.budget.sum() for name, outcome in result.outcomes.items()}
+    assert own.name == "CaDDTree on own costs" and budgets[own.name] == budgets["frugal"] == 0
+    assert seconds[own.name] == seconds["frugal"] == seconds["DDTree(0)"]  # no node pays at these costs; none was paid
+    assert budgets["CaDDTree"] > budgets["GreedySteps"] and seconds["CaDDTree"] < seconds["GreedySteps"]
+    for policy in (CaDDTree(), CaDDTree(fill=True), GreedySteps()):
+        rounds = replay_rounds(trace, STEPS, policy)
+        again = replay(trace, STEPS, [policy], bootstrap=1).outcomes[policy.name]
+        assert rounds["seconds"].sum() == pytest.approx(again.seconds.sum())
+        assert rounds["seconds"].to_numpy() == pytest.approx(
+            STEPS.verify_seconds(rounds["budget"].to_numpy() + 1) + 0.001
+        )
+    assert CaDDTree().to_json() == {"name": "CaDDTree", "decides_on": "convex", "fill": False}
+    assert own.to_json()["decides_on"]["kind"] == "table"
+
+
+@pytest.mark.parametrize("wanted", ["concave", 3, None, CaDDTree])
+def test_decides_on_something_else_is_refused(trace: Trace, wanted: Any) -> None:
+    policy = RoundRatio()
+    policy.decides_on = wanted
+    with pytest.raises(DdsimError, match='RoundRatio: decides_on must be "measured", "convex" or a cost model'):
+        replay(trace, COST, [policy], bootstrap=1)
+
+
+def test_the_authors_rule_beats_a_greedy_stop_on_raw_steps() -> None:
+    """CaDDTree's authors decide on a convex fit: at 8B costs that loses about 2 % to the best fixed budget, not 12 %."""
+    trace = open_trace(SHIPPED / "temperature-0" / "humaneval")
+    cost = open_cost(SHIPPED / "profiles" / "qwen3-8b-cost-h100.json")
+    result = replay(trace, cost, ["BestFixed", "CaDDTree", "CaDDTree:fill", "GreedySteps"], bootstrap=1)
+    loss = {name: result.gain(name, "BestFixed")[0] for name in result.outcomes}
+    assert loss["GreedySteps"] < -0.1
+    assert -0.03 < loss["CaDDTree"] < -0.015 and -0.015 < loss["CaDDTree filled"] < -0.005
 
 
 SHIPPED = Path(__file__).parent.parent / "traces"
@@ -204,6 +255,10 @@ def test_names_and_parsing() -> None:
         " DDTree:budget=8 ": "DDTree(8)",
         "CaDDTree": "CaDDTree",
         "RoundRatio": "RoundRatio",
+        "CaDDTree:fill": "CaDDTree filled",
+        "CaDDTree:fill=false": "CaDDTree",
+        "caddtree filled": "CaDDTree filled",
+        "greedysteps": "GreedySteps",
         "LongRun": "LongRun",
         "LongRun:500": "LongRun",
         "LongRun:online": "LongRun online",
@@ -222,6 +277,9 @@ def test_policies_for_a_batch() -> None:
         "Share:RoundRatio": "RoundRatio share",
         "RoundRatio share": "RoundRatio share",
         "uniform:caddtree": "CaDDTree uniform",
+        "Share:CaDDTree:fill": "CaDDTree filled share",
+        "CaDDTree filled share": "CaDDTree filled share",
+        "Uniform:GreedySteps": "GreedySteps uniform",
         "Uniform(LongRun)": "LongRun uniform",
         "LongRun online uniform": "LongRun online uniform",
         "DDTree:8": "DDTree(8)",
@@ -231,8 +289,8 @@ def test_policies_for_a_batch() -> None:
     for text, reason in {
         "Magic": "known: AR, .*, BestFixed, FairRatio, Share, Uniform",
         "Share": "needs a rule for one request, as in Share:RoundRatio",
-        "Share:Share:LongRun": "takes CaDDTree, RoundRatio or LongRun, not LongRun share",
-        "Uniform:DDTree:8": "takes CaDDTree, RoundRatio or LongRun, not DDTree",
+        "Share:Share:LongRun": "takes CaDDTree, GreedySteps, RoundRatio or LongRun, not LongRun share",
+        "Uniform:DDTree:8": "takes CaDDTree, GreedySteps, RoundRatio or LongRun, not DDTree",
         "Uniform:Magic": "unknown policy 'Magic'",
         "FairRatio:3": "takes no settings",
     }.items():
@@ -252,7 +310,9 @@ def test_policies_for_a_batch() -> None:
         ("DDTree", "needs a budget"),
         ("DDTree:many", "can't be 'many'"),
         ("DDTree:-1", "0 or more"),
-        ("CaDDTree:3", "takes no settings"),
+        ("CaDDTree:3", "takes fill"),
+        ("CaDDTree:fill=7", "fill can't be '7'"),
+        ("GreedySteps:fill", "takes no settings"),
         ("LongRun:cost=3", "takes price, online, memory"),
         ("LongRun:price=-1", "0 or more"),
         ("LongRun:price=nan", "price"),

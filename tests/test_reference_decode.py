@@ -19,7 +19,19 @@ from ddsim.budget import CHAIN
 from ddsim.calibration import Calibration
 from ddsim.cost import CostModel, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, Policy, RoundRatio
+from ddsim.policy import (
+    Autoregressive,
+    BestFixed,
+    CaDDTree,
+    DDTree,
+    DFlash,
+    GreedySteps,
+    Hindsight,
+    LongRun,
+    Policy,
+    RoundRatio,
+    decision_table,
+)
 from ddsim.positions import positions_of
 from ddsim.trace import Trace, open_trace
 from ddsim_reference import dense
@@ -240,8 +252,10 @@ def test_rounds_are_those_of_a_replay(arch: str, temperature: float, tmp_path: P
     fixed = (DFlash(), DDTree(3), DDTree(20), DDTree(64))
     for calibration, more in ((None, fixed), (temper, fixed), (flatten, ())):
         positions = positions_of(trace, calibration=calibration)
-        costs = cost_table(COST, positions.context, 64)
-        for policy in (*more, CaDDTree(), RoundRatio(), LongRun().prepare(positions, costs)):
+        measured = cost_table(COST, positions.context, 64)
+        rules = (CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun().prepare(positions, measured))
+        for policy in (*more, *rules):
+            costs = decision_table(policy, COST, measured)
             actions = policy.actions(positions.block(0, 5), costs)
             accepted = solvers.walk(positions.block(0, 5), costs, actions).accepted
             drafted = decode(engine, prompts, policy, COST, calibration=calibration, **settings)

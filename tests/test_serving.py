@@ -37,6 +37,7 @@ from ddsim.joint import (
     JointTable,
     Share,
     Uniform,
+    decided_on,
     decision_of,
     groups_of,
     joint_table,
@@ -50,6 +51,7 @@ from ddsim.policy import (
     CaDDTree,
     DDTree,
     DFlash,
+    GreedySteps,
     Hindsight,
     LongRun,
     Policy,
@@ -143,9 +145,11 @@ def check_decisions(data: Any, seed: int, batch: int, budget: int, way: str, rul
     positions = made(seed, [batch + 1], budget)
     gains: Any = positions.gains[:batch]  # type: ignore[index]
     seconds = data.draw(curves(data.draw(st.integers(1, batch * budget + 3))))
-    budgets, tokens = naive_serving.decide(gains, seconds, way, rule, price)
+    paid = data.draw(st.none() | curves(len(seconds)))  # None: what is decided on is paid, and nothing filled
+    budgets, tokens = naive_serving.decide(gains, seconds, way, rule, price, paid)
     inner: Policy = {"greedy": CaDDTree(), "exhaustive": RoundRatio(), "price": LongRun(price)}[rule]
-    policy = {"forest": inner, "share": Share(inner), "uniform": Uniform(inner)}[way]
+    inner.fill = paid is not None
+    policy = policy_of(way, inner)
 
     def value(chosen: Any, expected: float) -> float:
         n = int(np.sum(chosen)) if way != "uniform" else 0
@@ -160,27 +164,46 @@ def check_decisions(data: Any, seed: int, batch: int, budget: int, way: str, rul
         w = int(np.max(chosen))
         return expected / batch - price * share[w] if rule == "price" else expected / batch / share[w]
 
-    chosen = policy.choose_joint(gains, seconds)
+    chosen = policy.choose_joint(gains, seconds) if paid is None else policy.choose_joint(gains, seconds, paid)  # type: ignore[call-arg]
     expected = batch + sum(float(gains[b, :k].sum(dtype=float)) for b, k in enumerate(chosen))
-    if rule == "greedy":  # where it stops may turn on the last bit of a ratio
+    if paid is not None:  # where two budgets are as good, both are filled
+        same, _ = naive_serving.decide(gains, seconds, way, rule, price)
+        inner.fill = False
+        assert chosen.tolist() == budgets or policy_of(way, inner).choose_joint(gains, seconds).tolist() != same
+        inner.fill = True
+    elif rule == "greedy":  # where it stops may turn on the last bit of a ratio
         assert chosen.tolist() == budgets or value(chosen, expected) == pytest.approx(value(budgets, tokens), rel=1e-6)
     else:
         assert value(chosen, expected) == pytest.approx(value(budgets, tokens), rel=1e-6, abs=1e-6)
     # the kernel decides as the policy object does
     decision = decision_of(policy)
     assert decision is not None
-    table = table_of(seconds, batch, budget)
-    got, _, nodes = joint_totals(decision, positions, np.arange(batch)[None], table)
+    table = table_of(seconds, batch, budget, paid)
+    got, spent, nodes = joint_totals(decision, positions, np.arange(batch)[None], table)
     assert nodes == int(chosen.sum())
     assert got == pytest.approx(expected, rel=1e-6)
+    assert spent == (seconds if paid is None else paid)[int(nodes)]
 
 
-def table_of(seconds: Any, batch: int, budget: int) -> JointTable:
-    """A table with one row, the curve itself."""
+def policy_of(way: str, inner: Policy) -> Policy:
+    return {"forest": inner, "share": Share(inner), "uniform": Uniform(inner)}[way]
+
+
+def table_of(seconds: Any, batch: int, budget: int, paid: Any = None) -> JointTable:
+    """A table with one row, the curve itself; ``paid``: the curve that is paid, if another."""
     curve = np.ascontiguousarray(seconds[None])
     share = share_curve(curve, batch, budget)
+    charged = curve if paid is None else np.ascontiguousarray(paid[None])
     return JointTable(
-        batch, 1, curve, 0.9 * curve[:, 0], len(seconds) - 1, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
+        batch,
+        1,
+        charged,
+        0.9 * charged[:, 0],
+        len(seconds) - 1,
+        curve,
+        _slopes_ahead(curve),
+        share,
+        _slopes_ahead(share),
     )
 
 
@@ -283,6 +306,7 @@ def test_closed_loop_against_a_plain_one(seed: int, lengths: list[int], batch: i
     policies = [
         Autoregressive(), DFlash(), DDTree(3), CaDDTree(), RoundRatio(), LongRun(80.0), Share(RoundRatio()),
         Share(LongRun(60.0)), Uniform(RoundRatio()), Uniform(LongRun(70.0)), FairRatio(),
+        GreedySteps(), CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree()), Uniform(CaDDTree(fill=True)),
     ]  # fmt: skip
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
     whole = serving._in_memory(positions, None)
@@ -290,13 +314,15 @@ def test_closed_loop_against_a_plain_one(seed: int, lengths: list[int], batch: i
     table = joint_table(COST, (10, 20), batch, 12, 4, widest=3)
     for policy in policies:
         run = result.runs[batch, policy.name]
+        own = decided_on(policy, COST, table, 12)
+        paid = [table.seconds[0, : table.limit + 1]] if policy.fill else []
 
-        def choose(gains: Any, policy: Policy = policy) -> Any:
+        def choose(gains: Any, policy: Policy = policy, own: JointTable = own, paid: Any = paid) -> Any:
             if isinstance(policy, Autoregressive):
                 return None
             if isinstance(policy, DFlash):
                 return "chain"
-            return policy.choose_joint(np.ascontiguousarray(gains), table.curve[0]).tolist()
+            return policy.choose_joint(np.ascontiguousarray(gains), own.curve[0], *paid).tolist()
 
         for r, queue in enumerate(queues.tolist()):
             want = naive_serving.closed_loop(
@@ -312,14 +338,14 @@ class Copied(Policy):
 
     def __init__(self, policy: Policy) -> None:
         self.policy, self.name = policy, f"copy of {policy.name}"
-        self.online = policy.online
+        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
         self.rectangular = isinstance(policy, Uniform)
 
     def prepare(self, positions: Any, costs: Any, *, sequences: Any = None) -> Policy:
         return Copied(self.policy.prepare(positions, costs, sequences=sequences))
 
-    def choose_joint(self, gains: Any, seconds: Any) -> Any:
-        return self.policy.choose_joint(gains, seconds)
+    def choose_joint(self, gains: Any, seconds: Any, *paid: Any) -> Any:
+        return self.policy.choose_joint(gains, seconds, *paid)
 
     def observe(self, tokens: float, seconds: float) -> None:
         self.policy.observe(tokens, seconds)
@@ -331,13 +357,19 @@ def test_the_kernel_does_what_the_policy_objects_do(seed: int, lengths: list[int
     contexts = np.random.default_rng(seed).integers(10, 900, len(lengths)).tolist()
     positions = made(seed, lengths, contexts=contexts)
     samples = [
-        ddsim.cost.VerifySample(t, c, 1, (0.01 + 1e-4 * t + 1e-5 * c,)) for t in (1, 16, 80) for c in (64, 512, 1024)
+        ddsim.cost.VerifySample(t, c, 1, (0.01 + 1e-4 * t + 2e-3 * (t // 8) + 1e-5 * c,))
+        for t in (1, 7, 8, 16, 80)
+        for c in (64, 512, 1024)
     ]
-    cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
+    cost = ddsim.fit_cost(ddsim.Profile(samples), "isotonic")
     pure = [
         Autoregressive(), DFlash(), DDTree(5), BestFixed(), CaDDTree(), RoundRatio(), LongRun(90.0), LongRun(online=True),
-        LongRun(online=True, memory=3), Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(),
+        LongRun(online=True, memory=3), Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(), GreedySteps(),
+        CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree(fill=True)),
     ]  # fmt: skip
+    convex = LongRun(online=True)  # whatever decides on another cost than it pays, a price that is tracked too
+    convex.decides_on, convex.name = "convex", "LongRun online, convex"
+    pure.append(convex)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
         result = quiet(positions, cost, [*pure, *map(Copied, pure)], batch=batch, bootstrap=2, seed=seed)

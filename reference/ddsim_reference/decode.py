@@ -19,11 +19,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ddsim import _kernels
-from ddsim.budget import CHAIN
+from ddsim.budget import CHAIN, Costs, cost_rows, paid
 from ddsim.calibration import Calibration
 from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, cost_table, open_cost
 from ddsim.errors import DdsimError
-from ddsim.policy import Policy, parse_policy
+from ddsim.policy import Policy, decision_table, parse_policy
 from ddsim.tree import kept_pairs
 
 from .checkpoint import check_device, load_drafter, load_target, number_type
@@ -624,29 +624,32 @@ class _Run:
             gains = gains[: len(live)]
         if len(live) == 1:
             return policy.choose(gains, self._costs(int(self.context[live[0]])))  # type: ignore[arg-type]
-        return policy.choose_joint(gains, self._joint_seconds(live))
+        curve, paid = self._joint_seconds(live)
+        return policy.choose_joint(gains, curve, paid) if policy.fill else policy.choose_joint(gains, curve)  # type: ignore[call-arg]
 
-    def _costs(self, context: int) -> CostTable:
+    def _costs(self, context: int) -> Costs:
         if self.cost is None:
             return _FREE
         table = self._table(1)
-        row = table.row[-(-context // CONTEXT_STEP) :][:1]
-        return CostTable(table.seconds, table.ar_seconds, row, table.contexts)
+        step = -(-context // CONTEXT_STEP)
+        return cost_rows(table, slice(step, step + 1))
 
-    def _joint_seconds(self, live: list[int]) -> NDArray[np.float64]:
+    def _joint_seconds(self, live: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Seconds by nodes in all, float64 [M + 1]: what the policy decides on, and what is paid."""
         if self.cost is None:
-            return _FREE.seconds[0]
+            return _FREE.seconds[0], _FREE.seconds[0]
         table = self._table(len(live))
-        seconds: NDArray[np.float64] = table.seconds[-(-int(self.context[live].sum()) // (len(live) * CONTEXT_STEP))]
-        return seconds
+        row = -(-int(self.context[live].sum()) // (len(live) * CONTEXT_STEP))
+        return table.seconds[row], paid(table).seconds[row]
 
     def _table(self, requests: int) -> CostTable:
-        """Prices at every multiple of the context step, worked out once."""
+        """Prices at every multiple of the context step, worked out once, by the costs that the policy decides on."""
         if requests not in self.tables:
             assert self.cost is not None
             contexts = np.arange(0, self.engine.max_context + CONTEXT_STEP, CONTEXT_STEP)
             most = self.most if requests == 1 else self.engine.max_tokens - requests
-            self.tables[requests] = cost_table(self.cost, contexts, most, requests)
+            costs = cost_table(self.cost, contexts, most, requests)
+            self.tables[requests] = decision_table(self.policy, self.cost, costs)
         return self.tables[requests]
 
     def _calibrated(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]]:

@@ -17,7 +17,7 @@ from ddsim import plot
 from ddsim.cost import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.jsonfile import write_document
-from ddsim.policy import Policy, parse_policy
+from ddsim.policy import Policy, decision_table, parse_policy
 from ddsim.positions import positions_of
 from ddsim.replay import priced, replay, replay_rounds
 from ddsim.trace import Trace
@@ -237,7 +237,7 @@ def validate(
     progress(f"recorded {len(trace)} positions")
     positions = positions_of(trace, cache=False)
     costs = priced(positions, cost)
-    ready = [rule.prepare(positions, costs) for rule in rules]
+    ready = [rule.prepare(positions, decision_table(rule, cost, costs)) for rule in rules]
     predicted = replay(trace, cost, [parse_policy(name) for name in policies], seed=seed)
     first = {
         w: next(i for i in keep if chosen[i].workload == w) for w in dict.fromkeys(chosen[i].workload for i in keep)
