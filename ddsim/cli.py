@@ -217,7 +217,7 @@ def _plot(show: Out, name: str, draw: Callable[[Axes], Any], lines: int = 0) -> 
 
 
 def _reference(module: str) -> Any:
-    """A module of the reference decoder, or one line that says how to install what it needs."""
+    """A module of the reference decoder, or one line that says how to install it."""
     from importlib import import_module
 
     if not console.on_terminal():
@@ -228,8 +228,8 @@ def _reference(module: str) -> Any:
         if error.name is None or error.name.startswith("ddsim_reference."):
             raise
         raise DdsimError(
-            f"this command needs the reference extra ({error.name} isn't installed): "
-            "in a checkout of ddsim run pip install '.[reference]'"
+            f"this command needs the reference decoder ({error.name} isn't installed): "
+            "in a checkout of ddsim run pip install -c constraints.txt '.[reference]' ./reference"
         ) from None
 
 

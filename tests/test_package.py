@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
-from importlib.metadata import entry_points, version
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,9 @@ import pytest
 import ddsim
 
 ROOT = Path(__file__).parent.parent
+PROJECT, REFERENCE = (
+    tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "reference")
+)
 
 
 def readme_commands() -> list[str]:
@@ -33,20 +41,33 @@ def test_ci_runs_the_readme_commands_word_for_word() -> None:
 
 
 def test_version_is_the_same_everywhere() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == ddsim.__version__ == version("ddsim")
+    assert PROJECT["version"] == REFERENCE["version"] == ddsim.__version__
     assert re.search(rf"^version: {re.escape(ddsim.__version__)}$", (ROOT / "CITATION.cff").read_text(), re.M)
     assert f"## {ddsim.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_entry_point() -> None:
-    (script,) = entry_points(group="console_scripts", name="ddsim")
-    assert script.value == "ddsim.cli:main"
+def test_names() -> None:
+    """The distributions don't bear the name of another project on PyPI; the import and the command do."""
+    assert PROJECT["name"] == "ddsim-decoding"
+    assert REFERENCE["name"] == "ddsim-decoding-reference"
+    assert REFERENCE["dependencies"] == [f"ddsim-decoding[reference]=={ddsim.__version__}"]
+    assert PROJECT["scripts"] == {"ddsim": "ddsim.__main__:run"}
+    assert "`ddsim-decoding`" in (ROOT / "README.md").read_text()
+
+
+def test_what_is_installed_is_what_is_here() -> None:
+    for project in (PROJECT, REFERENCE):
+        try:
+            installed = metadata.version(project["name"])
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{project['name']} isn't installed: the tests run from the source")
+        assert installed == ddsim.__version__
+    (script,) = metadata.entry_points(group="console_scripts", name="ddsim")
+    assert script.value == PROJECT["scripts"]["ddsim"]
 
 
 def test_constraints_pin_everything_that_is_asked_for() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    wanted = [*PROJECT["dependencies"], *(d for extra in PROJECT["optional-dependencies"].values() for d in extra)]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
@@ -92,16 +113,42 @@ def test_python_in_the_documents_runs(tmp_path: Path) -> None:
     test()
 
 
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def clone(folder: Path) -> Path:
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    return folder
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Digest of each file, without what Python and Numba compile."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 @pytest.mark.slow
 def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
-    """A wheel holds all that ``ddsim demo`` needs, and nothing of the tests."""
-    source, empty = tmp_path / "source", tmp_path / "empty"
+    """A wheel holds all that ``ddsim demo`` needs, and nothing of the decoder, which has its own, nor of the tests."""
+    source, site, decoder, empty = (
+        clone(tmp_path / "source"),
+        tmp_path / "site",
+        tmp_path / "decoder",
+        tmp_path / "empty",
+    )
     empty.mkdir()
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True)
-    pip = [sys.executable, "-m", "pip", "-q"]
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(source)], check=True)
-    packages = {p.name for p in (tmp_path / "site").iterdir() if p.is_dir() and not p.name.endswith(".dist-info")}
-    assert packages - {"bin"} == {"ddsim", "ddsim_reference"}
+    pip = [sys.executable, "-m", "pip", "-q", "install", "--no-deps", "--target"]
+    subprocess.run([*pip, str(site), str(source)], check=True)
+    subprocess.run([*pip, str(decoder), str(source / "reference")], check=True)
+    for folder, package, where in ((site, "ddsim", source), (decoder, "ddsim_reference", source / "reference")):
+        packages = {p.name for p in folder.iterdir() if p.is_dir() and not p.name.endswith(".dist-info")}
+        assert packages - {"bin"} == {package}
+        assert hashes(folder / package) == hashes(where / package)
+        assert "py.typed" in hashes(folder / package)
+        assert len(list(folder.glob("*.dist-info/licenses/LICENSE"))) == 1
+    assert {"data/humaneval/part-00000.parquet", "templates/report.html"} <= set(hashes(site / "ddsim"))
+    assert git(source, "status", "--porcelain", "--ignored") == ""
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "DDSIM_CACHE": str(tmp_path / "cache")}
     for word in ("first", "second"):
         done = subprocess.run(
@@ -116,3 +163,35 @@ def test_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
         assert [p.name for p in empty.iterdir()] == ["ddsim-demo.png"]
     assert list((tmp_path / "cache" / "positions").iterdir())  # not beside the package's own files
     assert not list((tmp_path / "site" / "ddsim" / "data").rglob(".*"))
+
+
+@pytest.mark.slow
+def test_a_killed_installation_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    """``pip install .`` twice, the first one killed: what is installed is what is in the tree, which stays clean."""
+    source = clone(tmp_path / "source")
+    draw, whole = random.Random(0), 0.0
+    for attempt in range(5):
+        subprocess.run([sys.executable, "-m", "venv", str(tmp_path / f"venv{attempt}")], check=True)
+        pip = [str(tmp_path / f"venv{attempt}" / "bin" / "pip"), "install", "--no-deps", "-q"]
+        if attempt == 0:  # how long an installation takes
+            start = time.monotonic()
+            subprocess.run([*pip, "."], cwd=source, check=True)
+            whole = time.monotonic() - start
+            continue
+        # Late moments: earlier ones kill pip while it fetches the build backend.
+        killed = subprocess.Popen([*pip, "."], cwd=source, start_new_session=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            killed.wait(draw.uniform(0.3, 1) * whole)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+        assert git(source, "status", "--porcelain", "--ignored") == ""
+        again = subprocess.run([*pip, "."], cwd=source, capture_output=True, text=True)
+        if (
+            "RECORD file not found" in again.stderr
+        ):  # killed between two files of pip's own books: pip refuses, and says so
+            again = subprocess.run([*pip, "--ignore-installed", "."], cwd=source, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        (installed,) = (tmp_path / f"venv{attempt}").glob("lib/*/site-packages/ddsim")
+        assert hashes(installed) == hashes(source / "ddsim")
+        assert git(source, "status", "--porcelain", "--ignored") == ""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+import ddsim
 import ddsim_reference.record as module
 import tiny
 from ddsim.errors import DdsimError
@@ -51,6 +52,7 @@ def test_a_recording_holds_the_targets_answers(job: dict[str, Any], temperature:
     assert (trace.horizon, trace.max_budget, trace.meta["vocab_size"]) == (5, 20, 61)
     provenance = trace.meta["provenance"]
     assert provenance["seed"] == 5 and provenance["dtype"] == "float32" and len(provenance["drafter_sha256"]) == 64
+    assert provenance["versions"]["ddsim"] == ddsim.__version__
     config, weights, _ = load_target(job["target"])
     engine = Engine(config, weights, max_context=64)
     answers = decode(

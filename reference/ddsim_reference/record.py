@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import ddsim
 from ddsim.errors import DdsimError
 from ddsim.trace import TraceWriter
 
@@ -175,8 +176,8 @@ def provenance(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """What the rows of a recording depend on but for the prompts: models by name, content and configuration, device, versions."""
-    packages = ("ddsim", "torch", "transformers", "numpy", "numba")
-    versions = {}
+    packages = ("torch", "transformers", "numpy", "numba")
+    versions = {"ddsim": ddsim.__version__}
     for package in packages:
         try:
             versions[package] = version(package)
