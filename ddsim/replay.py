@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 import ddsim
 from ddsim import budget as _budget
+from ddsim.arguments import check_given
 from ddsim.budget import Floats, Positions
 from ddsim.calibration import Calibration, CrossCalibration
 from ddsim.cost import CostModel, CostTable, cost_table
@@ -35,8 +35,10 @@ from ddsim.policy import (
     parse_policy,
 )
 from ddsim.positions import Progress, positions_of
-from ddsim.profiles import Profile
 from ddsim.trace import Trace
+
+if TYPE_CHECKING:
+    from ddsim.foresight import Foresight
 
 __all__ = ["Plan", "ReplayResult", "default_policies", "plan", "positions_of", "replay", "replay_rounds"]
 
@@ -500,7 +502,7 @@ def replay(
     1  DDTree(6)       1                3.0
     2  Hindsight       1                3.0
     """
-    _check_given("replay", trace, cost)
+    check_given("replay", trace, cost)
     replayed = _Replayer(trace, cost, calibration, progress)
     if policies is None:
         policies = default_policies(replayed.most, cost)
@@ -512,30 +514,6 @@ def replay(
     if twice:
         raise DdsimError(f"two policies are called {min(twice)!r}; give each a name of its own")
     return replayed.result(replayed.outcomes(chosen), bootstrap=bootstrap, seed=seed)
-
-
-def _check_given(function: str, trace: Any, cost: Any) -> None:
-    """Refuse what isn't a trace and a cost model, with a word on how to get there."""
-    if isinstance(trace, CostModel) and isinstance(cost, Trace):
-        raise DdsimError(f"{function}: trace and cost are swapped; call {function}(trace, cost)")
-    if not isinstance(trace, Trace):
-        how = "open it first, as in ddsim.open_trace(path)"
-        raise DdsimError(
-            f"{function}: trace must be a Trace, is {_given(trace)}" + (f"; {how}" if _is_path(trace) else "")
-        )
-    if not isinstance(cost, CostModel):
-        how = "fit it first, as in ddsim.fit_cost(profile)" if isinstance(cost, Profile) else ""
-        how = "open it first, as in ddsim.cost.open_cost(path)" if _is_path(cost) else how
-        how = how or "make one with ddsim.fit_cost or CostModel.from_table"
-        raise DdsimError(f"{function}: cost must be a cost model, is {_given(cost)}; {how}")
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike))
-
-
-def _given(value: Any) -> str:
-    return f"the path {str(value)!r:.60}" if _is_path(value) else f"a {type(value).__name__}"
 
 
 class _Replayer:
@@ -721,7 +699,7 @@ def replay_rounds(
     >>> rounds[["position", "budget", "accepted"]].values.tolist()
     [[0, 1, 1], [2, 1, 0]]
     """
-    _check_given("replay_rounds", trace, cost)
+    check_given("replay_rounds", trace, cost)
     positions = positions_of(trace, calibration=calibration)
     policy = _ready(policy, trace, cost)
     costs = decision_table(policy, cost, priced(positions, cost))
@@ -800,6 +778,8 @@ class Plan:
     judged_on: TunedOn = "same prompts"
     fold_choices: tuple[str, ...] = ()
     """What was chosen without each of the parts."""
+    foresight: Foresight | None = None
+    """What a planner without foresight could reach of hindsight: most of the distance is chance."""
     _judged: Outcome | None = None
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
@@ -848,7 +828,20 @@ class Plan:
             "notes": list(self.notes),
             "curve": _records(self._curve),
             "workloads": _records(self.by_workload),
+            "hindsight": self._hindsight(),
             "replay": self.result.to_json(),
+        }
+
+    def _hindsight(self) -> dict[str, Any] | None:
+        """Shares of hindsight: what was chosen, what a planner without foresight could reach, and how much of the distance that is."""
+        if self.foresight is None:
+            return None
+        share = self.judged()["hindsight_share"]
+        return {
+            "share": share,
+            "share_without_foresight": self.foresight.without,
+            "distance_by_chance": self.foresight.chance(share),
+            "drawn": self.foresight.to_json(),
         }
 
 
@@ -899,7 +892,9 @@ def plan(
     >>> advice.best_budget, advice.policy  # the chain of two nodes is as good
     (2, <DFlash>)
     """
-    _check_given("plan", trace, cost)
+    check_given("plan", trace, cost)
+    from ddsim.foresight import without_foresight  # here, since it replays too
+
     replayed = _Replayer(trace, cost, calibration, progress)
     plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
     tuned = [policy for policy in plain if _tunes(policy)]
@@ -943,6 +938,7 @@ def plan(
         by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
         notes=(),
         _curve=_fixed_curve(result, walked, every),
+        foresight=without_foresight(trace, cost, seed=seed),
         _judged=judged,
     )
     return dataclasses.replace(
@@ -1154,7 +1150,20 @@ def _details(advice: Plan, rule: str, cost: CostModel) -> tuple[str, ...]:
     else:
         over = _percent(advice.result._gain(outcomes["BestFixed"], advice._outcome))
         lines.append(f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {over}.")
+    if advice.foresight is not None:
+        lines.append(
+            f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text. On texts drawn from the "
+            "drafter's own probabilities, where no planner can know more, the best rule reaches "
+            f"{100 * advice.foresight.without:.0f} %: {_said_of_chance(advice)}."
+        )
     return tuple(lines)
+
+
+def _said_of_chance(advice: Plan) -> str:
+    """How much of the distance to hindsight is chance."""
+    assert advice.foresight is not None
+    chance = advice.foresight.chance(advice.judged()["hindsight_share"])
+    return "the distance is chance" if chance == 1 else f"{100 * chance:.0f} % of the distance is chance"
 
 
 def _judgement(advice: Plan, cost: CostModel) -> str:
