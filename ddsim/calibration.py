@@ -31,6 +31,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
+from .arguments import check_trace
 from .errors import DdsimError
 from .jsonfile import array, mapping, need, number, read_document, write_document
 from .trace import Trace, TraceBlock, round_logprobs
@@ -256,6 +257,7 @@ def fit_calibration(
     DdsimError
         Unknown kind, fewer than two prompts, or no position with a full horizon of truth on one side.
     """
+    check_trace("fit_calibration", trace)
     fit = _fitter(kind)
     train, test = split_prompts(trace, train_share, seed)
     provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
@@ -297,6 +299,7 @@ def cross_calibrate(
     DdsimError
         Unknown kind, fewer than two prompts or folds, or no position with a full horizon of truth.
     """
+    check_trace("cross_calibrate", trace)
     fit = _fitter(kind)
     prompts = list(dict.fromkeys((info.workload, info.prompt_id) for info in trace.sequences))
     count = min(folds, len(prompts))
@@ -407,6 +410,7 @@ def reliability(
     DdsimError
         No position has a full horizon of truth.
     """
+    check_trace("reliability", trace)
     horizon, most = trace.horizon, trace.max_budget
     edges = np.concatenate([[0.0], np.geomspace(1e-4, 1, 17)])
     depth_sums = np.zeros((3, horizon))  # rows, predicted, realised

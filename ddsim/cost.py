@@ -563,6 +563,9 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     >>> round(cost.verify_seconds(64, 512), 6)
     0.010645
     """
+    from ddsim.arguments import check_profile  # here, since it knows cost models
+
+    check_profile("fit_cost", profile)
     if kind != "auto" and kind not in KINDS:
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
     surface, report = fit(profile, cast(Kind, kind), seed)

@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 import ddsim
 
 from . import plot
+from .arguments import check_trace
 from .calibration import Calibration, CrossCalibration, Reliability, fit_calibration, reliability
 from .cost import CostModel, ExtrapolationWarning, fit_cost
 from .errors import DdsimError
@@ -124,6 +125,7 @@ def report(
         if progress is not None:
             progress(count, steps)
 
+    check_trace("report", trace)
     profile = cost if isinstance(cost, Profile) else None
     model = fit_cost(cost, kind) if isinstance(cost, Profile) else cost
     done(1)

@@ -16,6 +16,7 @@ import ddsim
 from ddsim import budget as _budget
 from ddsim._jit import njit
 from ddsim._threads import split
+from ddsim.arguments import check_given
 from ddsim.budget import CHAIN, NO_DRAFT, Floats, Ints, Positions
 from ddsim.calibration import Calibration
 from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, measured_grid
@@ -315,6 +316,7 @@ def simulate(
     >>> simulate(trace, cost, ["DFlash", "LongRun"], batch=4, bootstrap=10).table()["policy"].tolist()
     ['AR', 'DFlash', 'LongRun']
     """
+    check_given("simulate", trace, cost, Positions)
     sizes = batches_of(measured_grid(BATCHES, cost.range.batches) if batch is None else batch)
     if bootstrap < 0 or (requests is not None and requests < 1):
         raise DdsimError(f"simulate: needs bootstrap >= 0 and requests >= 1, has {bootstrap} and {requests}")
@@ -650,6 +652,7 @@ def batch_map(
     >>> batch_map(trace, cost, batch=[1, 8], contexts=[512])["width"].tolist()
     [14, 2]
     """
+    check_given("batch_map", trace, cost, Positions)
     positions = _in_memory(trace, calibration)
     sizes = batches_of(measured_grid(MAP_BATCHES, cost.range.batches) if batch is None else batch)
     if contexts is None:

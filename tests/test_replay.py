@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from ddsim import budget as B
 from ddsim import cache
 from ddsim import positions as cached
-from ddsim.calibration import Calibration, cross_calibrate
-from ddsim.cost import CostModel, KindReport
+from ddsim.calibration import Calibration, cross_calibrate, fit_calibration, reliability
+from ddsim.cost import CostModel, KindReport, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.policy import DDTree, LongRun, Policy
 from ddsim.positions import positions_of
@@ -43,6 +43,8 @@ from ddsim.replay import (
     replay_rounds,
     said_runs,
 )
+from ddsim.report import report
+from ddsim.serving import batch_map, simulate
 from ddsim.trace import Trace, open_trace
 from tests import made_up, naive_tree
 from tests.synthetic import made_trace
@@ -695,7 +697,7 @@ def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
     value, low, _ = same.gain("RoundRatio", "BestFixed")
     assert low > 0 and value < 0.005
     assert (
-        advice.choice == f"DDTree({advice.budget})" and "No adaptive rule adds as much as 0.5 %" in advice.details[-1]
+        advice.choice == f"DDTree({advice.budget})" and "No adaptive rule adds as much as 0.5 %" in advice.details[-2]
     )
 
 
@@ -706,7 +708,7 @@ def test_plan_recommends_a_rule_that_is_better() -> None:
     assert advice.choice in ("CaDDTree", "RoundRatio", "LongRun")
     assert advice.result.gain(advice.choice, "BestFixed")[1] > 0
     assert advice.sentence.startswith(f"Let {advice.choice} choose each tree's size: ")
-    assert f"Over the best fixed budget {advice.choice} gains +" in advice.details[-1]
+    assert f"Over the best fixed budget {advice.choice} gains +" in advice.details[-2]
     if isinstance(advice.policy, LongRun):
         assert advice.policy.price is not None
 
@@ -867,7 +869,7 @@ def test_counts_padded_to_one_size_share_their_error() -> None:
     )
 
 
-@pytest.mark.parametrize("function", [replay, plan])
+@pytest.mark.parametrize("function", [replay, plan, simulate, batch_map])
 def test_paths_and_swapped_arguments(trace: Trace, function: Any) -> None:
     for arguments, reason in (
         (("traces/x", COST), "trace must be a Trace, is the path 'traces/x'; open it first, as in ddsim.open_trace"),
@@ -880,3 +882,11 @@ def test_paths_and_swapped_arguments(trace: Trace, function: Any) -> None:
         with pytest.raises(DdsimError, match=reason) as caught:
             function(*arguments)
         assert str(caught.value).startswith(f"{function.__name__}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [fit_calibration, cross_calibrate, reliability, report, fit_cost, replay_rounds])
+def test_paths_in_place_of_what_they_hold(function: Any) -> None:
+    what = "profile must be a Profile" if function is fit_cost else "trace must be a Trace"
+    arguments = {report: (COST,), replay_rounds: (COST, "AR")}.get(function, ())
+    with pytest.raises(DdsimError, match=f"{function.__name__}: {what}, is the path 'x/y'; open it first"):
+        function("x/y", *arguments)
