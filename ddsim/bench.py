@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import __version__
+from . import __version__, limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +108,7 @@ def run_bench(*, quick: bool = False, seed: int = 0, progress: Progress | None =
     --------
     >>> run_bench(quick=True).table()  # doctest: +SKIP
     """
+    limits.check("seed", seed)
     say = progress or (lambda _: None)
     positions = 10_000 if quick else 100_000
     rng = np.random.default_rng(seed)

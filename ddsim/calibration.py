@@ -31,6 +31,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import isotonic_regression
 
+from . import limits
 from .arguments import check_trace
 from .errors import DdsimError
 from .jsonfile import array, mapping, need, number, read_document, write_document
@@ -258,6 +259,7 @@ def fit_calibration(
         Unknown kind, fewer than two prompts, or no position with a full horizon of truth on one side.
     """
     check_trace("fit_calibration", trace)
+    limits.check("seed", seed)
     fit = _fitter(kind)
     train, test = split_prompts(trace, train_share, seed)
     provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
@@ -300,6 +302,7 @@ def cross_calibrate(
         Unknown kind, fewer than two prompts or folds, or no position with a full horizon of truth.
     """
     check_trace("cross_calibrate", trace)
+    limits.check("seed", seed)
     fit = _fitter(kind)
     prompts = list(dict.fromkeys((info.workload, info.prompt_id) for info in trace.sequences))
     count = min(folds, len(prompts))

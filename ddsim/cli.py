@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from ddsim import __version__, console, interrupts
+from ddsim import __version__, console, interrupts, limits
 from ddsim.console import Out
 from ddsim.errors import DdsimError
 from ddsim.files import STDOUT, write_stdout
@@ -73,6 +73,22 @@ def _complete(*values: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [v for v in values if v.lower().startswith(incomplete.lower())]
 
 
+def _within(what: str) -> Callable[..., Any]:
+    """Callback of an option (or a repeatable one) that refuses numbers out of bounds before any work begins."""
+
+    def check(param: typer.CallbackParam, value: Any) -> Any:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if one is not None:
+                limits.check(what, one, param.opts[0])
+        return value
+
+    return check
+
+
+def _finite(param: typer.CallbackParam, value: Any) -> Any:
+    return value if value is None else limits.check_finite(value, param.opts[0])
+
+
 TraceArgument = Annotated[
     list[Path],
     typer.Argument(
@@ -91,7 +107,9 @@ KindOption = Annotated[
 WorkloadOption = Annotated[
     list[str] | None, typer.Option("--workload", "-w", metavar="NAME", help="Only this workload (repeatable).")
 ]
-TemperatureOption = Annotated[float | None, typer.Option(metavar="T", help="Only this temperature of the recording.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="T", callback=_finite, help="Only this temperature of the recording.")
+]
 PolicyOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -121,8 +139,10 @@ CalibrateOption = Annotated[
         autocompletion=_complete(*CALIBRATIONS),
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-BootstrapOption = Annotated[int, typer.Option(min=1, help="Resamples behind the 95 % intervals.")]
+SeedOption = Annotated[int, typer.Option(callback=_within("seed"), help="Seed of everything random.")]
+BootstrapOption = Annotated[
+    int, typer.Option(callback=_within("bootstrap"), help="Resamples behind the 95 % intervals.")
+]
 PlotOption = Annotated[
     str | None, typer.Option("--plot", metavar="FILE", help="Draw the answer (.png, .svg, .pdf; - writes a PNG).")
 ]
@@ -494,17 +514,23 @@ def serve(
         typer.Option(
             "--batch",
             "-b",
-            min=1,
+            callback=_within("batch"),
             help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
         ),
     ] = None,
     policy: ServingPolicyOption = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Requests to finish (default: each prompt once).")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens that one pass may verify.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(callback=_within("max_tokens"), help="Most tokens that one pass may verify.")
+    ] = None,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Repeated simulations behind the 95 % intervals.")] = 100,
+    bootstrap: Annotated[
+        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
+    ] = 100,
     seed: SeedOption = 0,
     plot: PlotOption = None,
     json: JsonOption = False,
@@ -550,7 +576,8 @@ def fit(
     out: Annotated[str | None, _out_option("Save the cost model")] = None,
     kind: KindOption = "auto",
     tolerance: Annotated[
-        float | None, typer.Option(min=0, help="Exit with 1 if the median held-out error is above this (0.05 is 5 %).")
+        float | None,
+        typer.Option(callback=_finite, help="Exit with 1 if the median held-out error is above this (0.05 is 5 %)."),
     ] = None,
     seed: SeedOption = 0,
     plot: PlotOption = None,
@@ -677,22 +704,24 @@ def export(
     file_format: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="csv, parquet, json or jsonl; for -o - (csv).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(callback=_within("rows"), help="At most so many rows.")] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for budgets.")
     ] = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(
-            "--batch", "-b", min=1, help="Batch size, for budgets (repeatable; default: 1 to 64 as far as measured)."
+            "--batch",
+            "-b",
+            callback=_within("batch"),
+            help="Batch size, for budgets (repeatable; default: 1 to 64 as far as measured).",
         ),
     ] = None,
     context: Annotated[
         list[int] | None,
         typer.Option(
             "--context",
-            min=0,
-            max=2**31,
+            callback=_within("context"),
             help="Context, for budgets (repeatable; default: 256 to 8,192 as far as measured).",
         ),
     ] = None,

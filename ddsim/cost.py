@@ -13,7 +13,7 @@ from typing import Any, cast, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim import jsonfile
+from ddsim import jsonfile, limits
 from ddsim.curves import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
 from ddsim.fitting import KINDS, CostReport, Kind, KindReport, fit, median_points
@@ -566,6 +566,7 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     from ddsim.arguments import check_profile  # here, since it knows cost models
 
     check_profile("fit_cost", profile)
+    limits.check("seed", seed)
     if kind != "auto" and kind not in KINDS:
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
     surface, report = fit(profile, cast(Kind, kind), seed)

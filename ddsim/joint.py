@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsim import limits
 from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.budget import (
@@ -632,4 +633,4 @@ def batches_of(batch: int | Sequence[int]) -> tuple[int, ...]:
     sizes = (batch,) if isinstance(batch, (int, np.integer)) else tuple(batch)
     if not sizes or any(isinstance(b, bool) or not isinstance(b, (int, np.integer)) or b < 1 for b in sizes):
         raise DdsimError(f"batch: must be whole numbers of requests, at least 1, is {batch!r}")
-    return tuple(int(b) for b in sizes)
+    return tuple(limits.check("batch", b) for b in sizes)

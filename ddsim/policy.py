@@ -519,6 +519,7 @@ _SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
 }
 
 
+LONGEST_NAME = 200  # characters: each level of Share:Share:... is a call deeper
 JOINT = ("FairRatio", "Share", "Uniform")  # of ddsim.joint: policies for requests that are decoded together
 
 
@@ -546,6 +547,8 @@ def parse_policy(text: str, *, joint: bool = False) -> Policy:
     >>> [parse_policy(text, joint=True).name for text in ("Share:RoundRatio", "uniform:LongRun:500", "FairRatio")]
     ['RoundRatio share', 'LongRun uniform', 'FairRatio']
     """
+    if len(text) > LONGEST_NAME:
+        raise DdsimError(f"unknown policy {text[:40]!r}… of {len(text):,} characters; see --help for names")
     text = re.sub(r"(?i)^\s*(\S.*?)\s+(share|uniform)\s*$", r"\2:\1", text)
     text = re.sub(r"(?i)^\s*(longrun)\s+online\s*$", r"\1:online", text)
     text = re.sub(r"(?i)^\s*(caddtree)\s+filled\s*$", r"\1:fill", text)

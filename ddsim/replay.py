@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import ddsim
 from ddsim import budget as _budget
+from ddsim import limits
 from ddsim.arguments import check_given
 from ddsim.budget import Floats, Positions
 from ddsim.calibration import Calibration, CrossCalibration
@@ -365,8 +366,6 @@ class _Bootstrap:
     """Draws of prompts with replacement, within workloads, and of cost errors; the same for everything that is asked."""
 
     def __init__(self, positions: Positions, count: int, seed: int, cost_error: float = 0.0) -> None:
-        if count < 1:
-            raise DdsimError(f"bootstrap: needs at least 1 resample, is {count}")
         self.count, self.seed, self.cost_error = count, seed, cost_error
         prompts: dict[tuple[str, str], int] = {}
         keys = zip(positions.workload, positions.prompt_id, strict=True)
@@ -503,6 +502,8 @@ def replay(
     2  Hindsight       1                3.0
     """
     check_given("replay", trace, cost)
+    limits.check("bootstrap", bootstrap)
+    limits.check("seed", seed)
     replayed = _Replayer(trace, cost, calibration, progress)
     if policies is None:
         policies = default_policies(replayed.most, cost)
@@ -895,6 +896,8 @@ def plan(
     check_given("plan", trace, cost)
     from ddsim.foresight import without_foresight  # here, since it replays too
 
+    limits.check("bootstrap", bootstrap)
+    limits.check("seed", seed)
     replayed = _Replayer(trace, cost, calibration, progress)
     plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
     tuned = [policy for policy in plain if _tunes(policy)]

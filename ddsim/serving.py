@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import ddsim
 from ddsim import budget as _budget
+from ddsim import limits
 from ddsim._jit import njit
 from ddsim._threads import split
 from ddsim.arguments import check_given
@@ -318,12 +319,18 @@ def simulate(
     """
     check_given("simulate", trace, cost, Positions)
     sizes = batches_of(measured_grid(BATCHES, cost.range.batches) if batch is None else batch)
-    if bootstrap < 0 or (requests is not None and requests < 1):
-        raise DdsimError(f"simulate: needs bootstrap >= 0 and requests >= 1, has {bootstrap} and {requests}")
+    limits.check("simulations", bootstrap, "bootstrap")
+    limits.check("seed", seed)
+    if requests is not None:
+        limits.check("requests", requests)
+    if max_tokens is not None:
+        limits.check("max_tokens", max_tokens)
     positions = _in_memory(trace, calibration)
     asked = _with_baseline(
         [parse_policy(p, joint=True) if isinstance(p, str) else p for p in policies or serving_policies()]
     )
+    for size in sizes:
+        limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
     contexts = int(positions.context.min()), int(positions.context.max())
     widest = max((p.budget or 0 for p in asked if isinstance(p, DDTree)), default=0)
     runs: dict[tuple[int, str], Run] = {}
@@ -659,6 +666,9 @@ def batch_map(
         contexts = measured_grid(MAP_CONTEXTS, cost.range.contexts)
     if not contexts or min(contexts) < 0:
         raise DdsimError(f"contexts: must be whole numbers of tokens, at least 0, are {list(contexts)}")
+    for context in contexts:
+        limits.check("context", context)
+    limits.check("seed", seed)
     spread = _spread(positions)
     rows = []
     with cost.one_warning():

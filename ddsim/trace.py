@@ -52,7 +52,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -69,6 +69,7 @@ from .jsonfile import array, brief, integer, mapping, need, parse
 from .locks import FolderLock
 
 SCHEMA_VERSION = 1
+MOST_MATCHES = 10_000  # of a pattern, at any depth
 DEFAULT_MAX_BUDGET = 512
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
 MAX_HORIZON = 255  # accepted tokens are counted in a byte
@@ -1046,8 +1047,7 @@ class _Memory:
 def _trace_folders(path: Path) -> list[Path]:
     """The folders with shards that a path means."""
     if glob.has_magic(str(path)) and not path.exists():
-        matches = [Path(match) for match in sorted(glob.glob(str(path)))]
-        folders = [folder for match in matches for folder in _with_shards(match)]
+        folders = [folder for match in _matches(path) for folder in _with_shards(match)]
         if not folders:
             raise DdsimError(f"{path}: no folder with a trace matches")
         return folders
@@ -1059,6 +1059,20 @@ def _trace_folders(path: Path) -> list[Path]:
     if not folders:
         raise DdsimError(f"{path}: no trace there (no part-*.parquet, also not one folder down)")
     return folders
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """The paths that a pattern means; one that goes through half of the disk is refused before it has."""
+    found = [pattern.parents[-1]] if len(pattern.parents) else [pattern]
+    for part in pattern.relative_to(found[0]).parts:
+        deeper: list[Path] = []
+        for path in found:
+            names = glob.iglob(part, root_dir=path) if glob.has_magic(part) else [part]
+            deeper += (path / name for name in islice(names, MOST_MATCHES) if os.path.exists(path / name))
+            if len(deeper) >= MOST_MATCHES:
+                raise DdsimError(f"{pattern}: matches {MOST_MATCHES:,} paths and more; name the folders of traces")
+        found = deeper
+    return sorted(found)
 
 
 def _with_shards(path: Path) -> list[Path]:

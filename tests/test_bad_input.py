@@ -292,3 +292,65 @@ def test_a_locale_without_letters(files: Path, tmp_path: Path) -> None:
         done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, encoding="ascii")
         assert done.returncode == 0 and "Traceback" not in done.stderr
     assert {row["workload"] for row in json.loads(done.stdout)["by_workload"]} >= {"Zoë", "日本"}
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_options_beyond_bounds_are_refused_before_the_work(cli: Run, files: Path, tmp_path: Path) -> None:
+    profile = ("-p", files / "profile.json")
+    plan, serve = (
+        ("plan", "no-trace", *profile),
+        ("serve", "no-trace", *profile),
+    )  # found out before the trace is opened
+    budgets = ("export", "no-trace", "--what", "budgets", *profile, "-o", tmp_path / "b.json")
+    huge = 10**24
+    cases: dict[tuple[Any, ...], str] = {
+        (*serve, "-b", 8, "-b", huge): "with its share of the requests",
+        (*serve, "--batch", 5000): "--batch: must be at most 4,096, is 5,000; ",
+        (*serve, "--requests", 10**12): "--requests: must be at most 1,000,000",
+        (*serve, "--bootstrap", 10**9): "--bootstrap: must be at most 10,000",
+        (*serve, "--max-tokens", 10**30): "--max-tokens: must be at most",
+        (*plan, "--bootstrap", 10**9): "intervals hardly move beyond a few thousand resamples",
+        (*plan, "--bootstrap", 0): "--bootstrap: must be at least 1, is 0",
+        (*plan, "--seed", 10**30): "--seed: must be at most 9,223,372,036,854,775,807, is 10^30 or so",
+        (*plan, "--seed", "9" * 5000): "--seed",
+        (*plan, "--temperature", "nan"): "--temperature: must be a finite number of at least 0, is nan",
+        (*plan, "--temperature", "inf"): "--temperature",
+        (*budgets, "--context", huge): "no model reads that many tokens",
+        (*budgets, "--limit", huge): "--limit",
+        ("fit", files / "profile.json", "--tolerance", "nan"): "--tolerance: must be a finite number",
+        ("fit", files / "profile.json", "--tolerance", -1): "--tolerance",
+        ("replay", *plan[1:], "--policy", "Share:" * 3000): "of 18,000 characters",
+        ("replay", *plan[1:], "--policy", f"DDTree:{'9' * 5000}"): "of 5,007 characters",
+        (*serve, "--policy", "Share:" * 30 + "LongRun"): "Share takes CaDDTree, RoundRatio or LongRun",
+        ("replay", *plan[1:], "--policy", ""): "unknown policy ''",
+        ("plan", "/*/*/*/*/*/*/x", *profile): "/*/*/*/*/*/*/x: ",
+    }
+    for words, wanted in cases.items():
+        line = error(cli(*words))
+        assert wanted in line, (words, line)
+        assert len(line) < 2200
+    many = ("serve", files / "trace", *profile, "--requests", 10**6)
+    assert "1,000,000 requests in 100 simulations are more than 20,000,000" in error(cli(*many))
+
+
+def test_arguments_beyond_bounds_are_refused_from_python_too(files: Path) -> None:
+    import ddsim
+
+    trace, cost = ddsim.open_trace(files / "trace"), ddsim.CostModel.from_table([1, 512], [0.01, 0.02])
+    for wanted, call in {
+        "bootstrap: must be at most": lambda: ddsim.replay(trace, cost, bootstrap=10**12),
+        "bootstrap: must be at least": lambda: ddsim.plan(trace, cost, bootstrap=-1),
+        "bootstrap: must be a whole": lambda: ddsim.replay(trace, cost, bootstrap=2.5),  # type: ignore[arg-type]
+        "seed: must be at most": lambda: ddsim.replay(trace, cost, seed=10**30),
+        "seed: must be at least": lambda: ddsim.cross_calibrate(trace, seed=-1),
+        "batch: must be at most 4,096, is 1,000,000,": lambda: ddsim.simulate(trace, cost, batch=10**24),
+        "bootstrap: must be at most 10": lambda: ddsim.simulate(trace, cost, bootstrap=10**9),
+        "requests: must be at most": lambda: ddsim.simulate(trace, cost, requests=10**12),
+        "requests in 400 simulations are more": lambda: ddsim.simulate(trace, cost, requests=10**6, bootstrap=400),
+        "context: must be at most": lambda: ddsim.batch_map(trace, cost, contexts=[10**30]),
+        "batch: must be at most": lambda: ddsim.batch_map(trace, cost, batch=[10**24]),
+    }.items():
+        with pytest.raises(DdsimError, match=wanted):
+            call()
