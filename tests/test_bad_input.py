@@ -323,7 +323,7 @@ def test_options_beyond_bounds_are_refused_before_the_work(cli: Run, files: Path
         ("fit", files / "profile.json", "--tolerance", -1): "--tolerance",
         ("replay", *plan[1:], "--policy", "Share:" * 3000): "of 18,000 characters",
         ("replay", *plan[1:], "--policy", f"DDTree:{'9' * 5000}"): "of 5,007 characters",
-        (*serve, "--policy", "Share:" * 30 + "LongRun"): "Share takes CaDDTree, RoundRatio or LongRun",
+        (*serve, "--policy", "Share:" * 30 + "LongRun"): "RoundRatio or LongRun, not LongRun share",
         ("replay", *plan[1:], "--policy", ""): "unknown policy ''",
         ("plan", "/*/*/*/*/*/*/x", *profile): "/*/*/*/*/*/*/x: ",
     }
