@@ -121,7 +121,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_prompts(write(tmp_path / "empty.jsonl"))
     binary = tmp_path / "binary.jsonl"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DdsimError, match="line 1: not JSON"):
+    with pytest.raises(DdsimError, match="line 1: not UTF-8; save"):
         load_prompts(binary)
     torn = tmp_path / "torn.jsonl.gz"
     torn.write_bytes(gzip.compress(line().encode())[:-9])
@@ -146,6 +146,7 @@ class FakeTokenizer:
 def test_encode_takes_lists_and_mappings(mapping: bool) -> None:
     tokenizer = FakeTokenizer(mapping)
     assert encode(tokenizer, Prompt("a", "w", "Hi")) == encode(tokenizer, "Hi") == [1, 2, 3]
+    workloads._encoded(tokenizer, "Hi")  # in this process: what a child asks isn't seen here
     assert tokenizer.messages == [{"role": "user", "content": "Hi"}]
     assert tokenizer.options == {"add_generation_prompt": True, "tokenize": True}
 

@@ -20,6 +20,7 @@ from ddsim import files
 from ddsim.errors import DdsimError
 
 from .gguf_file import GgufFile
+from .limits import free_memory
 
 Weights = dict[str, torch.Tensor]
 
@@ -116,18 +117,19 @@ def check_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
+def _memory(device: torch.device) -> str:
+    return "GPU memory" if device.type == "cuda" else "memory"
+
+
 def check_room(name: str, parameters: int, dtype: torch.dtype, device: str | torch.device) -> None:
-    """Refuse weights that the GPU has no memory for."""
+    """Refuse weights that there is no memory for."""
     chosen = check_device(device)
-    if chosen.type != "cuda":
-        return
     needed = parameters * torch.empty(0, dtype=dtype).element_size()
-    free = torch.cuda.mem_get_info(chosen)[0]
-    free += torch.cuda.memory_reserved(chosen) - torch.cuda.memory_allocated(chosen)
+    free = free_memory(chosen)
     if needed > free:
         raise DdsimError(
-            f"{name}: its weights need {needed / 1e9:.1f} GB of GPU memory, {free / 1e9:.1f} GB are free; "
-            "use a smaller model, bfloat16 or --device cpu"
+            f"{name}: its weights need {needed / 1e9:.1f} GB of {_memory(chosen)}, {free / 1e9:.1f} GB are free; "
+            f"use a smaller model{', bfloat16 or --device cpu' if chosen.type == 'cuda' else ' or bfloat16'}"
         )
 
 

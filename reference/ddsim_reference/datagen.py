@@ -16,6 +16,7 @@ from ddsim.errors import DdsimError
 from ddsim.files import write
 
 from .checkpoint import ModelConfig, Weights
+from .limits import in_child
 from .lockstep import Lockstep
 
 
@@ -269,9 +270,13 @@ def build_pool(tokenizer: Any, prompts: Sequence[str], *, self_written_share: fl
     The template's own text around a user's message gives the openings of the user's and the assistant's turns.
     """
     mark = "@@ddsim@@"
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": mark}], add_generation_prompt=True, tokenize=False
+    messages = [{"role": "user", "content": mark}]
+    whole = in_child(
+        lambda: tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False),
+        f"{getattr(tokenizer, 'name_or_path', '') or 'the target'}: its chat template",
     )
+    if whole.count(mark) != 1:
+        raise DdsimError(f"the chat template repeats or drops the user's message: {whole.count(mark)} times of 1")
     before, after = whole.split(mark)
     opening = tokenizer(after, add_special_tokens=False)["input_ids"]
     if opening[0] != end_of_turn:

@@ -28,8 +28,9 @@ from ddsim.tree import kept_pairs
 
 from .checkpoint import check_device, load_drafter, load_target, number_type
 from .engine import Bucket, Engine, check_pair
+from .limits import check_sampling
 from .sampling import choose, uniforms
-from .workloads import Prompt, encode, load_prompts
+from .workloads import Prompt, choose_prompts, encode_all
 
 LAG = 2
 """Autoregressive steps that the device is ahead of the host, so that it never waits for it."""
@@ -237,7 +238,8 @@ def decode_prompts(
     DdsimError
         Whatever is missing or doesn't fit, before the first piece.
     """
-    chosen = [prompt for name in prompts for prompt in load_prompts(name)[:limit]]
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch)
+    chosen = choose_prompts(prompts, limit)
     chosen += [Prompt(f"text-{i + 1}", "text", message) for i, message in enumerate(text)]
     if not chosen:
         raise DdsimError("no prompts: name a workload or a JSONL file, or give a text")
@@ -252,7 +254,7 @@ def decode_prompts(
     if drafter is not None and rule.drafts:
         shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device)
         check_pair(config, shape, drafter)
-    ids = [encode(tokenizer, prompt) for prompt in chosen]
+    ids = encode_all(tokenizer, chosen, config, max_new_tokens)
     largest = max_budget if rule.adaptive else getattr(rule, "budget", None) or 0
     largest = max(largest, 0 if shape is None else shape.horizon)
     engine = Engine(

@@ -24,6 +24,7 @@ from .attention import Forest, tile_count, tokens_per_tile
 from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device
 from .dense import rms_norm
 from .kernels import power_of_two
+from .limits import free_memory
 from .lockstep import head_logits
 from .model import build_stack, run_layers, run_layers_one
 from .sampling import top_candidates
@@ -348,18 +349,15 @@ class Engine:
         return total
 
     def _check_memory(self, *weights: Weights | None) -> None:
-        if self.device.type != "cuda":
-            return
-        free = torch.cuda.mem_get_info(self.device)[0]
-        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        free = free_memory(self.device)
         size = torch.empty(0, dtype=self.dtype).element_size()
         needed = self.needed_bytes()
         for tensors in weights:
-            needed += sum(x.numel() * size for x in (tensors or {}).values() if x.device.type != "cuda")
+            needed += sum(x.numel() * size for x in (tensors or {}).values() if x.device.type != self.device.type)
         needed += 2 * size * (self.target.hidden_size * self.target.intermediate_size)  # a matrix while it is fused
         if needed > free:
             raise DdsimError(
-                f"GPU memory: {needed / 1e9:.1f} GB needed beside what is loaded, {free / 1e9:.1f} GB free; "
+                f"{'GPU memory' if self.device.type == 'cuda' else 'memory'}: {needed / 1e9:.1f} GB needed beside what is loaded, {free / 1e9:.1f} GB free; "
                 f"lower max_context ({self.max_context}), max_tokens ({self.max_tokens}) or batch ({self.batch})"
             )
 

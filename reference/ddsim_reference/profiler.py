@@ -36,6 +36,7 @@ from .checkpoint import (
 )
 from .decode import decode
 from .engine import Engine, Proposal, pack_mask
+from .limits import LARGEST_SEED, MOST_REPEATS, check_range
 from .record import device_name
 from .widen import SHAPES
 
@@ -381,6 +382,8 @@ def measure_profile(
         raise DdsimError("profile: repeats, batches and contexts must be at least 1")
     if max_tokens < 2 * max(batches):
         raise DdsimError(f"profile: max_tokens {max_tokens}: must be at least 2 for each request of a batch")
+    check_range("seed", seed, 0, LARGEST_SEED)
+    check_range("repeats", repeats, 1, MOST_REPEATS)
     kind = number_type(dtype)
     path = Path(out)
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -31,9 +31,10 @@ from .checkpoint import (
     weight_files,
 )
 from .engine import check_pair
+from .limits import check_sampling, free_memory
 from .lockstep import Lockstep, head_logits
 from .sampling import choose, top_candidates, uniforms
-from .workloads import Prompt, encode, load_prompts
+from .workloads import Prompt, check_tokens, choose_prompts, encode_all
 
 
 def write_answers(
@@ -196,6 +197,36 @@ def provenance(
     }
 
 
+def _prompt_tokens(
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    encoded: dict[tuple[str, str], list[int]] | None,
+    config: ModelConfig,
+    max_new_tokens: int,
+) -> dict[tuple[str, str], list[int]]:
+    """The tokens of each prompt, by workload and id."""
+    names = [(p.workload, p.id) for p in prompts]
+    if encoded is None:
+        return dict(zip(names, encode_all(tokenizer, prompts, config, max_new_tokens), strict=True))
+    for name in names:
+        if name not in encoded:
+            raise DdsimError(f"prompt {name[1]} of {name[0]}: isn't among the encoded ones")
+        check_tokens(f"prompt {name[0]} {name[1]}", encoded[name], config, max_new_tokens)
+    return {name: encoded[name] for name in names}
+
+
+def check_caches(config: ModelConfig, batch: int, length: int, dtype: torch.dtype, device: str) -> None:
+    """Refuse keys, values and logits of answers side by side that memory has no room for."""
+    size = torch.empty(0, dtype=dtype).element_size()
+    caches = 2 * size * config.num_layers * config.num_kv_heads * config.head_dim * batch * length
+    needed, free = caches + 12 * batch * config.vocab_size, free_memory(torch.device(device))
+    if needed > free:
+        raise DdsimError(
+            f"batch {batch}: keys and values of {length:,} tokens each need {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; lower --batch or --max-new-tokens"
+        )
+
+
 def record(
     *,
     target: str,
@@ -248,12 +279,9 @@ def record(
     """
     if max_new_tokens < 2:
         raise DdsimError(f"max_new_tokens {max_new_tokens}: a trace needs answers of at least 2 tokens")
-    if temperature < 0:
-        raise DdsimError(f"temperature {temperature}: must be 0 or more")
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch)
     torch_dtype = number_type(dtype)
-    chosen: list[Prompt] = []
-    for name in prompts:
-        chosen += load_prompts(name)[:limit]
+    chosen = choose_prompts(prompts, limit)
     config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device)
     check_pair(config, drafter_shape, drafter)
@@ -264,9 +292,9 @@ def record(
         "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
         "recorded": time.strftime("%Y-%m-%d"),
     }
-    ids = {
-        (p.workload, p.id): encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in chosen
-    }
+    ids = _prompt_tokens(chosen, tokenizer, encoded, config, max_new_tokens)
+    longest = max((len(tokens) for tokens in ids.values()), default=0) + max_new_tokens
+    check_caches(config, min(batch, len(chosen)), longest, torch_dtype, device)
     at = float(np.float32(temperature))
     with TraceWriter(
         out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source

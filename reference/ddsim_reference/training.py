@@ -13,9 +13,20 @@ import torch
 from ddsim.errors import DdsimError
 from ddsim.files import write
 
-from .checkpoint import ModelConfig, Weights, checkpoint_folder, drafter_config, load_drafter, load_target, save_drafter
+from .checkpoint import (
+    MOST_BLOCK,
+    MOST_LAYERS,
+    ModelConfig,
+    Weights,
+    checkpoint_folder,
+    drafter_config,
+    load_drafter,
+    load_target,
+    save_drafter,
+)
 from .datagen import PromptPool, build_pool, generate
 from .instructions import training_instructions
+from .limits import LARGEST_SEED, check_range
 from .ranks import Ranks
 from .record import device_name
 from .train import Corpus, Trainer
@@ -105,6 +116,14 @@ def train_drafter(
         raise DdsimError(
             "device cuda: PyTorch finds no GPU here; training on a CPU would take weeks, so use a GPU machine"
         )
+    check_range("seed", seed, 0, LARGEST_SEED)
+    month = 31 * 86_400
+    check_range("data_seconds", data_seconds, 0, month)
+    check_range("train_seconds", train_seconds, 0, month)
+    check_range("stop_after", 0 if stop_after is None else stop_after, 0, month)
+    check_range("rate", rate, 1e-12, 10)
+    check_range("block_size", block_size, 2, MOST_BLOCK)
+    check_range("layers", layers, 1, MOST_LAYERS)
     ranks = Ranks()
     if ranks.count > 1 and device == "cuda":
         device = f"cuda:{ranks.local}"
@@ -117,6 +136,7 @@ def train_drafter(
     config, weights, tokenizer = load_target(target, dtype=dtype, device=device, with_tokenizer=not pool_path.exists())
     if not 0 <= mask_token_id < config.vocab_size:
         raise DdsimError(f"mask token {mask_token_id}: lies outside the target's vocabulary of {config.vocab_size}")
+    check_range("layers", layers, 1, config.num_layers, "; a drafter has no more layers than its target")
     shape = drafter_config(
         config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, layer_ids=target_layer_ids
     )

@@ -26,10 +26,11 @@ from . import dense
 from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device, load_drafter, load_target, number_type
 from .decode import Decoded, decode
 from .engine import Engine, Proposal
+from .limits import check_sampling
 from .profiler import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
 from .record import device_name
 from .widen import SHAPES, away_from, widen_drafter, widen_target
-from .workloads import Prompt, encode, load_prompts
+from .workloads import choose_prompts, encode_all
 
 KIND = "ddsim-validation"
 SCHEMA_VERSION = 1
@@ -181,13 +182,17 @@ def validate(
         raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
     if widen is not None and widen not in SHAPES:
         raise DdsimError(f"widen {widen!r}: unknown shape; use one of {', '.join(SHAPES)}")
+    check_sampling(max_new_tokens=max_new_tokens, temperature=0.0, seed=seed, batch=1)
     check_device(torch.device(device))
     kind = number_type(dtype)
     rules = [parse_policy(name) for name in policies]
     config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=encoded is None)
     shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
-    chosen = _chosen(prompts, limit)
-    ids = [encoded[p.workload, p.id] if encoded is not None else encode(tokenizer, p) for p in chosen]
+    chosen = choose_prompts(prompts, limit)
+    if encoded is None:
+        ids = encode_all(tokenizer, chosen, config, max_new_tokens)
+    else:
+        ids = [encoded[p.workload, p.id] for p in chosen]
     label = target
     if widen is not None:
         config, weights, shape, drafter_weights = widened(config, weights, shape, drafter_weights, widen, ids[:16])
@@ -310,17 +315,6 @@ def validate(
         )
         plot.save_figure(plot.predicted_measured(table), plot_path)
     return document
-
-
-def _chosen(names: Sequence[str], limit: int | None) -> list[Prompt]:
-    """The first prompts of each workload."""
-    found: list[Prompt] = []
-    count: dict[str, int] = {}
-    for prompt in (p for name in names for p in load_prompts(name)):
-        count[prompt.workload] = count.get(prompt.workload, 0) + 1
-        if limit is None or count[prompt.workload] <= limit:
-            found.append(prompt)
-    return found
 
 
 def _throughput(answers: Sequence[Decoded]) -> float:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddsim.errors import DdsimError
+
+from .limits import in_child
+
+if TYPE_CHECKING:
+    from .checkpoint import ModelConfig
 
 #: Names that `load_prompts` knows without a file, in the order of "all".
 WORKLOADS = ("humaneval", "chat", "mathematics", "summarising")
@@ -20,6 +26,8 @@ HUMANEVAL_WORDING = (
     "Complete the following Python function. Reply with the finished function in a Python code block.\n\n"
     "```python\n{code}\n```"
 )
+
+LARGEST_FILE = 1 << 28
 
 _PROMPTS = Path(__file__).parent / "prompts"
 
@@ -83,6 +91,8 @@ def read_prompts(path: Path) -> list[Prompt]:
             if not isinstance(value, str) or not value.strip():
                 found = "is missing" if field not in record else "must be a non-empty string"
                 raise DdsimError(f'{path}, line {line}: "{field}" {found}; all three are needed')
+            if any("\ud800" <= c <= "\udfff" for c in value):
+                raise DdsimError(f'{path}, line {line}: "{field}" has half a surrogate pair, which is no text')
         prompt = Prompt(record["id"], record["workload"], record["prompt"])
         for what, key in (
             (f'id "{prompt.id}"', ("id", prompt.workload, prompt.id)),
@@ -101,15 +111,20 @@ def read_prompts(path: Path) -> list[Prompt]:
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSONL file, plain or gzipped."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(LARGEST_FILE + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise DdsimError(f"{path}: can't be read ({error})") from None
+    if len(raw) > LARGEST_FILE:
+        raise DdsimError(f"{path}: more than {LARGEST_FILE / 1e6:.0f} MB of prompts; split the file")
     # Split on newlines only: str.splitlines also cuts at U+2028 and the like, which JSON strings may hold.
     for line, content in enumerate(raw.split(b"\n"), 1):
         try:
             text = content.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             record = json.loads(text) if text else None
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        except UnicodeDecodeError:
+            raise DdsimError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
+        except (ValueError, RecursionError):
             raise DdsimError(f"{path}, line {line}: not JSON; write one JSON object a line") from None
         if not text:
             continue
@@ -149,6 +164,37 @@ def _humaneval() -> Iterable[Prompt]:
         yield Prompt(f"humaneval-{number:03d}", "humaneval", text)
 
 
+def choose_prompts(names: Sequence[str | Path], limit: int | None = None) -> list[Prompt]:
+    """
+    Prompts of several workloads or files, the first ``limit`` of each workload.
+
+    Raises
+    ------
+    DdsimError
+        As `load_prompts`; or a prompt comes twice, or ``limit`` isn't at least 1.
+
+    Examples
+    --------
+    >>> [p.id for p in choose_prompts(["chat", "mathematics"], limit=1)]
+    ['chat-001', 'mathematics-001']
+    """
+    if limit is not None and limit < 1:
+        raise DdsimError(f"limit {limit}: must be at least 1")
+    found: list[Prompt] = []
+    seen: dict[tuple[str, str], str] = {}
+    count: dict[str, int] = {}
+    for name in names:
+        for prompt in load_prompts(name):
+            key = prompt.workload, prompt.id
+            if key in seen:
+                raise DdsimError(f"{name}: prompt {prompt.id} of {prompt.workload} is in {seen[key]} too; name it once")
+            seen[key] = str(name)
+            count[prompt.workload] = count.get(prompt.workload, 0) + 1
+            if limit is None or count[prompt.workload] <= limit:
+                found.append(prompt)
+    return found
+
+
 def encode(tokenizer: Any, prompt: Prompt | str) -> list[int]:
     """
     Token ids of a prompt as one user turn, ready for the assistant's reply.
@@ -171,12 +217,59 @@ def encode(tokenizer: Any, prompt: Prompt | str) -> list[int]:
     >>> encode(tokenizer, load_prompts("chat")[0])[:3]  # doctest: +SKIP
     [1, 9690, 198]
     """
-    text = prompt if isinstance(prompt, str) else prompt.text
+    return encode_all(tokenizer, [prompt])[0]
+
+
+def encode_all(
+    tokenizer: Any, prompts: Sequence[Prompt | str], config: ModelConfig | None = None, max_new_tokens: int = 0
+) -> list[list[int]]:
+    """
+    Token ids of prompts, as `encode` makes them, checked against the model.
+
+    Templates and tokenizers are programs that come with a checkpoint: they run apart, within limits of time and memory.
+
+    Raises
+    ------
+    DdsimError
+        No chat template, one that fails or runs on; or a prompt without tokens, with one that the model doesn't know, or
+        too long for its context with an answer of ``max_new_tokens``.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise DdsimError("the target's tokenizer has no chat template; use an instruction-tuned target")
+    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
+    whose = getattr(tokenizer, "name_or_path", "") or "the target"
+    what = f"{whose}: its chat template or tokenizer"
+    encoded: list[list[int]] = in_child(lambda: [_encoded(tokenizer, text) for text in texts], what)
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        name = "text" if isinstance(prompt, str) else f"{prompt.workload} {prompt.id}"
+        check_tokens(f"prompt {name}", ids, config, max_new_tokens, f"{whose}: its tokenizer")
+    return encoded
+
+
+def _encoded(tokenizer: Any, text: str) -> list[int]:
     messages = [{"role": "user", "content": text}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     # transformers 5 returns a BatchEncoding here, transformers 4 the list itself.
     if not isinstance(ids, list):
         ids = ids["input_ids"]
     return [int(token) for token in ids]
+
+
+def check_tokens(
+    name: str, ids: Sequence[int], config: ModelConfig | None, max_new_tokens: int, whose: str = "the caller"
+) -> None:
+    """Refuse a prompt that is empty, has tokens that the model doesn't know, or leaves its context no room for the answer."""
+    if not ids:
+        raise DdsimError(f"{name}: has no tokens")
+    if config is None:
+        return
+    if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+        worst = max(ids) if max(ids) >= config.vocab_size else min(ids)
+        raise DdsimError(
+            f"{name}: {whose} made token {worst} of it, but the target's vocabulary has {config.vocab_size}"
+        )
+    if len(ids) + max_new_tokens > config.max_position_embeddings:
+        raise DdsimError(
+            f"{name}: its {len(ids):,} tokens and {max_new_tokens:,} new ones exceed the {config.max_position_embeddings:,} "
+            "positions that the target was made for; shorten it, or lower --max-new-tokens"
+        )
