@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,6 @@ from ddsim import files as ours
 from ddsim.errors import DdsimError
 
 Run = Callable[..., Any]  # the fixture of conftest.py
-ROOT = os.geteuid() == 0
 
 
 def names(folder: Path) -> list[str]:
@@ -120,17 +121,60 @@ def test_what_is_no_file_is_refused(tmp_path: Path, check: Callable[[Path], None
     assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["file", "link", "loop", "pipe"]
 
 
-@pytest.mark.skipif(ROOT, reason="root may write everywhere")
-def test_what_is_protected_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "a").chmod(0o444)
-    tmp_path.chmod(0o555)
-    for path, reason in ((tmp_path / "a", "write-protected"), (tmp_path / "b", "can't be written")):
-        for check in (ours.check_output, lambda path: ours.write_text(path, "")):
-            with pytest.raises(DdsimError, match=reason):
-                check(path)
-    with pytest.raises(DdsimError, match="can't be written"):
-        ours.check_output_folder(tmp_path / "c" / "d")
+def as_a_user(check: Callable[[Path], None]) -> None:
+    """Run a check in an empty folder of somebody who isn't root."""
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid() != 0:
+            return check(Path(folder))
+        os.chown(folder, 65534, 65534)
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                os.setuid(65534)
+                check(Path(folder))
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_is_protected_is_refused() -> None:
+    def check(folder: Path) -> None:
+        (folder / "a").write_text("old")
+        (folder / "a").chmod(0o444)
+        folder.chmod(0o555)
+        for path, reason in ((folder / "a", "write-protected"), (folder / "b", "can't be written")):
+            for refuse in (ours.check_output, lambda path: ours.write_text(path, "")):
+                with pytest.raises(DdsimError, match=reason):
+                    refuse(path)
+        with pytest.raises(DdsimError, match="can't be written"):
+            ours.check_output_folder(folder / "c" / "d")
+        folder.chmod(0o755)
+        with pytest.raises(DdsimError, match="write-protected"):
+            ours.write_text(folder / "a", "")
+        assert names(folder) == ["a"] and (folder / "a").read_text() == "old"
+
+    as_a_user(check)
+
+
+def test_replacing_keeps_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+    before = path.stat()
+    ours.write_text(path, "new")
+    after = path.stat()
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    assert after.st_ino != before.st_ino
+
+
+def test_text_that_is_no_unicode_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DdsimError, match="half a character"):
+        ours.write_text(tmp_path / "a", "x\ud800y")
+    for name in ("", "a/"):
+        with pytest.raises(DdsimError, match="names no file"):
+            ours.check_output(name)
+    assert names(tmp_path) == []
 
 
 def test_folders_for_output(tmp_path: Path) -> None:

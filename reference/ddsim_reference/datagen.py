@@ -57,7 +57,7 @@ class PromptPool:
 
     def save(self, path: str | Path) -> None:
         """Write the pool as ``.npz`` (arrays only, no pickle)."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "tokens": self.tokens.astype(np.uint16), "lengths": self.lengths, "self_written": self.self_written,
             "opening": self.opening, "end_of_turn": np.int32(self.end_of_turn),
         }  # fmt: skip

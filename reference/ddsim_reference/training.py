@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -245,5 +246,5 @@ def _write_text(
         seed=seed,
         progress=progress,
     )
-    arrays = {name: data[name] for name in ("tokens", "starts", "generated")}
+    arrays: dict[str, Any] = {name: data[name] for name in ("tokens", "starts", "generated")}
     write(path, lambda file: np.savez(file, **arrays))
