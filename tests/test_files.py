@@ -561,6 +561,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
                 data = path.read_bytes()
                 assert whole(data)
                 seen.add(data[:1])
+        assert [process.poll() for process in writers] == [None] * 3  # none stumbled over another's file
     finally:
         for process in writers:
             process.kill()
