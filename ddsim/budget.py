@@ -20,7 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsim._jit import njit
 from ddsim._threads import split
+from ddsim.arrays import numbers
 from ddsim.errors import DdsimError
+from ddsim.jsonfile import brief
 
 NO_DRAFT = -1  # an action: decode one token without drafting
 CHAIN = -2  # an action: draft, and verify the chain of best candidates
@@ -353,7 +355,7 @@ def cost_curve(cost: Any, max_budget: int, context: int | None = None, batch: in
         verify = np.asarray(cost.verify_seconds(tokens, context, batch), np.float64)
         draft = float(np.asarray(cost.draft_seconds(batch, context=context)))
         return np.ascontiguousarray(np.broadcast_to(verify, tokens.shape) + draft)
-    curve = np.array(cost, np.float64).reshape(-1)
+    curve = numbers(cost, "cost curve").astype(np.float64).reshape(-1)
     if len(curve) < max_budget + 1:
         raise DdsimError(f"cost curve has {len(curve)} entries; {max_budget + 1} needed (0 to {max_budget} nodes)")
     if not (np.isfinite(curve).all() and (curve > 0).all()):
@@ -393,15 +395,20 @@ def optimal_budget(
     >>> optimal_budget([0.9, 0.6, 0.1], [1.0, 1.1, 1.2, 2.0])
     2
     """
-    values = np.asarray(gains, np.float32)
+    with np.errstate(over="ignore"):
+        values = numbers(gains, "gains").astype(np.float32)
     single = values.ndim == 1
     values = np.ascontiguousarray(np.atleast_2d(values))
     if values.ndim != 2:
         raise DdsimError(f"gains have {values.ndim} dimensions; expected [N] or [P, N]")
     if not np.isfinite(values).all() or (values < 0).any() or (np.diff(values, axis=1) > 0).any():
         raise DdsimError("gains must be finite, at least 0 and in descending order")
-    if rule not in RULES:
-        raise DdsimError(f"unknown rule {rule!r}; known: {', '.join(RULES)}")
+    if not isinstance(rule, str) or rule not in RULES:
+        raise DdsimError(f"unknown rule {brief(rule)}; known: {', '.join(RULES)}")
+    if price is not None and (
+        isinstance(price, bool) or not isinstance(price, (int, float, np.number)) or not 0 <= price < np.inf
+    ):
+        raise DdsimError(f"price {brief(price)}: must be tokens per second, a finite number of 0 or more")
     if (price is None) == (rule == "price"):
         raise DdsimError("rule 'price' needs price=; the other rules take none")
     curve = cost_curve(cost, values.shape[1], _priced_context(context))
@@ -413,6 +420,8 @@ def _priced_context(context: int | None) -> int | None:
     """Contexts are priced in steps (as in `ddsim.cost.cost_table`)."""
     if context is None:
         return None
+    if isinstance(context, bool) or not isinstance(context, (int, np.integer)) or context < 0:
+        raise DdsimError(f"context {brief(context)}: must be a whole number of tokens, 0 or more")
     from ddsim.cost import CONTEXT_STEP
 
     return -(-int(context) // CONTEXT_STEP) * CONTEXT_STEP

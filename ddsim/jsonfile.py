@@ -241,5 +241,8 @@ def number(value: Any, where: str, *, positive: bool) -> float:
 
 def brief(value: Any) -> str:
     """A value for an error message, on one line and short."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # not from JSON: a caller's own object
+        text = json.dumps(type(value).__name__)
     return text if len(text) <= 40 else text[:37] + "..."

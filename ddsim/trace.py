@@ -55,7 +55,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -63,6 +63,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
 from . import files
+from .arrays import numbers, relative_error, whole_numbers
 from .cache import is_known, remember
 from .errors import DdsimError
 from .jsonfile import array, brief, integer, mapping, need, parse
@@ -288,14 +289,14 @@ class Trace:
         self,
         workload: str | Sequence[str] | None = None,
         temperature: float | None = None,
-        prompts: Iterable[str] | None = None,
+        prompts: str | Iterable[str] | None = None,
     ) -> Trace:
-        """The part of the trace with the given workload(s), temperature and prompt names; no copy.
+        """The part of the trace with the given workload(s), temperature and prompt name(s); no copy.
 
         Raises
         ------
         DdsimError
-            No sequence is left.
+            No sequence is left, or names that aren't text.
 
         Examples
         --------
@@ -304,13 +305,13 @@ class Trace:
         >>> len(trace.select(workload="b"))
         2
         """
-        workloads = None if workload is None else {workload} if isinstance(workload, str) else set(workload)
-        names = None if prompts is None else set(prompts)
+        workloads, names = _names("workload", workload), _names("prompts", prompts)
+        heat = None if temperature is None else _temperature("select", temperature)
         kept = [
             entry
             for entry, info in zip(self._entries, self.sequences, strict=True)
             if (workloads is None or info.workload in workloads)
-            and (temperature is None or np.float32(info.temperature) == np.float32(temperature))
+            and (heat is None or info.temperature == heat)
             and (names is None or info.prompt_id in names)
         ]
         if not kept:
@@ -323,9 +324,26 @@ class Trace:
         return Trace(self.meta, kept, self._folders)
 
     def subset(self, numbers: Iterable[int]) -> Trace:
-        """The sequences with these numbers (places in ``sequences``), in the order of the trace; no copy."""
-        kept = [self._entries[i] for i in sorted({int(i) for i in numbers})]
-        return Trace(self.meta, kept, self._folders)
+        """The sequences with these numbers (places in ``sequences``), in the order of the trace; no copy.
+
+        Raises
+        ------
+        DdsimError
+            No number, or one that no sequence has.
+        """
+        chosen = _listed("subset", numbers)
+        for number in chosen:
+            if (
+                not isinstance(number, (int, np.integer))
+                or isinstance(number, bool)
+                or not 0 <= number < len(self._entries)
+            ):
+                raise DdsimError(
+                    f"subset: {brief(number)} is no number of a sequence; they go from 0 to {len(self._entries) - 1}"
+                )
+        if not chosen:
+            raise DdsimError("subset: no number given")
+        return Trace(self.meta, [self._entries[i] for i in sorted(set(chosen))], self._folders)
 
     def blocks(self, max_positions: int = 8192) -> Iterator[TraceBlock]:
         """Whole sequences, in order, about ``max_positions`` positions at a time (a longer sequence comes
@@ -396,6 +414,11 @@ class Trace:
         """Write this trace (or selection, or merger) as a new folder of few, large shards.
 
         One that was made from arrays is rounded and pruned as ``TraceWriter.add_sequence`` does.
+
+        Raises
+        ------
+        DdsimError
+            The folder can't be written, or holds a trace already.
         """
         provenance = self.meta["provenance"]
         with TraceWriter(
@@ -442,12 +465,13 @@ class Trace:
 
         Parameters
         ----------
-        tokens : int array [T], or a list of such
-            Committed tokens.
+        tokens : int array [T], or several: a list of such, or [S, T]
+            Committed tokens. All arrays may be NumPy's, PyTorch tensors, or nested lists.
         token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K]: the last position starts no
-        round), or lists
+        round), or several
             Candidates of depths 1..L and their log-probabilities, descending; -inf for none. They are taken
-            as they are: candidates beyond the K given don't exist.
+            as they are: candidates beyond the K given don't exist. Only rows of bfloat16 and float16 whose
+            probabilities sum above 1 by no more than such rounding does are scaled to sum to 1.
         workload, prompt_id, context0, temperature : one value, or one per sequence
             ``context0`` is the length of the prompt. Prompts are numbered unless named.
         max_budget : int, optional
@@ -467,19 +491,19 @@ class Trace:
         >>> len(trace), trace.horizon, next(trace.blocks()).offsets[-1]
         (3, 2, np.int64(8))
         """
-        several = isinstance(tokens, (list, tuple)) and len(tokens) > 0 and np.ndim(tokens[0]) > 0
-        if not several:
-            tokens, token_ids, logprobs = [tokens], [token_ids], [logprobs]
-        count = len(tokens)
-        if count == 0 or len(token_ids) != count or len(logprobs) != count:
+        if _is_row(tokens[0]) if isinstance(tokens, (list, tuple)) and tokens else getattr(tokens, "ndim", 1) == 2:
+            given = [_listed(*one) for one in (("tokens", tokens), ("token_ids", token_ids), ("logprobs", logprobs))]
+        else:
+            given = [[tokens], [token_ids], [logprobs]]
+        count = len(given[0])
+        if count == 0 or len(given[1]) != count or len(given[2]) != count:
             raise DdsimError(
-                f"{count} sequences of tokens, {len(token_ids)} of token_ids and {len(logprobs)} of "
-                "logprobs: must be equally "
-                "many, at least one"
+                f"{count} sequences of tokens, {len(given[1])} of token_ids and {len(given[2])} of logprobs: must be "
+                "equally many, at least one"
             )
 
         def spread(name: str, value: Any) -> list[Any]:
-            values = [value] * count if isinstance(value, str) or np.ndim(value) == 0 else list(value)
+            values = _listed(name, value) if _is_row(value) else [value] * count
             if len(values) != count:
                 raise DdsimError(f"{name}: {len(values)} values for {count} sequences")
             return values
@@ -487,19 +511,21 @@ class Trace:
         workloads, contexts = spread("workload", workload), spread("context0", context0)
         temperatures = spread("temperature", temperature)
         names = [str(i) for i in range(count)] if prompt_id is None else spread("prompt_id", prompt_id)
-        most = DEFAULT_MAX_BUDGET if max_budget is None else int(max_budget)
+        parts = [_arrays(f"sequence {i}", *one) for i, one in enumerate(zip(*given, strict=True))]
         size = vocab_size
         if size is None:
-            pairs = zip(token_ids, logprobs, strict=True)
-            used = [int(np.max(np.asarray(i)[np.asarray(v) > -np.inf], initial=0)) for i, v in pairs]
-            size = 1 + max(*used, *(int(np.max(x, initial=0)) for x in tokens))
-        meta = _metadata(_horizon_of(logprobs[0]), most, int(size), dict(provenance or {}))
+            used = [ids[values > -np.inf].max(initial=0) for _, ids, values in parts]
+            size = 1 + int(max(*used, *(x.max() for x, _, _ in parts), 0))
+        most = DEFAULT_MAX_BUDGET if max_budget is None else max_budget
+        meta = _metadata(parts[0][2].shape[1], most, size, {} if provenance is None else provenance)
         rows, infos, seen = [], [], set[tuple[str, str, float]]()
-        for i in range(count):
-            part = _sparse(f"sequence {i}", meta, tokens[i], token_ids[i], logprobs[i])
+        for i, (x, ids, values) in enumerate(parts):
+            where = f"sequence {i}"
+            part = _sparse(where, meta, x, ids, _rescaled(values, relative_error(given[2][i])))
             rows.append(part)
-            info = _describe(str(workloads[i]), str(names[i]), temperatures[i], int(contexts[i]), part)
-            _check_new(seen, info.workload, info.prompt_id, info.temperature, f"sequence {i}")
+            name = names[i] if isinstance(names[i], str) else str(_count(where, "prompt_id", names[i]))
+            info = _describe(where, workloads[i], name, temperatures[i], _count(where, "context0", contexts[i]), part)
+            _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
             infos.append(info)
         source = _Memory(infos, rows)
         return cls(meta | {"provenances": [meta["provenance"]], "complete": True}, [(source, i) for i in range(count)])
@@ -628,6 +654,8 @@ class TraceWriter:
         provenance: Mapping[str, Any],
         resume: bool = True,
     ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise DdsimError(f"{brief(path)}: is no path; give a folder")
         self.path = Path(path)
         self.done: set[tuple[str, str, float]] = set()
         self.prompt_digests: dict[tuple[str, str, float], str] = {}
@@ -638,8 +666,9 @@ class TraceWriter:
         self._complete = False
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DdsimError(f"{self.path}: can't be made a folder ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DdsimError(f"{self.path}: can't be made a folder ({reason})") from None
         self._checksums: list[str] = []
         self._lock = FolderLock(self.path)
         try:
@@ -704,21 +733,23 @@ class TraceWriter:
             Not marginals, wrong shapes, tokens outside the vocabulary, or a name used before; nothing is
             added then.
         """
-        where = f"{workload} {prompt_id}"
-        _check_new(set(self.done), workload, prompt_id, float(np.float32(temperature)), where)
-        rounded = round_logprobs(logprobs)
+        where = f"{_check_name('sequence', 'workload', workload)} {_check_name('sequence', 'prompt_id', prompt_id)}"
+        _check_new(set(self.done), workload, prompt_id, _temperature(where, temperature), where)
+        x, ids, values = _arrays(where, tokens, token_ids, logprobs)
+        rounded = round_logprobs(values)
         _check_descending(where, rounded)
-        ids = np.array(token_ids)
-        if ids.shape == rounded.shape:
-            rounded, ids = _order_ties(rounded, ids)
-        rows = _sparse(where, self._meta, tokens, ids, rounded, prune=True)
+        rounded, ids = _order_ties(rounded, ids)
+        rows = _sparse(where, self._meta, x, ids, rounded, prune=True)
         self._append(workload, prompt_id, temperature, prompt_tokens, rows, prompt_digest)
 
     def _append(
         self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows, prompt_digest: str
     ) -> None:
         """Add a sequence whose rows are checked and pruned."""
-        info = replace(_describe(workload, prompt_id, temperature, prompt_tokens, rows), prompt_digest=prompt_digest)
+        where = f"{workload} {prompt_id}"
+        info = replace(
+            _describe(where, workload, prompt_id, temperature, prompt_tokens, rows), prompt_digest=prompt_digest
+        )
         self._pending.append((info, rows))
         self.prompt_digests[info.workload, info.prompt_id, info.temperature] = prompt_digest
         self.done.add((info.workload, info.prompt_id, info.temperature))
@@ -768,6 +799,7 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     """Put the text of tokens beside a trace (``_pieces.parquet``), for ``Trace.text``."""
     ids = sorted(pieces)
     table = pa.table({"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())})
+    table = table.replace_schema_metadata({"ddsim": json.dumps({"digest": _pieces_digest(pieces)})})
     files.write(
         Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
     )
@@ -826,37 +858,81 @@ def _digest(workload: str, prompt_id: str, temperature: float, prompt_tokens: in
     return digest.hexdigest()[:32]
 
 
-def _describe(workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> SequenceInfo:
-    temperature = float(np.float32(temperature))
-    if not (0 <= temperature < np.inf):
-        raise DdsimError(f"{workload} {prompt_id}: temperature {temperature} must be 0 or more")
-    if not 0 <= prompt_tokens < 2**31 - len(rows.tokens):
-        raise DdsimError(f"{workload} {prompt_id}: a prompt of {prompt_tokens} tokens")
-    digest = _digest(workload, prompt_id, temperature, int(prompt_tokens), rows)
-    return SequenceInfo(workload, prompt_id, temperature, int(prompt_tokens), len(rows.tokens), digest)
+def _describe(
+    where: str, workload: Any, prompt_id: Any, temperature: Any, prompt_tokens: Any, rows: _Rows
+) -> SequenceInfo:
+    workload, prompt_id = _check_name(where, "workload", workload), _check_name(where, "prompt_id", prompt_id)
+    heat = _temperature(where, temperature)
+    before = _count(where, "prompt_tokens", prompt_tokens)
+    if before >= 2**31 - len(rows.tokens):
+        raise DdsimError(f"{where}: a prompt of {before} tokens")
+    digest = _digest(workload, prompt_id, heat, before, rows)
+    return SequenceInfo(workload, prompt_id, heat, before, len(rows.tokens), digest)
 
 
-def _horizon_of(logprobs: Any) -> int:
-    shape = np.shape(logprobs)
-    if len(shape) != 3:
-        raise DdsimError(f"logprobs of shape {shape}: must be [positions, depths, candidates]")
-    return int(shape[1])
+def _temperature(where: str, value: Any) -> float:
+    """As float32 holds it."""
+    if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and 0 <= value < 1e38:
+        return float(np.float32(value))
+    raise DdsimError(f"{where}: temperature {brief(value)} must be a number of 0 or more")
 
 
-def _sparse(
-    where: str, meta: Mapping[str, Any], tokens: Any, token_ids: Any, logprobs: Any, prune: bool = False
-) -> _Rows:
-    """Check dense arrays of one sequence and keep the candidates that exist (``prune``: and that trees can
-    use)."""
-    horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
-    x, ids, values = np.asarray(tokens), np.asarray(token_ids), np.asarray(logprobs)
-    if x.ndim != 1 or len(x) == 0 or x.dtype.kind not in "iu":
-        raise DdsimError(f"{where}: tokens must be a row of at least one integer, got shape {x.shape} of {x.dtype}")
+def _count(where: str, name: str, value: Any) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise DdsimError(f"{where}: {name} {brief(value)} must be a whole number of 0 or more")
+    return int(value)
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is more than one number: a list, or an array of any kind."""
+    return bool(getattr(value, "ndim", isinstance(value, (list, tuple))))
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    try:
+        return list(value)
+    except Exception:
+        raise DdsimError(f"{name}: must be a list") from None
+
+
+def _arrays(
+    where: str, tokens: Any, token_ids: Any, logprobs: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Arrays of one sequence, whatever they came as, if their shapes fit: [T], and [T, L, K] or [T - 1, L, K] twice."""
+    x = whole_numbers(tokens, f"{where}: tokens")
+    ids = whole_numbers(token_ids, f"{where}: token_ids")
+    with np.errstate(over="ignore"):
+        values = numbers(logprobs, f"{where}: logprobs").astype(np.float32)
+    if x.ndim != 1 or len(x) == 0:
+        raise DdsimError(f"{where}: tokens must be a row of at least one integer, got shape {x.shape}")
     if ids.shape != values.shape or values.ndim != 3 or len(values) not in (len(x), len(x) - 1):
         raise DdsimError(
             f"{where}: {len(x)} tokens, token_ids of shape {ids.shape}, logprobs of shape {values.shape}: "
             f"must be [{len(x)}, horizon, candidates]"
         )
+    return x, ids, values
+
+
+def _rescaled(values: NDArray[np.float32], error: float) -> NDArray[np.float32]:
+    """Divide probabilities of rows that sum above 1 by their sum, where rounding to a coarse type explains it."""
+    if not error or not np.all(values <= 0):
+        return values
+    sums = np.exp(values, dtype=np.float64).sum(-1, keepdims=True)
+    over = (sums > 1 + ROW_SUM_TOLERANCE) & (sums < 1 + 16 * error)  # log-probabilities of interest are above -16
+    return np.where(over, values - np.log(np.maximum(sums, 1)), values).astype(np.float32)
+
+
+def _sparse(
+    where: str,
+    meta: Mapping[str, Any],
+    x: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    values: NDArray[np.float32],
+    prune: bool = False,
+) -> _Rows:
+    """Check dense arrays of one sequence, from `_arrays`, and keep the candidates that exist (``prune``: and that
+    trees can use)."""
+    horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
     if values.shape[1] != horizon:
         raise DdsimError(f"{where}: {values.shape[1]} depths, but the horizon is {horizon}")
     if np.any((x < 0) | (x >= vocab)):
@@ -864,7 +940,7 @@ def _sparse(
         raise DdsimError(f"{where}: token {x[p]} at position {p} lies outside the vocabulary of {vocab}")
     rounds = len(x) - 1
     width = values.shape[2]
-    ids, values = ids[:rounds], np.ascontiguousarray(values[:rounds], np.float32)
+    ids, values = ids[:rounds], np.ascontiguousarray(values[:rounds])
     _check_descending(where, values)
     exists = values > -np.inf
     counts = np.zeros((len(x), horizon), np.int32)
@@ -1030,6 +1106,15 @@ def _leaves(provenance: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _names(what: str, value: Any) -> set[str] | None:
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else _listed(what, value)
+    if not all(isinstance(name, str) for name in names):
+        raise DdsimError(f"{what}: must be a name or a list of names")
+    return set(names)
+
+
 class _Memory:
     """Sequences in memory."""
 
@@ -1149,7 +1234,7 @@ class _Shard:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
             table = file.read(columns=_INDEX_COLUMNS)
             table.validate(full=True)
-            self._content = reading.content_hash()
+            self._content = _content_hash(path, reading.found)
         self.infos, self.starts = self._read_index(table, digests)
         edges = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
         if min(groups) < 1 or edges[-1] != table.num_rows:
@@ -1336,15 +1421,13 @@ class _Reading:
         self._path = path
 
     def __enter__(self) -> pq.ParquetFile:
+        # By its path: of a Python file object Arrow's threads may still want something when the interpreter exits.
         try:
-            _check_regular(self._path)
-            self._stream: BinaryIO = open(self._path, "rb")
-        except OSError as error:
-            raise self._line(error) from None
-        try:
-            self._file = pq.ParquetFile(self._stream, page_checksum_verification=True)
+            self.found = _check_regular(self._path)
+            self._file = pq.ParquetFile(self._path, page_checksum_verification=True, memory_map=False)
+        except DdsimError:
+            raise
         except Exception as error:
-            self._stream.close()
             raise self._line(error) from None
         return self._file
 
@@ -1352,24 +1435,32 @@ class _Reading:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._stream.close()
         if isinstance(error, Exception) and not isinstance(error, DdsimError):
             raise self._line(error) from None
 
-    def content_hash(self) -> str:
-        """SHA-256 of the file's bytes."""
-        self._stream.seek(0)
-        return hashlib.file_digest(self._stream, "sha256").hexdigest()
-
     def _line(self, error: Exception) -> DdsimError:
-        detail = " ".join(str(error).split())[:160] or type(error).__name__
+        text = "".join(
+            c if c.isprintable() else " " for c in str(error)
+        )  # Arrow quotes the bytes that it stumbles over
+        detail = " ".join(text.split())[:160] or type(error).__name__
         return DdsimError(f"{self._path}: can't be read as Parquet, it is truncated or damaged ({detail})")
 
 
-def _check_regular(path: Path) -> None:
+def _content_hash(path: Path, before: os.stat_result) -> str:
+    """SHA-256 of a file's bytes, if it is still the one of ``before``."""
+    with open(path, "rb") as file:
+        now = os.fstat(file.fileno())
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
+            raise DdsimError(f"{path}: was replaced while it was read; try again")
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_regular(path: Path) -> os.stat_result:
     """Refuse a folder, and a pipe or device, which could be read without end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
         raise DdsimError(f"{path}: is no regular file")
+    return found
 
 
 def _read_meta(path: Path, text: bytes) -> dict[str, Any]:
@@ -1517,4 +1608,12 @@ def _read_pieces(path: Path) -> dict[int, str]:
             raise DdsimError(f"{path}: must have the columns id (int32) and piece (string)")
         if table["id"].null_count or table["piece"].null_count:
             raise DdsimError(f"{path}: an id or a piece is missing")
-        return dict(zip(table["id"].to_pylist(), table["piece"].to_pylist(), strict=True))
+        pieces = dict(zip(table["id"].to_pylist(), table["piece"].to_pylist(), strict=True))
+    told = (table.schema.metadata or {}).get(b"ddsim")  # older files have no digest
+    if told is not None and mapping(parse(told, f"{path}"), f"{path}").get("digest") != _pieces_digest(pieces):
+        raise DdsimError(f"{path}: differs from its hash; the file was edited or is damaged")
+    return pieces
+
+
+def _pieces_digest(pieces: Mapping[int, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted((int(i), piece) for i, piece in pieces.items())).encode()).hexdigest()[:32]

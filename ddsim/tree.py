@@ -23,7 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _kernels
 from ._threads import split
+from .arrays import numbers
 from .errors import DdsimError
+from .jsonfile import brief
 
 NO_RANK = _kernels.NO_RANK
 """Rank of a node that isn't among the first N."""
@@ -366,7 +368,8 @@ def forest_gains(gains: ArrayLike, total: int) -> tuple[NDArray[np.float32], NDA
     >>> merged.tolist(), owners.tolist()
     ([0.75, 0.5, 0.25], [1, 0, 0])
     """
-    rows = np.asarray(gains, np.float32)
+    with np.errstate(over="ignore"):
+        rows = numbers(gains, "gains").astype(np.float32)
     most = _budget(total, "total")
     if rows.ndim != 2:
         raise DdsimError(f"gains has shape {rows.shape}; forest_gains needs [requests, budget]")
@@ -404,6 +407,8 @@ def draft_forest(requests: Sequence[ArrayLike | Sequence[ArrayLike]], total: int
     [1, 2]
     """
     most = _budget(total, "total")
+    if not isinstance(requests, (list, tuple)):
+        requests = list(np.atleast_1d(numbers(requests, "requests")))
     trees = [draft_tree(rows, most) for rows in requests]
     if not trees:
         return []
@@ -448,12 +453,12 @@ def check_marginals(
         flat, starts, _ = _compressed(_floats(logprobs), offsets, horizon)
         _check(flat, starts, horizon)
         return
-    dense = logprobs if isinstance(logprobs, np.ndarray) else None
-    if dense is not None and dense.ndim == 3:
+    dense = logprobs if isinstance(logprobs, (list, tuple)) else numbers(logprobs, "logprobs")
+    if not isinstance(dense, (list, tuple)) and dense.ndim == 3:
         positions, depth, width = dense.shape
         _check(_floats(dense).reshape(-1), _even_offsets(positions * depth, width), depth)
         return
-    _check(*_rows_of_one(logprobs))
+    _check(*_rows_of_one(dense))
 
 
 _REASONS = {
@@ -479,13 +484,16 @@ def _budget(budget: int, name: str) -> int:
     if type(budget) is int and 0 <= budget <= MAX_TREE:
         return budget
     if not isinstance(budget, np.integer) or not 0 <= budget <= MAX_TREE:
-        raise DdsimError(f"{name} is {budget!r}; it must be a whole number of nodes from 0 to {MAX_TREE}")
+        raise DdsimError(f"{name} is {brief(budget)}; it must be a whole number of nodes from 0 to {MAX_TREE}")
     return int(budget)
 
 
 def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
-    view = np.ascontiguousarray(array, dtype).view()
+    try:
+        view = np.ascontiguousarray(array, dtype).view()
+    except (TypeError, ValueError, OverflowError):
+        view = np.ascontiguousarray(numbers(array, "array"), dtype).view()
     view.setflags(write=False)
     return view
 
@@ -498,9 +506,7 @@ def _even_offsets(rows: int, width: int) -> NDArray[np.int64]:
 
 def _floats(array: Any) -> NDArray[Any]:
     """Log-probabilities as read-only float64 if they come so, else float32."""
-    given = np.asarray(array)
-    if given.dtype.kind not in "fiu":
-        raise DdsimError(f"logprobs are of type {given.dtype}; give float32 or float64")
+    given = array if isinstance(array, np.ndarray) and array.dtype.kind in "fiu" else numbers(array, "logprobs")
     return _frozen(given, np.float32 if given.dtype.char in "ef" else np.float64)
 
 
@@ -511,7 +517,9 @@ def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
             raise DdsimError(f"logprobs has shape {logprobs.shape}; one position needs [horizon, candidates]")
         horizon, width = logprobs.shape
         return _floats(logprobs.reshape(-1)), _even_offsets(horizon, width), horizon
-    rows = [np.asarray(row) for row in logprobs]  # type: ignore[union-attr]
+    if not isinstance(logprobs, (list, tuple)):  # a tensor, or what is no array at all
+        return _rows_of_one(numbers(logprobs, "logprobs"))
+    rows = [numbers(row, f"logprobs at depth {depth + 1}") for depth, row in enumerate(logprobs)]
     if any(row.ndim != 1 for row in rows):
         raise DdsimError("logprobs must be rows of numbers, one row a depth")
     offsets = np.cumsum([0, *(len(row) for row in rows)])
@@ -522,8 +530,8 @@ def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
 def _compressed(flat: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows:
     """Check that offsets cut ``flat`` into whole positions; return both, and the number of positions."""
     starts = _frozen(offsets, np.int64)
-    if horizon < 1:
-        raise DdsimError(f"horizon is {horizon}; it must be at least 1")
+    if not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise DdsimError(f"horizon is {brief(horizon)}; it must be a whole number of at least 1")
     if flat.ndim != 1 or starts.ndim != 1 or len(starts) % horizon != 1 % horizon or len(starts) < 1:
         raise DdsimError(
             f"shapes {flat.shape} and {starts.shape} of rows and offsets are not those of horizon {horizon}"

@@ -1,0 +1,93 @@
+"""What callers hand over as arrays: NumPy's, tensors, lists; anything else is refused in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.errors import DdsimError
+
+
+def numbers(value: Any, what: str) -> NDArray[Any]:
+    """An array of integers or floats, from anything array-like.
+
+    Parameters
+    ----------
+    value : array_like
+        NumPy arrays come back as they are. Tensors of PyTorch and lists of them are detached and copied to the host
+        if need be; bfloat16, which NumPy lacks, becomes float32.
+    what : str
+        Names the value in the error message.
+
+    Raises
+    ------
+    DdsimError
+        Not numbers, or rows of different lengths.
+
+    Examples
+    --------
+    >>> numbers([[1, 2], [3]], "tokens")
+    Traceback (most recent call last):
+        ...
+    ddsim.errors.DdsimError: tokens: no array of numbers (rows of different lengths?)
+    """
+    try:
+        array = np.asarray(_on_host(value))
+        if array.dtype.kind == "V":  # bfloat16 of JAX and others
+            array = array.astype(np.float32)
+    except Exception:  # other people's __array__ may raise anything
+        raise DdsimError(f"{what}: no array of numbers (rows of different lengths?)") from None
+    if array.dtype.kind not in "iuf":
+        raise DdsimError(f"{what}: must be numbers, not of type {array.dtype}")
+    return array
+
+
+def whole_numbers(value: Any, what: str) -> NDArray[np.int64]:
+    """As `numbers`, for what counts or names: integers, or floats without a fraction.
+
+    Examples
+    --------
+    >>> whole_numbers([1.0, 2.5], "tokens")
+    Traceback (most recent call last):
+        ...
+    ddsim.errors.DdsimError: tokens: position 1: 2.5 is no whole number of 32 bits
+    """
+    array = numbers(value, what)
+    with np.errstate(invalid="ignore"):
+        bad = ~((array >= -(2**31)) & (array < 2**31))
+        if array.dtype.kind == "f":
+            bad |= array != np.trunc(array)
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise DdsimError(f"{what}: {place(at)}{array[at]} is no whole number of 32 bits")
+    return array.astype(np.int64)
+
+
+def place(index: tuple[int, ...]) -> str:
+    """Where in an array [positions, depths, candidates] an entry stands, for error messages."""
+    names = ("position", "depth", "candidate")
+    parts = [f"{name} {i + (name == 'depth')}" for name, i in zip(names, index, strict=False)]
+    return "".join(f"{part}: " for part in [", ".join(parts)] if part)
+
+
+def relative_error(value: Any) -> float:
+    """By how much rounding to the value's own type may have changed a number, as a share of it; 0 for float32 and wider."""
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    kind = str(getattr(value, "dtype", ""))
+    return 2.0**-8 if kind.endswith("bfloat16") else 2.0**-11 if kind.endswith("float16") else 0.0
+
+
+def _on_host(value: Any) -> Any:
+    """Tensors as NumPy arrays, also inside lists."""
+    if isinstance(value, (list, tuple)):
+        return [_on_host(item) for item in value]
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach().cpu()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        return tensor.float().numpy()
