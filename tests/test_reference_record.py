@@ -166,7 +166,7 @@ def test_recordings_without_hashes_are_read_and_not_continued(job: dict[str, Any
     ("changes", "message"),
     [
         ({"max_new_tokens": 1}, "a trace needs answers of at least 2 tokens"),
-        ({"temperature": -1.0}, "temperature -1.0: must be 0 or more"),
+        ({"temperature": -1.0}, "temperature -1.0: must be from 0"),
         ({"dtype": "int8"}, "dtype 'int8': unknown; use float32 or bfloat16"),
         ({"dtype": "nn"}, "dtype 'nn': unknown"),
         ({"prompts": ["nowhere.jsonl"]}, "nowhere.jsonl: no such prompt file"),

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from ddsim import files
 from ddsim.errors import DdsimError
 
-from .gguf_file import GgufFile
+from .gguf_file import GgufFile, shown
 from .limits import free_memory
 
 Weights = dict[str, torch.Tensor]
@@ -328,12 +328,12 @@ def _load_safetensors(
                     if name in spare or name.endswith(SPARE_SUFFIX):
                         continue
                     if name in weights:
-                        raise DdsimError(f"{file}: tensor {name!r} is in another file of {folder} too")
+                        raise DdsimError(f"{file}: tensor {shown(name)} is in another file of {folder} too")
                     part = handle.get_slice(name)
                     _check_tensor(file, name, tuple(part.get_shape()), shapes)
                     if part.get_dtype() not in FLOATS:
                         raise DdsimError(
-                            f"{file}: tensor {name!r} is of type {part.get_dtype()}; only {', '.join(FLOATS)} are supported"
+                            f"{file}: tensor {shown(name)} is of type {part.get_dtype()}; only {', '.join(FLOATS)} are supported"
                         )
                     weights[name] = _finite(file, name, handle.get_tensor(name)).to(dtype)
         except DdsimError:
@@ -347,9 +347,9 @@ def _load_safetensors(
 def _check_tensor(file: Path, name: str, shape: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse a tensor that the configuration has no place for, or whose shape it contradicts."""
     if name not in shapes:
-        raise DdsimError(f"{file}: tensor {name!r} has no place in the model that its configuration describes")
+        raise DdsimError(f"{file}: tensor {shown(name)} has no place in the model that its configuration describes")
     if shape != shapes[name]:
-        raise DdsimError(f"{file}: tensor {name!r} has shape {shape}, config.json implies {shapes[name]}")
+        raise DdsimError(f"{file}: tensor {shown(name)} has shape {shape}, config.json implies {shapes[name]}")
 
 
 def _check_complete(file: Path, names: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -362,7 +362,7 @@ def _check_complete(file: Path, names: Iterable[str], shapes: dict[str, tuple[in
 def _finite(file: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
     low, high = torch.aminmax(tensor)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise DdsimError(f"{file}: tensor {name!r} holds values that are not finite; the file is damaged")
+        raise DdsimError(f"{file}: tensor {shown(name)} holds values that are not finite; the file is damaged")
     return tensor
 
 
@@ -504,7 +504,10 @@ def _tokenizer(path: Path) -> Any:
         return None  # a checkpoint without a tokenizer still decodes token ids
     folder, more = (path, {}) if path.is_dir() else (path.parent, {"gguf_file": path.name})
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it warns of is either refused or of no consequence
     try:
         with redirect_stderr(io.StringIO()):  # progress bars, and what Rust says when it panics
             return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **more)
@@ -514,6 +517,8 @@ def _tokenizer(path: Path) -> Any:
         if not is_failure(error):
             raise
         raise DdsimError(f"{path}: its tokenizer can't be read ({reason_of(error)})") from None
+    finally:
+        logging.set_verbosity(before)
 
 
 def is_failure(error: BaseException) -> bool:

@@ -24,6 +24,11 @@ _STRING, _ARRAY = 8, 9
 MOST_DIMENSIONS = 4
 
 
+def shown(name: str) -> str:
+    """A name out of a file as a message can hold it: in quotes, escaped, and not without end."""
+    return repr(name) if len(name) <= 80 else f"{name[:80]!r}..."
+
+
 @dataclass(frozen=True)
 class Placed:
     """Where a tensor lies: rows first, as PyTorch has them."""
@@ -72,21 +77,21 @@ class GgufFile:
         for _ in range(self._count(keys, 12)):
             key = self._string()
             if key in self.meta:
-                raise self.fail(f"key {key!r} is there twice")
+                raise self.fail(f"key {shown(key)} is there twice")
             self.meta[key] = self._value(self._scalar("<I"))
         places: dict[str, Placed] = {}
         for _ in range(self._count(tensors, 24)):
             name = self._string()
             if name in places:
-                raise self.fail(f"tensor {name!r} is there twice")
+                raise self.fail(f"tensor {shown(name)} is there twice")
             rank = self._scalar("<I")
             if not 1 <= rank <= MOST_DIMENSIONS:
-                raise self.fail(f"tensor {name!r} has {rank} dimensions")
+                raise self.fail(f"tensor {shown(name)} has {rank} dimensions")
             shape = tuple(self._scalar("<Q") for _ in range(rank))
             places[name] = Placed(shape[::-1], self._scalar("<I"), self._scalar("<Q"))
         alignment = self.meta.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-            raise self.fail(f"general.alignment {alignment!r} is no alignment")
+            raise self.fail(f"general.alignment {str(alignment)[:40]} is no alignment")
         self._start = -(-self._at // alignment) * alignment
         self.tensors = places
 
@@ -140,10 +145,10 @@ class GgufFile:
         try:
             kind = GGMLQuantizationType(place.kind)
         except ValueError:
-            raise self.fail(f"tensor {name!r}: type {place.kind} is unknown") from None
+            raise self.fail(f"tensor {shown(name)}: type {place.kind} is unknown") from None
         block, size = GGML_QUANT_SIZES[kind]
         if place.shape[-1] % block:
-            raise self.fail(f"tensor {name!r}: rows of {place.shape[-1]} are no whole blocks of {block}")
+            raise self.fail(f"tensor {shown(name)}: rows of {place.shape[-1]} are no whole blocks of {block}")
         row = place.shape[-1] // block * size
         self._at = self._start + place.offset
         total = math.prod(place.shape[:-1]) * row
@@ -152,5 +157,5 @@ class GgufFile:
             return np.asarray(dequantize(raw, kind), np.float32).reshape(place.shape)
         except NotImplementedError:
             raise DdsimError(
-                f"{self.path}: tensor {name!r}: type {kind.name} is not supported; convert the file"
+                f"{self.path}: tensor {shown(name)}: type {kind.name} is not supported; convert the file"
             ) from None

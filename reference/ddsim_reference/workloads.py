@@ -260,7 +260,7 @@ def check_tokens(
 ) -> None:
     """Refuse a prompt that is empty, has tokens that the model doesn't know, or leaves its context no room for the answer."""
     if not ids:
-        raise DdsimError(f"{name}: has no tokens")
+        raise DdsimError(f"{name}: has no tokens; {whose} makes none of it")
     if config is None:
         return
     if not 0 <= min(ids) <= max(ids) < config.vocab_size:
