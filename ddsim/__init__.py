@@ -47,6 +47,7 @@ _HOME = {
     "positions_of": "positions",
     "simulate": "serving",
     "batch_map": "serving",
+    "best_widths": "serving",
     "ServingResult": "serving",
     "Share": "joint",
     "Uniform": "joint",

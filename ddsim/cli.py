@@ -751,20 +751,27 @@ def export(
         with console.progress("Writing candidates"):
             _write(out, suffix, lambda path: export_candidates(recording, path, limit=limit))
     elif profile is not None:
-        from ddsim.serving import batch_map
+        from ddsim.serving import best_widths
 
         cost = _cost(show, profile, "auto")
         given: dict[str, Any] = {k: sorted(set(v)) for k, v in (("batch", batch), ("contexts", context)) if v}
         with console.progress("Solving"):
-            table = batch_map(recording, cost, **given).pivot(index="context", columns="batch")
+            table = best_widths(recording, cost, **given).pivot(index="context", columns="batch")
         widths, marks = table["width"], table["extrapolated"].to_numpy(bool)
-        source = {"trace": recording.fingerprint, "cost": cost.provenance, "cost_kind": cost.kind}
+        source = {
+            "trace": recording.fingerprint,
+            "cost": cost.provenance,
+            "cost_kind": cost.kind,
+            "acceptance": "what the recording accepted, not the drafter's probabilities",
+            "tuned_on": "same prompts",
+        }
         grid = widths.index.to_numpy(int), widths.columns.to_numpy(int), widths.to_numpy(int)
         _write(out, suffix, lambda path: export_budgets(path, *grid, extrapolated=marks, provenance=source))
         spans = [
             f"{name} {values[0]:,}–{values[-1]:,}" for name, values in (("contexts", grid[0]), ("batches", grid[1]))
         ]
         show.say(f"Budgets for {' and '.join(spans)}; costs measured at {cost.range}.")
+        show.say("They are best for what this recording accepted, whatever the drafter's probabilities say.")
         if marks.any():
             show.say(f"Of {marks.size} budgets {marks.sum()} rest on extrapolated costs (marked in the file).")
     show.saved(out)

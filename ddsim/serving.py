@@ -60,7 +60,7 @@ from ddsim.policy import (
 from ddsim.positions import Progress, positions_of
 from ddsim.trace import Trace
 
-__all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "serving_policies", "simulate"]
+__all__ = ["FairRatio", "ServingResult", "Share", "Uniform", "batch_map", "best_widths", "serving_policies", "simulate"]
 
 Interval = tuple[float, float, float]
 
@@ -631,7 +631,7 @@ def batch_map(
 ) -> pd.DataFrame:
     """Expected throughput over batch size and context: best width for all, one width a round, shares, forest.
 
-    Positions of the trace (at most 8,192) are put into random joint rounds, as if all had the given context: expected tokens by
+    All by the drafter's own probabilities, not by what was accepted: see `best_widths` for that. Positions of the trace (at most 8,192) are put into random joint rounds, as if all had the given context: expected tokens by
     the gains, nothing is walked. Every way has the price λ* that is best for it, so forest ≥ one width a round ≥ best width, and
     forest ≥ shares.
 
@@ -699,6 +699,70 @@ def batch_map(
                     row[f"gain_{name}"] = row[name] / row["fixed"] - 1.0
                 row["extrapolated"] = bool(cost.extrapolated([size, size + table.limit], context, size).any())
                 rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def best_widths(
+    trace: Trace | Positions,
+    cost: CostModel,
+    *,
+    batch: int | Sequence[int] | None = None,
+    contexts: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    calibration: Calibration | None = None,
+) -> pd.DataFrame:
+    """The one width for all requests of highest throughput, over batch size and context, by what the recording accepted.
+
+    With a fixed width n a request commits as many tokens a round, whoever it shares the pass with and at whatever context: those of
+    the walk over the recording, tokens / rounds. So a batch of B yields B times that in the seconds of a pass of B·(n + 1) tokens; what the
+    drafter believes doesn't enter (it does in `batch_map`). The width is chosen on the prompts that it is judged on.
+
+    Parameters
+    ----------
+    trace, cost, batch, contexts, max_tokens, calibration : as in `batch_map`
+
+    Returns
+    -------
+    DataFrame
+        batch, context, width, acceptance_length (tokens a request and round), tokens_per_second (of all slots), extrapolated.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> table = best_widths(trace, CostModel.from_table([1, 100], [0.010, 0.030]), batch=[1, 8], contexts=[512])
+    >>> table[["batch", "width", "acceptance_length"]].values.tolist()
+    [[1.0, 2.0, 3.0], [8.0, 2.0, 3.0]]
+    """
+    check_given("best_widths", trace, cost, Positions)
+    positions = _in_memory(trace, calibration)
+    sizes = batches_of(measured_grid(MAP_BATCHES, cost.range.batches) if batch is None else batch)
+    if contexts is None:
+        contexts = measured_grid(MAP_CONTEXTS, cost.range.contexts)
+    if not contexts or min(contexts) < 0:
+        raise DdsimError(f"contexts: must be whole numbers of tokens, at least 0, are {list(contexts)}")
+    rounds = _budget.fixed_walks(positions, _budget.curve_table(np.ones(positions.max_budget + 1), len(positions)))[1]
+    accepted = positions.tokens.sum() / rounds.sum(axis=0)
+    rows = []
+    with cost.one_warning():
+        for size in sizes:
+            for context in contexts:
+                table = joint_table(
+                    cost, (context, context), size, positions.max_budget, positions.horizon, max_tokens=max_tokens
+                )
+                share = table.share[0]
+                rates = accepted[: len(share)] / share
+                width = int(np.argmax(rates))
+                rows.append(
+                    {
+                        "batch": size,
+                        "context": int(context),
+                        "width": width,
+                        "acceptance_length": float(accepted[width]),
+                        "tokens_per_second": float(rates[width]),
+                        "extrapolated": bool(cost.extrapolated([size, size + table.limit], context, size).any()),
+                    }
+                )
     return pd.DataFrame(rows)
 
 

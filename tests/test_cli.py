@@ -226,6 +226,7 @@ def test_export_of_budgets(cli: Run, files: Path, tmp_path: Path) -> None:
     ((one, sixteen),) = document["budgets"]
     assert one > sixteen > 0
     assert document["extrapolated"] == [[False, True]]  # batch 1 was measured
+    assert document["provenance"]["acceptance"].startswith("what the recording accepted")
     assert "--profile" in error(cli(*words))
     words = ("export", files / "trace", "--what", "budgets", "-p", files / "profile.json", "-o", tmp_path / "b.json")
     answer = cli(*words)  # as far as measured

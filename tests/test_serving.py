@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddsim
+from ddsim import budget as B
 from ddsim import serving
 from ddsim.budget import NO_RANK, Positions, _slopes_ahead, forest_budgets, node_counts, solve_forest_price
 from ddsim.calibration import Calibration
@@ -57,8 +59,10 @@ from ddsim.policy import (
     Policy,
     RoundRatio,
 )
-from ddsim.serving import batch_map, simulate
-from tests import naive_serving
+from ddsim.positions import positions_of
+from ddsim.serving import batch_map, best_widths, simulate
+from tests import naive_budget, naive_serving
+from tests.synthetic import made_trace
 
 WAYS = {"forest": FOREST, "share": SHARE, "uniform": UNIFORM}
 
@@ -671,3 +675,26 @@ def test_rules_choose_within_what_was_measured_at_their_batch() -> None:
     cost = fit_cost(Profile([*verify, VerifySample(8, 512, 8, (0.01,))]), "table")
     assert cost.measured_tokens(512, 1) == (1, 8) and cost.measured_tokens(512, 8) == (8, 256)
     assert joint_table(cost, (512, 512), 1, 30, 3).limit == 7
+
+
+def test_best_widths_by_what_was_accepted() -> None:
+    """Against rounds counted one by one and costs asked for one by one."""
+    positions = positions_of(made_trace(8, prompts=4, length=30, sharper=0.6, max_budget=24))
+    cost = CostModel.from_table([1, 16, 33, 200], [0.010, 0.0104, 0.0115, 0.05], draft_seconds=0.001)
+    table = best_widths(positions, cost, batch=(1, 3, 7), contexts=(64, 640)).set_index(["batch", "context"])
+    costs = B.curve_table(np.ones(25), len(positions))
+    counts = [sum(d["rounds"] for d in naive_budget.walk(positions, costs, [n] * len(positions))) for n in range(25)]
+    for (batch, context), row in table.iterrows():
+        rates = {
+            n: batch * (positions.tokens.sum() / counts[n])
+            / (cost.draft_seconds(batch=batch, context=context) + cost.verify_seconds(batch * (n + 1), context, batch))
+            for n in range(25)
+            if batch * (n + 1) <= 200
+        }  # fmt: skip
+        best = max(rates, key=rates.__getitem__)
+        assert row["width"] == best and row["tokens_per_second"] == pytest.approx(rates[best])
+        assert row["acceptance_length"] == pytest.approx(positions.tokens.sum() / counts[best])
+    # a drafter that believes in itself too little or too much doesn't change what it gets accepted
+    sure = dataclasses.replace(positions, gains=np.sqrt(np.asarray(positions.gains)))
+    assert best_widths(sure, cost, batch=3, contexts=(64,))["width"].item() == table.loc[(3, 64), "width"]
+    assert batch_map(sure, cost, batch=3, contexts=(64,))["width"].item() != table.loc[(3, 64), "width"]
