@@ -11,6 +11,7 @@ import sys
 import textwrap
 import tracemalloc
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,24 @@ def test_an_edited_index_is_refused(trace: Trace, edit: str, remembered: bool) -
     rewritten(shard, EDITS[edit])
     with pytest.raises(DdsimError, match=f"{shard}.*(differs from its hash|hashes of 2)"):
         open_trace(trace.path)
+
+
+def test_every_command_refuses_an_edited_index(
+    cli: Callable[..., Any], trace: Trace, files: Path, tmp_path: Path
+) -> None:
+    assert trace.path is not None
+    costs = ("-p", files / "profile.json")
+    commands: dict[str, tuple[Any, ...]] = {
+        "replay": costs, "plan": costs, "serve": costs, "calibrate": (), "export": ("-o", tmp_path / "e.csv"),
+        "report": (*costs, "-o", tmp_path / "r.html"),
+    }  # fmt: skip
+    shard = trace.path / "part-00000.parquet"
+    rewritten(shard, EDITS["prompt_id"])
+    for command, options in commands.items():
+        answer = cli(command, trace.path, *options)
+        assert (answer.code, answer.err.count("\n")) == (2, 1), (command, answer)
+        assert "differs from its hash" in answer.err and str(shard) in answer.err.replace("\n", "")
+    assert not list(tmp_path.glob("[er].*"))
 
 
 def test_verified_once_for_its_content(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
