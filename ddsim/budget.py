@@ -763,10 +763,11 @@ def solve_walk_price(
     sequences: NDArray[np.bool_] | None = None,
     calibration: Calibration | None = None,
 ) -> PriceSolution:
-    """The price that equals the throughput which its budgets realise on the trace: λ* for the rounds that really occur.
+    """The price that equals the throughput which its budgets realise on the trace, or the best met in seeking it.
 
     `solve_price` weights all positions equally and believes the gains, which flatters: rounds start more often where texts are
-    hard. Here the policy walks the trace, and the fixed point is found by iteration from the per-round ratio.
+    hard. Here the policy walks the trace, and each price is the throughput of the one before, from the per-round ratio on, until
+    it stays or comes again: on given texts there may be no fixed point, and prices go round in a circle.
 
     Parameters
     ----------
@@ -775,7 +776,8 @@ def solve_walk_price(
     Returns
     -------
     PriceSolution
-        Realised tokens and seconds.
+        The fixed point, or if there is none the price of highest realised throughput among those visited; realised tokens and
+        seconds.
 
     Raises
     ------
@@ -787,6 +789,7 @@ def solve_walk_price(
         raise DdsimError("no positions to solve over: the trace or the selection has no round")
     rule: Rule = "exhaustive"
     price, iterations = 0.0, 0
+    earned: dict[float, PriceSolution] = {}  # by price
     while True:
         spent = 0.0
         for low, first, block in positions.blocks():
@@ -799,9 +802,14 @@ def solve_walk_price(
                 block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]
             spent += float(walk(block, part, rule_actions(block, part, rule, price)).seconds[inside].sum())
         iterations += 1
-        if iterations == 12 or abs(tokens / spent - price) <= 1e-4 * price:
-            return PriceSolution(tokens / spent, tokens, spent, iterations)
-        rule, price = "price", tokens / spent
+        found = tokens / spent
+        if rule == "price":
+            earned[price] = PriceSolution(price, tokens, spent, iterations)
+            if abs(found - price) <= 1e-4 * price:
+                return earned[price]
+            if iterations == 12 or found in earned:
+                return min(earned.values(), key=lambda one: one.seconds)
+        rule, price = "price", found
 
 
 @njit(cache=True, nogil=True)

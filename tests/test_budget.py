@@ -313,6 +313,41 @@ def the_price_is_the_best_ratio_over_all_choices(rng: np.random.Generator) -> No
     assert solution.price == pytest.approx(solution.tokens / solution.seconds, rel=1e-12)  # the fixed point
 
 
+def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tuple[float, float]]:
+    """(price, seconds that its budgets take), each price the throughput of what was before; the last one if it stays."""
+    tokens, out = int(positions.tokens.sum()), []
+    price = tokens / sum(B.walk(positions, table, B.rule_actions(positions, table, "exhaustive")).seconds)
+    for _ in range(count):
+        spent = float(B.walk(positions, table, B.rule_actions(positions, table, "price", price)).seconds.sum())
+        out.append((price, spent))
+        if abs(tokens / spent - price) <= 1e-4 * price:
+            return out[-1:]
+        price = tokens / spent
+    return out
+
+
+@check
+def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng, 12)
+    if not positions.tokens.sum() or not np.isfinite(table.seconds).all():
+        return
+    visited = visited_prices(positions, table)
+    solution = B.solve_walk_price(positions, table)
+    assert (solution.price, solution.seconds) in visited
+    assert solution.seconds == min(spent for _, spent in visited)
+
+
+@pytest.mark.parametrize("seed", [67, 76, 83])
+def test_prices_that_go_round_in_a_circle(seed: int) -> None:
+    """No price is the throughput of its own budgets here; the slower half of the circle was returned."""
+    positions, table = some_case(np.random.default_rng(seed), 12)
+    visited = visited_prices(positions, table)
+    assert len(visited) == 30 and visited[-1] in visited[:-1]
+    solution = B.solve_walk_price(positions, table)
+    assert solution.seconds == min(spent for _, spent in visited) < max(spent for _, spent in visited[-3:])
+    assert solution.tokens / solution.seconds == positions.tokens.sum() / solution.seconds
+
+
 @check
 def the_price_beats_ratios_and_fixed_budgets_in_expectation(rng: np.random.Generator) -> None:
     count, width = int(rng.integers(1, 30)), int(rng.integers(1, 12))
