@@ -47,7 +47,9 @@ from ddsim.policy import (
     Policy,
     RoundRatio,
     _Rule,
+    ask,
     decision_cost,
+    prepared,
 )
 
 AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
@@ -80,14 +82,15 @@ class Share(Policy):
         self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
-        return Share(self.policy.prepare(positions, costs, sequences=sequences))
+        return Share(prepared(self.policy, positions, costs, sequences=sequences))
 
     def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
         return self.policy.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
         costs = _shared_costs(seconds, paid, *gains.shape, len(gains))
-        return self.policy.choose(np.ascontiguousarray(gains[:, : costs.seconds.shape[1] - 1]), costs)
+        cut = np.ascontiguousarray(gains[:, : costs.seconds.shape[1] - 1])
+        return ask(self.policy, cut, costs, most=gains.shape[1])
 
     def observe(self, tokens: float, seconds: float) -> None:
         self.policy.observe(tokens, seconds)
@@ -122,7 +125,7 @@ class Uniform(Policy):
     rectangular = True
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
-        return Uniform(self.policy.prepare(positions, costs, sequences=sequences))
+        return Uniform(prepared(self.policy, positions, costs, sequences=sequences))
 
     def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
         return self.policy.choose(gains, costs)
@@ -131,7 +134,7 @@ class Uniform(Policy):
         costs = _shared_costs(seconds, paid, *gains.shape, 1)
         most = costs.seconds.shape[1] - 1
         mean = calibrated(gains, self.calibration)[:, :most].mean(axis=0, dtype=np.float64)
-        width = self._plain.choose(mean[None].astype(np.float32), costs)
+        width = ask(self._plain, mean[None].astype(np.float32), costs, most=gains.shape[1])
         return np.repeat(width, len(gains)).astype(np.int32)
 
     def observe(self, tokens: float, seconds: float) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -41,7 +41,7 @@ class Policy:
     Attributes
     ----------
     name : str
-        Shown in tables.
+        Shown in tables. A class without a name of its own is called by its class's name.
     drafts : bool
         False if no round needs the drafter.
     adaptive : bool
@@ -64,6 +64,11 @@ class Policy:
     calibration: Calibration | None = None
     decides_on: str | CostModel = "measured"
     fill: bool = False
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "name" not in vars(cls) and isinstance(cls.name, str):
+            cls.name = cls.__name__
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -125,7 +130,7 @@ class Policy:
         """
         if self.online:
             return _in_order(self, block, costs)
-        return _budget.lockstep(block, costs, self.choose)
+        return _budget.lockstep(block, costs, lambda gains, part: ask(self, gains, part))
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings, for provenance."""
@@ -214,7 +219,7 @@ class _Rule(Policy):
                 "trees, so give it to replay(calibration=...)"
             )
         self.calibration = calibration
-        self.name = self.label if calibration is None else f"{self.label} calibrated"
+        self.name = self.label if calibration is None else f"{self.label} isotonic"
 
     @property
     def _price(self) -> float:
@@ -457,6 +462,125 @@ class Hindsight(Policy):
         return _budget.hindsight_actions(block, costs)
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# asking policies, those of users too: what they answer is checked once a call, before a kernel indexes with it
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def policy_of(policy: Any, *, joint: bool = False) -> Policy:
+    """A policy from what a caller gave: an object, or its name as `parse_policy` takes it.
+
+    Raises
+    ------
+    DdsimError
+        Neither, or a policy without a name, or with that of another policy of ddsim.
+    """
+    if isinstance(policy, str):
+        return parse_policy(policy, joint=joint)
+    if isinstance(policy, type):
+        raise DdsimError(f"policies: {policy.__name__} is a class; give an object, as in {policy.__name__}()")
+    if not isinstance(policy, Policy):
+        raise DdsimError(
+            f"policies: expected a policy or its name, got {type(policy).__name__}; derive a policy of your own from ddsim.Policy"
+        )
+    if not isinstance(policy.name, str) or not policy.name.strip():
+        raise DdsimError(f"policy {type(policy).__name__}: its name must be a text, is {policy.name!r:.60}")
+    if policy.name in _KNOWN and type(policy) is not _KNOWN[policy.name]:
+        raise DdsimError(f"policy {type(policy).__name__}: {policy.name} is ddsim's own; give yours another name")
+    return policy
+
+
+def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
+    """Policies from what a caller gave, one or several (`policy_of`), each name once.
+
+    Examples
+    --------
+    >>> policies_of("CaDDTree"), policies_of([DDTree(8), "ar"])
+    ([<CaDDTree>], [<DDTree(8)>, <AR>])
+    """
+    if isinstance(policies, (str, Policy, type)):
+        policies = [policies]
+    try:
+        found = [policy_of(policy, joint=joint) for policy in policies]
+    except TypeError:
+        if isinstance(policies, Iterable):
+            raise
+        raise DdsimError(f"policies: expected policies or their names, got {type(policies).__name__}") from None
+    names = [policy.name for policy in found]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DdsimError(f"two policies are called {twice[0]!r}; give each a name of its own")
+    return found
+
+
+def ask(policy: Policy, gains: Gains, costs: Costs, *, most: int | None = None) -> Ints:
+    """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
+    most = gains.shape[1] if most is None else most
+    return _checked(policy, "choose", policy.choose(gains, costs), len(gains), most)
+
+
+def ask_joint(policy: Policy, gains: Gains, seconds: Floats, paid: Floats, *, most: int | None = None) -> Ints:
+    """`Policy.choose_joint`, its answer checked as by `ask`; ``paid`` is handed to policies that `fill`."""
+    most = gains.shape[1] if most is None else most
+    more = (paid,) if policy.fill else ()
+    return _checked(policy, "choose_joint", policy.choose_joint(gains, seconds, *more), len(gains), most)
+
+
+def prepared(
+    policy: Policy, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None
+) -> Policy:
+    """`Policy.prepare`, its answer checked."""
+    ready = policy.prepare(positions, costs, sequences=sequences)
+    if not isinstance(ready, Policy):
+        raise DdsimError(
+            f"policy {policy.name}: prepare must return a policy that is ready, itself or a copy; returned {type(ready).__name__}"
+        )
+    return ready
+
+
+def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
+    """`Policy.actions`, checked: int32 [P] that the costs can pay.
+
+    Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `actions`, `choose` is asked.
+    """
+    kinds = [vars(policy), *map(vars, type(policy).__mro__)]
+    nearest = {name: next(i for i, of in enumerate(kinds) if name in of) for name in ("choose", "observe", "actions")}
+    asked = Policy.actions if nearest["actions"] > min(nearest["choose"], nearest["observe"]) else type(policy).actions
+    actions = _checked(policy, "actions", asked(policy, block, costs), len(block), block.max_budget)
+    charged = _budget.paid(costs)
+    width = charged.seconds.shape[1]
+    if width <= max(block.max_budget, block.horizon) or not np.isfinite(charged.seconds[:, -1]).all():
+        nodes = np.where(actions == CHAIN, block.horizon, np.minimum(actions, block.nodes))
+        drafted = np.flatnonzero(nodes >= 0)
+        beyond = nodes[drafted] >= width
+        beyond |= ~np.isfinite(charged.seconds[costs.row[drafted], np.minimum(nodes[drafted], width - 1)])
+        if beyond.any():
+            last = int(np.isfinite(charged.seconds).all(axis=0).sum()) - 1
+            raise DdsimError(
+                f"policy {policy.name}: asks for {nodes[drafted][beyond].max()} nodes, but costs are known up to {last}; "
+                "choose no more, or profile further"
+            )
+    return actions
+
+
+def _checked(policy: Policy, method: str, answer: Any, count: int, most: int) -> Ints:
+    """An answer as int32 [count], NO_DRAFT, CHAIN or 0 .. ``most`` each."""
+    said = f"policy {policy.name}: {method} must return a whole number for each of {count} rounds"
+    try:
+        out = np.asarray(answer)
+    except Exception as error:  # lists of different lengths, tensors on a GPU: whatever an array can't be made of
+        raise DdsimError(f"{said}, as an array; returned {type(answer).__name__}: {str(error)[:80]!r}") from None
+    if out.dtype.kind not in "iu" or out.shape != (count,):
+        what = f"{out.dtype} of shape {list(out.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__
+        raise DdsimError(f"{said}, int32 of shape [{count}]; returned {what}")
+    if count and (out.max() > most or out.min() < CHAIN):
+        k = int(np.flatnonzero((out > most) | (out < CHAIN))[0])
+        raise DdsimError(
+            f"{said}: 0 to {most} nodes, NO_DRAFT ({NO_DRAFT}) or CHAIN ({CHAIN}); returned {out[k]} for the first such round, {k}"
+        )
+    return np.ascontiguousarray(out, np.int32)
+
+
 def decision_cost(policy: Policy, cost: CostModel) -> CostModel:
     """The cost model that a policy decides on where ``cost`` is paid."""
     wanted = policy.decides_on
@@ -493,7 +617,7 @@ def _in_order(policy: Policy, block: Positions, costs: Costs) -> Ints:
         p = first
         while p < last:
             here = slice(p, p + 1)
-            actions[here] = policy.choose(block.gains[here], _budget.cost_rows(costs, here))
+            actions[here] = ask(policy, np.array(block.gains[here]), _budget.cost_rows(costs, here))
             p, seconds = _budget.step(block, costs, p, int(actions[p]))
             policy.observe(min(p, last) - first, seconds)
             first = p

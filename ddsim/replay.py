@@ -32,8 +32,11 @@ from ddsim.policy import (
     LongRun,
     Policy,
     RoundRatio,
+    actions_of,
     decision_table,
-    parse_policy,
+    policies_of,
+    policy_of,
+    prepared,
 )
 from ddsim.positions import Progress, positions_of
 from ddsim.trace import Trace
@@ -165,7 +168,7 @@ def _outcome(policy: Policy, positions: Positions, costs: CostTable, knots: Floa
     parts = []
     for low, _, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))
-        actions = policy.actions(block, part)
+        actions = actions_of(policy, block, part)
         done = _budget.walk(block, part, actions)
         here, nodes, _, verify = _verified(block, part, actions, done.accepted)
         so_far = np.cumsum(np.concatenate([np.zeros((1, knots.shape[1])), verify[:, None] * knots[nodes]]), axis=0)
@@ -455,7 +458,7 @@ class _Bootstrap:
 def replay(
     trace: Trace,
     cost: CostModel,
-    policies: Sequence[Policy | str] | None = None,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
     *,
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
@@ -469,7 +472,7 @@ def replay(
     trace : Trace
     cost : CostModel
         Seconds of a round; contexts are those of the trace, batch 1.
-    policies : list of Policy or of names (see `parse_policy`), optional
+    policies : list of Policy or of names (see `parse_policy`), or one, optional
         Default: `default_policies`.
     calibration : Calibration or CrossCalibration, optional
         Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated". For a fair comparison
@@ -507,13 +510,9 @@ def replay(
     replayed = _Replayer(trace, cost, calibration, progress)
     if policies is None:
         policies = default_policies(replayed.most, cost)
-    chosen = [_ready(policy, trace, cost) for policy in policies]
+    chosen = [_ready(policy, trace, cost) for policy in policies_of(policies)]
     if not chosen:
         raise DdsimError("no policies to replay")
-    names = [policy.name for policy in chosen]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise DdsimError(f"two policies are called {min(twice)!r}; give each a name of its own")
     return replayed.result(replayed.outcomes(chosen), bootstrap=bootstrap, seed=seed)
 
 
@@ -543,6 +542,10 @@ class _Replayer:
         out = {policy.name: self._run(policy, sequences) for policy in policies}
         for policy in policies:
             if self.calibration is not None and policy.calibration is None and _depends(policy, self.calibration):
+                if policy.name + CALIBRATED in out:
+                    raise DdsimError(
+                        f"two policies are called {policy.name + CALIBRATED!r}: {policy.name} is replayed calibrated too; rename one"
+                    )
                 out[policy.name + CALIBRATED] = self._run(policy, sequences, CALIBRATED)
         return out
 
@@ -553,7 +556,7 @@ class _Replayer:
             ready: Policy = BestFixed()
             ready.budget = self.fixed(ending).best(sequences)[0]  # type: ignore[attr-defined]
         else:
-            ready = policy.prepare(positions, costs, sequences=sequences)
+            ready = prepared(policy, positions, costs, sequences=sequences)
         outcome = _outcome(ready, positions, costs, self.knots)
         return dataclasses.replace(outcome, tuned_on=self._tuned_on(policy, self.calibration if ending else None))
 
@@ -659,9 +662,7 @@ class Fixed:
 
 def _ready(policy: Policy | str, trace: Trace, cost: CostModel) -> Policy:
     """The policy, if trace and costs can answer for it."""
-    policy = parse_policy(policy) if isinstance(policy, str) else policy
-    if not isinstance(policy, Policy):
-        raise DdsimError(f"policies: expected a Policy or its name, got {type(policy).__name__}")
+    policy = policy_of(policy)
     if isinstance(policy, DDTree):
         trace.check_budget(policy.budget)
         most = measured_budget(cost, trace.max_budget)
@@ -704,11 +705,11 @@ def replay_rounds(
     positions = positions_of(trace, calibration=calibration)
     policy = _ready(policy, trace, cost)
     costs = decision_table(policy, cost, priced(positions, cost))
-    ready = policy.prepare(positions, costs)
+    ready = prepared(policy, positions, costs)
     parts = []
     for low, first, block in positions.blocks():
         part = _budget.cost_rows(costs, slice(low, low + len(block)))
-        actions = ready.actions(block, part)
+        actions = actions_of(ready, block, part)
         accepted = _budget.walk(block, part, actions).accepted
         here, nodes, seconds, _ = _verified(block, part, actions, accepted)
         sequence = np.searchsorted(block.starts, here, side="right") - 1

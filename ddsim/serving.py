@@ -55,7 +55,9 @@ from ddsim.policy import (
     LongRun,
     Policy,
     RoundRatio,
-    parse_policy,
+    ask_joint,
+    policies_of,
+    prepared,
 )
 from ddsim.positions import Progress, positions_of
 from ddsim.trace import Trace
@@ -215,12 +217,12 @@ def _loop(
     following, done, now, committed, rounds, verified, largest = batch, 0, 0.0, 0, 0, 0, 0
     while done < requests:
         u = table.row_of(float(positions.context[where].sum()) / batch)
-        paid = (table.seconds[u, : table.limit + 1],) if policy.fill else ()
-        asked = np.asarray(policy.choose_joint(np.ascontiguousarray(gains[where]), table.curve[u], *paid), np.int64)  # type: ignore[index]
+        paid = table.seconds[u, : table.limit + 1]
+        asked = ask_joint(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
         nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
         if getattr(policy, "rectangular", False):
-            nodes = batch * int(asked.max())
+            nodes = batch * int(np.where(asked == CHAIN, horizon, np.maximum(asked, 0)).max())
         if nodes >= table.seconds.shape[1]:
             raise DdsimError(f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed")
         took = float(table.ar_seconds[u] if (asked == NO_DRAFT).all() else table.seconds[u, nodes])
@@ -254,7 +256,7 @@ def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int
 def simulate(
     trace: Trace | Positions,
     cost: CostModel,
-    policies: Sequence[Policy | str] | None = None,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
     *,
     batch: int | Sequence[int] | None = None,
     requests: int | None = None,
@@ -280,7 +282,7 @@ def simulate(
         Its gains are held in memory.
     cost : CostModel
         What lies outside what was measured is extrapolated: rows say so, and one warning at the end.
-    policies : sequence of Policy or str, optional
+    policies : sequence of Policy or str, or one, optional
         Default: `serving_policies`. AR is always simulated too.
     batch : int or ints, optional
         Numbers of slots. Default: those of 1, 8 and 32 within the batches that were measured.
@@ -326,9 +328,10 @@ def simulate(
     if max_tokens is not None:
         limits.check("max_tokens", max_tokens)
     positions = _in_memory(trace, calibration)
-    asked = _with_baseline(
-        [parse_policy(p, joint=True) if isinstance(p, str) else p for p in policies or serving_policies()]
-    )
+    asked = _with_baseline(policies_of(policies or serving_policies(), joint=True))
+    for policy in asked:
+        if isinstance(policy, DDTree) and policy.budget > positions.max_budget:
+            raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
     for size in sizes:
         limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
     contexts = int(positions.context.min()), int(positions.context.max())
@@ -411,17 +414,10 @@ def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Pos
 
 
 def _with_baseline(policies: list[Policy]) -> list[Policy]:
-    """The policies, AR first, each name once."""
-    if not any(isinstance(p, Autoregressive) for p in policies):
-        policies = [Autoregressive(), *policies]
-    names: set[str] = set()
-    for policy in policies:
-        if isinstance(policy, Hindsight):
-            raise DdsimError("Hindsight: a shortest path for one request; it has no meaning in a batch")
-        if policy.name in names:
-            raise DdsimError(f"two policies are called {policy.name}")
-        names.add(policy.name)
-    return policies
+    """The policies, AR first if it isn't among them."""
+    if any(isinstance(policy, Hindsight) for policy in policies):
+        raise DdsimError("Hindsight: a shortest path for one request; it has no meaning in a batch")
+    return policies if any(policy.name == "AR" for policy in policies) else [Autoregressive(), *policies]
 
 
 def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
@@ -458,23 +454,28 @@ def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: ND
     """The policy ready for joint rounds: prices and widths solved for this batch size."""
     inner = policy.policy if isinstance(policy, (Share, Uniform)) else policy
     if not (isinstance(inner, LongRun) and inner.solves):
-        return policy.prepare(positions, _shares(positions, table))
+        return prepared(policy, positions, _shares(positions, table))
     mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
     ready = copy.copy(inner)
-    ready.price = _loop_price(Decision(mode, calibration=inner.calibration), positions, table, queue)
+    ready.price = _loop_price(Decision(mode, fill=inner.fill, calibration=inner.calibration), positions, table, queue)
     return ready if inner is policy else type(policy)(ready)  # type: ignore[call-arg]
 
 
 def _loop_price(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> float:
     """The price that equals the throughput of its own closed loop: `ddsim.budget.solve_walk_price` for joint rounds."""
     decision = dataclasses.replace(decision, rule=_budget.EXHAUSTIVE)
+    earned: dict[float, float] = {}  # tokens per second by price
     for _ in range(12):
         run = _run(decision, positions, table, queue)
         found = float(run.tokens.sum() / run.seconds.sum())
-        if abs(found - decision.price) <= 1e-4 * decision.price:
-            break
+        if decision.rule == _budget.PRICE:
+            earned[decision.price] = found
+            if abs(found - decision.price) <= 1e-4 * decision.price:
+                return decision.price
+            if found in earned:
+                break
         decision = dataclasses.replace(decision, rule=_budget.PRICE, price=found)
-    return found
+    return max(earned, key=earned.__getitem__)
 
 
 def _shares(positions: Positions, table: JointTable) -> CostTable:

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ddsim import budget as B
 from ddsim.budget import CHAIN, NO_DRAFT, curve_table
-from ddsim.calibration import Calibration
+from ddsim.calibration import Calibration, fit_calibration
 from ddsim.cost import CostModel, open_cost
 from ddsim.errors import DdsimError
+from ddsim.joint import Share, Uniform
 from ddsim.policy import (
     Autoregressive,
     BestFixed,
@@ -29,6 +32,7 @@ from ddsim.policy import (
 )
 from ddsim.positions import positions_of
 from ddsim.replay import priced, replay, replay_rounds
+from ddsim.serving import simulate
 from ddsim.trace import Trace, open_trace
 from tests.synthetic import made_trace
 
@@ -107,7 +111,7 @@ def test_calibration_maps_gains() -> None:
     for policy in (CaDDTree, RoundRatio):
         expected = policy().choose(GAINS / 2, table)
         assert policy(calibration=halves).choose(GAINS, table).tolist() == expected.tolist()
-        assert policy(calibration=halves).name.endswith(" calibrated")
+        assert policy(calibration=halves).name.endswith(" isotonic")
     with pytest.raises(DdsimError, match="changes the trees"):
         LongRun(calibration=Calibration("temperature", np.ones(0), np.ones(0), np.ones(2), {}))
 
@@ -346,3 +350,235 @@ def test_a_policy_of_ones_own(trace: Trace) -> None:
 
     table = replay(trace, COST, [Sure(), "DDTree:4"], bootstrap=10).table()
     assert table["policy"].tolist() == ["Sure", "DDTree(4)"] and table["budget_mean"].iloc[0] > 0
+
+
+class Answers(Policy):
+    """Whatever it is told to answer."""
+
+    def __init__(self, answer: Any, *, online: bool = False) -> None:
+        self.answer, self.online = answer, online
+
+    def choose(self, gains: Any, costs: Any) -> Any:
+        return self.answer(len(gains)) if callable(self.answer) else self.answer
+
+    def choose_joint(self, gains: Any, seconds: Any) -> Any:
+        return self.choose(gains, None)
+
+
+WRONG = {
+    "NaN": lambda k: np.full(k, np.nan),
+    "halves": lambda k: np.full(k, 0.5),
+    "whole floats": lambda k: np.full(k, 2.0),
+    "one row": lambda k: np.zeros((1, k + 1), np.int32),
+    "too few": lambda k: np.zeros(k - 1, np.int32),
+    "too many": lambda k: np.zeros(k + 1, np.int32),
+    "scalar": 3,
+    "nothing": None,
+    "-7": lambda k: np.full(k, -7),
+    "9999": lambda k: np.full(k, 9999),
+    "beyond int32": lambda k: np.full(k, 2**40),
+    "beyond int64": lambda k: np.full(k, 2**63 + 5, np.uint64),
+    "booleans": lambda k: np.ones(k, bool),
+    "texts": lambda k: ["8"] * k,
+    "ragged": lambda k: [[1, 2], [3]],
+    "a class": lambda k: Policy,
+}
+
+
+@pytest.mark.parametrize("online", [False, True])
+@pytest.mark.parametrize("wrong", sorted(WRONG))
+def test_a_wrong_answer_names_the_policy(trace: Trace, wrong: str, online: bool) -> None:
+    part = trace.select(workload="chat")
+    policy = Answers(WRONG[wrong], online=online)
+    for run in (
+        lambda: replay(part, COST, [policy], bootstrap=1),
+        lambda: replay_rounds(part, COST, policy),
+        lambda: simulate(part, COST, [policy], batch=3, bootstrap=0),
+        lambda: simulate(part, COST, [Share(policy)], batch=3, bootstrap=0),
+        lambda: simulate(part, COST, [Uniform(policy)], batch=3, bootstrap=0),
+    ):
+        with pytest.raises(
+            DdsimError, match=r"^policy Answers.*: choose(_joint)? must return a whole number for each"
+        ) as caught:
+            run()
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+SMALL = made_trace(1, prompts=2, length=14, horizon=3, candidates=8, max_budget=8)
+numbers = st.lists(st.integers(-4, 10) | st.sampled_from([-(2**31), 2**31, 2**40]), min_size=1, max_size=3)
+"""What a policy answers, again and again until every round has a number."""
+shapes = st.sampled_from(
+    ["list", "int8", "int16", "int32", "int64", "uint8", "uint64", "float64", "bool", "object", "rows", "short"]
+)
+nonsense = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.lists(st.floats()), max_size=3)
+
+
+def shaped(values: list[int], shape: str, k: int) -> Any:
+    several = [values[i % len(values)] for i in range(k)]
+    if shape in ("list", "rows", "short"):
+        return several if shape == "list" else [several] * 2 if shape == "rows" else several[1:]
+    return np.array(several, object).astype(shape)
+
+
+def outcome_of(policy: Policy, way: str) -> Any:
+    """Seconds by sequence or repeat, or the error without the policy's name."""
+    try:
+        if way in ("replay", "online"):
+            policy.online = way == "online"
+            return replay(SMALL, COST, [policy], bootstrap=1).outcomes[policy.name].seconds.tolist()
+        wrapped = {"Share": Share, "Uniform": Uniform}.get(way, lambda p: p)(policy)
+        return simulate(SMALL, COST, [wrapped], batch=2, bootstrap=0).runs[2, wrapped.name].seconds.tolist()
+    except DdsimError as error:
+        return str(error)
+
+
+@settings(max_examples=400, deadline=None)
+@given(numbers, shapes, st.booleans(), nonsense, st.sampled_from(["replay", "online", "simulate", "Share", "Uniform"]))
+def test_random_answers_end_in_the_right_result_or_in_a_line(
+    values: list[int], shape: str, is_nonsense: bool, other: Any, way: str
+) -> None:
+    """Never a crash or another exception: a DdsimError that names the policy, or what int32 of these numbers do."""
+    try:
+        shaped(values, shape, len(values))
+    except OverflowError:
+        return  # no such array
+    fit: list[bool] = []  # of every answer
+
+    def told(k: int) -> Any:
+        fine = shape in ("list", "int8", "int16", "int32", "int64", "uint8", "uint64")
+        fit.append(not is_nonsense and fine and all(-2 <= values[i % len(values)] <= 8 for i in range(k)))
+        return other if is_nonsense else shaped(values, shape, k)
+
+    found = outcome_of(Answers(told), way)
+    if all(fit):
+        assert found == outcome_of(Answers(lambda k: np.resize(np.array(values, np.int64), k)), way)
+    else:
+        assert fit.index(False) == len(fit) - 1  # the first wrong answer ends it
+        assert found.startswith("policy Answers: choose") and "\n" not in found
+
+
+def test_a_class_of_ones_own_is_asked_though_it_inherits_a_kernel(trace: Trace) -> None:
+    class Two(CaDDTree):
+        def choose(self, gains: Any, costs: Any) -> Any:
+            return np.full(len(gains), 2, np.int32)
+
+    class Mixin:
+        def choose(self, gains: Any, costs: Any) -> Any:
+            return np.full(len(gains), 2, np.int32)
+
+    class Mixed(Mixin, DDTree):
+        pass
+
+    two, mixed = Two(), Mixed(9)
+    two.name = "two"
+    outcomes = replay(trace, COST, [two, mixed, DDTree(2)], bootstrap=1).outcomes
+    wanted = outcomes["DDTree(2)"].seconds.tolist()
+    assert outcomes["two"].seconds.tolist() == outcomes["DDTree(9)"].seconds.tolist() == wanted
+
+
+def test_wrong_actions_and_preparations_are_named(trace: Trace) -> None:
+    class Acts(Answers):
+        def actions(self, block: Any, costs: Any) -> Any:
+            return self.choose(np.zeros((len(block), 1)), costs)
+
+    for wrong in sorted(WRONG):
+        with pytest.raises(DdsimError, match=r"^policy Acts: actions must return a whole number"):
+            replay(trace, COST, [Acts(WRONG[wrong])], bootstrap=1)
+
+    class Unready(Answers):
+        def prepare(self, positions: Any, costs: Any, *, sequences: Any = None) -> Any:
+            return None
+
+    for run in (
+        lambda: replay(trace, COST, [Unready(lambda k: [1] * k)], bootstrap=1),
+        lambda: simulate(trace, COST, [Unready(lambda k: [1] * k)], batch=2, bootstrap=0),
+        lambda: simulate(trace, COST, [Share(Unready(lambda k: [1] * k))], batch=2, bootstrap=0),
+    ):
+        with pytest.raises(
+            DdsimError, match=r"^policy Unready: prepare must return a policy that is ready, .* NoneType"
+        ):
+            run()
+    short = CostModel.from_table([1, 20], [0.01, 0.012])
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DdsimError, match=r"^policy Answers: asks for .* nodes, but costs are known up to 19"),
+    ):
+        replay(trace, short, [Answers(lambda k: [64] * k)], bootstrap=1)
+
+
+def test_what_is_no_policy_is_said(trace: Trace) -> None:
+    class Nameless(Policy):
+        def choose(self, gains: Any, costs: Any) -> Any:
+            return np.zeros(len(gains), np.int32)
+
+    class Stranger:
+        name = "Stranger"
+
+    assert list(replay(trace, COST, [Nameless()], bootstrap=1).outcomes) == ["Nameless"]
+    three, taken, empty = Nameless(), Nameless(), Nameless()
+    three.name, taken.name, empty.name = 3, "AR", " "  # type: ignore[assignment]
+    for policies, words in {
+        (three,): "policy Nameless: its name must be a text, is 3",
+        (empty,): "policy Nameless: its name must be a text",
+        (taken,): "policy Nameless: AR is ddsim's own; give yours another name",
+        (Nameless,): "Nameless is a class; give an object, as in Nameless\\(\\)",
+        (Stranger(),): "expected a policy or its name, got Stranger; derive a policy of your own from ddsim.Policy",
+        (Nameless(), Nameless()): "two policies are called 'Nameless'",
+        (5,): "expected a policy or its name, got int",
+    }.items():
+        for run in (
+            lambda p=policies: replay(trace, COST, p, bootstrap=1),
+            lambda p=policies: simulate(trace, COST, p, batch=2, bootstrap=0),
+        ):
+            with pytest.raises(DdsimError, match=words):
+                run()
+    with pytest.raises(DdsimError, match="policies: expected policies or their names, got int"):
+        replay(trace, COST, 5)  # type: ignore[arg-type]
+
+
+def test_one_policy_needs_no_list(trace: Trace) -> None:
+    for one in ("CaDDTree", CaDDTree()):
+        assert list(replay(trace, COST, one, bootstrap=1).outcomes) == ["CaDDTree"]
+        assert list(simulate(trace, COST, one, batch=2, bootstrap=0).runs) == [(2, "AR"), (2, "CaDDTree")]
+
+
+def test_an_exception_of_the_policys_own_passes(trace: Trace) -> None:
+    class Fails(Policy):
+        def choose(self, gains: Any, costs: Any) -> Any:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        replay(trace, COST, [Fails()], bootstrap=1)
+
+
+def test_no_row_overwrites_another(trace: Trace) -> None:
+    """A rule with a calibration of its own beside a calibration of the marginals: three rows."""
+    calibration, _ = fit_calibration(trace)
+    result = replay(
+        trace, COST, [RoundRatio(), RoundRatio(calibration=calibration)], calibration=calibration, bootstrap=1
+    )
+    assert list(result.outcomes) == ["RoundRatio", "RoundRatio isotonic", "RoundRatio calibrated"]
+    named = Answers(lambda k: [0] * k)
+    named.name = "RoundRatio calibrated"
+    with pytest.raises(DdsimError, match="two policies are called 'RoundRatio calibrated'"):
+        replay(trace, COST, [named, RoundRatio()], calibration=calibration, bootstrap=1)
+
+
+def test_the_ratio_of_one_round_can_beat_the_price_of_many() -> None:
+    """One hard and one easy text: a token is worth more time where tokens are dear, and one price can't say so."""
+    rng = np.random.default_rng(0)
+    sure = {"easy": 0.98, "hard": 0.65}  # how often the drafter's candidate is the true token, at any depth
+    length = {"easy": 2400, "hard": 1000}
+    trace = Trace.from_arrays(
+        [np.where(rng.random(length[name]) < sure[name], 0, 1) for name in sure],
+        [np.tile([0, 1], (length[name], 8, 1)) for name in sure],
+        [np.log(np.tile([sure[name], 1 - sure[name]], (length[name], 8, 1))) for name in sure],
+        workload=list(sure),
+        prompt_id=list(sure),
+        max_budget=8,
+    )
+    cost = CostModel.from_table([1, 9], [0.010, 0.018])
+    result = replay(trace, cost, [RoundRatio(), LongRun(), Hindsight()], bootstrap=1)
+    rate = result.table().set_index("policy")["tokens_per_second"]
+    assert rate["RoundRatio"] > 1.01 * rate["LongRun"]
+    assert max(rate["RoundRatio"], rate["LongRun"]) < rate["Hindsight"]

@@ -19,11 +19,11 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ddsim import _kernels
-from ddsim.budget import CHAIN, Costs, cost_rows, paid
+from ddsim.budget import CHAIN, NO_RANK, Costs, cost_rows, paid
 from ddsim.calibration import Calibration
 from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, cost_table, open_cost
 from ddsim.errors import DdsimError
-from ddsim.policy import Policy, decision_table, parse_policy
+from ddsim.policy import Policy, ask, ask_joint, decision_table, policy_of
 from ddsim.tree import kept_pairs
 
 from .checkpoint import check_device, load_drafter, load_target, number_type
@@ -243,7 +243,7 @@ def decode_prompts(
     chosen += [Prompt(f"text-{i + 1}", "text", message) for i, message in enumerate(text)]
     if not chosen:
         raise DdsimError("no prompts: name a workload or a JSONL file, or give a text")
-    rule = parse_policy(policy) if isinstance(policy, str) else policy
+    rule = policy_of(policy)
     if rule.drafts and drafter is None:
         raise DdsimError(f"policy {rule.name}: needs a drafter; give one, or decode with AR")
     cost = None if profile is None else open_cost(profile)
@@ -308,7 +308,7 @@ class _Run:
         stop: Sequence[int] | None = None,
         timings: bool = False,
     ) -> None:
-        self.engine, self.prompts, self.policy, self.cost = engine, prompts, policy, cost
+        self.engine, self.prompts, self.policy, self.cost = engine, prompts, policy_of(policy, joint=True), cost
         self.longest, self.seed, self.calibration = max_new_tokens, seed, calibration
         self.names = [str(i) for i in range(len(prompts))] if prompt_ids is None else list(prompt_ids)
         self.stops = frozenset(engine.target.eos_token_ids if stop is None else stop)
@@ -625,9 +625,8 @@ class _Run:
         else:
             gains = gains[: len(live)]
         if len(live) == 1:
-            return policy.choose(gains, self._costs(int(self.context[live[0]])))  # type: ignore[arg-type]
-        curve, paid = self._joint_seconds(live)
-        return policy.choose_joint(gains, curve, paid) if policy.fill else policy.choose_joint(gains, curve)  # type: ignore[call-arg]
+            return ask(policy, gains, self._costs(int(self.context[live[0]])), most=NO_RANK)
+        return ask_joint(policy, gains, *self._joint_seconds(live), most=NO_RANK)
 
     def _costs(self, context: int) -> Costs:
         if self.cost is None:

@@ -17,7 +17,7 @@ from ddsim import plot
 from ddsim.cost import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.jsonfile import write_document
-from ddsim.policy import Policy, decision_table, parse_policy
+from ddsim.policy import Policy, decision_table, policies_of, prepared
 from ddsim.positions import positions_of
 from ddsim.replay import priced, replay, replay_rounds
 from ddsim.trace import Trace
@@ -121,7 +121,7 @@ def validate(
     out: str | Path,
     widen: str | None = None,
     prompts: Sequence[str] = ("all",),
-    policies: Sequence[str] = POLICIES,
+    policies: Sequence[str | Policy] = POLICIES,
     limit: int | None = 4,
     max_new_tokens: int = 96,
     contexts: Sequence[int] = (128, 256, 512, 1024),
@@ -148,8 +148,8 @@ def validate(
         A shape ("qwen3-4b", "qwen3-8b"): the pair keeps its function at that shape's cost.
     prompts : sequence of str
         Workloads or JSONL files; at most ``limit`` of each workload.
-    policies : sequence of str
-        As `ddsim.parse_policy` reads them; "AR" must be among them.
+    policies : sequence of str or Policy
+        Names as `ddsim.parse_policy` reads them; "AR" must be among them.
     max_new_tokens : int
     contexts, repeats, largest : sequence of int, int, int
         Of the profile: committed tokens, sweeps, and the largest budget.
@@ -178,14 +178,14 @@ def validate(
     DdsimError
         Models, prompts or options that don't fit, or no GPU.
     """
-    if "AR" not in policies:
+    rules = policies_of(policies)
+    if not any(rule.name == "AR" for rule in rules):
         raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
     if widen is not None and widen not in SHAPES:
         raise DdsimError(f"widen {widen!r}: unknown shape; use one of {', '.join(SHAPES)}")
     check_sampling(max_new_tokens=max_new_tokens, temperature=0.0, seed=seed, batch=1)
     check_device(torch.device(device))
     kind = number_type(dtype)
-    rules = [parse_policy(name) for name in policies]
     config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=encoded is None)
     shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
     chosen = choose_prompts(prompts, limit)
@@ -242,8 +242,8 @@ def validate(
     progress(f"recorded {len(trace)} positions")
     positions = positions_of(trace, cache=False)
     costs = priced(positions, cost)
-    ready = [rule.prepare(positions, decision_table(rule, cost, costs)) for rule in rules]
-    predicted = replay(trace, cost, [parse_policy(name) for name in policies], seed=seed)
+    ready = [prepared(rule, positions, decision_table(rule, cost, costs)) for rule in rules]
+    predicted = replay(trace, cost, rules, seed=seed)
     first = {
         w: next(i for i in keep if chosen[i].workload == w) for w in dict.fromkeys(chosen[i].workload for i in keep)
     }
