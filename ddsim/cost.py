@@ -18,17 +18,22 @@ from ddsim.curves import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
 from ddsim.fitting import KINDS, CostReport, Kind, KindReport, fit, median_points
 from ddsim.profiles import KIND as PROFILE_KIND
-from ddsim.profiles import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.profiles import (
+    LIMITS,
+    MILLISECONDS,
+    MOST_SECONDS,
+    MOST_TOKENS,
     DraftSample,
     HostSample,
     Points,
     Profile,
     VerifySample,
+    bounded,
     check_buckets,
     read_profile,
     write_profile,
 )
+from ddsim.profiles import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.surface import Curve, RoundPoint, RoundTimes, Surface
 
 __all__ = [
@@ -44,6 +49,7 @@ __all__ = [
     "KindReport",
     "Points",
     "Profile",
+    "ProfileWarning",
     "VerifySample",
     "cost_table",
     "fit_cost",
@@ -63,6 +69,10 @@ BoolArray = NDArray[np.bool_]
 
 class ExtrapolationWarning(UserWarning):
     """A cost was asked for outside the tokens, contexts or batches that were measured."""
+
+
+class ProfileWarning(UserWarning):
+    """Something in a profile, or in a table, can hardly be true, or is not enough to tell."""
 
 
 @dataclass(frozen=True)
@@ -346,7 +356,8 @@ class CostModel:
             text += "; not convex, so a greedy stop may end at a step"
         if not self._draft:
             text += "; no drafter was measured, so drafting counts as free"
-        return text + "."
+        notes = [f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]
+        return text + "." + "".join(notes)
 
     @classmethod
     def from_table(
@@ -373,6 +384,11 @@ class CostModel:
         DdsimError
             Lengths differ, tokens or buckets don't ascend, or a duration isn't positive.
 
+        Warns
+        -----
+        ProfileWarning
+            Seconds that look like milliseconds.
+
         Examples
         --------
         >>> cost = CostModel.from_table([1, 64, 128], [0.010, 0.012, 0.020], buckets=[1, 64, 128])
@@ -392,6 +408,16 @@ class CostModel:
         if not (np.isfinite(y).all() and (y > 0).all()):
             raise DdsimError("from_table: seconds must be finite and above 0")
         draft = jsonfile.number(draft_seconds, "from_table: draft_seconds", positive=False)
+        bounded(float(x[-1]), MOST_TOKENS, "from_table: tokens", LIMITS["tokens"][1])
+        for name, values in (("seconds", y), ("draft_seconds", np.array([draft]))):
+            bounded(float(values.max()), MOST_SECONDS, f"from_table: {name}", "pass takes, in seconds")
+            if values.min() > MILLISECONDS:
+                warnings.warn(
+                    f"from_table: {name} look like milliseconds: {'a draft' if name != 'seconds' else 'the fastest pass'} would take "
+                    f"{values.min():g} s; divide by 1,000 if so",
+                    ProfileWarning,
+                    stacklevel=2,
+                )
         kind, low, high, ends = "table", float(x[0]), float(x[-1]), None
         if buckets is not None:
             kind, ends = "steps", check_buckets(buckets, "from_table: buckets")
@@ -556,6 +582,11 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     DdsimError
         Unknown kind.
 
+    Warns
+    -----
+    ProfileWarning
+        What can hardly be true of the profile, or what its sizes can't tell; also in ``report.notes`` and ``explain()``.
+
     Examples
     --------
     >>> samples = [VerifySample(t, c, 1, (0.01 + 1e-5 * t + 1e-8 * c,)) for t in (1, 8, 64, 512) for c in (512, 2048)]
@@ -570,6 +601,8 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     if kind != "auto" and kind not in KINDS:
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
     surface, report = fit(profile, cast(Kind, kind), seed)
+    if report.notes:
+        warnings.warn(f"profile: {'; '.join(report.notes)}", ProfileWarning, stacklevel=2)
     draft = median_points([(s.context, s.batch, s.seconds) for s in profile.draft])
     host = median_points([(None, s.batch, s.seconds) for s in profile.host])
     return CostModel(report.kind, surface.curves, surface.roofline, draft, host, report, profile.provenance)
@@ -685,6 +718,8 @@ def _curve(raw: Any, where: str, kind: str) -> Curve:
         raise DdsimError(
             f"{where}: needs as many seconds as tokens and at least one, has {len(seconds)} and {len(tokens)}"
         )
+    bounded(max([high, *tokens]), MOST_TOKENS, f"{where}.tokens", LIMITS["tokens"][1])
+    bounded(max([0.0, *seconds]), MOST_SECONDS, f"{where}.seconds", "pass takes, in seconds")
     if any(b <= a for a, b in pairwise(tokens)) or high < low:
         raise DdsimError(f"{where}: tokens must ascend, and low be at most high")
     return Curve(

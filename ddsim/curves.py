@@ -67,6 +67,30 @@ def robust(fit: Callable[[FloatArray], FloatArray], y: FloatArray, weights: Floa
     return values
 
 
+def spikes(seconds: FloatArray, errors: FloatArray) -> NDArray[np.bool_]:
+    """Points above both of their neighbours by more than 5 %, and five times their error: disturbed for all their repeats.
+
+    A step is no spike: what comes after it costs as much. The first point is one if it lies above the next two.
+
+    Parameters
+    ----------
+    seconds : float64 [m]
+        Of one curve, by ascending token counts.
+    errors : float64 [m]
+        Relative standard deviation of every point.
+
+    Examples
+    --------
+    >>> spikes(np.array([1.0, 1.4, 1.0, 1.2, 1.2, 1.3, 1.2]), np.full(7, 0.01)).tolist()
+    [False, True, False, False, False, True, False]
+    """
+    logs, found = np.log(seconds), np.zeros(len(seconds), bool)
+    if len(seconds) > 2:
+        before, after = np.append(logs[2], logs[:-2]), logs[1:]
+        found[:-1] = logs[:-1] - np.maximum(before, after) > np.maximum(0.05, 5 * errors[:-1])
+    return found
+
+
 def find_buckets(tokens: FloatArray, seconds: FloatArray, errors: FloatArray) -> tuple[int, ...]:
     """The padded sizes that explain the curves best: ends of the runs of token counts that cost the same.
 

@@ -18,8 +18,9 @@ from ddsim.curves import (
     isotonic_curve,
     padded_range,
     robust,
+    spikes,
 )
-from ddsim.profiles import Points, Profile
+from ddsim.profiles import Points, Profile, doubts
 from ddsim.surface import Curve, RoundPoint, Surface
 
 Kind = Literal["steps", "roofline", "convex", "isotonic", "table"]
@@ -28,6 +29,8 @@ FOLDS = 10
 FLOOR = 0.005  # relative error that no point is trusted beyond, however well its repeats agree
 STEP_FLOOR = 0.01  # differences below this aren't taken for a step when buckets have to be found
 TIE = (0.1, 0.001)  # kinds within 10 % + 0.1 percentage points of the least held-out error count as equally good
+
+EVIDENT = 1.5  # of the least error: leaving out one side of a step hides it, so a fold can't prove what neighbours show
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -40,7 +43,7 @@ class KindReport:
 
     ``axes`` holds, for each way of leaving out ("tokens", "contexts", "batches", and "buckets" where the profile names them),
     median, mean and worst error and the number of points; median, worst and score are over all ways but "buckets", where
-    the score is the mean over the ways of their mean errors.
+    the score, by which kinds are chosen, is the mean over the ways of their mean errors without spikes.
     """
 
     median: float
@@ -55,7 +58,8 @@ class CostReport:
     """How a cost model came about; JSON-able with ``dataclasses.asdict``.
 
     ``noise`` is the median relative bootstrap error of a point (no model can predict better); ``worst_points`` are the held-out
-    points that the picked kind predicts worst: outliers to look at, or structure that it misses.
+    points that the picked kind predicts worst: outliers to look at, or structure that it misses. ``notes`` are doubts about the
+    profile (see `ddsim.profiles.doubts`), and what its sizes can't tell.
     """
 
     kind: str
@@ -67,6 +71,7 @@ class CostReport:
     buckets: list[int] | None = None
     buckets_from: str | None = None
     worst_points: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[Surface, CostReport]:
@@ -76,7 +81,9 @@ def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[
     tests = _left_out(points, profile.buckets)
     errors = {name: _held_out_errors(name, points, tests, profile) for name in tried}
     reports = {name: _kind_report(tests, e) for name, e in errors.items()}
-    picked, reason = _pick(reports, profile.buckets is not None) if kind == "auto" else (kind, "as asked")
+    steps = _steps(points) if profile.buckets is None else None
+    evident = steps is not None and steps.evident
+    picked, reason = _pick(reports, profile.buckets is not None, evident) if kind == "auto" else (kind, "as asked")
     surface, found = _fit(picked, points, profile)
     buckets = profile.buckets or found  # the engine pads whatever the shape of the fit
     report = CostReport(
@@ -89,6 +96,7 @@ def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[
         buckets=None if buckets is None else list(buckets),
         buckets_from=None if buckets is None else "found" if profile.buckets is None else "profile",
         worst_points=_worst_points(tests, errors[picked]),
+        notes=doubts(profile, points) + ([str(steps)] if steps is not None and steps.unclear else []),
     )
     return surface, report
 
@@ -106,6 +114,7 @@ def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[i
     if kind == "steps" and buckets is None:
         counts = np.unique(x)
         grid = np.full((2, len(counts), len(groups)), np.nan)
+        groups = [g[~_spikes(points, g)] for g in groups]  # one would be taken for a bucket of its own
         for j, g in enumerate(groups):
             grid[:, np.searchsorted(counts, x[g]), j] = y[g], np.hypot(points.error[g] / y[g], STEP_FLOOR)
         buckets = find_buckets(counts, grid[0], grid[1])
@@ -146,9 +155,68 @@ def _data_sheet(p: Profile) -> tuple[float, float, float] | None:
     return p.weight_bytes / p.bandwidth_bytes_per_s, kv, p.flops_per_token / p.flops_per_s
 
 
+def _spikes(points: Points, curve: IntArray) -> BoolArray:
+    """Which points of one curve stick out above their neighbours."""
+    return spikes(points.seconds[curve], np.hypot(points.error[curve] / points.seconds[curve], STEP_FLOOR))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What neighbouring sizes tell about steps where no buckets are declared.
+
+    ``evident``: the cost rises where sizes lie close together, and little in the wide gaps between them, as only steps do.
+    ``unclear``: (size, next size, relative rise) of gaps in which the cost rises and a step may lie anywhere.
+    """
+
+    evident: bool
+    unclear: list[tuple[int, int, float]]
+
+    def __str__(self) -> str:
+        most = sorted(sorted(self.unclear, key=lambda gap: -gap[2])[:4])
+        gaps = ", ".join(f"{a} and {b} ({100 * rise:+.0f} %)" for a, b, rise in most)
+        more = f" and in {len(self.unclear) - len(most)} further gaps" if len(self.unclear) > len(most) else ""
+        return (
+            f"no buckets are declared, and the sizes measured can't tell where steps lie: anywhere between {gaps}{more}, "
+            "so costs there are unsure by as much; declare buckets, or measure both sides of likely ones"
+        )
+
+
+def _steps(points: Points) -> _Steps:
+    """Look for steps in how costs rise from one size to the next."""
+    counts = np.unique(points.tokens)
+    curves = np.full((len(counts), 0), np.nan)
+    for batch, context in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True))):
+        g = np.flatnonzero((points.batch == batch) & (points.context == context))
+        g = g[~_spikes(points, g)]
+        column = np.full((len(counts), 1), np.nan)
+        column[np.searchsorted(counts, points.tokens[g]), 0] = np.log(points.seconds[g])
+        curves = np.hstack([curves, column])
+    rises = np.diff(curves, axis=0)
+    there = np.isfinite(rises).any(axis=1)
+    a, b, rises = counts[:-1][there], counts[1:][there], rises[there]
+    rise = np.array([np.median(row[np.isfinite(row)]) for row in rises])
+    noise = max(STEP_FLOOR, 3 * float(np.median(points.error / points.seconds)))
+    close = b - a <= np.maximum(1, a // 50)
+    up = np.where(rise > noise, rise, 0.0)
+    width = np.log(b / a)
+    share, room = (float(v[close].sum() / max(v.sum(), 1e-300)) for v in (up, width))
+    evident = int((up[close] > 0).sum()) >= 2 and share > max(0.5, 2 * room)
+    wide = ~close & (rise > max(0.05, noise))
+    if not wide.any():
+        return _Steps(evident, [])
+    # Close pairs among the gaps that show no step tell that the cost rises as a slope.
+    level = close & (a >= a[wide].min()) & (up == 0)
+    if not evident and level.sum() >= 3:
+        return _Steps(False, [])
+    return _Steps(evident, [(int(a[i]), int(b[i]), float(np.expm1(rise[i]))) for i in np.flatnonzero(wide)])
+
+
 @dataclass(frozen=True)
 class _Fold:
-    """What is fitted without (``kept`` mask over points) and what is then predicted, with the truth."""
+    """What is fitted without (``kept`` mask over points) and what is then predicted, with the truth.
+
+    ``sound`` leaves out spikes: kinds are reported with them, but not chosen by what no kind should predict.
+    """
 
     axis: str
     kept: BoolArray
@@ -156,6 +224,7 @@ class _Fold:
     context: FloatArray
     batch: FloatArray
     truth: FloatArray
+    sound: BoolArray
 
 
 def _left_out(points: Points, buckets: Sequence[int] | None) -> list[_Fold]:
@@ -169,6 +238,10 @@ def _left_out(points: Points, buckets: Sequence[int] | None) -> list[_Fold]:
     """
     counts = np.unique(points.tokens)
     inner = counts[1:-1]
+    sound = np.ones(len(points), bool)
+    for batch, context in set(zip(points.batch.tolist(), points.context.tolist(), strict=True)):
+        g = np.flatnonzero((points.batch == batch) & (points.context == context))
+        sound[g] = ~_spikes(points, g)
     out: list[tuple[str, IntArray]] = [
         ("tokens", np.flatnonzero(np.isin(points.tokens, inner[k::FOLDS]))) for k in range(FOLDS)
     ]
@@ -184,31 +257,29 @@ def _left_out(points: Points, buckets: Sequence[int] | None) -> list[_Fold]:
             continue
         kept = np.ones(len(points), bool)
         kept[index] = False
-        t, c, b, y = (
-            v[index].astype(np.float64) for v in (points.tokens, points.context, points.batch, points.seconds)
-        )
+        columns = (points.tokens, points.context, points.batch, points.seconds, sound)
+        tests = np.array([v[index] for v in columns], np.float64)
         if buckets is not None and axis == "tokens":
-            t, c, b, y = _with_bucket_ends(t, c, b, y, counts, np.array([0, *buckets]))
+            tests = _with_bucket_ends(tests, counts, np.array([0, *buckets]))
         table = _raw(points.take(kept))
-        inside = ~np.logical_or.reduce(table.seconds(t, c, b)[1:])
-        if inside.any():
-            folds.append(_Fold(axis, kept, t[inside], c[inside], b[inside], y[inside]))
+        t, c, b, y, good = tests[:, ~np.logical_or.reduce(table.seconds(*tests[:3])[1:])]
+        if len(t):
+            folds.append(_Fold(axis, kept, t, c, b, y, good > 0))
     return folds
 
 
-def _with_bucket_ends(
-    t: FloatArray, c: FloatArray, b: FloatArray, y: FloatArray, counts: IntArray, ends: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-    """The tests, and for each in a bucket measured at one size only, the same truth at the bucket's first and last size."""
+def _with_bucket_ends(tests: FloatArray, counts: IntArray, ends: IntArray) -> FloatArray:
+    """The tests (columns; tokens first), and for each in a bucket measured at one size only the same at its first and last size."""
+    t = tests[0]
     own = np.searchsorted(ends, t, side="left")  # ends starts with 0, so bucket k is ends[k - 1] + 1 … ends[k]
     sizes = np.bincount(np.searchsorted(ends, counts, side="left"), minlength=len(ends) + 1)
     alone = (own < len(ends)) & (sizes[own] == 1)
-    tests = [(t, c, b, y)]
+    parts = [tests]
     for end in (ends[own[alone] - 1] + 1.0, ends[own[alone]].astype(np.float64)):
-        new = end != t[alone]
-        tests.append((end[new], c[alone][new], b[alone][new], y[alone][new]))
-    t, c, b, y = (np.concatenate(column) for column in zip(*tests, strict=True))
-    return t, c, b, y
+        more = tests[:, alone][:, end != t[alone]]
+        more[0] = end[end != t[alone]]
+        parts.append(more)
+    return np.concatenate(parts, axis=1)
 
 
 def _raw(points: Points) -> Surface:
@@ -231,7 +302,7 @@ def _held_out_errors(kind: Kind, points: Points, folds: Sequence[_Fold], profile
 
 def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindReport:
     axes: dict[str, dict[str, float]] = {}
-    scored = []
+    every, scored = [], []
     for axis in dict.fromkeys(f.axis for f in folds):
         e = np.abs(np.concatenate([e for f, e in zip(folds, errors, strict=True) if f.axis == axis]))
         axes[axis] = {
@@ -241,28 +312,35 @@ def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindRe
             "points": len(e),
         }
         if axis != "buckets":
-            scored.append(e)
-    if not scored:
+            every.append(e)
+            sound = np.concatenate([f.sound for f in folds if f.axis == axis])
+            scored.append(e[sound] if sound.any() else e)
+    if not every:
         return KindReport(0.0, 0.0, 0.0, 0, axes)
-    every = np.concatenate(scored)
+    all_of = np.concatenate(every)
     return KindReport(
-        float(np.median(every)),
-        float(every.max()),
+        float(np.median(all_of)),
+        float(all_of.max()),
         float(np.mean([e.mean() for e in scored])),
-        len(every),
+        len(all_of),
         axes,
     )
 
 
-def _pick(reports: dict[Kind, KindReport], declared: bool) -> tuple[Kind, str]:
+def _pick(reports: dict[Kind, KindReport], declared: bool, evident: bool = False) -> tuple[Kind, str]:
     """The kind with the least held-out error; among equally good ones, the one that assumes what is known to be so."""
     order: tuple[Kind, ...] = ("roofline", "convex", "isotonic", "table", "steps")
-    if declared:  # the engine pads, so a model that does too is preferred
+    if declared or evident:  # the engine pads, so a model that does too is preferred
         order = ("steps", "roofline", "convex", "isotonic", "table")
     if not any(r.points for r in reports.values()):
-        kind: Kind = "steps" if declared else "table"
+        kind: Kind = "steps" if declared or evident else "table"
         return kind, "picked unjudged: too few token counts and contexts to leave any out"
     least = min(r.score for r in reports.values())
+    if evident and reports["steps"].score <= EVIDENT * least:
+        return (
+            "steps",
+            f"picked since costs jump between neighbouring sizes; {100 * reports['steps'].score:.2g} % mean held-out error",
+        )
     kind = next(k for k in order if reports[k].score <= (1 + TIE[0]) * least + TIE[1])
     text = f"picked for the least mean held-out error, {100 * reports[kind].score:.2g} %"
     if reports[kind].score > least:

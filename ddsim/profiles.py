@@ -19,6 +19,22 @@ SCHEMA_VERSION = 1
 CONSTANTS = ("bandwidth_bytes_per_s", "flops_per_s", "weight_bytes", "kv_bytes_per_token", "flops_per_token")
 KEYS = ("schema_version", "kind", "provenance", "buckets", "verify", "draft", "host", *CONSTANTS)
 RESAMPLES = 400
+MANY = 1000  # repeats past which the bars come from order statistics: resampling would take gigabytes
+
+# More than any machine does, so that a wrong unit or a damaged file is named and nothing is allocated for it.
+MOST_TOKENS = 1 << 22
+MOST_CONTEXT = 1 << 31
+MOST_BATCH = 1 << 20
+MOST_SECONDS = 3600.0
+MOST_SIZES = 4096  # token counts at one context and batch
+MILLISECONDS = 1.0  # a fastest pass that takes more seconds than this was probably written down in milliseconds
+FASTER, SLOWER = 0.7, 500.0  # of the time to read the weights, or to do the arithmetic: what can hardly be true
+LIMITS = {
+    "tokens": (MOST_TOKENS, "pass verifies, in tokens"),
+    "context": (MOST_CONTEXT, "context, in tokens"),
+    "batch": (MOST_BATCH, "batch, in requests"),
+}
+FALL = 0.25  # cost that falls by more than this share with more tokens
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -159,6 +175,64 @@ class Profile:
         return Points(tokens, context, batch, seconds, low, high, error, repeats)
 
 
+def doubts(profile: Profile, points: Points) -> list[str]:
+    """What can hardly be true of a profile, a line each that names the sample and the figures; usually nothing.
+
+    The seconds of a wrong unit; passes faster than the device reads the weights, or hundreds of times slower than weights and
+    arithmetic ask for, where the profile has the device's and the model's constants; costs that fall with more tokens.
+    """
+    found = []
+    fastest = int(np.argmin(points.seconds))
+    if points.seconds[fastest] > MILLISECONDS:
+        found.append(
+            f"{_place(points, fastest)} is the fastest pass and takes {points.seconds[fastest]:g} s: are these milliseconds? "
+            "Divide by 1,000 if so"
+        )
+    for name, samples in (("draft", profile.draft), ("host", profile.host)):
+        least = min((float(np.median(s.seconds)) for s in samples), default=0.0)
+        if least > max(MILLISECONDS, 10 * float(points.seconds.max())):
+            found.append(
+                f"{name} takes {least:g} s at least, more than 10 times any verification: are these milliseconds?"
+            )
+    if profile.weight_bytes and profile.bandwidth_bytes_per_s:
+        weights = profile.weight_bytes / profile.bandwidth_bytes_per_s
+        if points.seconds[fastest] < FASTER * weights:
+            found.append(
+                f"{_place(points, fastest)} takes {1e3 * points.seconds[fastest]:.4g} ms, but reading "
+                f"{profile.weight_bytes / 1e9:.3g} GB of weights at {profile.bandwidth_bytes_per_s / 1e9:,.0f} GB/s takes "
+                f"{1e3 * weights:.4g} ms"
+            )
+        rate = (profile.flops_per_token or 0.0) / profile.flops_per_s if profile.flops_per_s else 0.0
+        needed = np.maximum(weights, rate * points.tokens)
+        nearest = int(np.argmin(points.seconds / needed))
+        if points.seconds[nearest] > SLOWER * needed[nearest]:
+            found.append(
+                f"{_place(points, nearest)} takes {points.seconds[nearest]:.4g} s, {points.seconds[nearest] / needed[nearest]:,.0f} "
+                f"times what weights and arithmetic need ({1e3 * needed[nearest]:.4g} ms), and no other is nearer: are these "
+                "milliseconds?"
+            )
+    falls = []
+    edges = np.flatnonzero(np.diff(points.batch) | np.diff(points.context)) + 1
+    for curve in np.split(np.arange(len(points)), edges):  # sorted, so a curve's points follow one another
+        y = points.seconds[curve]
+        peaks = np.maximum.accumulate(np.where(y == np.maximum.accumulate(y), np.arange(len(y)), 0))
+        peak = curve[peaks]
+        fall = (y < (1 - FALL) * points.seconds[peak]) & (points.high[curve] < points.low[peak])
+        falls += [(float(y[i] / points.seconds[peak[i]]), int(curve[i]), int(peak[i])) for i in np.flatnonzero(fall)]
+    if falls:
+        ratio, i, peak = min(falls)
+        found.append(
+            f"cost falls with more tokens: {_place(points, i)} takes {1e3 * points.seconds[i]:.4g} ms, "
+            f"{100 * (1 - ratio):.0f} % less than {points.tokens[peak]} tokens ({1e3 * points.seconds[peak]:.4g} ms): was one "
+            "disturbed, or is the order of the columns wrong?"
+        )
+    return found
+
+
+def _place(points: Points, i: int) -> str:
+    return f"verify at {points.tokens[i]} tokens, context {points.context[i]}, batch {points.batch[i]}"
+
+
 def read_profile(path: str | os.PathLike[str]) -> Profile:
     """Read a profile file.
 
@@ -180,10 +254,26 @@ def _median_and_bar(seconds: FloatArray, seed: int) -> tuple[float, float, float
     median = float(np.median(seconds))
     if len(seconds) == 1:
         return median, median, median, 0.0
-    draws = np.random.default_rng([seed, len(seconds)]).integers(0, len(seconds), (RESAMPLES, len(seconds)))
-    medians = np.median(seconds[draws], axis=1)
+    rng, n = np.random.default_rng([seed, len(seconds)]), len(seconds)
+    if n <= MANY:
+        medians = np.median(seconds[rng.integers(0, n, (RESAMPLES, n))], axis=1)
+    else:
+        # The k-th of n draws is the sample's entry at n times the k-th of n uniform numbers, which is Beta(k, n + 1 - k);
+        # the next one lies beyond it by the least of the n - k that are left.
+        ordered, k = np.sort(seconds), (n + 1) // 2
+        low_half = rng.beta(k, n + 1 - k, RESAMPLES)
+        high_half = low_half if n % 2 else 1.0 - (1.0 - low_half) * rng.random(RESAMPLES) ** (1.0 / (n - k))
+        medians = sum(ordered[np.minimum((n * u).astype(np.int64), n - 1)] for u in (low_half, high_half)) / 2.0
     low, high = np.quantile(medians, (0.025, 0.975))
     return median, float(low), float(high), float(medians.std())
+
+
+def bounded(value: float, most: float, where: str, what: str) -> None:
+    """Refuse a number above anything that exists; ``what`` it counts goes into the line."""
+    if value > most:
+        raise DdsimError(
+            f"{where}: {value if isinstance(value, int) else f'{value:g}'} is more than any {what} ({most:,.0f}); is the unit or the column wrong?"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -260,6 +350,11 @@ def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
             )
         counts.setdefault((s.context, s.batch), set()).add(s.tokens)
     for (context, batch), tokens in counts.items():
+        if len(tokens) > MOST_SIZES:
+            raise DdsimError(
+                f"{where}: verify has {len(tokens):,} token counts at context {context}, batch {batch}; "
+                f"thin them out to at most {MOST_SIZES:,}"
+            )
         if len(tokens) < 2:
             raise DdsimError(
                 f"{where}: verify needs at least 2 token counts at context {context}, batch {batch}; it has only {min(tokens)}"
@@ -275,6 +370,7 @@ def check_buckets(values: Any, where: str) -> tuple[int, ...]:
     for i, (before, size) in enumerate(pairwise(sizes), 1):
         if size <= before:
             raise DdsimError(f"{where}[{i}]: {size} does not exceed the {before} before it")
+    bounded(sizes[-1], MOST_TOKENS, f"{where}[{len(sizes) - 1}]", LIMITS["tokens"][1])
     return tuple(sizes)
 
 
@@ -291,9 +387,12 @@ def _entries(
         for key, minimum in integers.items():
             value = 1 if name == "host" and key not in entry else jsonfile.need(entry, key, place)
             values[key] = jsonfile.integer(value, f"{place}.{key}", minimum)
+            most, what = LIMITS[key]
+            bounded(values[key], most, f"{place}.{key}", what)
         seconds = jsonfile.array(jsonfile.need(entry, "seconds", place), f"{place}.seconds", 1)
         values["seconds"] = tuple(
             jsonfile.number(s, f"{place}.seconds[{j}]", positive=True) for j, s in enumerate(seconds)
         )
+        bounded(max(values["seconds"]), MOST_SECONDS, f"{place}.seconds", "pass takes, in seconds")
         entries.append(values)
     return entries

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsim.errors import DdsimError
-from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample, read_profile, write_profile
+from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample, _median_and_bar, read_profile, write_profile
 
 seconds = st.lists(st.floats(1e-7, 10, allow_nan=False), min_size=1, max_size=6).map(tuple)
 
@@ -97,6 +98,30 @@ def test_the_bars_of_a_point_do_not_depend_on_the_others() -> None:
     np.testing.assert_array_equal(all_of.error[1:], some.error)
 
 
+def test_a_million_repeats_take_no_gigabytes() -> None:
+    rng = np.random.default_rng(2)
+    for n in (10**6, 10**6 + 1):
+        sample = 0.01 * np.exp(0.05 * rng.standard_normal(n))
+        tracemalloc.start()
+        median, low, high, error = _median_and_bar(sample, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64e6  # resampling indices took 6 GB
+        assert median == np.median(sample) and low < median < high
+        assert error == pytest.approx(1.2533 * 0.05 * 0.01 / n**0.5, rel=0.15)  # of a normal sample's median
+
+
+@pytest.mark.parametrize("n", [1001, 1500])
+def test_bars_of_many_repeats_are_those_of_resampling(n: int) -> None:
+    """Order statistics against resampling, on a sample so ragged that the bars have no simple form."""
+    rng = np.random.default_rng(3)
+    sample = np.concatenate([rng.uniform(0.01, 0.02, n // 2), rng.uniform(0.03, 0.04, n - n // 2)])
+    medians = np.median(sample[rng.integers(0, n, (4000, n))], axis=1)
+    mine = np.array([_median_and_bar(sample, seed)[1:] for seed in range(20)]).mean(axis=0)
+    want = np.array([*np.quantile(medians, (0.025, 0.975)), medians.std()])
+    np.testing.assert_allclose(mine, want, rtol=0.03)
+
+
 def document() -> dict[str, Any]:
     sample = [{"tokens": t, "context": 512, "batch": 1, "seconds": [0.01, 0.011]} for t in (1, 16)]
     return {
@@ -143,13 +168,21 @@ def edited(*path: Any, value: Any) -> str:
         (edited("verify", 1, "tokens", value=0), r"verify\[1\].tokens: must be at least 1"),
         (edited("verify", 1, "tokens", value=True), r"verify\[1\].tokens: must be a whole number"),
         (edited("verify", 1, "tokens", value=10**30), r"verify\[1\].tokens: is implausibly large"),
+        (edited("verify", 1, "tokens", value=2**50), r"verify\[1\].tokens: 1125899906842624 is more than any pass verifies, in tokens"),
+        (edited("verify", 1, "context", value=2**40), r"verify\[1\].context: 1099511627776 is more than any context"),
+        (edited("draft", 0, "batch", value=2**30), r"draft\[0\].batch: 1073741824 is more than any batch"),
+        (edited("verify", 0, "seconds", value=[0.01, 1e200]), r"verify\[0\].seconds: 1e\+200 is more than any pass takes, in seconds"),
+        (edited("host", 0, "seconds", value=[4000]), r"host\[0\].seconds: 4000 is more than any pass takes"),
+        (edited("buckets", value=[1, 2**40]), r"buckets\[1\]: 1099511627776 is more than any pass verifies"),
+        (edited("verify", value=[{"tokens": t, "context": 0, "batch": 1, "seconds": [0.01]} for t in range(1, 5000)]),
+         "verify has 4,999 token counts at context 0, batch 1; thin them out to at most 4,096"),
         (edited("verify", 1, "batch", value=17), r"verify\[1\]: 16 tokens for a batch of 17"),
         (edited("verify", 0, "seconds", value=[]), r"verify\[0\].seconds: needs at least 1 entry"),
         (edited("verify", 0, "seconds", value=[0.1, -0.1]), r"verify\[0\].seconds\[1\]: must be above 0"),
         (edited("verify", 0, "seconds", value=[0]), r"verify\[0\].seconds\[0\]: must be above 0"),
-        (edited("verify", 0, "seconds", value=[float("nan")]), r"verify\[0\].seconds\[0\]: must be finite"),
-        (edited("verify", 0, "seconds", value=[float("inf")]), r"verify\[0\].seconds\[0\]: must be finite"),
-        (edited("verify", 0, "seconds", value=[10**400]), r"verify\[0\].seconds\[0\]: is implausibly large"),
+        (edited("verify", 0, "seconds", value=[float("nan")]), "holds NaN, which is no JSON number"),
+        (edited("verify", 0, "seconds", value=[float("inf")]), "holds Infinity, which is no JSON number"),
+        (edited("verify", 0, "seconds", value=[10**400]), "holds a whole number of 401 digits"),
         (edited("verify", 0, "seconds", value="0.1"), r"verify\[0\].seconds: must be a list"),
         (edited("verify", 0, "seconds", value=["0.1"]), r"verify\[0\].seconds\[0\]: must be a number"),
         (edited("verify", 0, value=3), r"verify\[0\]: must be an object"),
@@ -187,10 +220,10 @@ def test_good_document_is_good(tmp_path: Path) -> None:
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(DdsimError, match="no such file"):
         read_profile(tmp_path / "none.json")
-    with pytest.raises(DdsimError, match="can't be read"):
+    with pytest.raises(DdsimError, match="is a folder; name a file"):
         read_profile(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DdsimError, match="can't be read as text"):
+    with pytest.raises(DdsimError, match="JSON is read as UTF-8"):
         read_profile(tmp_path / "binary.json")
 
 
