@@ -619,6 +619,17 @@ def test_a_reader_that_goes_away_is_no_error(files: Path) -> None:
     assert done.returncode == 141
 
 
+def test_options_have_names_in_lower_case() -> None:
+    """Typer 0.27 took the metavar of ``--drafter`` and ``--what`` for their names."""
+    import typer
+
+    from ddsim.cli import app
+
+    options = [o for command in typer.main.get_command(app).commands.values() for p in command.params for o in p.opts]
+    assert "--drafter" in options and "--what" in options
+    assert [option for option in options if option != option.lower()] == []
+
+
 def test_without_torch_one_line_says_what_to_install(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.startswith("ddsim_reference")]:
         monkeypatch.delitem(sys.modules, name)

@@ -75,6 +75,18 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
     assert names <= pinned
 
 
+def test_lowest_versions_are_those_that_are_allowed() -> None:
+    """CI proves the bounds of what the core and its tests ask for: the file for that names each."""
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    bounds = {re.split(r"[<>=!~]", d)[0]: re.findall(r">=([\d.]+)", d) for d in wanted}
+    lines = [line for line in (ROOT / "constraints-lowest.txt").read_text().splitlines() if not line.startswith("#")]
+    lowest = dict(line.split("==") for line in lines)
+    assert {name: [re.sub(r"(\.0)+$", "", bound) for bound in found] for name, found in bounds.items()} == {
+        name: [re.sub(r"(\.0)+$", "", version)] for name, version in lowest.items()
+    }
+    assert "-c constraints-lowest.txt" in (ROOT / ".ci" / "run").read_text()
+
+
 def test_typed_packages() -> None:
     assert (ROOT / "ddsim" / "py.typed").exists()
     assert (ROOT / "reference" / "ddsim_reference" / "py.typed").exists()
