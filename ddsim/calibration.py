@@ -21,6 +21,7 @@ accepted.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ class Calibration:
             values = array(need(document, key, where), f"{where}: {key}")
             if key == "log_gains":
                 bad = [
-                    v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not np.isfinite(v)
+                    v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
                 ]
                 if bad:
                     raise DdsimError(f"{where}: {key}: {bad[0]!r} is no finite number")
@@ -198,6 +199,8 @@ class Calibration:
             raise DdsimError(f"{where}: the isotonic map goes above probability 1")
         if len(logs if kind == "isotonic" else temperatures) == 0:
             raise DdsimError(f"{where}: a {kind} calibration without values")
+        if len(temperatures) and not 1e-3 <= temperatures.min() <= temperatures.max() <= 1e3:
+            raise DdsimError(f"{where}: temperatures: must be between 0.001 and 1,000, as any fitted one is")
         provenance = mapping(need(document, "provenance", where), f"{where}: provenance")
         return Calibration(kind, logs, acceptance, temperatures, provenance)
 

@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 import made_up
+from ddsim.errors import DdsimError
+from ddsim.trace import _check_name
 
 NAMES = (
     "[/red]", "[bold red]x", ":smile:", "$x$ and $\\frac$", "$", "_hidden", "\x1b[31mred\x1b]0;title\x07", "a\x00b", "a\nb\rc",
@@ -42,6 +44,15 @@ def made(count: int, seed: int) -> list[str]:
     return list(names)
 
 
+def may_name(name: str) -> bool:
+    """Whether a trace takes it as the name of a workload; control characters and very long names are refused there."""
+    try:
+        _check_name("trace", "workload", name)
+    except DdsimError:
+        return False
+    return True
+
+
 class _Page(HTMLParser):
     """Notes which scripts a page has."""
 
@@ -53,8 +64,9 @@ class _Page(HTMLParser):
 
 def use(cli: Callable[..., Any], names: Sequence[str], profile: Path, folder: Path) -> int:
     """Let all commands meet workloads, prompts and provenance of these names; the number of runs."""
+    names = [name for name in names if may_name(name)]
     trace = folder / "trace"
-    joined = " ".join(names)[:2000]
+    joined = " ".join(NAMES)[:2000]
     made_up.saved(
         trace,
         sequences=2 * len(names),
@@ -62,7 +74,7 @@ def use(cli: Callable[..., Any], names: Sequence[str], profile: Path, folder: Pa
         horizon=4,
         max_budget=8,
         workloads=names,
-        prompt=names[0][:100],
+        prompt=names[0],
         origin=joined,
     )
     words = (trace, "-p", profile, "--kind", "table", "--bootstrap", 5)

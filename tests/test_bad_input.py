@@ -85,6 +85,16 @@ def test_calibrations_and_validations_are_read_by_the_same_rules(cli: Run, files
     path.write_text('{"kind": "ddsim-calibration", "schema_version": 1, "log_gains": [NaN]}')
     with pytest.raises(DdsimError, match="holds NaN"):
         Calibration.load(path)
+    for key, value, wanted in (
+        ("log_gains", 10**30, "not monotone"),
+        ("temperatures", 1e-320, "between 0.001 and 1,000"),
+    ):
+        ends = {"log_gains": [], "acceptance": [], "temperatures": [1.0], "provenance": {}} | {key: [value]}
+        path.write_text(
+            json.dumps({"kind": "ddsim-calibration", "schema_version": 1, "calibration": "temperature"} | ends)
+        )
+        with pytest.raises(DdsimError, match=wanted):
+            Calibration.load(path)
     path.write_text('{"kind": "ddsim-validation", "schema_version": 1, "rows": [], "rows": []}')
     assert "stands twice" in error(cli("validate", "--show", path))
 
@@ -194,10 +204,17 @@ def test_errors_show_file_names_on_one_line(cli: Run) -> None:
 # --- terminals --------------------------------------------------------------------------------------------------------
 
 
+def heeding() -> None:
+    """SIGINT counts, where the tests themselves run in the background too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("module", ["typer.main", "numpy.linalg", "ddsim.cost"])
 def test_an_interrupt_while_modules_are_imported_is_one_line(files: Path, module: str) -> None:
     words = [sys.executable, "-X", "importtime", "-m", "ddsim", "fit", files / "profile.json"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.split("|")[-1].strip() == module:
@@ -215,12 +232,14 @@ def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
                 signal.raise_signal(signal.SIGINT)
         def work(*_):
             Last()
-            time.sleep(20)
+            time.sleep(120)
         ddsim.cli.app = lambda *_, **__: work()
         import ddsim.__main__ as m
         sys.exit(m.run())
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=15)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, preexec_fn=heeding
+    )
     assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
