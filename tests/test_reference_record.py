@@ -19,7 +19,8 @@ from ddsim.trace import open_trace
 from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target
 from ddsim_reference.decode import decode
 from ddsim_reference.engine import Engine
-from ddsim_reference.record import prompt_digest, record
+from ddsim_reference.record import prompt_digest, record, write_answers
+from ddsim_reference.sampling import uniforms
 
 
 @pytest.fixture
@@ -65,6 +66,23 @@ def test_a_recording_holds_the_targets_answers(job: dict[str, Any], temperature:
         assert info.temperature == pytest.approx(temperature)
         assert block.tokens[block.starts[s] : block.starts[s + 1]].tolist() == answer.tokens
     assert any(a.tokens[-1] in (7, 8) for a in answers)  # stop tokens are part of the text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_answers_side_by_side_are_those_written_alone(arch: str, temperature: float) -> None:
+    """Prompts of many lengths, and answers that end at many steps: slots are dropped on the way."""
+    config, weights = tiny.target(arch, eos_token_ids=(7, 8))
+    prompts = tiny.prompts(9, 61, seed=4)
+    names = [f"p{i}" for i in range(9)]
+    random = None if temperature == 0 else [uniforms(3, name, 50) for name in names]
+    told = write_answers(config, weights, prompts, max_new_tokens=50, temperature=temperature, random=random)
+    alone = decode(
+        Engine(config, tiny.copies(weights), max_context=80), prompts, Autoregressive(), max_new_tokens=50,
+        temperature=temperature, seed=3, prompt_ids=names,
+    )  # fmt: skip
+    assert told == [answer.tokens for answer in alone]
+    assert len({len(answer) for answer in told}) > 2 and max(map(len, told)) > 32
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .checkpoint import ModelConfig, Weights
-from .dense import rms_norm, rope_table, rotate, target_layers
+from .dense import causal_attention, rms_norm, rope_table, rotate, target_layer, target_layers
 
 try:
     import triton
@@ -152,6 +154,28 @@ class Lockstep:
             gate, up = F.linear(F.rms_norm(x, norm2.shape, norm2, config.rms_norm_eps), gate_up).chunk(2, -1)
             x = x + F.linear(F.silu(gate) * up, down)
         return F.rms_norm(x, self.norm.shape, self.norm, config.rms_norm_eps)
+
+    def prefill(self, slot: int, tokens: Sequence[int], first: int) -> Tensor:
+        """Feed a slot's first tokens in one pass, at row positions from ``first``; the hidden state [hidden] of the last."""
+        config, device = self.config, self.embedding.device
+        here = torch.arange(len(tokens), device=device)[None]
+        cos, sin = rope_table(here, config.head_dim, config.rope_theta)
+        own = slice(first, first + len(tokens))
+        x = F.embedding(torch.tensor([list(tokens)], device=device), self.embedding)
+        for keys, values, layer in zip(self.keys, self.values, self.layers, strict=True):
+
+            def attend(
+                query: Tensor, key: Tensor, value: Tensor, keys: Tensor = keys, values: Tensor = values
+            ) -> Tensor:
+                keys[slot, :, own], values[slot, :, own] = key[0], value[0]
+                return causal_attention(query, key, value)
+
+            x = target_layer(x, layer, cos, sin, config.num_heads, config.num_kv_heads, config.rms_norm_eps, attend)
+        return F.rms_norm(x[0, -1], self.norm.shape, self.norm, config.rms_norm_eps)
+
+    def keep(self, slots: Tensor) -> None:
+        """Go on with some slots only, int [fewer], in this order."""
+        self.keys, self.values = self.keys[:, slots], self.values[:, slots]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [slots, vocabulary]; bfloat16 ones are too coarse for a faithful argmax."""

@@ -63,34 +63,36 @@ def write_answers(
         Token ids of each answer, at least one each.
     """
     device = weights["model.embed_tokens.weight"].device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    longest = int(lengths.max())
-    total = longest + max_new_tokens
-    rows = torch.zeros(len(prompts), total, dtype=torch.long, device=device)
-    for i, prompt in enumerate(prompts):
-        rows[i, : len(prompt)] = torch.tensor(prompt, device=device)
+    longest = max(map(len, prompts))
+    model = Lockstep(config, weights, len(prompts), longest + max_new_tokens)
+    # Prompts end in one place, so that all answers begin at the same step.
+    start = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    rows = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
     dice = None if random is None else torch.tensor(np.stack([u[:max_new_tokens] for u in random]), device=device)
     stops = torch.tensor(config.eos_token_ids or (-1,), device=device)
-    model = Lockstep(config, weights, len(prompts), total)
-    start = torch.zeros(len(prompts), dtype=torch.long, device=device)
+    going = torch.arange(len(prompts), device=device)  # answers that are written on, in the order of the model's slots
     step = torch.zeros((), dtype=torch.long, device=device)
-    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     with torch.inference_mode():
-        for t in range(total - 1):
-            step.fill_(t)
-            hidden = model.hidden(rows[:, t], step, start)
-            written = t + 1 - lengths  # index in the answer of the token that comes next
-            if t + 1 < int(lengths.min()):
-                continue
-            u = None if dice is None else dice.gather(1, written.clamp(0, max_new_tokens - 1)[:, None])[:, 0]
-            token = choose(model.logits(hidden), temperature, u)
-            rows[:, t + 1] = torch.where(written < 0, rows[:, t + 1], token)
-            stopped |= (written >= 0) & torch.isin(rows[:, t + 1], stops)
-            if t % 16 == 0 and bool((stopped | (written + 1 >= max_new_tokens)).all()):
-                break
+        hidden = torch.stack(
+            [model.prefill(slot, prompt, longest - len(prompt)) for slot, prompt in enumerate(prompts)]
+        )
+        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for written in range(max_new_tokens):
+            if written > 0:
+                step.fill_(longest + written - 1)
+                hidden = model.hidden(rows[going, written - 1], step, start)
+            token = choose(model.logits(hidden), temperature, None if dice is None else dice[going, written])
+            rows[going, written] = token
+            stopped |= torch.isin(token, stops)
+            if written % 16 == 15 and bool(stopped.any()):
+                left = (~stopped).nonzero()[:, 0]
+                if len(left) == 0:
+                    break
+                if len(left) <= 0.75 * len(going):  # finished answers would go on costing as much as the others
+                    model.keep(left)
+                    going, start, stopped = going[left], start[left], stopped[left]
     answers = []
-    for row, prompt in zip(rows.tolist(), prompts, strict=True):
-        answer = row[len(prompt) : len(prompt) + max_new_tokens]
+    for answer in rows.tolist():
         ends = [i for i, token in enumerate(answer) if token in config.eos_token_ids]
         answers.append(answer[: ends[0] + 1] if ends else answer)
     return answers
