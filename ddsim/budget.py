@@ -378,7 +378,7 @@ def optimal_budget(
     gains : [N] or [P, N], path probabilities in descending order (`ddsim.tree_gains`)
     cost : CostModel, or an array of seconds of a round with 0, 1, ..., N nodes
     context : committed tokens before the root, where the cost depends on it
-    rule : "exhaustive", the argmax of (1 + Phi(n)) / C(n); "greedy", CaDDTree's stop at the first n that does not
+    rule : "exhaustive", the argmax of (1 + Phi(n)) / C(n); "greedy", the stop at the first n that does not
         improve this ratio; "price", the argmax of (1 + Phi(n)) - price * C(n)
     price : tokens per second; needed by "price", refused otherwise
 

@@ -295,7 +295,7 @@ class GreedySteps(_Rule):
 
 
 class RoundRatio(_Rule):
-    """The budget of highest expected tokens per second of this round, over all n."""
+    """The budget of highest expected tokens per second of this round, over all n, so that no step of the costs stops it."""
 
     label = "RoundRatio"
     rule = "exhaustive"
@@ -303,6 +303,9 @@ class RoundRatio(_Rule):
 
 class LongRun(_Rule):
     """The budget of highest (1 + Φ*(n)) - λ·C(n), at one price λ in tokens per second.
+
+    For rounds that are alike (i.i.d.) this maximises throughput. For given texts it need not: where drafting is hard a token saves
+    more time than where it is easy, which one price can't say, and `RoundRatio` can be faster.
 
     Parameters
     ----------
