@@ -56,7 +56,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
             raise DdsimError(f"{path}: is a folder; name a file")
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise DdsimError(f"{path}: is a device; name a regular file or a pipe")
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         while size <= LARGEST_FILE:
             if stat.S_ISFIFO(mode):
                 _wait(handle, path)
