@@ -220,10 +220,10 @@ def doubts(profile: Profile, points: Points) -> list[str]:
         fall = (y < (1 - FALL) * points.seconds[peak]) & (points.high[curve] < points.low[peak])
         falls += [(float(y[i] / points.seconds[peak[i]]), int(curve[i]), int(peak[i])) for i in np.flatnonzero(fall)]
     if falls:
-        ratio, i, peak = min(falls)
+        ratio, worst, top = min(falls)
         found.append(
-            f"cost falls with more tokens: {_place(points, i)} takes {1e3 * points.seconds[i]:.4g} ms, "
-            f"{100 * (1 - ratio):.0f} % less than {points.tokens[peak]} tokens ({1e3 * points.seconds[peak]:.4g} ms): was one "
+            f"cost falls with more tokens: {_place(points, worst)} takes {1e3 * points.seconds[worst]:.4g} ms, "
+            f"{100 * (1 - ratio):.0f} % less than {points.tokens[top]} tokens ({1e3 * points.seconds[top]:.4g} ms): was one "
             "disturbed, or is the order of the columns wrong?"
         )
     return found
@@ -263,7 +263,8 @@ def _median_and_bar(seconds: FloatArray, seed: int) -> tuple[float, float, float
         ordered, k = np.sort(seconds), (n + 1) // 2
         low_half = rng.beta(k, n + 1 - k, RESAMPLES)
         high_half = low_half if n % 2 else 1.0 - (1.0 - low_half) * rng.random(RESAMPLES) ** (1.0 / (n - k))
-        medians = sum(ordered[np.minimum((n * u).astype(np.int64), n - 1)] for u in (low_half, high_half)) / 2.0
+        below, above = (ordered[np.minimum((n * u).astype(np.int64), n - 1)] for u in (low_half, high_half))
+        medians = (below + above) / 2.0
     low, high = np.quantile(medians, (0.025, 0.975))
     return median, float(low), float(high), float(medians.std())
 
