@@ -174,7 +174,8 @@ def _outcome(policy: Policy, positions: Positions, costs: CostTable, knots: Floa
         so_far = np.cumsum(np.concatenate([np.zeros((1, knots.shape[1])), verify[:, None] * knots[nodes]]), axis=0)
         spread = np.diff(so_far[np.searchsorted(here, block.starts)], axis=0)
         parts.append((done.seconds, done.rounds, done.budget, done.whole, done.drawn, done.expected, spread))
-    return Outcome(policy, *(np.concatenate(column) for column in zip(*parts, strict=True)))
+    sums: tuple[Any, ...] = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    return Outcome(policy, *sums)
 
 
 def _verified(
@@ -1016,8 +1017,8 @@ def _dealt(policy: Policy, parts: Sequence[Outcome], folds: NDArray[np.int64]) -
     def each(name: str) -> NDArray[Any]:
         return np.stack([getattr(outcome, name) for outcome in parts])[folds, np.arange(len(folds))]
 
-    names = [field.name for field in dataclasses.fields(Outcome)][1:-1]
-    return Outcome(policy, *(each(name) for name in names), tuned_on="other prompts")
+    sums: dict[str, Any] = {field.name: each(field.name) for field in dataclasses.fields(Outcome)[1:-1]}
+    return Outcome(policy, **sums, tuned_on="other prompts")
 
 
 def _fixed_curve(result: ReplayResult, fixed: Fixed, counted: NDArray[np.bool_]) -> pd.DataFrame:
