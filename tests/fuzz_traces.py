@@ -410,8 +410,8 @@ class TooLong(BaseException):
 def outcome(folder: Path, expected: str, through_cli: bool) -> tuple[str, str]:
     """One of same, refused, or what is wrong; and the line or the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             found = answer(folder)
     except DdsimError as error:
         line = str(error)
@@ -424,7 +424,11 @@ def outcome(folder: Path, expected: str, through_cli: bool) -> tuple[str, str]:
         return "traceback", traceback.format_exc()[-1500:]
     else:
         line, kind = "", "same"
-        if found != expected:
+        # Where the list of shards is lost too, a missing or foreign shard that is sound in itself is read, with a warning.
+        warned = any("was interrupted" in str(warning.message) for warning in caught)
+        known = {path.read_bytes() for name in ("sound", "foreign") for path in (folder.parent / name).glob("part-*")}
+        shards = {path.read_bytes() for path in folder.glob("part-*")}
+        if found != expected and not (warned and shards <= known and not (folder / "_recording.json").exists()):
             return "differs", found[:1500]
     if through_cli:
         out, err = io.StringIO(), io.StringIO()
