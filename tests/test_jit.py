@@ -149,12 +149,13 @@ def test_commands_survive_a_damaged_cache(tmp_path: Path) -> None:
         "20",
         "--json",
     ]
-    answers = []
-    for damage in [lambda content: content, *DAMAGES.values()]:
-        for path in kept(tmp_path):
-            path.write_bytes(damage(path.read_bytes()))
+    answers, files = [], dict[Path, bytes]()
+    for kind in (None, "empty", "cut short", "random", "one bit flipped"):
+        for path, content in files.items():
+            path.write_bytes(DAMAGES[str(kind)](content))
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        answers.append(done.stdout)
-    assert len(kept(tmp_path)) > 20
+        assert done.returncode == 0, done.stderr
+        answers.append((done.stdout, done.stderr))  # a warning of the profile, each time the same
+        files = files or {path: path.read_bytes() for path in kept(tmp_path)}
+    assert len(files) > 20
     assert len(set(answers)) == 1
