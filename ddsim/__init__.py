@@ -44,6 +44,7 @@ _HOME = {
     "Calibration": "calibration",
     "fit_calibration": "calibration",
     "cross_calibrate": "calibration",
+    "reliability": "calibration",
     "positions_of": "positions",
     "simulate": "serving",
     "batch_map": "serving",

@@ -1015,7 +1015,7 @@ def predicted_measured(
 
 
 def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax: Axes | None = None) -> Axes:
-    """How far each measurement lies from its prediction, a row a run: measured / predicted − 1.
+    """How far each prediction lies from its measurement, a row a run: predicted / measured − 1, as ``ddsim validate`` prints it.
 
     Parameters
     ----------
@@ -1029,23 +1029,23 @@ def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax
     --------
     >>> table = pd.DataFrame({"label": ["AR", "DDTree(64)"], "predicted": [100.0, 200.0], "measured": [103.0, 196.0]})
     >>> prediction_errors(table, ax=canvas()).get_xlabel()
-    'measured / predicted − 1, %'
+    'predicted / measured − 1, %'
     """
     ax = _axes(ax, (SIZE[0], 0.9 + 0.25 * len(table)))
     predicted = table["predicted"].to_numpy(float)
-    off = 100 * (table["measured"].to_numpy(float) / predicted - 1)
+    off = 100 * (predicted / table["measured"].to_numpy(float) - 1)
     y = np.arange(len(table))
     reach = float(np.abs(off).max(initial=0.0))
     if tolerance is not None:
         ax.axvspan(-100 * tolerance, 100 * tolerance, color=GREEN, alpha=0.15, lw=0, label=f"± {100 * tolerance:g} %")
         reach = max(reach, 100 * tolerance)
     if {"measured_low", "measured_high"} <= set(table):
-        low, high = (100 * (table[f"measured_{side}"].to_numpy(float) / predicted - 1) for side in ("low", "high"))
+        low, high = (100 * (predicted / table[f"measured_{side}"].to_numpy(float) - 1) for side in ("high", "low"))
         ax.hlines(y, low, high, color=BLUE, lw=2.5, alpha=0.6)
         reach = max(reach, float(np.abs(low).max()), float(np.abs(high).max()))
     ax.axvline(0, color=GREY, lw=1)
     ax.plot(off, y, "o", ms=6, color=BLUE)
-    ax.set_xlabel("measured / predicted − 1, %")
+    ax.set_xlabel("predicted / measured − 1, %")
     _dress(ax)
     ax.grid(False, axis="y")
     ax.set_yticks(y, [_label(label) for label in table["label"]])

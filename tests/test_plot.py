@@ -384,7 +384,7 @@ def test_prediction_errors_are_relative() -> None:
     table = pd.DataFrame({"label": ["a", "b"], "predicted": [100.0, 200.0], "measured": [103.0, 190.0]})
     ax = plot.prediction_errors(table, ax=plot.canvas())
     dots = next(line for line in ax.lines if line.get_marker() == "o")
-    np.testing.assert_allclose(dots.get_xdata(), [3, -5])
+    np.testing.assert_allclose(dots.get_xdata(), [100 * (100 / 103 - 1), 100 * (200 / 190 - 1)])  # as `ddsim validate`
 
 
 def test_colours_are_told_apart_when_red_or_green_cones_are_missing() -> None:
