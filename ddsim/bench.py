@@ -230,7 +230,7 @@ def _write_trace(rng: np.random.Generator, pool: _Pool, positions: int, path: Pa
             ids[kept], values[kept] = drawn.token_ids, drawn.logprobs
             values, ids = _order_ties(values, ids)
             rows = _Rows(drawn.tokens, drawn.counts, ids[kept], values[kept])
-            writer._append("bench", str(q), 0.0, 100, rows)
+            writer._append("bench", str(q), 0.0, 100, rows, prompt_digest="")
 
 
 # --- the published method -----------------------------------------------------
