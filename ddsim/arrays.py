@@ -1,11 +1,12 @@
-"""What callers hand over as arrays: NumPy's, tensors, lists; anything else is refused in one line."""
+"""Arrays: what users may pass, and the one convention that kernels take."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ddsim.errors import DdsimError
 
@@ -91,3 +92,23 @@ def _on_host(value: Any) -> Any:
         return tensor.numpy()
     except TypeError:
         return tensor.float().numpy()
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _named(value: Any) -> str:
+    return f"the path {str(value)!r:.60}" if _is_path(value) else f"a {type(value).__name__}"
+
+
+Floats = NDArray[np.float64]
+
+
+Ints = NDArray[np.int32]
+
+
+def _plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
+    """Contiguous and writable: kernels see one type of array, whatever the caller has, and are compiled once."""
+    out = np.ascontiguousarray(array, dtype)
+    return out if out.flags.writeable else out.copy()

@@ -156,7 +156,7 @@ def made_up_marginals(rng: np.random.Generator, positions: int, candidates: int)
     >>> made_up_marginals(np.random.default_rng(0), 2, 8).shape
     (2, 15, 8)
     """
-    from .trace import round_logprobs
+    from ddsim.trace.checks import round_logprobs
 
     depth = np.arange(HORIZON)
     ease = rng.lognormal(0, 0.35, (positions, 1)) * rng.lognormal(0, 0.3, (positions, HORIZON))
@@ -173,7 +173,7 @@ class _Pool:
     """Positions to make a long trace of: pruned rows, one after another."""
 
     def __init__(self, rng: np.random.Generator, positions: int) -> None:
-        from .tree import kept_pairs
+        from ddsim.tree.rows import kept_pairs
 
         dense = np.concatenate([made_up_marginals(rng, 50, BUDGET) for _ in range(-(-positions // 50))])
         self.counts = kept_pairs(dense, BUDGET)  # [P, L]
@@ -220,7 +220,9 @@ class _Drawn:
 
 def _write_trace(rng: np.random.Generator, pool: _Pool, positions: int, path: Path) -> None:
     """Save a trace shard by shard."""
-    from .trace import TraceWriter, _order_ties, _Rows
+    from ddsim.trace.checks import _order_ties
+    from ddsim.trace.schema import _Rows
+    from ddsim.trace.writer import TraceWriter
 
     with TraceWriter(path, horizon=HORIZON, max_budget=BUDGET, vocab_size=VOCABULARY, provenance={}) as writer:
         for q in range(positions // LENGTH):
@@ -283,7 +285,7 @@ def published_tree(logprobs: NDArray[np.float32], budget: int) -> tuple[NDArray[
 
 
 def _tree_figures(rng: np.random.Generator, repeats: int) -> list[Figure]:
-    from .tree import draft_tree
+    from ddsim.tree.trees import draft_tree
 
     marginals = made_up_marginals(rng, 16, TREE)
 
@@ -327,7 +329,7 @@ def _tree_figures(rng: np.random.Generator, repeats: int) -> list[Figure]:
 def _gain_figures(rng: np.random.Generator, pool: _Pool, positions: int, repeats: int) -> list[Figure]:
     import numba
 
-    from .tree import gains_and_ranks, true_ranks
+    from ddsim.tree.rows import gains_and_ranks, true_ranks
 
     drawn = pool.draw(rng, positions)
 
@@ -363,9 +365,9 @@ def _gain_figures(rng: np.random.Generator, pool: _Pool, positions: int, repeats
 
 
 def _replay_figures(path: Path, positions: int, repeats: int) -> list[Figure]:
-    from .positions import positions_of
-    from .replay import replay
-    from .trace import open_trace
+    from ddsim.replay.replay import replay
+    from ddsim.trace.cache import positions_of
+    from ddsim.trace.trace import open_trace
 
     trace = open_trace(path)
     start = time.perf_counter()
@@ -395,8 +397,8 @@ def _replay_figures(path: Path, positions: int, repeats: int) -> list[Figure]:
 
 def _policies(count: int) -> list[Any]:
     """So many different policies."""
-    from .policy import DDTree
-    from .replay import default_policies
+    from ddsim.policy.rules import DDTree
+    from ddsim.replay.replay import default_policies
 
     policies = default_policies(BUDGET)[:count]
     names = {policy.name for policy in policies}
@@ -406,7 +408,7 @@ def _policies(count: int) -> list[Any]:
 
 def _cost() -> Any:
     """A curve with a shape: flat, then a slope, padded to buckets of 64 tokens."""
-    from .cost import CostModel
+    from ddsim.cost.model import CostModel
 
     tokens = np.arange(1, BUDGET + 2)
     padded = -(-tokens // 64) * 64

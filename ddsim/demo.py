@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from ddsim.errors import DdsimError
 
 if TYPE_CHECKING:
-    from ddsim.profiles import Profile
-    from ddsim.trace import Trace
+    from ddsim.cost.profile import Profile
+    from ddsim.trace.trace import Trace
 
 TRACE = "humaneval"
 PROFILE = "qwen3-8b-cost-h100.json"
@@ -36,13 +36,13 @@ def data(name: str) -> Path:
 
 def demo_trace() -> Trace:
     """The recording that comes with ddsim."""
-    from ddsim.trace import open_trace
+    from ddsim.trace.trace import open_trace
 
     return open_trace(data(TRACE))
 
 
 def demo_profile() -> Profile:
     """The profile that comes with ddsim."""
-    from ddsim.profiles import read_profile
+    from ddsim.cost.profile import read_profile
 
     return read_profile(data(PROFILE))

@@ -1,10 +1,24 @@
-"""Foreign text (names, prompt ids, file names, provenance) made fit to be shown on a terminal, in a figure or on a page."""
+"""Text of others, made fit to be shown."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
+
+
+def brief(value: Any) -> str:
+    """A value for an error message, on one line and short."""
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):  # not from JSON: a caller's own object
+        text = json.dumps(type(value).__name__)
+    return text if len(text) <= 40 else text[:37] + "..."
+
 
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+
+
 _JOINERS = "\u200c\u200d"  # emoji and several scripts are spelt with them
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import typer
 
 import hostile
-from ddsim.cli import app, main
+from ddsim.cli.app import app
+from ddsim.cli.main import main
 
 SECONDS = 60  # that a case may take on a busy machine; most take a hundredth
 ODD: tuple[Any, ...] = (

@@ -29,12 +29,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ddsim import trace as trace_module
-from ddsim.cli import main
-from ddsim.cost import CostModel
+from ddsim.cli.main import main
+from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
-from ddsim.replay import replay
-from ddsim.trace import TraceWriter, open_trace, round_logprobs, write_pieces
+from ddsim.replay.replay import replay
+from ddsim.trace import schema as _schema
+from ddsim.trace.checks import round_logprobs
+from ddsim.trace.trace import open_trace
+from ddsim.trace.writer import TraceWriter, write_pieces
 
 Rng = np.random.Generator
 Change = Callable[[pa.Table, Rng], pa.Table]
@@ -206,7 +208,7 @@ def write_shard(path: Path, table: pa.Table, told: Any, rng: Rng | None = None) 
     """A shard with this metadata, under a checksum that fits."""
     if isinstance(told, dict):
         told = {key: value for key, value in told.items() if key != "checksum"}
-        told = told | {"checksum": trace_module._checksum(told)}
+        told = told | {"checksum": _schema._checksum(told)}
     options: dict[str, Any] = {"row_group_size": 1 << 20}
     if rng is not None and rng.random() < 0.3:  # another writer's
         options |= {"compression": some(rng, ("zstd", "none", "snappy")), "use_dictionary": bool(rng.random() < 0.5)}
@@ -383,7 +385,7 @@ def listed(folder: Path, rng: Rng) -> None:
         told[key] = some(rng, (*HOSTILE, [told["shards"][0]], [*told["shards"], "x"], told["shards"][::-1]))
     if rng.random() < 0.8:
         told.pop("checksum", None)
-        told["checksum"] = trace_module._checksum(told)
+        told["checksum"] = _schema._checksum(told)
     path.write_text(json.dumps(told if rng.random() < 0.9 else some(rng, HOSTILE)))
 
 

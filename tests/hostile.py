@@ -14,7 +14,7 @@ import numpy as np
 
 import made_up
 from ddsim.errors import DdsimError
-from ddsim.trace import _check_name
+from ddsim.trace.schema import _check_name
 
 NAMES = (
     "[/red]", "[bold red]x", ":smile:", "$x$ and $\\frac$", "$", "_hidden", "\x1b[31mred\x1b]0;title\x07", "a\x00b", "a\nb\rc",

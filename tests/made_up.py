@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample
-from ddsim.trace import Trace, open_trace, write_pieces
+from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample
+from ddsim.trace.trace import Trace, open_trace
+from ddsim.trace.writer import write_pieces
 
 WORDS = (
     " return", " if", " else", ":", "\n", "\n   ", "\n       ", " for", " in", " range", "(", ")", "[", "]", " =", " ==",

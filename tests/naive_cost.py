@@ -8,7 +8,7 @@ from itertools import combinations, pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.surface import Curve, RoundPoint
+from ddsim.cost.interpolation import Curve, RoundPoint
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddsim.budget import Positions
+from ddsim.trace.rounds import Positions
 
 
 def best(gains: Sequence[float], curve: Sequence[float], base: float, rule: str, price: float) -> tuple[int, float]:

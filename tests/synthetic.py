@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddsim.trace import Trace
+from ddsim.trace.trace import Trace
 
 
 def made_trace(

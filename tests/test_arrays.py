@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.budget import optimal_budget
 from ddsim.errors import DdsimError
-from ddsim.trace import Trace, TraceBlock
-from ddsim.tree import check_marginals, draft_chain, draft_forest, draft_tree, forest_gains, tree_gains
+from ddsim.policy.choose import optimal_budget
+from ddsim.trace.schema import TraceBlock
+from ddsim.trace.trace import Trace
+from ddsim.tree.forests import draft_forest, forest_gains
+from ddsim.tree.rows import check_marginals
+from ddsim.tree.trees import draft_chain, draft_tree, tree_gains
 
 T, L, K, V = 4, 2, 3, 20
 

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 import hostile
-from ddsim import jsonfile
-from ddsim.cli import main
+from ddsim.cli.main import main
 from ddsim.errors import DdsimError
+from ddsim.files import documents as jsonfile
+from ddsim.view import budgets as _budgets
+from ddsim.view import style as _style
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 COMMAND = [sys.executable, "-m", "ddsim"]
@@ -79,7 +81,7 @@ def test_a_byte_order_mark_is_skipped(cli: Run, files: Path, tmp_path: Path) -> 
 
 
 def test_calibrations_and_validations_are_read_by_the_same_rules(cli: Run, files: Path, tmp_path: Path) -> None:
-    from ddsim.calibration import Calibration
+    from ddsim.trace.calibration import Calibration
 
     path = tmp_path / "x.json"
     path.write_text('{"kind": "ddsim-calibration", "schema_version": 1, "log_gains": [NaN]}')
@@ -183,13 +185,11 @@ def test_markup_in_names_is_shown_not_obeyed(cli: Run, files: Path, tmp_path: Pa
 def test_labels_are_no_mathematics() -> None:
     import pandas as pd
 
-    from ddsim import plot
-
     for name in hostile.NAMES:
         table = pd.DataFrame({"policy": [name, "b"], "tokens_per_second": [1.0, 2.0], "workload": [name, name]})
-        ax = plot.policies(table, ax=plot.canvas())
+        ax = _budgets.policies(table, ax=_style.canvas())
         ax.get_figure().canvas.draw()  # type: ignore[union-attr]
-    ax = plot.budget_distribution({"_a$x$": [1, 2], r"\$": [3]}, ax=plot.canvas())
+    ax = _budgets.budget_distribution({"_a$x$": [1, 2], r"\$": [3]}, ax=_style.canvas())
     assert [t.get_text().split(":")[0].strip() for t in ax.get_legend().get_texts()] == [r"_a\$x\$", r"\\$"]  # type: ignore[union-attr]
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ddsim import bench
-from ddsim.trace import open_trace
-from ddsim.tree import draft_tree, kept_pairs
+from ddsim.trace.trace import open_trace
+from ddsim.tree.rows import kept_pairs
+from ddsim.tree.trees import draft_tree
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 300])

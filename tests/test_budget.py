@@ -13,11 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim import budget as B
-from ddsim.budget import Positions
-from ddsim.calibration import Calibration
+from ddsim.cost import table as _table
 from ddsim.errors import DdsimError
-from ddsim.tree import tree_gains
+from ddsim.policy import choose as _choose
+from ddsim.policy import price as _price
+from ddsim.policy import walk as _walk
+from ddsim.trace import rounds as _rounds
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+from ddsim.tree import kernels as _kernels
+from ddsim.tree.trees import tree_gains
 from tests import naive_budget as naive
 
 RULES = ("greedy", "exhaustive", "price")
@@ -69,7 +74,7 @@ def some_table(rng: np.random.Generator, positions: int, width: int, shape: str 
     count = int(rng.integers(1, 3))
     seconds = np.stack([some_curve(rng, width, shape) for _ in range(count)])
     alone = rng.integers(1, 100, count) / 64.0
-    return B._Curves(seconds, alone, rng.integers(0, count, positions).astype(np.int32))
+    return _table._Curves(seconds, alone, rng.integers(0, count, positions).astype(np.int32))
 
 
 def some_positions(rng: np.random.Generator, lengths: Any, horizon: int, width: int) -> Positions:
@@ -79,13 +84,13 @@ def some_positions(rng: np.random.Generator, lengths: Any, horizon: int, width: 
     gains = some_gains(rng, count, width)
     ranks = np.sort(rng.permuted(np.tile(np.arange(1, width + horizon + 1), (count, 1)), axis=1)[:, :horizon], axis=1)
     left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
-    ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), B.NO_RANK, ranks)
+    ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
     chain = rng.integers(0, left + 1)
     expected = rng.integers(0, 64 * horizon + 1, count) / 64
     return Positions(
         gains,
         ranks.astype(np.int32),
-        B.node_counts(gains),
+        _rounds.node_counts(gains),
         chain.astype(np.uint8),
         expected.astype(np.float32),
         np.zeros(count, np.int32),
@@ -124,9 +129,9 @@ def budgets_are_those_of_a_plain_scan(rng: np.random.Generator) -> None:
     gains, table, price = some_gains(rng, count, width), some_table(rng, count, width + 1), some_price(rng)
     for rule in RULES:
         expected = [naive.choose(g, table.seconds[u], rule, price) for g, u in zip(gains, table.row, strict=True)]
-        assert B.round_budgets(gains, table, rule, price).tolist() == expected
+        assert _choose.round_budgets(gains, table, rule, price).tolist() == expected
         single = [
-            int(B.round_budgets(gains[i : i + 1], B.cost_rows(table, slice(i, i + 1)), rule, price)[0])
+            int(_choose.round_budgets(gains[i : i + 1], _table.cost_rows(table, slice(i, i + 1)), rule, price)[0])
             for i in range(count)
         ]
         assert single == expected
@@ -137,7 +142,7 @@ def slopes_are_those_of_all_pairs(rng: np.random.Generator) -> None:
     curve = some_curve(rng, int(rng.integers(1, 12)))
     finite = np.isfinite(curve)
     expected = np.array(naive.slopes_ahead(np.where(finite, curve, 1e300).tolist()))
-    assert B._slopes_ahead(curve[None])[0][finite] == pytest.approx(
+    assert _choose._slopes_ahead(curve[None])[0][finite] == pytest.approx(
         np.where(expected > 1e200, np.inf, expected)[finite]
     )
 
@@ -145,21 +150,21 @@ def slopes_are_those_of_all_pairs(rng: np.random.Generator) -> None:
 @check
 def counted_nodes(rng: np.random.Generator) -> None:
     gains = some_gains(rng, int(rng.integers(0, 5)), int(rng.integers(0, 9)))
-    assert B.node_counts(gains).tolist() == [naive.nodes(row) for row in gains]
+    assert _rounds.node_counts(gains).tolist() == [naive.nodes(row) for row in gains]
 
 
 @check
 def walks_are_those_of_a_plain_loop(rng: np.random.Generator) -> None:
     positions, table = some_case(rng)
     actions = np.array([rng.choice(naive.choices(positions, p)) for p in range(len(positions))], np.int32)
-    expected, done = naive.walk(positions, table, actions.tolist()), B.walk(positions, table, actions)
+    expected, done = naive.walk(positions, table, actions.tolist()), _walk.walk(positions, table, actions)
     for key in ("seconds", "rounds", "budget", "drawn", "expected"):
         assert getattr(done, key) == pytest.approx(np.array([one[key] for one in expected])), key
     visited = {p: a for one in expected for p, a in one["accepted"].items()}
     assert done.accepted.tolist() == [visited.get(p, -1) for p in range(len(positions))]
     for p in visited:
         _, accepted, seconds = naive.round_at(positions, table, p, int(actions[p]))
-        assert B.step(positions, table, p, int(actions[p])) == (p + accepted + 1, seconds)
+        assert _walk.step(positions, table, p, int(actions[p])) == (p + accepted + 1, seconds)
 
 
 @check
@@ -170,12 +175,12 @@ def lockstep_asks_at_the_positions_of_a_walk(rng: np.random.Generator) -> None:
 
     def choose(gains: Any, costs: Any) -> Any:
         asked.append(len(gains))
-        return B.round_budgets(gains, costs, rule, price)
+        return _choose.round_budgets(gains, costs, rule, price)
 
-    actions = B.lockstep(positions, table, choose)
-    assert np.array_equal(B.rule_actions(positions, table, rule, price), actions)
-    everywhere = B.round_budgets(positions.gains, table, rule, price)
-    visited = B.walk(positions, table, everywhere).accepted >= 0
+    actions = _walk.lockstep(positions, table, choose)
+    assert np.array_equal(_walk.rule_actions(positions, table, rule, price), actions)
+    everywhere = _choose.round_budgets(positions.gains, table, rule, price)
+    visited = _walk.walk(positions, table, everywhere).accepted >= 0
     assert np.array_equal(actions, np.where(visited, everywhere, 0)) and sum(asked) == visited.sum()
 
 
@@ -185,7 +190,7 @@ def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
     state = np.array([rng.integers(1, 99), rng.integers(1, 99), 1.0])
     memory = float(rng.choice([2.0, 4.0, np.inf]))
     tokens, seconds, rounds = state.tolist()
-    actions = B.online_actions(positions, table, state, memory)
+    actions = _walk.online_actions(positions, table, state, memory)
     for start, stop in pairwise(positions.starts.tolist()):
         p = start
         while p < stop - 1:
@@ -208,7 +213,7 @@ def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
 @check
 def fixed_walks_are_walks(rng: np.random.Generator) -> None:
     positions, table = some_case(rng)
-    spent, rounds = B.fixed_walks(positions, table)
+    spent, rounds = _walk.fixed_walks(positions, table)
     for n in range(positions.max_budget + 1):
         done = naive.walk(positions, table, [n] * len(positions))
         assert spent[:, n] == pytest.approx(np.array([one["seconds"] for one in done]))
@@ -220,25 +225,25 @@ def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
     positions, paid = some_case(rng)
     other = some_table(rng, len(positions), paid.seconds.shape[1], rng.choice(["convex", "steps", "wild"]))
     seconds = other.seconds[rng.integers(0, len(other.seconds), len(paid.seconds))]
-    decided = B._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
+    decided = _table._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
     rule, price, fill = str(rng.choice(RULES)), some_price(rng), bool(rng.random() < 0.5)
     expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
-    actions = B.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
-    asked = B.lockstep(
+    actions = _walk.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
+    asked = _walk.lockstep(
         positions,
         decided,
-        lambda gains, costs: B.round_budgets(gains, costs, rule, price, fill=fill),  # type: ignore[arg-type]
+        lambda gains, costs: _choose.round_budgets(gains, costs, rule, price, fill=fill),  # type: ignore[arg-type]
     )
     assert actions.tolist() == asked.tolist()
-    done = B.walk(positions, decided, actions)
+    done = _walk.walk(positions, decided, actions)
     for key in ("seconds", "rounds", "budget", "drawn"):
         assert getattr(done, key).tolist() == [one[key] for one in expected]
     for p in range(len(positions) - 1):
-        _, spent = B.step(positions, decided, p, int(actions[p]))
+        _, spent = _walk.step(positions, decided, p, int(actions[p]))
         assert spent == naive.round_at(positions, paid, p, int(actions[p]))[2]
-    fixed, _ = B.fixed_walks(positions, decided)
-    assert fixed.tolist() == B.fixed_walks(positions, paid)[0].tolist()
-    assert B.hindsight_actions(positions, decided).tolist() == B.hindsight_actions(positions, paid).tolist()
+    fixed, _ = _walk.fixed_walks(positions, decided)
+    assert fixed.tolist() == _walk.fixed_walks(positions, paid)[0].tolist()
+    assert _walk.hindsight_actions(positions, decided).tolist() == _walk.hindsight_actions(positions, paid).tolist()
 
 
 @check
@@ -248,10 +253,10 @@ def totals_are_sums_over_positions(rng: np.random.Generator) -> None:
     rows = [table.seconds[u] for u in table.row]
     for rule in RULES:
         tokens, spent = naive.rule_totals(gains, rows, rule, price)
-        assert B.rule_expected(gains, table, rule, price) == pytest.approx(float(tokens / spent))
+        assert _price.rule_expected(gains, table, rule, price) == pytest.approx(float(tokens / spent))
     if np.isfinite(table.seconds).all():
         expected = [float(naive.fixed_ratio(gains, rows, n)) for n in range(width + 1)]
-        assert B.fixed_expected(gains, table) == pytest.approx(expected)
+        assert _price.fixed_expected(gains, table) == pytest.approx(expected)
 
 
 @check
@@ -263,10 +268,10 @@ def positions_and_bare_gains_agree(rng: np.random.Generator) -> None:
     ]
     if not roots:
         with pytest.raises(DdsimError, match="no positions"):
-            B.solve_price(positions, table, sequences=chosen)
+            _price.solve_price(positions, table, sequences=chosen)
         return
-    bare, rows = np.asarray(positions.gains)[roots], B.cost_rows(table, np.array(roots))
-    assert B.solve_price(positions, table, sequences=chosen) == B.solve_price(bare, rows)
+    bare, rows = np.asarray(positions.gains)[roots], _table.cost_rows(table, np.array(roots))
+    assert _price.solve_price(positions, table, sequences=chosen) == _price.solve_price(bare, rows)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -290,8 +295,8 @@ def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(rng: np.random.Genera
     width = int(rng.integers(1, 9))
     gains, table = some_gains(rng, 4, width), some_table(rng, 4, width + 1, "convex")
     calibration = some_calibration(rng)
-    greedy = B.round_budgets(gains, table, "greedy", calibration=calibration)
-    best = B.round_budgets(gains, table, "exhaustive", calibration=calibration)
+    greedy = _choose.round_budgets(gains, table, "greedy", calibration=calibration)
+    best = _choose.round_budgets(gains, table, "exhaustive", calibration=calibration)
     mapped = gains if calibration is None else calibration.apply_gains(gains)
     for p in range(4):
         curve = table.seconds[table.row[p]]
@@ -308,7 +313,7 @@ def the_price_is_the_best_ratio_over_all_choices(rng: np.random.Generator) -> No
     count, width = int(rng.integers(1, 4)), int(rng.integers(1, 5))
     gains, table = some_gains(rng, count, width), some_table(rng, count, width + 1)
     rows = [table.seconds[u] for u in table.row]
-    solution = B.solve_price(gains, table)
+    solution = _price.solve_price(gains, table)
     assert solution.price == pytest.approx(float(naive.best_ratio(gains, rows)), rel=1e-12)
     assert solution.price == pytest.approx(solution.tokens / solution.seconds, rel=1e-12)  # the fixed point
 
@@ -316,9 +321,9 @@ def the_price_is_the_best_ratio_over_all_choices(rng: np.random.Generator) -> No
 def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tuple[float, float]]:
     """(price, seconds that its budgets take), each price the throughput of what was before; the last one if it stays."""
     tokens, out = int(positions.tokens.sum()), []
-    price = tokens / sum(B.walk(positions, table, B.rule_actions(positions, table, "exhaustive")).seconds)
+    price = tokens / sum(_walk.walk(positions, table, _walk.rule_actions(positions, table, "exhaustive")).seconds)
     for _ in range(count):
-        spent = float(B.walk(positions, table, B.rule_actions(positions, table, "price", price)).seconds.sum())
+        spent = float(_walk.walk(positions, table, _walk.rule_actions(positions, table, "price", price)).seconds.sum())
         out.append((price, spent))
         if abs(tokens / spent - price) <= 1e-4 * price:
             return out[-1:]
@@ -332,7 +337,7 @@ def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(rng: np.random.Gener
     if not positions.tokens.sum() or not np.isfinite(table.seconds).all():
         return
     visited = visited_prices(positions, table)
-    solution = B.solve_walk_price(positions, table)
+    solution = _price.solve_walk_price(positions, table)
     assert (solution.price, solution.seconds) in visited
     assert solution.seconds == min(spent for _, spent in visited)
 
@@ -343,7 +348,7 @@ def test_prices_that_go_round_in_a_circle(seed: int) -> None:
     positions, table = some_case(np.random.default_rng(seed), 12)
     visited = visited_prices(positions, table)
     assert len(visited) == 30 and visited[-1] in visited[:-1]
-    solution = B.solve_walk_price(positions, table)
+    solution = _price.solve_walk_price(positions, table)
     assert solution.seconds == min(spent for _, spent in visited) < max(spent for _, spent in visited[-3:])
     assert solution.tokens / solution.seconds == positions.tokens.sum() / solution.seconds
 
@@ -352,19 +357,19 @@ def test_prices_that_go_round_in_a_circle(seed: int) -> None:
 def the_price_beats_ratios_and_fixed_budgets_in_expectation(rng: np.random.Generator) -> None:
     count, width = int(rng.integers(1, 30)), int(rng.integers(1, 12))
     gains, table, calibration = some_gains(rng, count, width), some_table(rng, count, width + 1), some_calibration(rng)
-    price = B.solve_price(gains, table, calibration=calibration).price
-    earned = B.rule_expected(gains, table, "price", price, calibration=calibration)
+    price = _price.solve_price(gains, table, calibration=calibration).price
+    earned = _price.rule_expected(gains, table, "price", price, calibration=calibration)
     assert earned == pytest.approx(price, rel=1e-12)
-    rivals = [B.rule_expected(gains, table, rule, calibration=calibration) for rule in ("greedy", "exhaustive")]
-    rivals.append(float(B.fixed_expected(gains, table, calibration=calibration).max()))
+    rivals = [_price.rule_expected(gains, table, rule, calibration=calibration) for rule in ("greedy", "exhaustive")]
+    rivals.append(float(_price.fixed_expected(gains, table, calibration=calibration).max()))
     assert earned >= max(rivals) * (1 - 1e-12)
-    assert earned >= B.rule_expected(gains, table, "price", some_price(rng), calibration=calibration) * (1 - 1e-12)
+    assert earned >= _price.rule_expected(gains, table, "price", some_price(rng), calibration=calibration) * (1 - 1e-12)
 
 
 @check
 def hindsight_is_the_least_over_all_choices(rng: np.random.Generator) -> None:
     positions, table = some_case(rng, longest=5)
-    done = B.walk(positions, table, B.hindsight_actions(positions, table))
+    done = _walk.walk(positions, table, _walk.hindsight_actions(positions, table))
     least = [naive.least_seconds(positions, table, s) for s in range(positions.sequences)]
     assert done.seconds == pytest.approx(np.array(least))
 
@@ -372,13 +377,15 @@ def hindsight_is_the_least_over_all_choices(rng: np.random.Generator) -> None:
 @check
 def hindsight_beats_every_policy(rng: np.random.Generator) -> None:
     positions, table = some_case(rng, longest=30)
-    least = B.walk(positions, table, B.hindsight_actions(positions, table)).seconds * (1 - 1e-12)
-    for action in (B.NO_DRAFT, B.CHAIN, *range(positions.max_budget + 1)):
-        assert (B.walk(positions, table, np.full(len(positions), action, np.int32)).seconds >= least).all()
+    least = _walk.walk(positions, table, _walk.hindsight_actions(positions, table)).seconds * (1 - 1e-12)
+    for action in (_choose.NO_DRAFT, _choose.CHAIN, *range(positions.max_budget + 1)):
+        assert (_walk.walk(positions, table, np.full(len(positions), action, np.int32)).seconds >= least).all()
     price = some_price(rng)
     for rule in RULES:
-        actions = B.lockstep(positions, table, lambda gains, costs, r=rule: B.round_budgets(gains, costs, r, price))
-        assert (B.walk(positions, table, actions).seconds >= least).all()
+        actions = _walk.lockstep(
+            positions, table, lambda gains, costs, r=rule: _choose.round_budgets(gains, costs, r, price)
+        )
+        assert (_walk.walk(positions, table, actions).seconds >= least).all()
 
 
 @check
@@ -387,7 +394,7 @@ def the_forest_is_the_best_of_all_ways_to_share(rng: np.random.Generator) -> Non
     gains, price = some_gains(rng, requests, width), some_price(rng)
     curve = some_curve(rng, int(rng.integers(1, requests * width + 2)), "steps")
     for rule in ("exhaustive", "price"):
-        budgets = B.forest_budgets(gains, curve, rule, price)
+        budgets = _choose.forest_budgets(gains, curve, rule, price)
         tokens = requests + sum(naive.phi(row, n) for row, n in zip(gains, budgets, strict=True))
         cost = F(float(curve[budgets.sum()]))
         worth = tokens / cost if rule == "exhaustive" else tokens - F(price) * cost
@@ -405,8 +412,8 @@ def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
         kept = np.arange(width) < budgets[:, None]
         return float((requests + mapped[kept].sum(dtype=np.float64)) / curve[budgets.sum()])
 
-    best = ratio(B.forest_budgets(gains, curve, "exhaustive", calibration=calibration))
-    exists = B.node_counts(gains)
+    best = ratio(_choose.forest_budgets(gains, curve, "exhaustive", calibration=calibration))
+    exists = _rounds.node_counts(gains)
     assert all(best >= ratio(np.minimum(n, exists)) * (1 - 1e-12) for n in range(width + 1))
 
 
@@ -415,13 +422,13 @@ def the_forest_price_is_a_fixed_point_above_uniform_widths(rng: np.random.Genera
     requests, width, groups = int(rng.integers(1, 5)), int(rng.integers(1, 5)), int(rng.integers(1, 6))
     gains = some_gains(rng, requests * groups, width)
     curve = some_curve(rng, requests * width + 1)
-    solution = B.solve_forest_price(gains, curve, requests)
+    solution = _price.solve_forest_price(gains, curve, requests)
     assert solution.price == pytest.approx(solution.tokens / solution.seconds, rel=1e-12)
     order = np.random.default_rng(0).permutation(len(gains)).reshape(groups, requests)
     for n in range(width + 1):
         tokens = spent = 0.0
         for group in order:
-            budgets = np.minimum(n, B.node_counts(gains[group]))
+            budgets = np.minimum(n, _rounds.node_counts(gains[group]))
             tokens += requests + sum(float(naive.phi(row, k)) for row, k in zip(gains[group], budgets, strict=True))
             spent += curve[budgets.sum()]
         assert solution.price >= tokens / spent * (1 - 1e-12)
@@ -446,7 +453,7 @@ def test_check_long(name: str) -> None:
 def test_threads_change_nothing() -> None:
     rng = np.random.default_rng(0)
     positions = some_positions(rng, rng.integers(1, 60, 300), 5, 16)
-    table = B._Curves(
+    table = _table._Curves(
         0.01 + rng.random((3, 17)), 0.01 + rng.random(3), rng.integers(0, 3, len(positions)).astype(np.int32)
     )
     answers = []
@@ -454,14 +461,14 @@ def test_threads_change_nothing() -> None:
     try:
         for threads in (1, most):
             numba.set_num_threads(threads)
-            actions = B.hindsight_actions(positions, table)
+            actions = _walk.hindsight_actions(positions, table)
             answers.append(
                 [
-                    B.solve_price(positions, table).price,
-                    B.fixed_expected(positions, table).tolist(),
-                    B.fixed_seconds(positions, table).tolist(),
+                    _price.solve_price(positions, table).price,
+                    _price.fixed_expected(positions, table).tolist(),
+                    _walk.fixed_seconds(positions, table).tolist(),
                     actions.tolist(),
-                    B.walk(positions, table, actions).seconds.tolist(),
+                    _walk.walk(positions, table, actions).seconds.tolist(),
                 ]
             )
     finally:
@@ -481,12 +488,12 @@ def test_blocks_change_nothing() -> None:
 
 def test_optimal_budget() -> None:
     gains, curve = [0.9, 0.6, 0.1], [1.0, 1.1, 1.2, 2.0]
-    assert B.optimal_budget(gains, curve) == B.optimal_budget(gains, curve, rule="greedy") == 2
-    assert B.optimal_budget(gains, curve, rule="price", price=0.01) == 3
-    assert B.optimal_budget([gains, [0.0, 0.0, 0.0]], curve).tolist() == [2, 0]
+    assert _choose.optimal_budget(gains, curve) == _choose.optimal_budget(gains, curve, rule="greedy") == 2
+    assert _choose.optimal_budget(gains, curve, rule="price", price=0.01) == 3
+    assert _choose.optimal_budget([gains, [0.0, 0.0, 0.0]], curve).tolist() == [2, 0]
     frozen = np.array([gains], np.float32)
     frozen.flags.writeable = False
-    assert B.optimal_budget(frozen, curve).tolist() == [2]
+    assert _choose.optimal_budget(frozen, curve).tolist() == [2]
     for arguments, reason in (
         (([0.1, 0.6], curve), "descending"),
         (([0.6, np.nan], curve), "finite"),
@@ -494,12 +501,12 @@ def test_optimal_budget() -> None:
         ((gains, [1.0, 1.0, 0.0, 1.0]), "positive"),
     ):
         with pytest.raises(DdsimError, match=reason):
-            B.optimal_budget(*arguments)
+            _choose.optimal_budget(*arguments)
     for options, reason in (({"rule": "x"}, "unknown rule"), ({"rule": "price"}, "price"), ({"price": 1.0}, "price")):
         with pytest.raises(DdsimError, match=reason):
-            B.optimal_budget(gains, curve, **options)  # type: ignore[arg-type]
+            _choose.optimal_budget(gains, curve, **options)  # type: ignore[arg-type]
 
 
 def test_costs_of_fewer_nodes_than_gains_bound_the_budget() -> None:
     gains = np.full((3, 8), 0.9, np.float32)
-    assert B.round_budgets(gains, B.curve_table([1.0, 1.0, 1.0], 3), "price").tolist() == [2, 2, 2]
+    assert _choose.round_budgets(gains, _table.curve_table([1.0, 1.0, 1.0], 3), "price").tolist() == [2, 2, 2]

@@ -10,20 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.calibration import (
-    Calibration,
+from ddsim.errors import DdsimError
+from ddsim.trace.calibrate import (
     _fitter,
     _losses,
     _statistics,
     cross_calibrate,
     fit_calibration,
     fit_isotonic,
-    reliability,
     split_prompts,
-    wilson,
 )
-from ddsim.errors import DdsimError
-from ddsim.trace import Trace
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.reliability import reliability, wilson
+from ddsim.trace.trace import Trace
 from tests.synthetic import made_trace
 
 L, V = 3, 16

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ddsim.cli import app, main
+from ddsim.cli.app import app
+from ddsim.cli.main import main
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 COMMAND = [sys.executable, "-m", "ddsim"]
@@ -159,7 +160,7 @@ def test_plan(cli: Run, files: Path, tmp_path: Path) -> None:
 
 
 def test_patterns_and_several_traces_make_one(cli: Run, files: Path, tmp_path: Path) -> None:
-    from ddsim.trace import open_trace
+    from ddsim.trace.trace import open_trace
 
     whole = open_trace(files / "trace")
     for name in whole.workloads:
@@ -593,19 +594,19 @@ def test_debug_shows_the_traceback(cli: Run) -> None:
 
 
 def test_a_bug_is_one_line_and_exit_code_3(cli: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ddsim.cost
+    import ddsim.cost.model
 
-    monkeypatch.setattr(ddsim.cost, "fit_cost", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(ddsim.cost.model, "fit_cost", lambda *_, **__: 1 / 0)
     assert "a bug in ddsim: ZeroDivisionError" in error(cli("fit", files / "profile.json"), 3)
 
 
 def test_an_interrupt_is_one_line_and_exit_code_130(cli: Run, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ddsim.cost
+    import ddsim.cost.model
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ddsim.cost, "fit_cost", interrupt)
+    monkeypatch.setattr(ddsim.cost.model, "fit_cost", interrupt)
     assert error(cli("fit", files / "profile.json"), 130) == "error: interrupted"
 
 
@@ -623,7 +624,7 @@ def test_options_have_names_in_lower_case() -> None:
     """Typer 0.27 took the metavar of ``--drafter`` and ``--what`` for their names."""
     import typer
 
-    from ddsim.cli import app
+    from ddsim.cli.app import app
 
     options = [o for command in typer.main.get_command(app).commands.values() for p in command.params for o in p.opts]
     assert "--drafter" in options and "--what" in options

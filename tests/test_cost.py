@@ -15,25 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.cost import (
-    CONTEXT_STEP,
-    KINDS,
-    CostModel,
-    DraftSample,
-    ExtrapolationWarning,
-    HostSample,
-    Profile,
-    ProfileWarning,
-    VerifySample,
-    cost_table,
-    fit_cost,
-    open_cost,
-    read_profile,
-    write_profile,
-)
-from ddsim.curves import Roofline, pad
+from ddsim.cost.fit import KINDS
+from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface
+from ddsim.cost.model import CostModel, ExtrapolationWarning, ProfileWarning, fit_cost, open_cost
+from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, read_profile, write_profile
+from ddsim.cost.shapes import Roofline, pad
+from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
-from ddsim.surface import Curve, RoundPoint, RoundTimes, Surface
 from tests import naive_cost
 
 BUCKETS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -486,7 +474,7 @@ def test_sizes_that_can_not_tell_are_named() -> None:
     model = CostModel.from_table([1, 2], [0.1, 0.2]).to_json()
     del model["report"]["notes"]  # as older versions saved them
     with_old = json.loads(json.dumps(model))
-    from ddsim.cost import _model
+    from ddsim.cost.model import _model
 
     assert _model(with_old, "old").report.notes == []
 
@@ -888,5 +876,5 @@ def test_scipy_is_imported_by_fits_only() -> None:
     import subprocess
     import sys
 
-    code = "import sys, ddsim.cost; ddsim.cost.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
+    code = "import sys, ddsim.cost; ddsim.cost.model.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.curves import (
+from ddsim.cost.shapes import (
     Roofline,
     _roofline,
     bucket_levels,

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from ddsim.errors import DdsimError
-from ddsim.export import export_budgets, export_candidates, export_table, sequence_table
-from ddsim.trace import Trace
+from ddsim.trace.trace import Trace
+from ddsim.view.export import export_budgets, export_candidates, export_table, sequence_table
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddsim import files as ours
 from ddsim.errors import DdsimError
+from ddsim.files import atomic as _atomic
+from ddsim.files import atomic as ours
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 
@@ -35,7 +36,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    ours.write_text(path, "old")
+    _atomic.write_text(path, "old")
     for error in (OSError(28, "No space left on device"), ValueError("no"), KeyboardInterrupt()):
 
         def fill(file: Any, error: BaseException = error) -> None:
@@ -45,7 +46,7 @@ def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
             raise error
 
         with pytest.raises(DdsimError if isinstance(error, OSError) else type(error)) as caught:
-            ours.write(path, fill)
+            _atomic.write(path, fill)
         if isinstance(error, OSError):
             assert str(caught.value) == f"{path}: can't be written (No space left on device)"
         assert (names(tmp_path), path.read_text()) == (["a"], "old")
@@ -53,17 +54,17 @@ def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
 
 def test_an_unreadable_input_is_not_called_an_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="missing"):
-        ours.write(tmp_path / "a", lambda file: file.write((tmp_path / "missing").read_bytes()))
+        _atomic.write(tmp_path / "a", lambda file: file.write((tmp_path / "missing").read_bytes()))
     assert names(tmp_path) == []
 
 
 def test_permissions(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        ours.write_text(tmp_path / "new", "1")
-        ours.write_text(tmp_path / "old", "1")
+        _atomic.write_text(tmp_path / "new", "1")
+        _atomic.write_text(tmp_path / "old", "1")
         (tmp_path / "old").chmod(0o604)
-        ours.write_text(tmp_path / "old", "2")
+        _atomic.write_text(tmp_path / "old", "2")
     finally:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "old")]
@@ -75,7 +76,7 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
     link = tmp_path / "latest"
     link.symlink_to("reports/5")
     for text in ("made", "replaced"):
-        ours.write_text(link, text)
+        _atomic.write_text(link, text)
         assert link.is_symlink() and (tmp_path / "reports" / "5").read_text() == text
     assert (names(tmp_path), names(tmp_path / "reports")) == (["latest", "reports"], ["5"])
 
@@ -87,20 +88,20 @@ def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ours.secrets, "token_hex", lambda count: "0" * 2 * count)
     (tmp_path / f".a.{'0' * 16}.tmp").symlink_to(victim)
     with pytest.raises(DdsimError, match="can't be written"):
-        ours.write_text(tmp_path / "a", "theirs")
+        _atomic.write_text(tmp_path / "a", "theirs")
     assert victim.read_text() == "mine" and (tmp_path / f".a.{'0' * 16}.tmp").is_symlink()
 
 
 def test_names_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
     for name in ("a" * 255, "ä" * 127):
-        ours.write_text(tmp_path / name, "whole")
+        _atomic.write_text(tmp_path / name, "whole")
         assert (tmp_path / name).read_text() == "whole"
     with pytest.raises(DdsimError, match=r"can't be written .File name too long"):
-        ours.write_text(tmp_path / ("a" * 256), "")
+        _atomic.write_text(tmp_path / ("a" * 256), "")
     assert len(names(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("check", [ours.check_output, lambda path: ours.write_text(path, "")])
+@pytest.mark.parametrize("check", [_atomic.check_output, lambda path: _atomic.write_text(path, "")])
 def test_what_is_no_file_is_refused(tmp_path: Path, check: Callable[[Path], None]) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
@@ -143,14 +144,14 @@ def test_what_is_protected_is_refused() -> None:
         (folder / "a").chmod(0o444)
         folder.chmod(0o555)
         for path, reason in ((folder / "a", "write-protected"), (folder / "b", "can't be written")):
-            for refuse in (ours.check_output, lambda path: ours.write_text(path, "")):
+            for refuse in (_atomic.check_output, lambda path: _atomic.write_text(path, "")):
                 with pytest.raises(DdsimError, match=reason):
                     refuse(path)
         with pytest.raises(DdsimError, match="can't be written"):
-            ours.check_output_folder(folder / "c" / "d")
+            _atomic.check_output_folder(folder / "c" / "d")
         folder.chmod(0o755)
         with pytest.raises(DdsimError, match="write-protected"):
-            ours.write_text(folder / "a", "")
+            _atomic.write_text(folder / "a", "")
         assert names(folder) == ["a"] and (folder / "a").read_text() == "old"
 
     as_a_user(check)
@@ -162,7 +163,7 @@ def test_replacing_keeps_the_owner(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         os.chown(path, 65534, 65534)
     before = path.stat()
-    ours.write_text(path, "new")
+    _atomic.write_text(path, "new")
     after = path.stat()
     assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
     assert after.st_ino != before.st_ino
@@ -170,22 +171,22 @@ def test_replacing_keeps_the_owner(tmp_path: Path) -> None:
 
 def test_text_that_is_no_unicode_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DdsimError, match="half a character"):
-        ours.write_text(tmp_path / "a", "x\ud800y")
+        _atomic.write_text(tmp_path / "a", "x\ud800y")
     for name in ("", "a/"):
         with pytest.raises(DdsimError, match="names no file"):
-            ours.check_output(name)
+            _atomic.check_output(name)
     assert names(tmp_path) == []
 
 
 def test_folders_for_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("new", "new/deeper", "."):
-        ours.check_output_folder(tmp_path / name)
+        _atomic.check_output_folder(tmp_path / name)
     for name in ("file", "file/a/b"):
         with pytest.raises(DdsimError, match="is a file; name a folder"):
-            ours.check_output_folder(tmp_path / name)
+            _atomic.check_output_folder(tmp_path / name)
     with pytest.raises(DdsimError, match="too long"):
-        ours.check_output_folder(tmp_path / ("a" * 256))
+        _atomic.check_output_folder(tmp_path / ("a" * 256))
     assert names(tmp_path) == ["file"]
 
 
@@ -221,7 +222,7 @@ def test_leftovers_of_the_dead_go_and_files_of_the_living_stay(tmp_path: Path) -
         (tmp_path / name).write_text("")
     alive = writer(path)
     assert len(names(tmp_path)) == 4  # one of them is being written, the dead one's is gone
-    ours.write_text(path, "whole")
+    _atomic.write_text(path, "whole")
     assert len(names(tmp_path)) == 5 and path.read_text() == "whole"
     alive.communicate(b"\n", timeout=60)
     assert alive.returncode == 0 and path.read_text() == "half"
@@ -238,7 +239,7 @@ def test_a_file_removed_before_it_was_locked_is_made_again(tmp_path: Path, monke
             leftover.unlink()
 
     monkeypatch.setattr(ours.fcntl, "flock", flock)
-    ours.write_text(tmp_path / "a", "whole")
+    _atomic.write_text(tmp_path / "a", "whole")
     assert len(calls) == 2 and (tmp_path / "a").read_text() == "whole" and names(tmp_path) == ["a"]
 
 
@@ -258,17 +259,17 @@ def test_refuse_inputs(tmp_path: Path) -> None:
     inputs = [trace, profile, None, "Qwen/Qwen3-8B"]
     for name in ("p.json", "trace/../p.json", "soft", "hard"):
         with pytest.raises(DdsimError, match="is read by this command"):
-            ours.refuse_inputs([tmp_path / name], inputs)
+            _atomic.refuse_inputs([tmp_path / name], inputs)
     for name in ("trace/new.csv", "trace/part-00000.parquet", "alias/new.csv", "trace/deep/er", "shard"):
         with pytest.raises(DdsimError, match="belongs to"):
-            ours.refuse_inputs([tmp_path / name], inputs)
+            _atomic.refuse_inputs([tmp_path / name], inputs)
     with pytest.raises(DdsimError, match="is read by"):
-        ours.refuse_inputs([trace], inputs)
+        _atomic.refuse_inputs([trace], inputs)
     (tmp_path / "new").symlink_to("other.json")
     for pair in (("hard", "p.json"), ("other.json", "new"), ("x", "trace/../x")):
         with pytest.raises(DdsimError, match="place of two outputs"):
-            ours.refuse_inputs([tmp_path / name for name in pair], [])
-    ours.refuse_inputs([tmp_path / "other.json", tmp_path / "traces", None, "-", "-"], inputs)
+            _atomic.refuse_inputs([tmp_path / name for name in pair], [])
+    _atomic.refuse_inputs([tmp_path / "other.json", tmp_path / "traces", None, "-", "-"], inputs)
 
 
 # --- each command, each output --------------------------------------------------------------------------------------
@@ -425,7 +426,7 @@ def test_a_full_disk_leaves_the_old_file(
     cli: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
 ) -> None:
     """The system refuses what goes beyond 300 bytes of a file, as a full disk would."""
-    right = ours.write
+    right = _atomic.write
 
     def write(path: Any, fill: Any) -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -567,7 +568,7 @@ def test_two_writers_of_one_file(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert len(seen) > 2
-    ours.write_text(path, "")
+    _atomic.write_text(path, "")
     assert names(tmp_path) == ["a"]
 
 

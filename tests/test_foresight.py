@@ -9,13 +9,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ddsim import budget as B
-from ddsim.cost import CostModel, cost_table
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
-from ddsim.foresight import Foresight, drawn_ranks, without_foresight
-from ddsim.positions import positions_of
-from ddsim.replay import plan, replay
-from ddsim.trace import Trace
+from ddsim.replay.foresight import Foresight, drawn_ranks, without_foresight
+from ddsim.replay.plan import plan
+from ddsim.replay.replay import replay
+from ddsim.trace.cache import positions_of
+from ddsim.trace.trace import Trace
+from ddsim.tree import kernels as _kernels
 from tests import naive_budget, naive_tree
 from tests.synthetic import made_trace
 
@@ -51,9 +53,9 @@ def test_shares_are_those_of_explicit_trees(seed: int) -> None:
                 truth = truth if ends or drawn is None else (*truth, drawn)
             order = [node for _, node in naive_tree.best_first(rows, 12)]
             path = [truth[:d] for d in range(1, len(truth) + 1)]
-            ranks.append([order.index(node) + 1 if node in order else B.NO_RANK for node in path])
-            ranks[-1] += [B.NO_RANK] * (3 - len(path))
-        chain = np.array([sum(r[d] < B.NO_RANK for d in range(3)) for r in ranks], np.uint8)
+            ranks.append([order.index(node) + 1 if node in order else _kernels.NO_RANK for node in path])
+            ranks[-1] += [_kernels.NO_RANK] * (3 - len(path))
+        chain = np.array([sum(r[d] < _kernels.NO_RANK for d in range(3)) for r in ranks], np.uint8)
         for p, row in enumerate(ranks):  # accepted by the chain: the leading depths whose node is all zeros
             rows = [r[1].tolist() for r in block.rows(p)]
             order = [node for _, node in naive_tree.best_first(rows, 12)]

@@ -12,8 +12,8 @@ import pytest
 import fuzz_input
 import hostile
 import made_up
+from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample
 from ddsim.errors import DdsimError
-from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample
 
 SHIPPED = Path(__file__).parents[1] / "traces"
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def readers(folder: Path) -> list[fuzz_input.Reader]:
     """What reads JSON documents, each with one that is right."""
-    from ddsim.cost import fit_cost
+    from ddsim.cost.model import fit_cost
 
     profile = small_profile()
     trace, few = folder / "trace", ("--policy", "AR", "--policy", "RoundRatio", "--bootstrap", 2, "--json")
@@ -91,13 +91,13 @@ def words(folder: Path) -> dict[str, list[Any]]:
 def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, and commands that need a model, or take minutes, stopped where their work would begin."""
     import ddsim.bench
-    import ddsim.cli
+    import ddsim.cli.models
     import ddsim.demo
 
     def stop(*_: object, **__: object) -> None:
         raise DdsimError("no model here")
 
-    monkeypatch.setattr(ddsim.cli, "_reference", stop)
+    monkeypatch.setattr(ddsim.cli.models, "_reference", stop)
     monkeypatch.setattr(ddsim.bench, "run_bench", stop)
     paths = {ddsim.demo.TRACE: folder / "trace", ddsim.demo.PROFILE: folder / "profile.json"}
     monkeypatch.setattr(ddsim.demo, "data", paths.__getitem__)
@@ -109,7 +109,7 @@ def calibrations(folder: Path, count: int, seed: int) -> dict[bool, int]:
     import numpy as np
 
     import ddsim
-    from ddsim.calibration import Calibration
+    from ddsim.trace.calibration import Calibration
 
     trace = ddsim.open_trace(folder / "trace")
     cost = ddsim.CostModel.from_table([1, 64], [0.01, 0.02])

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
-import ddsim._jit
-from ddsim._jit import njit
+from ddsim import jit
+from ddsim.jit import njit
+from ddsim.policy import choose, joint, price, walk
+from ddsim.replay import serving
+from ddsim.tree import kernels as tree_kernels
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,17 +119,15 @@ def test_a_full_disk_costs_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> N
     def twice(x: int) -> int:
         return 2 * x
 
-    monkeypatch.setattr(ddsim._jit._CacheFiles, "_save_data", full)
+    monkeypatch.setattr(jit._CacheFiles, "_save_data", full)
     assert twice(4) == 8
 
 
 def test_every_kernel_has_this_cache() -> None:
-    from ddsim import _kernels, budget, joint, serving
-
-    for module in (_kernels, budget, joint, serving):
+    for module in (tree_kernels, choose, walk, price, joint, serving):
         kernels = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
         assert kernels
-        assert all(isinstance(kernel._cache, ddsim._jit._Cache) for kernel in kernels)
+        assert all(isinstance(kernel._cache, jit._Cache) for kernel in kernels)
 
 
 @pytest.mark.slow

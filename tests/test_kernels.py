@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 import naive_tree as naive
-from ddsim import _kernels
+from ddsim.tree import kernels as _kernels
 from test_tree import CASES, KINDS, Rows, compress, make_rows, run
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddsim import locks
 from ddsim.errors import DdsimError
-from ddsim.locks import LOCK_FILE, FolderLock
-from ddsim.trace import TraceWriter, open_trace
+from ddsim.files import locks
+from ddsim.files.locks import LOCK_FILE, FolderLock
+from ddsim.trace.trace import open_trace
+from ddsim.trace.writer import TraceWriter
 
 SHAPE = {"horizon": 1, "max_budget": 2, "vocab_size": 9, "provenance": {}}
 SCRIPT = """

@@ -17,12 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from ddsim import plot
-from ddsim.calibration import Reliability, fit_calibration, reliability
-from ddsim.cost import CostModel, fit_cost
+from ddsim.cost.model import CostModel, fit_cost
+from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
-from ddsim.profiles import Profile
-from ddsim.trace import Trace
-from ddsim.tree import draft_tree, tree_gains
+from ddsim.trace.calibrate import fit_calibration
+from ddsim.trace.reliability import Reliability, reliability
+from ddsim.trace.trace import Trace
+from ddsim.tree.trees import draft_tree, tree_gains
+from ddsim.view import budgets as _budgets
+from ddsim.view import checks as _checks
+from ddsim.view import costs as _costs
+from ddsim.view import style as _style
+from ddsim.view import trees as _trees
 from tests import made_up
 
 
@@ -68,7 +74,7 @@ def curve_table() -> pd.DataFrame:
 def every_figure(
     trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
 ) -> dict[str, Callable[[Axes | None], Axes]]:
-    drafted = plot.drafted_round(trace, 3, 64)
+    drafted = _trees.drafted_round(trace, 3, 64)
     gains = tree_gains([v for _, v in next(trace.blocks()).rows(3)], 64)
     runs = policy_table().rename(columns={"policy": "label", "tokens_per_second": "predicted"})
     runs = runs.assign(
@@ -77,32 +83,32 @@ def every_figure(
     price = np.linspace(200, 800, 61)
     grid = np.outer([96, 20, 4], [1, 0.7])
     return {
-        "tree": lambda ax: plot.tree(drafted, ax=ax),
-        "gains": lambda ax: plot.gains(gains, ax=ax),
-        "gains of many": lambda ax: plot.gains(np.stack([gains, gains / 2]), ax=ax),
-        "round_throughput": lambda ax: plot.round_throughput(gains, cost, context=512, ax=ax),
-        "cost_curve": lambda ax: plot.cost_curve(cost, profile, ax=ax),
-        "cost_curve of a batch": lambda ax: plot.cost_curve(cost, profile, batch=8, ax=ax),
-        "cost_curve alone": lambda ax: plot.cost_curve(cost, ax=ax),
-        "fixed_budgets": lambda ax: plot.fixed_budgets(curve_table(), flat=(20, 40), baseline=145.0, ax=ax),
-        "policies": lambda ax: plot.policies(policy_table(), ax=ax),
-        "policies by workload": lambda ax: plot.policies(
+        "tree": lambda ax: _trees.tree(drafted, ax=ax),
+        "gains": lambda ax: _budgets.gains(gains, ax=ax),
+        "gains of many": lambda ax: _budgets.gains(np.stack([gains, gains / 2]), ax=ax),
+        "round_throughput": lambda ax: _budgets.round_throughput(gains, cost, context=512, ax=ax),
+        "cost_curve": lambda ax: _costs.cost_curve(cost, profile, ax=ax),
+        "cost_curve of a batch": lambda ax: _costs.cost_curve(cost, profile, batch=8, ax=ax),
+        "cost_curve alone": lambda ax: _costs.cost_curve(cost, ax=ax),
+        "fixed_budgets": lambda ax: _budgets.fixed_budgets(curve_table(), flat=(20, 40), baseline=145.0, ax=ax),
+        "policies": lambda ax: _budgets.policies(policy_table(), ax=ax),
+        "policies by workload": lambda ax: _budgets.policies(
             pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
         ),
-        "budget_distribution": lambda ax: plot.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
-        "serving": lambda ax: plot.serving(
+        "budget_distribution": lambda ax: _budgets.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
+        "serving": lambda ax: _costs.serving(
             pd.concat([policy_table().iloc[:4].assign(batch=b, speedup_low=0.9, speedup_high=4.0) for b in (1, 8)]), ax=ax
         ),
-        "price_curve": lambda ax: plot.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
-        "heat_map": lambda ax: plot.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
-        "heat_map around 0": lambda ax: plot.heat_map(
+        "price_curve": lambda ax: _budgets.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
+        "heat_map": lambda ax: _costs.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
+        "heat_map around 0": lambda ax: _costs.heat_map(
             grid - 30, [1, 8, 64], [512, 4096], label="gain, %", form="{:+.1f}", centre=0, ax=ax
         ),
-        "reliability_by_probability": lambda ax: plot.reliability_by_probability(*reliable, ax=ax),
-        "reliability_by_depth": lambda ax: plot.reliability_by_depth(*reliable, ax=ax),
-        "acceptance_by_budget": lambda ax: plot.acceptance_by_budget(*reliable, ax=ax),
-        "predicted_measured": lambda ax: plot.predicted_measured(runs.assign(group="code"), ax=ax),
-        "prediction_errors": lambda ax: plot.prediction_errors(runs, ax=ax),
+        "reliability_by_probability": lambda ax: _checks.reliability_by_probability(*reliable, ax=ax),
+        "reliability_by_depth": lambda ax: _checks.reliability_by_depth(*reliable, ax=ax),
+        "acceptance_by_budget": lambda ax: _checks.acceptance_by_budget(*reliable, ax=ax),
+        "predicted_measured": lambda ax: _checks.predicted_measured(runs.assign(group="code"), ax=ax),
+        "prediction_errors": lambda ax: _checks.prediction_errors(runs, ax=ax),
     }  # fmt: skip
 
 
@@ -114,10 +120,10 @@ def test_every_figure_draws_on_the_axes_given_and_changes_nothing_global(
     before, open_before = dict(matplotlib.rcParams), plt.get_fignums()
     figures = every_figure(trace, profile, cost, reliable)
     drawn = {name.split()[0] for name in figures}
-    helpers = {"canvas", "save_figure", "drafted_round", "DraftedRound", "COLOURS", "SUFFIXES"}
+    helpers = {"canvas", "save_figure", "drafted_round", "DraftedRound", "COLOURS", "STYLES", "SUFFIXES"}
     assert drawn == set(plot.__all__) - helpers
     for name, draw in figures.items():
-        ax = plot.canvas()
+        ax = _style.canvas()
         assert draw(ax) is ax, name
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # missing glyphs, layouts that collapse
@@ -133,7 +139,7 @@ def test_every_figure_names_what_its_axes_show(
     for name, draw in every_figure(trace, profile, cost, reliable).items():
         if name == "tree":
             continue
-        figure = draw(plot.canvas()).figure
+        figure = draw(_style.canvas()).figure
         for ax in all_axes(figure):
             labels = [a.get_label_text() for a in (ax.xaxis, ax.yaxis) if a.get_label_text()]
             assert labels, name
@@ -148,7 +154,7 @@ def test_no_text_of_a_figure_overlaps_another_or_leaves_the_page(
     for name, draw in every_figure(trace, profile, cost, reliable).items():
         if name == "tree":
             continue  # its letters are in boxes that a test of its own looks at
-        figure = draw(plot.canvas(5.0, 4.2)).figure
+        figure = draw(_style.canvas(5.0, 4.2)).figure
         canvas = FigureCanvasAgg(figure)  # type: ignore[arg-type]
         canvas.draw()
         page = figure.bbox  # type: ignore[union-attr]
@@ -181,7 +187,7 @@ def _within(box: object, page: object) -> bool:
 def test_a_figure_of_its_own_is_one_that_notebooks_show() -> None:
     import matplotlib.pyplot as plt
 
-    ax = plot.gains([0.9, 0.5])
+    ax = _budgets.gains([0.9, 0.5])
     try:
         assert ax.figure.number in plt.get_fignums()  # type: ignore[union-attr]
     finally:
@@ -190,17 +196,19 @@ def test_a_figure_of_its_own_is_one_that_notebooks_show() -> None:
 
 @pytest.mark.parametrize(("suffix", "head"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_save_figure(tmp_path: Path, suffix: str, head: bytes) -> None:
-    paths = [plot.save_figure(plot.gains([0.9, 0.5], ax=plot.canvas()), tmp_path / s / f"a.{suffix}") for s in "xy"]
+    paths = [
+        _style.save_figure(_budgets.gains([0.9, 0.5], ax=_style.canvas()), tmp_path / s / f"a.{suffix}") for s in "xy"
+    ]
     assert paths[0].read_bytes().startswith(head)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_save_figure_refuses_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DdsimError, match=r"^.*a\.gif: figures are written as png, svg or pdf; .*$"):
-        plot.save_figure(plot.canvas(), tmp_path / "a.gif")
+        _style.save_figure(_style.canvas(), tmp_path / "a.gif")
     (tmp_path / "file").write_text("")
     with pytest.raises(DdsimError, match="can't be written"):
-        plot.save_figure(plot.canvas(), tmp_path / "file" / "a.png")
+        _style.save_figure(_style.canvas(), tmp_path / "file" / "a.png")
 
 
 # --- trees ----------------------------------------------------------------------------------------------------------
@@ -223,7 +231,7 @@ def test_drafted_round_accepts_what_the_text_says(trace: Trace) -> None:
     seen = set()
     for position in range(0, 58, 3):
         for budget in (0, 1, 7, 64):
-            drafted = plot.drafted_round(trace, position, budget, sequence=2)
+            drafted = _trees.drafted_round(trace, position, budget, sequence=2)
             assert len(drafted.accepted) - 1 == naive_accepted(trace, 2, position, budget)
             assert len(drafted.texts) == len(drafted.tree) == budget + 1
             seen.add(len(drafted.accepted))
@@ -232,7 +240,7 @@ def test_drafted_round_accepts_what_the_text_says(trace: Trace) -> None:
 
 def test_drafted_round_knows_the_token_that_follows(trace: Trace) -> None:
     block = next(trace.subset([0]).blocks())
-    drafted = plot.drafted_round(trace, 10, 16)
+    drafted = _trees.drafted_round(trace, 10, 16)
     assert drafted.bonus == trace.text([block.tokens[10 + len(drafted.accepted)]])
     assert drafted.texts[0] == trace.text([block.tokens[10]])
 
@@ -247,7 +255,7 @@ def test_drafted_round_knows_the_token_that_follows(trace: Trace) -> None:
 )
 def test_drafted_round_refuses(trace: Trace, changes: dict[str, int], line: str) -> None:
     with pytest.raises(DdsimError, match=line):
-        plot.drafted_round(trace, **changes)
+        _trees.drafted_round(trace, **changes)
 
 
 def boxes(ax: Axes) -> list[FancyBboxPatch]:
@@ -255,7 +263,7 @@ def boxes(ax: Axes) -> list[FancyBboxPatch]:
 
 
 def test_a_tree_of_64_nodes_is_legible_on_half_a_page(trace: Trace) -> None:
-    ax = plot.tree(plot.drafted_round(trace, 3, 64), ax=plot.canvas(6.3, 4.6))
+    ax = _trees.tree(_trees.drafted_round(trace, 3, 64), ax=_style.canvas(6.3, 4.6))
     texts = [t for t in ax.texts if t.get_family() == ["DejaVu Sans Mono"]]
     assert len(texts) == len(boxes(ax)) == 65
     assert min(t.get_fontsize() for t in texts) >= 5.5  # points
@@ -268,11 +276,11 @@ def test_a_tree_of_64_nodes_is_legible_on_half_a_page(trace: Trace) -> None:
 
 
 def test_the_accepted_path_is_lit(trace: Trace) -> None:
-    drafted = plot.drafted_round(trace, 3, 64)
+    drafted = _trees.drafted_round(trace, 3, 64)
     assert len(drafted.accepted) > 2
-    ax = plot.tree(drafted, ax=plot.canvas())
+    ax = _trees.tree(drafted, ax=_style.canvas())
     faces = [matplotlib.colors.to_hex(b.get_facecolor()).upper() for b in boxes(ax)]
-    assert [i for i, face in enumerate(faces) if face == plot.ORANGE] == drafted.accepted
+    assert [i for i, face in enumerate(faces) if face == _style.ORANGE] == drafted.accepted
     bold = [c for c in ax.collections if isinstance(c, LineCollection)][1]
     assert len(bold.get_segments()) == len(drafted.accepted) - 1
     assert f"64 nodes, {len(drafted.accepted) - 1} accepted" in ax.texts[-1].get_text()
@@ -281,7 +289,7 @@ def test_the_accepted_path_is_lit(trace: Trace) -> None:
 def test_strange_tokens_are_drawn_without_warning() -> None:
     texts = [" $x$", "\n\n", "", "漢字", "👍", "\\frac{", "a very long token indeed", "_", "\u202e", "%"]
     tree = draft_tree(np.log(np.full((1, 9), 0.1)), 9)
-    ax = plot.tree(tree, texts, ax=plot.canvas())
+    ax = _trees.tree(tree, texts, ax=_style.canvas())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ax.figure.draw_without_rendering()  # type: ignore[union-attr]
@@ -289,11 +297,11 @@ def test_strange_tokens_are_drawn_without_warning() -> None:
     assert shown[:4] == ["·$x$", "⏎⏎", "∅", "□□"]
     assert shown[6] == "a·very·long…"
     with pytest.raises(DdsimError, match="3 texts for a tree of 10 nodes"):
-        plot.tree(tree, texts[:3], ax=plot.canvas())
+        _trees.tree(tree, texts[:3], ax=_style.canvas())
 
 
 def test_a_tree_of_the_root_alone_is_drawn() -> None:
-    ax = plot.tree(draft_tree(np.log(np.full((1, 2), 0.1)), 0), ax=plot.canvas())
+    ax = _trees.tree(draft_tree(np.log(np.full((1, 2), 0.1)), 0), ax=_style.canvas())
     assert len(boxes(ax)) == 1
 
 
@@ -302,7 +310,7 @@ def test_a_tree_of_the_root_alone_is_drawn() -> None:
 
 def test_round_throughput_marks_best_and_greedy() -> None:
     seconds = [1.0, 1.05, 1.9, 1.95, 2.0]  # a step that greedy doesn't climb
-    ax = plot.round_throughput([0.9, 0.9, 0.9, 0.9], seconds, ax=plot.canvas())
+    ax = _budgets.round_throughput([0.9, 0.9, 0.9, 0.9], seconds, ax=_style.canvas())
     theta = np.array([1, 1.9, 2.8, 3.7, 4.6]) / seconds
     marks = {line.get_label(): line.get_xydata()[0] for line in ax.lines if len(line.get_xydata()) == 1}  # type: ignore[arg-type, index, misc]
     best, greedy = int(np.argmax(theta)), 1
@@ -311,18 +319,18 @@ def test_round_throughput_marks_best_and_greedy() -> None:
     np.testing.assert_allclose(b, [best, theta[best]])
     np.testing.assert_allclose(g, [greedy, theta[greedy]])
     with pytest.raises(DdsimError, match="give those of one position"):
-        plot.round_throughput([[0.9]], seconds, ax=plot.canvas())
+        _budgets.round_throughput([[0.9]], seconds, ax=_style.canvas())
 
 
 def test_gains_add_up() -> None:
-    ax = plot.gains([0.5, 0.25, 0.0], ax=plot.canvas())
+    ax = _budgets.gains([0.5, 0.25, 0.0], ax=_style.canvas())
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 1.5, 1.75, 1.75])
     with pytest.raises(DdsimError, match="gains have shape"):
-        plot.gains(np.zeros((2, 0)), ax=plot.canvas())
+        _budgets.gains(np.zeros((2, 0)), ax=_style.canvas())
 
 
 def test_cost_curve_is_in_milliseconds_and_residuals_are_what_is_left(cost: CostModel, profile: Profile) -> None:
-    ax = plot.cost_curve(cost, profile, contexts=[512], ax=plot.canvas())
+    ax = _costs.cost_curve(cost, profile, contexts=[512], ax=_style.canvas())
     points = profile.points()
     points = points.take((points.batch == 1) & (points.context == 512))
     upper, below = ax, ax.child_axes[0]
@@ -330,7 +338,7 @@ def test_cost_curve_is_in_milliseconds_and_residuals_are_what_is_left(cost: Cost
     fit = cost.verify_seconds(points.tokens, 512)
     np.testing.assert_allclose(below.lines[0].get_ydata(), 100 * (points.seconds / fit - 1))
     with pytest.raises(DdsimError, match="no points at batch 2; it has batches 1, 8"):
-        plot.cost_curve(cost, profile, batch=2, ax=plot.canvas())
+        _costs.cost_curve(cost, profile, batch=2, ax=_style.canvas())
 
 
 def test_cost_curve_asks_for_nothing_that_was_not_measured(cost: CostModel, profile: Profile) -> None:
@@ -338,28 +346,28 @@ def test_cost_curve_asks_for_nothing_that_was_not_measured(cost: CostModel, prof
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for batch in (1, 8):
-            plot.cost_curve(fresh, profile, batch=batch, ax=plot.canvas())
-        plot.cost_curve(fresh, ax=plot.canvas())
+            _costs.cost_curve(fresh, profile, batch=batch, ax=_style.canvas())
+        _costs.cost_curve(fresh, ax=_style.canvas())
 
 
 def test_policies_are_in_order_and_say_what_they_are_worth() -> None:
-    ax = plot.policies(policy_table(), ax=plot.canvas())
+    ax = _budgets.policies(policy_table(), ax=_style.canvas())
     assert [t.get_text() for t in ax.get_yticklabels()] == ["Hindsight", "CaDDTree", "DDTree(64)", "DFlash", "AR"]
     assert [t.get_text() for t in ax.texts][:2] == ["4.14×", "3.72×, 90 % of hindsight"]
-    bare = plot.policies(policy_table()[["policy", "tokens_per_second"]], ax=plot.canvas())
+    bare = _budgets.policies(policy_table()[["policy", "tokens_per_second"]], ax=_style.canvas())
     assert {t.get_text() for t in bare.texts} <= {""}
 
 
 def test_unknown_intervals_are_left_out() -> None:
     table = policy_table().assign(tokens_per_second_low=np.nan, tokens_per_second_high=np.nan)
-    ax = plot.policies(table, ax=plot.canvas())
+    ax = _budgets.policies(table, ax=_style.canvas())
     assert ax.get_xlim()[1] > 600
     curve = curve_table().assign(low=np.nan, high=np.nan)
-    assert np.isfinite(plot.fixed_budgets(curve, ax=plot.canvas()).get_ylim()).all()
+    assert np.isfinite(_budgets.fixed_budgets(curve, ax=_style.canvas()).get_ylim()).all()
 
 
 def test_budget_distribution_is_the_share_of_rounds() -> None:
-    ax = plot.budget_distribution({"A": [8, 8, 16, 64, -1]}, ax=plot.canvas())
+    ax = _budgets.budget_distribution({"A": [8, 8, 16, 64, -1]}, ax=_style.canvas())
     x, y = (np.asarray(v) for v in ax.lines[0].get_data())
     for n, share in ((0, 0.0), (8, 0.5), (16, 0.75), (64, 1.0)):
         assert y[x == n][-1] == share
@@ -368,28 +376,28 @@ def test_budget_distribution_is_the_share_of_rounds() -> None:
 
 def test_price_curve_finds_the_fixed_point() -> None:
     x = np.linspace(100, 300, 41)
-    ax = plot.price_curve(x, 250 - (x - 250) ** 2 / 1000, ax=plot.canvas())
+    ax = _budgets.price_curve(x, 250 - (x - 250) ** 2 / 1000, ax=_style.canvas())
     star = next(line for line in ax.lines if str(line.get_label()).startswith("λ*"))
     np.testing.assert_allclose(star.get_xydata(), [[250, 250]], atol=0.5)  # type: ignore[arg-type]
 
 
 def test_heat_map_refuses_another_shape() -> None:
     with pytest.raises(DdsimError, match=r"values have shape \(1, 2\); expected \(2, 1\)"):
-        plot.heat_map([[1, 2]], [1, 2], [512], label="x", ax=plot.canvas())
-    ax = plot.heat_map([[1.0, np.nan]], [1], [512, 1024], label="x, nodes", ax=plot.canvas())
+        _costs.heat_map([[1, 2]], [1, 2], [512], label="x", ax=_style.canvas())
+    ax = _costs.heat_map([[1.0, np.nan]], [1], [512, 1024], label="x, nodes", ax=_style.canvas())
     assert [t.get_text() for t in ax.texts] == ["1"]
 
 
 def test_prediction_errors_are_relative() -> None:
     table = pd.DataFrame({"label": ["a", "b"], "predicted": [100.0, 200.0], "measured": [103.0, 190.0]})
-    ax = plot.prediction_errors(table, ax=plot.canvas())
+    ax = _checks.prediction_errors(table, ax=_style.canvas())
     dots = next(line for line in ax.lines if line.get_marker() == "o")
     np.testing.assert_allclose(dots.get_xdata(), [100 * (100 / 103 - 1), 100 * (200 / 190 - 1)])  # as `ddsim validate`
 
 
 def test_colours_are_told_apart_when_red_or_green_cones_are_missing() -> None:
     # Viénot, Brettel and Mollon (1999): linear RGB -> LMS, drop one cone, back.
-    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in plot.COLOURS]) ** 2.2
+    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in _style.COLOURS]) ** 2.2
     lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     for drop in ([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]]):
         seen = np.clip(rgb @ lms.T @ np.array(drop).T @ np.linalg.inv(lms).T, 0, 1) ** (1 / 2.2)
@@ -402,5 +410,5 @@ def test_canvas_is_unknown_to_pyplot() -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()
-    assert isinstance(plot.canvas().figure, Figure)
+    assert isinstance(_style.canvas().figure, Figure)
     assert plt.get_fignums() == before

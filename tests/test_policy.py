@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim import budget as B
-from ddsim.budget import CHAIN, NO_DRAFT, curve_table
-from ddsim.calibration import Calibration, fit_calibration
-from ddsim.cost import CostModel, open_cost
+from ddsim.cost import table as _table
+from ddsim.cost.model import CostModel, open_cost
+from ddsim.cost.table import curve_table
 from ddsim.errors import DdsimError
-from ddsim.joint import Share, Uniform
-from ddsim.policy import (
+from ddsim.policy import walk as _walk
+from ddsim.policy.batch import Share, Uniform
+from ddsim.policy.choose import CHAIN, NO_DRAFT
+from ddsim.policy.contract import Policy, decision_table
+from ddsim.policy.parse import parse_policy
+from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
     CaDDTree,
@@ -25,15 +28,14 @@ from ddsim.policy import (
     GreedySteps,
     Hindsight,
     LongRun,
-    Policy,
     RoundRatio,
-    decision_table,
-    parse_policy,
 )
-from ddsim.positions import positions_of
-from ddsim.replay import priced, replay, replay_rounds
-from ddsim.serving import simulate
-from ddsim.trace import Trace, open_trace
+from ddsim.replay.replay import priced, replay, replay_rounds
+from ddsim.replay.serving import simulate
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibrate import fit_calibration
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.trace import Trace, open_trace
 from tests.synthetic import made_trace
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
@@ -97,9 +99,9 @@ def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy
         p, end = int(positions.starts[s]), int(positions.starts[s + 1]) - 1
         while p < end:
             here = slice(p, p + 1)
-            (budget,) = again.choose(np.asarray(positions.gains[here]), B.cost_rows(costs, here))
+            (budget,) = again.choose(np.asarray(positions.gains[here]), _table.cost_rows(costs, here))
             assert budget == actions[p]
-            after, seconds = B.step(positions, costs, p, int(budget))
+            after, seconds = _walk.step(positions, costs, p, int(budget))
             again.observe(min(after, end) - p, seconds)
             p = after
 

@@ -13,8 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddsim.cost.profile import (
+    DraftSample,
+    HostSample,
+    Profile,
+    VerifySample,
+    _median_and_bar,
+    read_profile,
+    write_profile,
+)
 from ddsim.errors import DdsimError
-from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample, _median_and_bar, read_profile, write_profile
 
 seconds = st.lists(st.floats(1e-7, 10, allow_nan=False), min_size=1, max_size=6).map(tuple)
 

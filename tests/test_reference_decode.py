@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 import tiny
-from ddsim import budget as solvers
-from ddsim.budget import CHAIN
-from ddsim.calibration import Calibration
-from ddsim.cost import CostModel, cost_table
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy import (
+from ddsim.policy import walk as _walk
+from ddsim.policy.choose import CHAIN
+from ddsim.policy.contract import Policy, decision_table
+from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
     CaDDTree,
@@ -28,12 +29,11 @@ from ddsim.policy import (
     GreedySteps,
     Hindsight,
     LongRun,
-    Policy,
     RoundRatio,
-    decision_table,
 )
-from ddsim.positions import positions_of
-from ddsim.trace import Trace, open_trace
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference import dense
 from ddsim_reference.checkpoint import ModelConfig, Weights
 from ddsim_reference.decode import Decoded, Event, Piece, _pieces, decode, stream
@@ -257,7 +257,7 @@ def test_rounds_are_those_of_a_replay(arch: str, temperature: float, tmp_path: P
         for policy in (*more, *rules):
             costs = decision_table(policy, COST, measured)
             actions = policy.actions(positions.block(0, 5), costs)
-            accepted = solvers.walk(positions.block(0, 5), costs, actions).accepted
+            accepted = _walk.walk(positions.block(0, 5), costs, actions).accepted
             drafted = decode(engine, prompts, policy, COST, calibration=calibration, **settings)
             for s, answer in enumerate(drafted):
                 own = slice(int(positions.starts[s]), int(positions.starts[s + 1]))

@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 import torch
 
 import tiny
-from ddsim.policy import Autoregressive, DDTree
-from ddsim.tree import draft_tree
+from ddsim.policy.rules import Autoregressive, DDTree
+from ddsim.tree.trees import draft_tree
 from ddsim_reference.decode import decode
 from ddsim_reference.eager import heap_tree, published_loop, transformers_target
 from ddsim_reference.engine import Engine

@@ -247,7 +247,7 @@ def test_candidates_are_rounded_down_and_ordered() -> None:
 
 
 def test_rounding_down_is_that_of_traces() -> None:
-    from ddsim.trace import round_logprobs
+    from ddsim.trace.checks import round_logprobs
 
     x = -torch.logspace(-9, 4.9, 5000)
     x = torch.cat((x, torch.zeros(1), x.half().float()))

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddsim import budget as solvers
-from ddsim.budget import CHAIN
-from ddsim.cost import CostModel, cost_table
-from ddsim.policy import DDTree, DFlash, Policy, RoundRatio
-from ddsim.positions import positions_of
-from ddsim.trace import open_trace
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import cost_table
+from ddsim.policy import walk as _walk
+from ddsim.policy.choose import CHAIN
+from ddsim.policy.contract import Policy
+from ddsim.policy.rules import DDTree, DFlash, RoundRatio
+from ddsim.trace.cache import positions_of
+from ddsim.trace.trace import open_trace
 from ddsim_reference.checkpoint import SMOLLM2, load_drafter, load_target
 from ddsim_reference.decode import decode
 from ddsim_reference.engine import Engine
@@ -52,7 +54,7 @@ def test_replay_is_the_decoder(temperature: float, each: int, tmp_path: Path) ->
     policies: list[Policy] = [DFlash(), DDTree(8), DDTree(32), DDTree(64), DDTree(128), RoundRatio()]
     for policy in policies if temperature == 0 else policies[:3]:
         actions = policy.actions(positions.block(0, len(ids)), costs)
-        accepted = solvers.walk(positions.block(0, len(ids)), costs, actions).accepted
+        accepted = _walk.walk(positions.block(0, len(ids)), costs, actions).accepted
         drafted = decode(
             engine, ids, policy, COST, max_new_tokens=24, temperature=temperature, prompt_ids=[p.id for p in chosen]
         )

@@ -14,8 +14,8 @@ import ddsim
 import ddsim_reference.record as module
 import tiny
 from ddsim.errors import DdsimError
-from ddsim.policy import Autoregressive
-from ddsim.trace import open_trace
+from ddsim.policy.rules import Autoregressive
+from ddsim.trace.trace import open_trace
 from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target
 from ddsim_reference.decode import decode
 from ddsim_reference.engine import Engine

@@ -13,10 +13,10 @@ pytest.importorskip("torch")
 import torch
 
 import tiny
-from ddsim.cost import fit_cost
+from ddsim.cost.model import fit_cost
+from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.errors import DdsimError
-from ddsim.policy import Autoregressive
-from ddsim.profiles import DraftSample, Profile, VerifySample
+from ddsim.policy.rules import Autoregressive
 from ddsim_reference import validate
 from ddsim_reference.checkpoint import save_drafter, save_target
 from ddsim_reference.decode import Decoded, Round, decode

@@ -12,7 +12,7 @@ import torch
 
 import tiny
 from ddsim.errors import DdsimError
-from ddsim.policy import Autoregressive, DDTree
+from ddsim.policy.rules import Autoregressive, DDTree
 from ddsim_reference import dense, widen
 from ddsim_reference.checkpoint import drafter_shapes, target_shapes
 from ddsim_reference.decode import decode

@@ -22,30 +22,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim import budget as B
-from ddsim import cache
-from ddsim import positions as cached
-from ddsim.calibration import Calibration, cross_calibrate, fit_calibration, reliability
-from ddsim.cost import CostModel, KindReport, fit_cost
+from ddsim.cost.fit import KindReport
+from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
-from ddsim.policy import DDTree, LongRun, Policy
-from ddsim.positions import positions_of
-from ddsim.replay import (
-    Fixed,
-    ReplayResult,
-    _Bootstrap,
-    _knots,
-    cost_error,
-    default_budgets,
-    default_policies,
-    plan,
-    replay,
-    replay_rounds,
-    said_runs,
-)
-from ddsim.report import report
-from ddsim.serving import batch_map, simulate
-from ddsim.trace import Trace, open_trace
+from ddsim.files import cache
+from ddsim.policy.contract import Policy
+from ddsim.policy.rules import DDTree, LongRun
+from ddsim.replay.bootstrap import _Bootstrap, _knots, cost_error
+from ddsim.replay.maps import batch_map
+from ddsim.replay.plan import plan, said_runs
+from ddsim.replay.replay import Fixed, ReplayResult, default_budgets, default_policies, replay, replay_rounds
+from ddsim.replay.serving import simulate
+from ddsim.trace import cache as cached
+from ddsim.trace import rounds as _rounds
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibrate import cross_calibrate, fit_calibration
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.reliability import reliability
+from ddsim.trace.trace import Trace, open_trace
+from ddsim.view.report import report
 from tests import made_up, naive_tree
 from tests.synthetic import made_trace
 
@@ -58,7 +53,7 @@ def trace() -> Trace:
     return made_trace(0, prompts=10, length=60, temperatures=(0.0, 1.0))
 
 
-def contents(positions: B.Positions) -> list[Any]:
+def contents(positions: _rounds.Positions) -> list[Any]:
     return [np.asarray(getattr(positions, field)[:]).tolist() for field in FIELDS]
 
 
@@ -409,14 +404,14 @@ def test_cache_gives_the_same(trace: Trace, folder: Path, monkeypatch: pytest.Mo
     assert contents(positions_of(open_trace(folder), calibration=seen)) == calibrated
     monkeypatch.setattr(cached, "MAPPED", 0)  # a slice at a time
     sliced = positions_of(open_trace(folder))
-    assert isinstance(sliced.gains, B.StoredRows) and contents(sliced) == without
+    assert isinstance(sliced.gains, _rounds.StoredRows) and contents(sliced) == without
 
 
 def test_large_and_small_traces_replay_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_trace(folder)
     whole = replay(opened, COST, bootstrap=20).table()
     monkeypatch.setattr(cached, "MAPPED", 0)
-    monkeypatch.setattr(B.Positions.blocks, "__defaults__", (200,))
+    monkeypatch.setattr(_rounds.Positions.blocks, "__defaults__", (200,))
     pieces = replay(opened, COST, bootstrap=20).table()
     assert whole.drop(columns="seconds").columns.equals(pieces.drop(columns="seconds").columns)
     assert np.allclose(whole.iloc[:, 1:-1].astype(float), pieces.iloc[:, 1:-1].astype(float), rtol=1e-9)
@@ -512,7 +507,7 @@ def test_old_entries_and_leftovers_of_killed_writers_go(folder: Path, monkeypatc
     for path in (leftover, running):
         path.mkdir()
         (path / "gains.npy").write_bytes(b"half")
-    long_ago = time.time() - 2 * cache.IN_USE
+    long_ago = time.time() - 2 * cached.IN_USE
     for path in (leftover / "gains.npy", leftover, running):  # the running one writes a file in a folder made long ago
         os.utime(path, (long_ago, long_ago))
     positions_of(opened.select(workload="code"))
@@ -541,13 +536,13 @@ def test_the_cache_can_be_switched_off(
 def test_where_the_cache_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DDSIM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache.cache_folder() == tmp_path / "ddsim"
+    assert cached.cache_folder() == tmp_path / "ddsim"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    folder = cache.cache_folder()
+    folder = cached.cache_folder()
     assert folder is not None and folder.is_relative_to(tmp_path / "home")
     monkeypatch.setenv("DDSIM_CACHE", "~/elsewhere")
-    assert cache.cache_folder() == tmp_path / "home" / "elsewhere"
+    assert cached.cache_folder() == tmp_path / "home" / "elsewhere"
 
 
 def test_where_the_folder_cannot_be_written(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ddsim.calibration import cross_calibrate
-from ddsim.cost import CostModel, fit_cost
+from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
-from ddsim.replay import plan
-from ddsim.report import report
-from ddsim.trace import Trace
+from ddsim.replay.plan import plan
+from ddsim.trace.calibrate import cross_calibrate
+from ddsim.trace.trace import Trace
+from ddsim.view.report import report
 from tests import browser, made_up
 
 FIGURES = ["budgets", "policies", "distribution", "tree", "cost", "acceptance", "probability", "depth"]

@@ -13,41 +13,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddsim
-from ddsim import budget as B
-from ddsim import serving
-from ddsim.budget import NO_RANK, Positions, _slopes_ahead, forest_budgets, node_counts, solve_forest_price
-from ddsim.calibration import Calibration
-from ddsim.cost import (
-    CONTEXT_STEP,
-    CostModel,
-    DraftSample,
-    ExtrapolationWarning,
-    Profile,
-    VerifySample,
-    cost_table,
-    fit_cost,
-)
+from ddsim.cost import table as _table
+from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
+from ddsim.cost.profile import DraftSample, Profile, VerifySample
+from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
-from ddsim.joint import (
+from ddsim.policy.batch import FairRatio, Share, Uniform, share_curve
+from ddsim.policy.choose import _slopes_ahead, forest_budgets
+from ddsim.policy.contract import Policy
+from ddsim.policy.joint import (
     FAIR,
     FOREST,
     SHARE,
     UNIFORM,
     WIDTH,
     Decision,
-    FairRatio,
     JointTable,
-    Share,
-    Uniform,
     decided_on,
     decision_of,
     groups_of,
     joint_table,
     joint_totals,
-    share_curve,
     solve_joint_price,
 )
-from ddsim.policy import (
+from ddsim.policy.price import solve_forest_price
+from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
     CaDDTree,
@@ -56,11 +46,15 @@ from ddsim.policy import (
     GreedySteps,
     Hindsight,
     LongRun,
-    Policy,
     RoundRatio,
 )
-from ddsim.positions import positions_of
-from ddsim.serving import batch_map, best_widths, simulate
+from ddsim.replay import serving as _serving
+from ddsim.replay.maps import batch_map, best_widths
+from ddsim.replay.serving import simulate
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions, node_counts
+from ddsim.tree.kernels import NO_RANK
 from tests import naive_budget, naive_serving
 from tests.synthetic import made_trace
 
@@ -313,8 +307,8 @@ def test_closed_loop_against_a_plain_one(seed: int, lengths: list[int], batch: i
         GreedySteps(), CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree()), Uniform(CaDDTree(fill=True)),
     ]  # fmt: skip
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
-    whole = serving._in_memory(positions, None)
-    queues = serving._queues(whole, requests, 1, seed)
+    whole = _serving._in_memory(positions, None)
+    queues = _serving._queues(whole, requests, 1, seed)
     table = joint_table(COST, (10, 20), batch, 12, 4, widest=3)
     for policy in policies:
         run = result.runs[batch, policy.name]
@@ -396,7 +390,7 @@ def test_batches_of_one_are_replay() -> None:
     result = quiet(positions, cost, policies, batch=1, requests=4, bootstrap=0)
     for policy in policies:
         ready = policy.prepare(positions, table)
-        walked = ddsim.budget.walk(positions, table, ready.actions(positions, table))
+        walked = ddsim.policy.walk.walk(positions, table, ready.actions(positions, table))
         run = result.runs[1, policy.name]
         assert run.rounds[0] == walked.rounds.sum() and run.nodes[0] == walked.budget.sum()
         assert run.seconds[0] == pytest.approx(walked.seconds.sum()) and run.tokens[0] == positions.tokens.sum()
@@ -422,7 +416,7 @@ def test_table_and_gain() -> None:
     rate = table.set_index(["batch", "policy"])["tokens_per_second"]
     assert value == pytest.approx(rate[4, "LongRun"] / rate[4, "DDTree(4)"] - 1) and low <= high
     assert result.gain("LongRun", "LongRun", 1) == (0, 0, 0)  # paired
-    assert len(result.runs[4, "LongRun"].seconds) == serving.SHUFFLES + 50
+    assert len(result.runs[4, "LongRun"].seconds) == _serving.SHUFFLES + 50
     json.dumps(result.to_json(), allow_nan=False)
     assert "TPOT ms" in str(result) and len(str(result).splitlines()) == 11
     with pytest.raises(DdsimError, match="no policy 'Hindsight' at batch 4; there are AR, DFlash"):
@@ -567,7 +561,7 @@ def test_bad_options_get_one_line(named: dict[str, Any], words: str) -> None:
 def test_policies_choose_for_one_request_too() -> None:
     positions = made(15, [5])
     table = table_of(np.linspace(1.0, 2.0, 13), 1, 12)
-    costs = serving._shares(positions, table)
+    costs = _serving._shares(positions, table)
     alone = RoundRatio().choose(positions.gains, costs)  # type: ignore[arg-type]
     for policy in (Share(RoundRatio()), Uniform(RoundRatio()), FairRatio()):
         assert policy.choose(positions.gains, costs).tolist() == alone.tolist()  # type: ignore[arg-type]
@@ -682,7 +676,7 @@ def test_best_widths_by_what_was_accepted() -> None:
     positions = positions_of(made_trace(8, prompts=4, length=30, sharper=0.6, max_budget=24))
     cost = CostModel.from_table([1, 16, 33, 200], [0.010, 0.0104, 0.0115, 0.05], draft_seconds=0.001)
     table = best_widths(positions, cost, batch=(1, 3, 7), contexts=(64, 640)).set_index(["batch", "context"])
-    costs = B.curve_table(np.ones(25), len(positions))
+    costs = _table.curve_table(np.ones(25), len(positions))
     counts = [sum(d["rounds"] for d in naive_budget.walk(positions, costs, [n] * len(positions))) for n in range(25)]
     for (batch, context), row in table.iterrows():
         rates = {

@@ -23,11 +23,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim import trace as trace_module
 from ddsim.demo import demo_trace
 from ddsim.errors import DdsimError
-from ddsim.trace import Trace, TraceWriter, open_trace, round_logprobs, write_pieces
-from ddsim.tree import gains_and_ranks, true_ranks
+from ddsim.trace import reader as _reader
+from ddsim.trace import schema as _schema
+from ddsim.trace import writer as _writer
+from ddsim.trace import writer as trace_module
+from ddsim.trace.checks import round_logprobs
+from ddsim.trace.trace import Trace, open_trace
+from ddsim.trace.writer import TraceWriter, write_pieces
+from ddsim.tree.rows import gains_and_ranks, true_ranks
 from tests import naive_trace
 
 L, N, V = 3, 12, 20
@@ -258,7 +263,7 @@ def rewritten(shard: Path, change: Any = None, **meta: Any) -> None:
     table = pq.read_table(shard, partitioning=None)
     told = json.loads(table.schema.metadata[b"ddsim"]) | meta
     told = {key: value for key, value in told.items() if key != "checksum" and value is not None}
-    told["checksum"] = trace_module._checksum(told)
+    told["checksum"] = _schema._checksum(told)
     if change is not None:
         table = change(table)
     pq.write_table(table.replace_schema_metadata({"ddsim": json.dumps(told)}), shard, row_group_size=1 << 20)
@@ -326,8 +331,8 @@ def test_every_command_refuses_an_edited_index(
 def test_verified_once_for_its_content(trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert trace.path is not None
     read = []
-    parse = trace_module._Shard._parse
-    monkeypatch.setattr(trace_module._Shard, "_parse", lambda *a: read.append(a[0].path.name) or parse(*a))
+    parse = _reader._Shard._parse
+    monkeypatch.setattr(_reader._Shard, "_parse", lambda *a: read.append(a[0].path.name) or parse(*a))
     open_trace(trace.path)
     shutil.copytree(trace.path, tmp_path / "copy")
     open_trace(tmp_path / "copy")
@@ -380,7 +385,7 @@ def test_a_recording_killed_between_a_shard_and_the_list(trace: Trace) -> None:
     rng = np.random.default_rng(10)
     writer = TraceWriter(trace.path, **SHAPE)
     writer.add_sequence(prompt_id="more", **sequence(rng, 3))
-    write = trace_module._write_recording
+    write = _writer._write_recording
     for dies_at in (1, 2):
         calls = []
 

@@ -14,8 +14,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import naive_tree as naive
-from ddsim import _kernels, tree
 from ddsim.errors import DdsimError
+from ddsim.tree import forests as _forests
+from ddsim.tree import kernels as _kernels
+from ddsim.tree import rows as _rows
+from ddsim.tree import trees as _trees
 
 Rows = list[list[float]]
 CASES = pytest.mark.parametrize("cases", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -73,7 +76,7 @@ def arrays(rows: Rows, dtype: Any) -> tuple[list[Any], Rows]:
     return given, [row.tolist() for row in given]
 
 
-def nodes_of(drafted: tree.DraftTree) -> list[tuple[int, ...]]:
+def nodes_of(drafted: _trees.DraftTree) -> list[tuple[int, ...]]:
     """Rank tuples of all nodes but the root."""
     paths: list[tuple[int, ...]] = [()]
     for i in range(1, len(drafted)):
@@ -90,7 +93,7 @@ def compress(positions: list[Rows], dtype: Any = np.float64) -> tuple[Any, Any]:
 def test_draft_tree_is_the_heaps(cases: int) -> None:
     def check(rows: Rows, budget: int, dtype: Any) -> None:
         given, held = arrays(rows, dtype)
-        drafted = tree.draft_tree(given, budget, check=False)
+        drafted = _trees.draft_tree(given, budget, check=False)
         wanted = naive.best_first(held, budget)
         assert nodes_of(drafted) == [node for _, node in wanted]
         assert drafted.logprobs.tolist() == [0.0, *(value for value, _ in wanted)]
@@ -110,7 +113,7 @@ def test_gains_and_ranks(cases: int) -> None:
         ]
         truth = [[rng.choice((0, 0, 1, 2, -1, rng.randint(0, width))) for _ in range(horizon)] for _ in positions]
         logprobs, offsets = compress(positions, dtype)
-        gains, ranks, chain = tree.gains_and_ranks(
+        gains, ranks, chain = _rows.gains_and_ranks(
             logprobs, offsets, np.array(truth, np.int32), horizon, budget, check=False
         )
         for p, rows in enumerate(positions):
@@ -119,7 +122,7 @@ def test_gains_and_ranks(cases: int) -> None:
             assert np.all(gains[p] <= np.nextafter(exact, np.float32(2)))
             assert np.all(gains[p] >= np.nextafter(exact, np.float32(-1)))
             assert np.all(np.diff(gains[p]) <= 0)  # so their running sum, Φ*, is concave
-            assert ranks[p].tolist() == naive.true_path_ranks(rows, truth[p], budget, tree.NO_RANK)
+            assert ranks[p].tolist() == naive.true_path_ranks(rows, truth[p], budget, _kernels.NO_RANK)
             assert chain[p] == next((d for d, k in enumerate(truth[p]) if k != 0), horizon)
 
     run(
@@ -131,15 +134,15 @@ def test_gains_and_ranks(cases: int) -> None:
 @CASES
 def test_tree_gains_and_chain(cases: int) -> None:
     def check(rows: Rows, budget: int) -> None:
-        gains = tree.gains_and_ranks(*compress([rows]), np.full((1, len(rows)), -1), len(rows), budget, check=False)[0]
+        gains = _rows.gains_and_ranks(*compress([rows]), np.full((1, len(rows)), -1), len(rows), budget, check=False)[0]
         rows = [[value - 5.0 for value in row] for row in rows]  # sums below 1, so these are marginals
         marginals = [np.array(row) for row in rows]
-        drafted = tree.draft_tree(marginals, budget)
-        gains = tree.tree_gains(marginals, budget)
+        drafted = _trees.draft_tree(marginals, budget)
+        gains = _trees.tree_gains(marginals, budget)
         assert gains.shape == (budget,)
         np.testing.assert_allclose(gains[: len(drafted) - 1], np.exp(drafted.logprobs[1:]), rtol=2e-7, atol=1e-45)
         assert not gains[len(drafted) - 1 :].any()
-        chain = tree.draft_chain(marginals)
+        chain = _trees.draft_chain(marginals)
         depth = next((d for d, row in enumerate(rows) if not row or row[0] == -math.inf), len(rows))
         assert nodes_of(chain) == [(0,) * (d + 1) for d in range(depth)]
         assert chain.logprobs[1:].tolist() == [naive.path_logprob(rows, (0,) * (d + 1)) for d in range(depth)]
@@ -156,19 +159,19 @@ def test_pruning_changes_nothing(cases: int) -> None:
         dense = np.full((1, horizon, max(map(len, rows)) + 1), -np.inf)
         for d, row in enumerate(rows):
             dense[0, d, : len(row)] = row
-        kept = tree.kept_pairs(dense, budget, check=False)
+        kept = _rows.kept_pairs(dense, budget, check=False)
         assert kept.tolist() == [naive.candidates_used(rows, budget)]
         assert kept.sum() <= budget
         pruned = [row[:count] for row, count in zip(rows, kept[0], strict=True)]
         truth = np.array([[rng.randint(-1, 2) for _ in rows]], np.int32)
         smaller = rng.randint(0, budget)
-        whole = tree.draft_tree(dense[0], smaller, check=False)
-        less = tree.draft_tree([np.array(row) for row in pruned], smaller, check=False)
+        whole = _trees.draft_tree(dense[0], smaller, check=False)
+        less = _trees.draft_tree([np.array(row) for row in pruned], smaller, check=False)
         for name in ("parents", "depths", "ranks", "logprobs"):
             np.testing.assert_array_equal(getattr(whole, name), getattr(less, name))
         for a, b in zip(
-            tree.gains_and_ranks(*compress([rows]), truth, horizon, smaller, check=False),
-            tree.gains_and_ranks(*compress([pruned]), truth, horizon, smaller, check=False),
+            _rows.gains_and_ranks(*compress([rows]), truth, horizon, smaller, check=False),
+            _rows.gains_and_ranks(*compress([pruned]), truth, horizon, smaller, check=False),
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
@@ -182,12 +185,12 @@ def test_forests(cases: int) -> None:
         rng = random.Random(seed)
         rows = [make_rows(rng.getrandbits(32), kind, rng.randint(1, 3), rng.randint(1, 6)) for _ in range(requests)]
         rows = [[[value - 5.0 for value in row] for row in one] for one in rows]
-        forest = tree.draft_forest([[np.array(row) for row in one] for one in rows], total)
+        forest = _forests.draft_forest([[np.array(row) for row in one] for one in rows], total)
         assert [nodes_of(one) for one in forest] == naive.forest(rows, total)
 
         gains = np.array([sorted((rng.choice((0, 0.25, rng.random())) for _ in range(5)), reverse=True)
                           for _ in range(requests)], np.float32)  # fmt: skip
-        merged, owners = tree.forest_gains(gains, total)
+        merged, owners = _forests.forest_gains(gains, total)
         pool = sorted(((-g, b) for b, row in enumerate(gains.tolist()) for g in row if g > 0))[:total]
         assert merged.tolist() == [-g for g, _ in pool] + [0.0] * (total - len(pool))
         assert owners.tolist() == [b for _, b in pool] + [-1] * (total - len(pool))
@@ -198,7 +201,7 @@ def test_forests(cases: int) -> None:
 @CASES
 def test_masks(cases: int) -> None:
     def check(rows: Rows, budget: int) -> None:
-        drafted = tree.draft_tree([np.array(row) for row in rows], budget, check=False)
+        drafted = _trees.draft_tree([np.array(row) for row in rows], budget, check=False)
         mask = drafted.mask()
         parents = drafted.parents.tolist()
         for i in range(len(drafted)):
@@ -218,7 +221,7 @@ def test_true_ranks(cases: int) -> None:
         tokens = [rng.randint(0, 5) for _ in range(positions)]
         rows = [rng.sample(range(7), rng.randint(0, 6)) for _ in range(positions * horizon)]
         starts = np.cumsum([0, *lengths])
-        found = tree.true_ranks(
+        found = _rows.true_ranks(
             np.array([token for row in rows for token in row], np.int64), np.cumsum([0, *map(len, rows)]),
             np.array(tokens, np.int32), starts, horizon,
         )  # fmt: skip
@@ -244,11 +247,11 @@ def test_checks_of_marginals(cases: int) -> None:
         held = arrays(rows, dtype)[1]
         faults = [naive.row_fault(row) for row in held]
         if all(fault is None for fault in faults):
-            tree.check_marginals([np.array(row, dtype) for row in rows])
+            _rows.check_marginals([np.array(row, dtype) for row in rows])
             return
         bad = next(d for d, fault in enumerate(faults) if fault)
         with pytest.raises(DdsimError, match=f"depth {bad + 1} .*{words[str(faults[bad])]}"):
-            tree.check_marginals([np.array(row, dtype) for row in rows])
+            _rows.check_marginals([np.array(row, dtype) for row in rows])
 
     run(cases, check, st.lists(st.lists(value, max_size=6), min_size=1, max_size=3), st.booleans(), dtypes)
 
@@ -259,7 +262,7 @@ def test_no_closed_set_weighs_more(cases: int) -> None:
 
     def check(seed: int, kind: str, horizon: int, width: int, budget: int) -> None:
         rows = make_rows(seed, kind, horizon, width)
-        drafted = tree.draft_tree([np.array(row) for row in rows], budget, check=False)
+        drafted = _trees.draft_tree([np.array(row) for row in rows], budget, check=False)
         assert nodes_of(drafted) == [node for _, node in naive.sorted_nodes(rows, budget)]
         weight = math.fsum(np.exp(drafted.logprobs[1:]).tolist())
         assert weight == pytest.approx(naive.best_closed_weight(rows, budget), rel=1e-12, abs=1e-300)
@@ -272,9 +275,9 @@ def test_no_closed_set_weighs_more(cases: int) -> None:
 
 def test_trees_of_growing_budgets_are_nested() -> None:
     rows = np.array(make_rows(3, "flat", 4, 9))
-    largest = nodes_of(tree.draft_tree(rows, 200))
+    largest = nodes_of(_trees.draft_tree(rows, 200))
     for budget in range(0, 200, 7):
-        assert nodes_of(tree.draft_tree(rows, budget)) == largest[:budget]
+        assert nodes_of(_trees.draft_tree(rows, budget)) == largest[:budget]
 
 
 def test_results_do_not_depend_on_threads() -> None:
@@ -289,7 +292,7 @@ def test_results_do_not_depend_on_threads() -> None:
         for threads in {1, before}:
             numba.set_num_threads(threads)
             results.append(
-                (*tree.gains_and_ranks(logprobs.ravel(), offsets, truth, 3, 50), tree.kept_pairs(logprobs, 50))
+                (*_rows.gains_and_ranks(logprobs.ravel(), offsets, truth, 3, 50), _rows.kept_pairs(logprobs, 50))
             )
     finally:
         numba.set_num_threads(before)
@@ -304,14 +307,16 @@ def test_layouts_and_types_compile_nothing_anew() -> None:
     read_only.setflags(write=False)
     for layout in (rows, read_only, np.asfortranarray(rows), rows[::2], rows[:, ::-1], rows.astype(np.float32),
                   rows.astype(np.float16), (2 * rows).astype(int), rows.tolist(), [rows[0], rows[1, :2]]):  # fmt: skip
-        drafted = tree.draft_tree(layout, 5)
+        drafted = _trees.draft_tree(layout, 5)
         drafted.mask(), drafted.packed_mask()
-        tree.draft_chain(layout).packed_mask()
-        tree.tree_gains(layout, 5)
+        _trees.draft_chain(layout).packed_mask()
+        _trees.tree_gains(layout, 5)
         dense = np.stack([layout] * 2) if isinstance(layout, np.ndarray) else np.stack([rows] * 2)
-        tree.kept_pairs(dense, 5)
+        _rows.kept_pairs(dense, 5)
         flat = dense.reshape(-1)
-        tree.gains_and_ranks(flat, np.arange(2 * len(dense[0]) + 1) * 3, np.zeros((2, len(dense[0]))), len(dense[0]), 4)
+        _rows.gains_and_ranks(
+            flat, np.arange(2 * len(dense[0]) + 1) * 3, np.zeros((2, len(dense[0]))), len(dense[0]), 4
+        )
     for kernel in (_kernels.draft_tree, _kernels.gains_and_ranks, _kernels.kept_pairs, _kernels.first_bad_row):
         assert len(kernel.signatures) <= 2, kernel  # float32 and float64
     for kernel in (_kernels.ancestor_mask, _kernels.packed_mask, _kernels.true_ranks):
@@ -320,37 +325,37 @@ def test_layouts_and_types_compile_nothing_anew() -> None:
 
 @pytest.mark.parametrize("rows", [[], np.empty((0, 4)), np.empty((3, 0)), [[]], [[], [-0.5]], [[-math.inf]]])
 def test_no_nodes(rows: Any) -> None:
-    assert len(tree.draft_tree(rows, 5)) == 1
-    assert tree.draft_tree(rows, 5).packed_mask().tolist() == [[1]]
-    assert len(tree.draft_chain(rows)) == 1
+    assert len(_trees.draft_tree(rows, 5)) == 1
+    assert _trees.draft_tree(rows, 5).packed_mask().tolist() == [[1]]
+    assert len(_trees.draft_chain(rows)) == 1
     if len(rows):
-        assert not tree.tree_gains(rows, 3).any()
+        assert not _trees.tree_gains(rows, 3).any()
 
 
 def test_wrong_arguments_get_one_clear_line() -> None:
     good = np.log([[0.5, 0.5]])
     for budget in (-1, 1.5, True, 2**21, None):
         with pytest.raises(DdsimError, match="budget is"):
-            tree.draft_tree(good, budget)  # type: ignore[arg-type]
+            _trees.draft_tree(good, budget)  # type: ignore[arg-type]
     for call, message in (
-        (lambda: tree.draft_tree(good[0], 1), "shape"),
-        (lambda: tree.draft_tree([[[-0.5]]], 1), "rows of numbers"),
-        (lambda: tree.draft_tree([[-0.5], -0.5], 1), "rows of numbers"),
-        (lambda: tree.draft_tree([["a"]], 1), "type"),
-        (lambda: tree.draft_tree(np.array([[1j]]), 1), "type"),
-        (lambda: tree.kept_pairs(good, 1), "positions, horizon, candidates"),
-        (lambda: tree.check_marginals(good[0], np.array([0, 2])), "horizon"),
-        (lambda: tree.check_marginals(good[0], np.array([0, 3]), 1), "within the 2"),
-        (lambda: tree.check_marginals(good[0], np.array([1, 0]), 1), "not fall"),
-        (lambda: tree.check_marginals(good[0], np.array([0, 1, 2]), 0), "horizon"),
-        (lambda: tree.check_marginals(good[0], np.array([0, 1]), 2), "shapes"),
-        (lambda: tree.check_marginals(np.array([[[-1.0]], [[math.nan]]])), "position 1, depth 1 hold NaN"),
-        (lambda: tree.gains_and_ranks(good[0], np.array([0, 2]), np.zeros((2, 1), np.int32), 1, 3), "truth_ranks"),
-        (lambda: tree.forest_gains([0.5], 1), "shape"),
-        (lambda: tree.forest_gains([[0.5], [-0.1]], 1), "request 1"),
-        (lambda: tree.forest_gains([[0.1, 0.2]], 1), "request 0"),
-        (lambda: tree.true_ranks(np.array([1]), np.array([0, 1]), np.array([1, 2]), np.array([0, 1]), 1), "tokens"),
-        (lambda: tree.true_ranks(np.array([1]), np.array([0, 1]), np.array([1]), np.array([0, 2]), 1), "rise from 0"),
+        (lambda: _trees.draft_tree(good[0], 1), "shape"),
+        (lambda: _trees.draft_tree([[[-0.5]]], 1), "rows of numbers"),
+        (lambda: _trees.draft_tree([[-0.5], -0.5], 1), "rows of numbers"),
+        (lambda: _trees.draft_tree([["a"]], 1), "type"),
+        (lambda: _trees.draft_tree(np.array([[1j]]), 1), "type"),
+        (lambda: _rows.kept_pairs(good, 1), "positions, horizon, candidates"),
+        (lambda: _rows.check_marginals(good[0], np.array([0, 2])), "horizon"),
+        (lambda: _rows.check_marginals(good[0], np.array([0, 3]), 1), "within the 2"),
+        (lambda: _rows.check_marginals(good[0], np.array([1, 0]), 1), "not fall"),
+        (lambda: _rows.check_marginals(good[0], np.array([0, 1, 2]), 0), "horizon"),
+        (lambda: _rows.check_marginals(good[0], np.array([0, 1]), 2), "shapes"),
+        (lambda: _rows.check_marginals(np.array([[[-1.0]], [[math.nan]]])), "position 1, depth 1 hold NaN"),
+        (lambda: _rows.gains_and_ranks(good[0], np.array([0, 2]), np.zeros((2, 1), np.int32), 1, 3), "truth_ranks"),
+        (lambda: _forests.forest_gains([0.5], 1), "shape"),
+        (lambda: _forests.forest_gains([[0.5], [-0.1]], 1), "request 1"),
+        (lambda: _forests.forest_gains([[0.1, 0.2]], 1), "request 0"),
+        (lambda: _rows.true_ranks(np.array([1]), np.array([0, 1]), np.array([1, 2]), np.array([0, 1]), 1), "tokens"),
+        (lambda: _rows.true_ranks(np.array([1]), np.array([0, 1]), np.array([1]), np.array([0, 2]), 1), "rise from 0"),
     ):  # fmt: skip
         with pytest.raises(DdsimError, match=message) as caught:
             call()
@@ -358,7 +363,7 @@ def test_wrong_arguments_get_one_clear_line() -> None:
 
 
 def test_empty_forests() -> None:
-    assert tree.draft_forest([], 3) == []
-    assert [len(one) for one in tree.draft_forest([[], [[-0.5]]], 3)] == [1, 2]
-    merged, owners = tree.forest_gains(np.empty((2, 0)), 2)
+    assert _forests.draft_forest([], 3) == []
+    assert [len(one) for one in _forests.draft_forest([[], [[-0.5]]], 3)] == [1, 2]
+    merged, owners = _forests.forest_gains(np.empty((2, 0)), 2)
     assert merged.tolist() == [0, 0] and owners.tolist() == [-1, -1]

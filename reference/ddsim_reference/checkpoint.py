@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ddsim import files
 from ddsim.errors import DdsimError
+from ddsim.files import atomic as _atomic
 
 from .gguf_file import GgufFile, shown
 from .limits import free_memory
@@ -673,7 +673,7 @@ def drafter_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
 def write_tensors(path: Path, tensors: Weights) -> None:
     """Write a safetensors file, whole or not at all (their own writer makes files that others can't read)."""
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    files.write(path, lambda file: file.write(content))
+    _atomic.write(path, lambda file: file.write(content))
 
 
 def save_drafter(path: str | Path, config: DrafterConfig, weights: Weights, provenance: dict[str, Any]) -> None:
@@ -706,7 +706,7 @@ def save_drafter(path: str | Path, config: DrafterConfig, weights: Weights, prov
     }
     tensors = {key: weights[key].to("cpu", torch.bfloat16) for key in drafter_shapes(config)}
     write_tensors(folder / "model.safetensors", tensors)
-    files.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
+    _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 
 def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None:
@@ -735,4 +735,4 @@ def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None
         key: tensor for key, tensor in weights.items() if not (config.tie_word_embeddings and key == "lm_head.weight")
     }
     write_tensors(folder / "model.safetensors", tensors)
-    files.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
+    _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")

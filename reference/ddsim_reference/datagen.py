@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-from ddsim.files import write
+from ddsim.files.atomic import write
 
 from .checkpoint import ModelConfig, Weights
 from .limits import in_child

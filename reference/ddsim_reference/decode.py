@@ -18,13 +18,16 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 
-from ddsim import _kernels
-from ddsim.budget import CHAIN, NO_RANK, Costs, cost_rows, paid
-from ddsim.calibration import Calibration
-from ddsim.cost import CONTEXT_STEP, CostModel, CostTable, cost_table, open_cost
+from ddsim.cost.model import CostModel, open_cost
+from ddsim.cost.table import CONTEXT_STEP, Costs, CostTable, cost_rows, cost_table, paid
 from ddsim.errors import DdsimError
-from ddsim.policy import Policy, ask, ask_joint, decision_table, policy_of
-from ddsim.tree import kept_pairs
+from ddsim.policy.choose import CHAIN
+from ddsim.policy.contract import Policy, ask, ask_joint, decision_table
+from ddsim.policy.parse import policy_of
+from ddsim.trace.calibration import Calibration
+from ddsim.tree import kernels as _kernels
+from ddsim.tree.kernels import NO_RANK
+from ddsim.tree.rows import kept_pairs
 
 from .checkpoint import check_device, load_drafter, load_target, number_type
 from .engine import Bucket, Engine, check_pair

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, read_profile
 from ddsim.errors import DdsimError
-from ddsim.policy import DDTree
-from ddsim.profiles import DraftSample, HostSample, Profile, VerifySample, read_profile
+from ddsim.policy.rules import DDTree
 
 from .checkpoint import (
     SMOLLM2,

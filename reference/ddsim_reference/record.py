@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import ddsim
 from ddsim.errors import DdsimError
-from ddsim.trace import TraceWriter
+from ddsim.trace.writer import TraceWriter
 
 from . import dense
 from .checkpoint import (

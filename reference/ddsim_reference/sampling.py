@@ -34,7 +34,7 @@ def choose(logits: Tensor, temperature: float, uniform: Tensor | None) -> Tensor
 
 
 def round_down_half(x: Tensor) -> Tensor:
-    """Values <= 0 rounded toward minus infinity to what float16 can hold, as float32 (twin of ``ddsim.trace.round_logprobs``)."""
+    """Values <= 0 rounded toward minus infinity to what float16 can hold, as float32 (twin of ``ddsim.trace.checks.round_logprobs``)."""
     half = x.half()
     bits = half.view(torch.int16) + (half.float() > x).to(torch.int16)  # one step away from zero for negative numbers
     return bits.view(torch.float16).float()

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsim.files import write_text
+from ddsim.files.atomic import write_text
 
 from . import attention, dense, kernels
 from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_config

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ddsim.errors import DdsimError
-from ddsim.files import write
+from ddsim.files.atomic import write
 
 from .checkpoint import (
     MOST_BLOCK,

@@ -13,14 +13,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ddsim import plot
-from ddsim.cost import CostModel, fit_cost
+from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
-from ddsim.jsonfile import write_document
-from ddsim.policy import Policy, decision_table, policies_of, prepared
-from ddsim.positions import positions_of
-from ddsim.replay import priced, replay, replay_rounds
-from ddsim.trace import Trace
+from ddsim.files.documents import write_document
+from ddsim.policy.contract import Policy, decision_table, prepared
+from ddsim.policy.parse import policies_of
+from ddsim.replay.replay import priced, replay, replay_rounds
+from ddsim.trace.cache import positions_of
+from ddsim.trace.trace import Trace
+from ddsim.view import checks as _checks
+from ddsim.view import style as _style
 
 from . import dense
 from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device, load_drafter, load_target, number_type
@@ -313,7 +315,7 @@ def validate(
                 "measured": [row["measured"]["tokens_per_second"] for row in rows],
             }
         )
-        plot.save_figure(plot.predicted_measured(table), plot_path)
+        _style.save_figure(_checks.predicted_measured(table), plot_path)
     return document
 
 

@@ -1,0 +1,344 @@
+"""Commands that answer: demo, plan, replay, report, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ddsim.cli.app import (
+    ANSWERS,
+    CALIBRATIONS,
+    KINDS,
+    BootstrapOption,
+    CalibrateOption,
+    JsonOption,
+    KindOption,
+    PlotOption,
+    PolicyOption,
+    ProfileOption,
+    SeedOption,
+    ServingPolicyOption,
+    TemperatureOption,
+    TraceArgument,
+    WorkloadOption,
+    _calibration,
+    _check_plot,
+    _cost,
+    _one_of,
+    _open,
+    _out_option,
+    _plot,
+    _within,
+    _write,
+    app,
+    example,
+)
+from ddsim.cli.console import Column, Out, milliseconds, number, percent
+from ddsim.cli.console import progress as _progress
+from ddsim.files.atomic import STDOUT
+
+if TYPE_CHECKING:
+    from ddsim.replay.plan import Plan
+
+REPLAY_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", number(2)),
+    ("budget_mean", "nodes/\nround", number(1)),
+    ("tokens_per_second", "tokens/s", number(1)),
+    ("speedup", "speed-up", number(2)),
+    ("speedup_interval", "95 %", str),
+    ("hindsight_share", "share of\nhindsight", percent),
+)
+
+
+WORKLOAD_COLUMNS: tuple[Column, ...] = (
+    ("workload", "workload", str),
+    ("best_budget", "best budget,\nnodes", str),
+    ("near_best", "within 1 %", str),
+    ("tokens_per_second", "tokens/s", number(1)),
+    ("pooled_budget_loss", "loss with the\npooled budget", percent),
+)
+
+
+@app.command(rich_help_panel=ANSWERS, epilog=example("ddsim demo", "ddsim demo --json | head"))
+def demo(
+    plot: Annotated[
+        str, typer.Option("--plot", metavar="FILE", help="Where the figure goes (.png, .svg, .pdf; - writes a PNG).")
+    ] = "ddsim-demo.png",
+    json: JsonOption = False,
+) -> None:
+    """Plan and replay what comes with ddsim: HumanEval recorded with a small model, an 8B model's costs on an H100."""
+    show = Out(json, [plot])
+    _check_plot(plot)
+    from ddsim.cost.model import fit_cost
+    from ddsim.demo import demo_profile, demo_trace
+    from ddsim.replay.plan import plan as solve
+    from ddsim.replay.replay import default_policies, measured_budget
+    from ddsim.replay.replay import replay as run
+
+    trace = demo_trace()
+    show.reads(*trace._folders)
+    with _progress("Fitting the cost model"):
+        cost = fit_cost(demo_profile())
+    show.say(f"Recording: {_told(trace.meta['provenance'])}; {len(trace.sequences)} prompts, {len(trace):,} positions")
+    show.say(f"Costs:     {_told(cost.provenance)}")
+    with _progress("Replaying") as progress:
+        answer = solve(trace, cost, progress=progress)
+        result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget), cost))
+    _show_plan(show, answer, len(trace.workloads) > 1)
+    _show_replay(show, result.table(), "What each policy would have done")
+    _plot_plan(show, plot, answer)
+    show.json({"plan": answer.to_json(), "replay": result.to_json(), "plot": plot})
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim plan traces/temperature-0/humaneval --profile h100.json",
+        "ddsim plan 'traces/temperature-*' --profile h100.json --plot plan.png",
+    ),
+)
+def plan(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    calibrate: CalibrateOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """How big draft trees should be, in one sentence, and what that gains."""
+    show = Out(json, [plot])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim.replay.plan import plan as solve
+
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    calibration = _calibration(recording, calibrate, seed)
+    with _progress("Replaying") as progress:
+        answer = solve(
+            recording, cost, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
+        )  # fmt: skip
+    _show_plan(show, answer, len(recording.workloads) > 1)
+    _show_replay(show, answer.table(), None)
+    if plot is not None:
+        _plot_plan(show, plot, answer)
+    show.json(answer.to_json() | {"plot": plot})
+
+
+def _show_plan(show: Out, answer: Plan, several: bool) -> None:
+    show.say()
+    show.say(answer.sentence, style="bold")
+    for line in answer.details:
+        show.say(line)
+    for note in answer.notes:
+        show.say(f"Note: {note}")
+    show.say()
+    if several:
+        table = answer.by_workload
+        near = [", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs) for runs in table["near_best"]]
+        show.table(table.assign(near_best=near), WORKLOAD_COLUMNS, "The best fixed budget of each workload")
+
+
+def _plot_plan(show: Out, name: str, answer: Plan) -> None:
+    from ddsim.view.budgets import fixed_budgets
+
+    plain = answer.table().set_index("policy")["tokens_per_second"].get("AR")
+    _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.near_best, baseline=plain, ax=ax))
+
+
+def _told(provenance: dict[str, Any]) -> str:
+    """What matters most of a provenance, on a line."""
+    parts = [str(provenance[key]) for key in ("target", "drafter", "device") if provenance.get(key)]
+    return ", ".join(parts) or "of unknown origin"
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim replay traces/temperature-0/humaneval --profile h100.json",
+        "ddsim replay 'traces/temperature-*' -p h100.json --policy AR --policy DDTree:95 --calibrate isotonic",
+    ),
+)
+def replay(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    policy: PolicyOption = None,
+    kind: KindOption = "auto",
+    calibrate: CalibrateOption = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    out: Annotated[str | None, _out_option("Save the table (.csv, .parquet, .json, .jsonl)")] = None,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What each policy would have done on a recording, exactly, by workload and pooled."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim.policy.parse import parse_policy
+    from ddsim.replay.replay import replay as run
+    from ddsim.view.export import export_table
+
+    policies = None if policy is None else [parse_policy(name) for name in policy]
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    calibration = _calibration(recording, calibrate, seed)
+    with _progress("Replaying") as progress:
+        result = run(
+            recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
+        )  # fmt: skip
+    if len(recording.workloads) > 1:
+        for name, rows in result.table(by="workload").groupby("workload", sort=False):
+            _show_replay(show, rows, str(name))
+        _show_replay(show, result.table(), "all workloads")
+    else:
+        _show_replay(show, result.table(), ", ".join(w for w in recording.workloads if w) or None)
+    if out is not None:
+        table = result.table(by="workload") if len(recording.workloads) > 1 else result.table()
+        _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
+        show.saved(out)
+    if plot is not None:
+        from ddsim.view.budgets import policies as policies_figure
+
+        pooled = result.table()
+        _plot(show, plot, lambda ax: policies_figure(pooled, ax=ax), len(pooled))
+    show.json(result.to_json() | {"out": out, "plot": plot})
+
+
+def _show_replay(show: Out, table: Any, title: str | None) -> None:
+    tuned = table["tuned_on"] == "same prompts"
+    marked = table.assign(policy=table["policy"].where(~tuned, table["policy"] + " *"))
+    show.table(_with_interval(marked), REPLAY_COLUMNS, title)
+    if tuned.any():
+        show.say("* tuned on the prompts that it is judged on: on others it does a little worse")
+        show.say()
+
+
+def _with_interval(table: Any) -> Any:
+    """The table with a column that holds both bounds of the speed-up; empty where there is nothing to be unsure of."""
+    pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
+    return table.assign(speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs])
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example("ddsim report traces/temperature-0/humaneval --profile h100.json -o report.html"),
+)
+def report(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    out: Annotated[str, _out_option("The page")],
+    kind: KindOption = "auto",
+    calibrate: CalibrateOption = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """The answer and its reasons as one HTML file that needs no network: recommendation, costs, policies, provenance."""
+    show = Out(json, [out])
+    _one_of("--kind", kind, KINDS)
+    _one_of("--calibrate", calibrate, CALIBRATIONS)
+    from ddsim.cost.model import read_costs
+    from ddsim.view.report import report as write_report
+
+    show.reads(profile.expanduser())
+    recording, cost = _open(show, trace, workload, temperature), read_costs(profile.expanduser(), kind)
+    calibration = _calibration(recording, calibrate, seed)
+    with _progress("Writing the report") as progress:
+        _write(
+            out, ".html",
+            lambda path: write_report(
+                recording, cost, path, kind=kind, calibration=calibration, bootstrap=bootstrap, seed=seed,
+                progress=progress,
+            ),
+        )  # fmt: skip
+    show.saved(out)
+    show.json({"out": out})
+
+
+SERVING_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", number(2)),
+    ("budget_mean", "nodes/\nrequest", number(1)),
+    ("tokens_per_second", "tokens/s", number(0)),
+    ("tpot_mean", "TPOT\nms", milliseconds),
+    ("tpot_p95", "p95\nms", milliseconds),
+    ("speedup", "speed-up", number(2)),
+    ("speedup_interval", "95 %", str),
+)
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim serve traces/temperature-0/humaneval --profile h100.json",
+        "ddsim serve 'traces/temperature-*' -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
+    ),
+)
+def serve(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            callback=_within("batch"),
+            help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
+        ),
+    ] = None,
+    policy: ServingPolicyOption = None,
+    requests: Annotated[
+        int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(callback=_within("max_tokens"), help="Most tokens that one pass may verify.")
+    ] = None,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: Annotated[
+        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
+    ] = 100,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Simulate a server that decodes B requests together: throughput and time per token of each policy."""
+    show = Out(json, [plot])
+    _one_of("--kind", kind, KINDS)
+    _check_plot(plot)
+    from ddsim.policy.parse import parse_policy
+    from ddsim.replay.serving import EXTRAPOLATED, simulate
+
+    policies = [parse_policy(name, joint=True) for name in policy or ()]
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    with _progress("Simulating") as progress:
+        result = simulate(
+            recording, cost, policies or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
+            bootstrap=bootstrap, seed=seed, progress=progress,
+        )  # fmt: skip
+    table = result.table()
+    marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))
+    for size, rows in marked.groupby("batch", sort=False):
+        show.table(
+            _with_interval(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
+        )
+    if table["extrapolated"].any():
+        show.say(EXTRAPOLATED)
+    if plot is not None:
+        from ddsim.view.costs import serving
+
+        _plot(show, plot, lambda ax: serving(table, ax=ax))
+    show.json(result.to_json() | {"plot": plot})

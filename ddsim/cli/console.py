@@ -1,0 +1,270 @@
+"""What reaches the terminal: tables, progress, warnings, and files on standard output."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ddsim.errors import DdsimError
+from ddsim.files.atomic import STDOUT, check_output, check_output_folder, refuse_inputs, stdout_closed
+from ddsim.text import printable, printable_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+LONGEST = 60  # characters of a table's cell: longer names are cut in the middle
+
+
+NARROWEST, WIDEST = 40, 1000  # columns: text for people is laid out for no others
+
+
+Column = tuple[str, str, Callable[[Any], str]]  # column of the data frame, heading, how a value is printed
+
+
+Progress = Callable[[int, int], None]  # called with (done, in all)
+
+
+class Out:
+    """Where a command's answer goes: text and tables for people, or one JSON document for machines.
+
+    With ``--json`` only that document goes to standard output. Where a file goes to standard output (``-``), text for
+    people goes to standard error instead.
+
+    Parameters
+    ----------
+    as_json : bool
+    files : sequence of str or None
+        Names that the command will write; checked now, because an hour of work must not end at a mistyped folder.
+    folders : sequence of str
+        Folders that it will write to, and make if need be.
+
+    Raises
+    ------
+    DdsimError
+        A folder is missing, two outputs are one file, or standard output is asked for twice.
+    """
+
+    def __init__(self, as_json: bool = False, files: Sequence[str | None] = (), folders: Sequence[str] = ()) -> None:
+        named = [f for f in files if f is not None]
+        if named.count(STDOUT) + as_json > 1:
+            raise DdsimError("standard output can take one thing only: give a file name in place of - or drop --json")
+        if (as_json or STDOUT in named) and stdout_closed():
+            raise DdsimError("standard output is closed, so the answer would be lost; open it, or give a file name")
+        for name in named:
+            check_output(name)
+        for name in folders:
+            check_output_folder(name)
+        self._outputs = [*named, *folders]
+        self.reads()
+        self.as_json = as_json
+        self._stream = sys.stderr if STDOUT in named else sys.stdout
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """The console that people read."""
+        if self._console is None:
+            self._console = make_console(self._stream)
+        return self._console
+
+    def reads(self, *inputs: str | os.PathLike[str] | None) -> None:
+        """Refuse outputs that would replace one of these inputs, or lie in one that is a folder."""
+        refuse_inputs(self._outputs, inputs)
+
+    def say(self, text: str = "", style: str | None = None, *, wrap: bool = True) -> None:
+        """Print a line for people (none with ``--json``); ``wrap=False`` for one with a path in it."""
+        if not self.as_json:
+            self.console.print(
+                printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=not wrap
+            )
+
+    def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
+        """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text  # as it is: a string would be read as markup
+
+        shown = [c for c in columns if c[0] in frame.columns]
+        table = Table(
+            title=None if title is None else Text(printable(title, LONGEST)),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        for i, (_, heading, _) in enumerate(shown):
+            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for record in frame.to_dict("records"):
+            table.add_row(*(Text(printable(_cell(record, column), LONGEST)) for column in shown))
+        # A narrower terminal breaks lines, which is better than figures cut short.
+        wide = self.console if self.console.width >= 80 else make_console(self._stream, 80)
+        wide.print(table)
+
+    def stream(self, parts: Sequence[tuple[str, bool]], mark: bool = True) -> None:
+        """Print text as it comes; with ``mark``, runs of flagged parts are green, or in brackets where there are no colours."""
+        if self.as_json:
+            return
+        for flagged, run in groupby(parts, key=lambda part: part[1]):
+            text = printable("".join(part for part, _ in run), keep="\n\t")
+            if mark and flagged and self.console.color_system is None:
+                text = f"[{text}]"
+            style = "green" if mark and flagged else None
+            self.console.print(text, style=style, end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def json(self, document: Any) -> None:
+        """Print the answer as JSON, if that was asked for."""
+        if self.as_json:
+            text = json.dumps(plain(document), indent=1, ensure_ascii=False, allow_nan=False)
+            print(printable_json(text, sys.stdout.encoding or "utf-8"))
+
+    def saved(self, name: str | os.PathLike[str]) -> None:
+        """Say which file was written."""
+        if str(name) != STDOUT:
+            self.say(f"Wrote {name}", wrap=False)
+
+
+def _cell(record: dict[Any, Any], column: Column) -> str:
+    value = record[column[0]]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return column[2](value)
+
+
+def make_console(stream: TextIO, width: int | None = None) -> Console:
+    """A Rich console on a stream, as wide as the terminal; 80 columns where there is none and COLUMNS isn't set."""
+    from rich.console import Console
+
+    return Console(file=stream, width=width)
+
+
+@contextmanager
+def sane_width() -> Iterator[None]:
+    """Meanwhile COLUMNS and TERMINAL_WIDTH are widths that text can be laid out for, or unset where they are no numbers."""
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
+    for name, value in before.items():
+        if value is None:
+            continue
+        del os.environ[name]
+        if value.isascii() and value.isdigit() and value.strip("0"):
+            wide = int(value) if len(value) < 10 else WIDEST
+            os.environ[name] = str(min(max(wide, NARROWEST), WIDEST))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: arrays and data frames as lists, NaN and infinities as null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):
+        return plain(value.to_dict("records"))
+    if hasattr(value, "tolist"):  # NumPy arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def number(digits: int) -> Callable[[Any], str]:
+    """Format with so many digits after the point."""
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def percent(value: Any) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def milliseconds(value: Any) -> str:
+    """Seconds, printed as milliseconds."""
+    return f"{1e3 * value:.2f}"
+
+
+def on_terminal() -> bool:
+    """Whether a person watches: neither output nor errors are piped."""
+    return sys.stderr.isatty() and sys.stdout.isatty()
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Progress]:
+    """A progress bar with the time left, on standard error; nothing where output isn't a terminal.
+
+    Yields a function to call with (done, in all). Until it is called the bar says only that work goes on.
+    """
+    if not on_terminal():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def working(label: str) -> Iterator[Callable[[str], None]]:
+    """A line that says what goes on and for how long, where the length of the work isn't known; on a terminal only.
+
+    Yields a function to call with what comes next, in a few words.
+    """
+    if not on_terminal():
+        yield lambda what: None
+        return
+    from rich.progress import Progress as Bar
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(label)
+        yield lambda what: bar.update(task, description=printable(f"{label}: {what}"))
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Meanwhile a warning is one line on standard error, without the place in the source, and each is shown once."""
+    shown: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = printable(" ".join(str(message).split()))
+        if text not in shown:
+            print(f"warning: {text}", file=file or sys.stderr)
+        shown.add(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

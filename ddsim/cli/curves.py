@@ -1,0 +1,277 @@
+"""Commands about costs, calibration and files: fit, calibrate, export, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddsim.cli.app import (
+    CALIBRATIONS,
+    CURVES,
+    KINDS,
+    JsonOption,
+    KindOption,
+    PlotOption,
+    SeedOption,
+    TemperatureOption,
+    TraceArgument,
+    WorkloadOption,
+    _check_plot,
+    _complete,
+    _cost,
+    _Failed,
+    _finite,
+    _one_of,
+    _open,
+    _out_option,
+    _plot,
+    _within,
+    _write,
+    app,
+    example,
+)
+from ddsim.cli.console import Column, Out, number, percent, progress, working
+from ddsim.cli.console import progress as _progress
+from ddsim.errors import DdsimError
+from ddsim.files.atomic import STDOUT
+
+
+@app.command(
+    rich_help_panel=CURVES,
+    epilog=example("ddsim fit h100.json -o cost.json --plot cost.png", "ddsim fit h100.json --kind convex --json"),
+)
+def fit(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Latency profile (made by ddsim profile).")],
+    out: Annotated[str | None, _out_option("Save the cost model")] = None,
+    kind: KindOption = "auto",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(callback=_finite, help="Exit with 1 if the median held-out error is above this (0.05 is 5 %)."),
+    ] = None,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit a cost model to a profile and say how well it predicts what it hasn't seen."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, KINDS)
+    _check_plot(plot)
+    import pandas as pd
+
+    from ddsim.cost.model import fit_cost
+    from ddsim.cost.profile import read_profile
+
+    show.reads(profile.expanduser())
+    measured = read_profile(profile.expanduser())
+    with progress("Fitting the cost model"):
+        cost = fit_cost(measured, kind, seed=seed)
+    report = cost.report
+    rows = [
+        {
+            "kind": name,
+            "median": r.median,
+            "worst": r.worst,
+            "points": r.points,
+            "picked": "*" if name == cost.kind else "",
+        }
+        for name, r in report.kinds.items()
+        if r.points
+    ]
+    show.say(cost.explain())
+    if rows:
+        show.say()
+        columns = (
+            ("kind", "kind", str), ("median", "median error", percent), ("worst", "worst error", percent),
+            ("points", "predictions", str), ("picked", "picked", str),
+        )  # fmt: skip
+        show.table(pd.DataFrame(rows), columns, "Errors on points left out of the fit")
+    if out is not None:
+        _write(out, ".json", cost.save)
+        show.saved(out)
+    if plot is not None:
+        from ddsim.view.costs import cost_curve
+
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, ax=ax))
+    show.json({"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot})
+    mine = report.kinds.get(cost.kind)
+    if tolerance is not None and mine is not None and mine.points and mine.median > tolerance:
+        raise _Failed(f"held-out error {percent(mine.median)} is above the tolerance {percent(tolerance)}")
+
+
+@app.command(
+    rich_help_panel=CURVES, epilog=example("ddsim calibrate traces/temperature-0/humaneval -o calibration.json")
+)
+def calibrate(
+    trace: TraceArgument,
+    out: Annotated[str | None, _out_option("Save the calibration")] = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", metavar="KIND", help="isotonic or temperature.", autocompletion=_complete(*CALIBRATIONS)
+        ),
+    ] = "isotonic",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit a calibration of the drafter's marginals on half of the prompts and judge it on the others."""
+    show = Out(json, [out, plot])
+    _one_of("--kind", kind, CALIBRATIONS)
+    _check_plot(plot)
+    from ddsim.trace.calibrate import fit_calibration
+    from ddsim.trace.reliability import reliability
+
+    recording = _open(show, trace, workload, temperature)
+    with _progress("Calibrating") as progress:
+        calibration, report = fit_calibration(recording, kind, seed=seed, progress=progress)
+    length = number(2)
+    columns = (
+        ("budget", "nodes", str), ("realised", "realised", length), ("predicted_before", "predicted", length),
+        ("predicted_after", "calibrated", length), ("count", "positions", str),
+    )  # fmt: skip
+    show.table(report, columns, "Acceptance length on the held-out prompts (tokens a round, root included)")
+    if out is not None:
+        _write(out, ".json", calibration.save)
+        show.saved(out)
+    if plot is not None:
+        from ddsim.view.checks import reliability_by_probability
+
+        with _progress("Measuring reliability, as recorded") as progress:
+            before = reliability(recording, progress=progress)
+        with _progress("Measuring reliability, calibrated") as progress:
+            after = reliability(recording, calibration, progress=progress)
+        _plot(show, plot, lambda ax: reliability_by_probability(before, after, ax=ax))
+    show.json({"kind": kind, "held_out": report, "provenance": calibration.provenance, "out": out, "plot": plot})
+
+
+EXPORTS = ("sequences", "candidates", "budgets")
+
+
+@app.command(
+    rich_help_panel=CURVES,
+    epilog=example(
+        "ddsim export traces/temperature-0/humaneval -o sequences.csv",
+        "ddsim export traces/temperature-0/humaneval --what candidates --limit 1000 -o - | head",
+        "ddsim export 'traces/temperature-*' --what budgets --profile h100.json -o budgets.json",
+    ),
+)
+def export(
+    trace: TraceArgument,
+    out: Annotated[str, _out_option("File that ends in .csv, .parquet, .json or .jsonl")],
+    what: Annotated[
+        str,
+        typer.Option(
+            metavar="WHAT",
+            help="sequences: a row each. candidates: a row for each at every position and depth. "
+            "budgets: the best tree width by context and batch, JSON for a serving engine.",
+            autocompletion=_complete(*EXPORTS),
+        ),
+    ] = "sequences",
+    file_format: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="csv, parquet, json or jsonl; for -o - (csv).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(callback=_within("rows"), help="At most so many rows.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for budgets.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            callback=_within("batch"),
+            help="Batch size, for budgets (repeatable; default: 1 to 64 as far as measured).",
+        ),
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--context",
+            callback=_within("context"),
+            help="Context, for budgets (repeatable; default: 256 to 8,192 as far as measured).",
+        ),
+    ] = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a trace as a table, or the best budgets as a lookup table, for other tools."""
+    show = Out(json, [out])
+    _one_of("--what", what, EXPORTS)
+    _one_of("--format", file_format, ("csv", "parquet", "json", "jsonl"))
+    if (what == "budgets") != (profile is not None):
+        raise DdsimError("export: budgets need --profile FILE, and nothing else takes it")
+    suffix = Path(out).suffix if out != STDOUT else ".json" if what == "budgets" else f".{file_format or 'csv'}"
+    if file_format is not None and suffix != f".{file_format}":
+        raise DdsimError(f"-o {out}: its ending and --format {file_format} disagree; drop one of them")
+    known = {"candidates": (".csv", ".parquet"), "budgets": (".json",)}.get(what)
+    if known is not None and suffix not in known:
+        raise DdsimError(f"-o {out}: {what} are written as {' or '.join(known)}")
+    from ddsim.view.export import export_budgets, export_candidates, export_table, sequence_table
+
+    recording = _open(show, trace, workload, temperature)
+    if what == "sequences":
+        table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
+        _write(out, suffix, lambda path: export_table(table, path))
+    elif what == "candidates":
+        with progress("Writing candidates"):
+            _write(out, suffix, lambda path: export_candidates(recording, path, limit=limit))
+    elif profile is not None:
+        from ddsim.replay.maps import best_widths
+
+        cost = _cost(show, profile, "auto")
+        given: dict[str, Any] = {k: sorted(set(v)) for k, v in (("batch", batch), ("contexts", context)) if v}
+        with progress("Solving"):
+            table = best_widths(recording, cost, **given).pivot(index="context", columns="batch")
+        widths, marks = table["width"], table["extrapolated"].to_numpy(bool)
+        source = {
+            "trace": recording.fingerprint,
+            "cost": cost.provenance,
+            "cost_kind": cost.kind,
+            "acceptance": "what the recording accepted, not the drafter's probabilities",
+            "tuned_on": "same prompts",
+        }
+        grid = widths.index.to_numpy(int), widths.columns.to_numpy(int), widths.to_numpy(int)
+        _write(out, suffix, lambda path: export_budgets(path, *grid, extrapolated=marks, provenance=source))
+        spans = [
+            f"{name} {values[0]:,}–{values[-1]:,}" for name, values in (("contexts", grid[0]), ("batches", grid[1]))
+        ]
+        show.say(f"Budgets for {' and '.join(spans)}; costs measured at {cost.range}.")
+        show.say("They are best for what this recording accepted, whatever the drafter's probabilities say.")
+        if marks.any():
+            show.say(f"Of {marks.size} budgets {marks.sum()} rest on extrapolated costs (marked in the file).")
+    show.saved(out)
+    show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
+
+
+BENCH_COLUMNS: tuple[Column, ...] = (
+    ("figure", "figure", str),
+    ("measured", "measured", str),
+    ("target", "target", str),
+    ("meets", "met", lambda met: "" if met is None else "yes" if met else "NO"),
+)
+
+
+@app.command(rich_help_panel=CURVES, epilog=example("ddsim bench --quick", "ddsim bench --json > bench.json"))
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the positions, fewer repeats.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Measure how fast this ddsim is on this machine, each figure beside its target."""
+    show = Out(json)
+    from ddsim.bench import run_bench
+
+    with working("Measuring") as say:
+        result = run_bench(quick=quick, seed=seed, progress=say)
+    show.table(result.table(), BENCH_COLUMNS)
+    show.say(", ".join(f"{key} {value}" for key, value in result.machine.items()))
+    show.json(result.to_json())
+    missed = [f.name for f in result.figures if f.meets is False]
+    if check and missed:
+        raise _Failed(f"targets missed: {', '.join(missed)}")

@@ -1,0 +1,492 @@
+"""Commands with a model: record, decode, profile, validate, train-drafter."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ddsim.cli.app import (
+    POLICIES,
+    REFERENCE,
+    JsonOption,
+    PlotOption,
+    SeedOption,
+    _check_plot,
+    _complete,
+    _Failed,
+    _one_of,
+    _open,
+    _plot,
+    app,
+    example,
+)
+from ddsim.cli.console import Column, Out, number, on_terminal, working
+from ddsim.cli.console import progress as _progress
+from ddsim.errors import DdsimError
+from ddsim.files.atomic import STDOUT
+from ddsim.text import printable
+
+
+class _ByOption(TyperCommand):
+    """A command whose model is an option; a model in its place is refused with a line that says so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        stray = self.make_parser(ctx).parse_args(list(args))[1]
+        if stray:
+            raise DdsimError(f"unexpected {stray[0]!r}: name the model with --target, as in --target {stray[0]}")
+        return super().parse_args(ctx, args)
+
+
+def _reference(module: str) -> Any:
+    """A module of the reference decoder, or one line that says how to install it."""
+    from importlib import import_module
+
+    if not on_terminal():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own progress bars
+    try:
+        return import_module(f"ddsim_reference.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("ddsim_reference."):
+            raise
+        raise DdsimError(
+            f"this command needs the reference decoder ({error.name} isn't installed): "
+            "in a checkout of ddsim run pip install -c constraints.txt '.[reference]' ./reference"
+        ) from None
+
+
+TargetOption = Annotated[
+    str, typer.Option(metavar="MODEL", help="Checkpoint folder, hub name, .gguf file, or smollm2-135m.")
+]
+
+
+DrafterOption = Annotated[str, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")]
+
+
+PromptsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="humaneval, chat, mathematics, summarising, all, or a JSONL file (repeatable).",
+        autocompletion=_complete("humaneval", "chat", "mathematics", "summarising", "all"),
+    ),
+]
+
+
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")]
+
+
+DTYPES = ("float32", "bfloat16")
+
+
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16.", autocompletion=_complete(*DTYPES))
+]
+
+
+OptionalDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="float32 or bfloat16 (default: bfloat16 on a GPU, float32 elsewhere).",
+        autocompletion=_complete(*DTYPES),
+    ),
+]
+
+
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens.")]
+
+
+LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
+
+
+WIDTHS = ("qwen3-4b", "qwen3-8b")
+
+
+WidenOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHAPE",
+        help="Run the target at the cost of a larger one: qwen3-4b or qwen3-8b.",
+        autocompletion=_complete(*WIDTHS),
+    ),
+]
+
+
+@app.command(
+    cls=_ByOption,
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
+    ),
+)
+def record(
+    target: TargetOption,
+    drafter: DrafterOption,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the trace.")],
+    prompts: PromptsOption = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
+    max_new_tokens: TokensOption = 128,
+    max_budget: Annotated[int, typer.Option(min=1, help="Largest budget that the trace answers exactly.")] = 512,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    limit: LimitOption = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Record a dense trace: the target's answers and the drafter's marginals at every position.
+
+    A run that was stopped continues where it was when it is started again with the same options.
+    """
+    show = Out(json, folders=[out])
+    _one_of("--dtype", dtype, DTYPES)
+    if not prompts:
+        raise DdsimError("record: say what to record with --prompts NAME (a workload, all, or a JSONL file)")
+    show.reads(target, drafter, *filter(os.path.isfile, prompts))
+    module = _reference("record")
+    with _progress("Recording") as progress:
+        path = module.record(
+            target=target, drafter=drafter, prompts=prompts, out=out, temperature=temperature,
+            max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
+            batch=batch, progress=progress,
+        )  # fmt: skip
+    trace = _open(Out(), [path])
+    told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"
+    show.say(told, wrap=False)
+    show.json(
+        {
+            "out": path, "sequences": len(trace.sequences), "positions": len(trace), "workloads": trace.workloads,
+            "horizon": trace.horizon, "max_budget": trace.max_budget, "fingerprint": trace.fingerprint,
+        }
+    )  # fmt: skip
+
+
+@app.command(
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim decode 'Write a haiku about trees.' --target smollm2-135m --drafter reference/drafter --policy DDTree:31",
+        "ddsim decode --prompts humaneval --limit 2 --target smollm2-135m --drafter reference/drafter "
+        "--policy LongRun --profile h100.json",
+    ),
+)
+def decode(
+    target: TargetOption,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Messages to answer.")] = None,
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter; not needed by --policy AR.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="NAME", help=f"{', '.join(POLICIES[:-2])}.", autocompletion=_complete(*POLICIES))
+    ] = "DDTree:63",
+    prompts: PromptsOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for policies that weigh costs."),
+    ] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Saved by ddsim calibrate.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
+    max_new_tokens: TokensOption = 128,
+    device: DeviceOption = "cpu",
+    dtype: OptionalDtypeOption = None,
+    limit: LimitOption = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Requests decoded together.")] = 1,
+    mark: Annotated[
+        bool, typer.Option(help="Mark what the drafter proposed: green, or [in brackets] without colours.")
+    ] = True,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Answer prompts with the reference decoder; the text streams, drafted tokens that were accepted are marked."""
+    show = Out(json)
+    _one_of("--dtype", dtype, DTYPES)
+    from ddsim.policy.parse import parse_policy
+    from ddsim.policy.rules import BestFixed, Hindsight
+
+    rule = parse_policy(policy, joint=batch > 1)
+    if isinstance(rule, (BestFixed, Hindsight)):
+        raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
+    pieces = _reference("decode").decode_prompts(
+        target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
+        calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
+        dtype=dtype, limit=limit, batch=batch,
+    )  # fmt: skip
+    texts: dict[tuple[str, str], list[tuple[str, bool]]] = {}
+    answers: list[dict[str, Any]] = []
+    for piece in pieces:
+        key = piece.prompt.workload, piece.prompt.id
+        held = texts.setdefault(key, [])
+        if batch == 1 and not held:
+            _show_prompt(show, piece.prompt.id, first=not answers)
+        held += piece.parts
+        if batch == 1:
+            show.stream(piece.parts, mark)
+        if piece.answer is None:
+            continue
+        done = piece.answer
+        if batch > 1:
+            _show_prompt(show, piece.prompt.id, first=not answers)
+            show.stream(held, mark)
+        seconds, rounds = done.seconds.get("decode", 0.0), len(done.rounds)
+        rate = f", {(len(done.tokens) - 1) / seconds:,.1f} tokens/s" if seconds > 0 else ""
+        length = f", {(len(done.tokens) - 1) / rounds:.2f} tokens a round" if rounds else ""
+        show.say()
+        show.say(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}", style="dim")
+        answers.append(
+            {
+                "workload": key[0], "prompt_id": key[1], "text": "".join(t for t, _ in held), "tokens": done.tokens,
+                "rounds": [dataclasses.asdict(r) for r in done.rounds], "seconds": done.seconds,
+            }
+        )  # fmt: skip
+    show.json({"policy": policy, "temperature": temperature, "answers": answers})
+
+
+def _show_prompt(show: Out, name: str, first: bool) -> None:
+    if not first:
+        show.say()
+    show.say(name, style="bold", wrap=False)
+
+
+@app.command(
+    cls=_ByOption,
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim profile --target smollm2-135m --drafter reference/drafter -o mine.json",
+        "ddsim profile --target qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
+    ),
+)
+def profile(
+    target: TargetOption,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The profile (JSON).")],
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")
+    ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights", help="The target is a shape: smollm2-135m, qwen3-4b, qwen3-8b; needs no files."
+        ),
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the largest pass, all requests together.")] = 1024,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Committed tokens (repeatable; default: 256 to 8,192).")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests side by side (repeatable; default: 1).")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Sweeps over all points.")] = 8,
+    device: DeviceOption = "cuda",
+    dtype: DtypeOption = "bfloat16",
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what verification and drafting cost on this device. A run that was stopped continues."""
+    show = Out(json, [out, plot])
+    if out == STDOUT:
+        raise DdsimError("profile --out -: name a file; an interrupted run goes on there")
+    _one_of("--dtype", dtype, DTYPES)
+    _check_plot(plot)
+    show.reads(target, drafter)
+    given = {"contexts": context} if context else {}
+    module = _reference("profiler")
+    with _progress("Measuring") as progress:
+        path = module.measure_profile(
+            target=target, drafter=drafter, random_weights=random_weights, out=out, max_tokens=max_tokens,
+            batches=batch or (1,), repeats=repeats, device=device, dtype=dtype, seed=seed, progress=progress, **given,
+        )  # fmt: skip
+    show.saved(path)
+    if plot is not None:
+        from ddsim.cost.model import fit_cost
+        from ddsim.cost.profile import read_profile
+        from ddsim.view.costs import cost_curve
+
+        measured = read_profile(path)
+        with _progress("Fitting the cost model"):
+            cost = fit_cost(measured, seed=seed)
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=min(batch or (1,)), ax=ax))
+    show.json({"out": path, "plot": plot})
+
+
+VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
+
+
+VALIDATION_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("tau_predicted", "tau\npred.", number(2)),
+    ("tau_measured", "tau\nmeas.", number(2)),
+    ("ms", "ms a\nround", number(2)),
+    ("speed_predicted", "tokens/s\npredicted", number(1)),
+    ("speed_measured", "tokens/s\nmeasured", number(1)),
+    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
+    ("speedup", "speed-up\nmeasured", number(2)),
+)
+
+
+@app.command(
+    cls=_ByOption,
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
+        "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json",
+    ),
+)
+def validate(
+    target: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Checkpoint folder, hub name, .gguf file, or smollm2-135m.")
+    ] = None,
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="The comparison (JSON).")] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--show", metavar="FILE", help="Print a saved comparison; needs no model.")
+    ] = None,
+    widen: WidenOption = None,
+    prompts: PromptsOption = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="NAME",
+            help=f"{', '.join(POLICIES[:-1])} (repeatable); AR must be among them.",
+            autocompletion=_complete(*POLICIES[:-1]),
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many prompts of each workload.")] = 4,
+    max_new_tokens: TokensOption = 96,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Committed tokens to profile (repeatable; default: 128 to 1,024).")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Sweeps of the profile.")] = 5,
+    max_budget: Annotated[int, typer.Option(min=1, help="Largest budget.")] = 512,
+    eager_budget: Annotated[
+        int | None, typer.Option(min=1, help="Also run the published kind of loop with trees of so many nodes.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Exit with 1 if tokens/s are further off than this (0.05 is 5 %).")
+    ] = None,
+    device: DeviceOption = "cuda",
+    dtype: DtypeOption = "bfloat16",
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Decode for real what replay predicts, and compare throughput and accepted lengths."""
+    show = Out(json, [out, plot])
+    _check_plot(plot)
+    show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
+    if saved is not None:
+        show.reads(saved.expanduser())
+        from ddsim.files.documents import read_document
+
+        if target is not None or drafter is not None or out is not None:
+            raise DdsimError("validate --show: prints what was measured; leave out --target, --drafter and --out")
+        result = read_document(saved.expanduser(), dict([VALIDATION]))
+    else:
+        if target is None or drafter is None or out is None or out == STDOUT:
+            raise DdsimError("validate: needs --target, --drafter and -o FILE (or --show FILE alone)")
+        _one_of("--dtype", dtype, DTYPES)
+        _one_of("--widen", widen, WIDTHS)
+        given: dict[str, Any] = {k: v for k, v in (("policies", policy), ("contexts", context)) if v}
+        module = _reference("validate")
+        with working("Validating") as say:
+            result = module.validate(
+                target=target, drafter=drafter, out=out, widen=widen, prompts=prompts or ("all",), limit=limit,
+                max_new_tokens=max_new_tokens, repeats=repeats, largest=max_budget, eager_budget=eager_budget,
+                tolerance=tolerance, device=device, dtype=dtype, seed=seed, progress=say, **given,
+            )  # fmt: skip
+    try:
+        worst = _show_validation(show, result, plot)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if saved is None:
+            raise
+        raise DdsimError(f"{saved}: something is missing or damaged ({error}); run ddsim validate again") from None
+    if out is not None:
+        show.saved(out)
+    show.json(result | {"plot": plot})
+    held = tolerance if tolerance is not None else result.get("tolerance")
+    if held is not None and worst > held:
+        raise _Failed(f"tokens/s are up to {100 * worst:.1f} % off, above the tolerance of {100 * held:g} %")
+
+
+def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> float:
+    """Print and draw predicted beside measured; the largest error of tokens a second."""
+    import pandas as pd
+
+    table = pd.DataFrame(
+        {
+            "workload": row["workload"],
+            "policy": row["policy"],
+            "group": row["policy"],
+            "tau_predicted": row["predicted"]["acceptance_length"],
+            "tau_measured": row["measured"]["acceptance_length"],
+            "ms": row["measured"]["ms_per_round"],
+            "speed_predicted": row["predicted"]["tokens_per_second"],
+            "speed_measured": row["measured"]["tokens_per_second"],
+            "error": row["tokens_per_second_error"],
+            "speedup": row["measured"]["speedup"],
+        }
+        for row in document["rows"]
+    )
+    pooled, parts = table[table["workload"] == "all"], table[table["workload"] != "all"]
+    show.table(pooled, VALIDATION_COLUMNS, f"{document['label']}, {document['provenance']['device']}")
+    if len(parts):
+        far = max(parts.to_dict("records"), key=lambda row: abs(row["error"]))
+        show.say(f"By workload the worst error is {100 * far['error']:+.1f} % ({far['policy']}, {far['workload']}).")
+    found = [counts for name, counts in document["agreement"].items() if name != "AR"]
+    answers, texts, rounds = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
+    show.say(
+        f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {rounds} have the replayed rounds."
+    )
+    if plot is not None:
+        from ddsim.view.checks import predicted_measured
+
+        points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
+        _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
+    return float(table["error"].abs().max())
+
+
+@app.command(
+    "train-drafter",
+    cls=_ByOption,
+    rich_help_panel=REFERENCE,
+    epilog=example("ddsim train-drafter --target smollm2-135m --mask-token 16 -o drafter --work drafter-work"),
+)
+def train_drafter(
+    target: TargetOption,
+    mask_token: Annotated[int, typer.Option(min=0, help="An unused special token of the target.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the drafter.")],
+    work: Annotated[str, typer.Option(metavar="FOLDER", help="Keeps text and state; a further run continues there.")],
+    data_seconds: Annotated[float, typer.Option(min=0, help="Time for writing text.")] = 170.0,
+    train_seconds: Annotated[float, typer.Option(min=0, help="Time for training.")] = 680.0,
+    stop_after: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds; continue later.")] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="Go on from this drafter, not from the target's layers.")
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Largest learning rate of matrices.")] = 3e-3,
+    block_size: Annotated[int, typer.Option(min=2, help="Horizon + 1.")] = 16,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the drafter.")] = 5,
+    device: DeviceOption = "cuda",
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train a DFlash drafter for a target on text that the target writes itself (needs a GPU)."""
+    show = Out(json, folders=[out, work])
+    show.reads(target, start)
+    module = _reference("training")
+    path = module.train_drafter(
+        target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
+        start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
+        progress=lambda line: print(printable(line), file=sys.stderr),
+    )  # fmt: skip
+    if _reference("ranks").Ranks().rank > 0:
+        return  # under torchrun the first process speaks for all
+    show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)
+    show.json({"out": path, "work": work, "finished": path is not None})

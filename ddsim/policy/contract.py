@@ -1,0 +1,233 @@
+"""The contract of a policy: what replay, serving and the decoder ask of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.arrays import Floats, Ints
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import Costs, CostTable, cost_rows, cost_table, paid
+from ddsim.errors import DdsimError
+from ddsim.policy.choose import CHAIN, NO_DRAFT
+from ddsim.policy.walk import lockstep, step
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+
+Gains = NDArray[np.float32]
+
+
+class Policy:
+    """A rule that picks node budgets.
+
+    Attributes
+    ----------
+    name : str
+        Shown in tables. A class without a name of its own is called by its class's name.
+    drafts : bool
+        False if no round needs the drafter.
+    adaptive : bool
+        Whether the gains of a round matter to its budget.
+    online : bool
+        Whether earlier rounds matter: replay then goes round by round, in order, and reports each by `observe`.
+    calibration : Calibration or None
+        Applied to the gains before a budget is chosen (isotonic only).
+    decides_on : str or CostModel
+        What costs it decides on; rounds always take the seconds of the cost model that is replayed, planned or served with.
+        "measured": that cost model. "convex": its convex fit (`CostModel.convex`). Or a cost model of its own.
+    fill : bool
+        Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_joint` gets it as a third argument.
+    """
+
+    name: str = "?"
+    drafts: bool = True
+    adaptive: bool = True
+    online: bool = False
+    calibration: Calibration | None = None
+    decides_on: str | CostModel = "measured"
+    fill: bool = False
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        if "name" not in vars(cls) and isinstance(cls.name, str):
+            cls.name = cls.__name__
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+        """A copy that is ready for a trace: it has solved what it needs of it (a price, the best fixed budget).
+
+        Parameters
+        ----------
+        positions : Positions
+        costs : cost table with a row for each position
+        sequences : bool [S], optional
+            Solve over these sequences only (default all).
+        """
+        return self
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        """Budgets of k independent rounds of one request each.
+
+        Parameters
+        ----------
+        gains : float32 [k, N]
+            Path probabilities of the best nodes, descending, 0 where none exist.
+        costs : cost table whose ``row`` has k entries
+            ``costs.seconds[costs.row[i], n]``: seconds of round i with n nodes, by the costs that the policy `decides_on`.
+
+        Returns
+        -------
+        int32 [k]
+            Nodes to verify, or NO_DRAFT (decode one token without drafting) or CHAIN (the chain of best candidates).
+        """
+        raise NotImplementedError(f"{self.name} chooses no budgets")
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        """Budgets of B requests that are verified in one forward pass.
+
+        Parameters
+        ----------
+        gains : float32 [B, N]
+        seconds : float64 [M + 1]
+            A joint round with n = 0 .. M nodes in all, by the costs that the policy `decides_on`. Policies that `fill` get what is
+            paid as a third argument of the same shape.
+
+        Returns
+        -------
+        int32 [B]
+            As from `choose`; whoever runs the pass sees to it that no more than M nodes are asked for.
+        """
+        raise DdsimError(f"{self.name} has no rule for requests that are verified together")
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        """What the last round yielded, and what it took. Only online rules use it."""
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        """Actions int32 [P] at the positions of a block that this policy visits; replay walks them.
+
+        By default `choose` is asked about the positions that are reached: all sequences at a time, or round by round if the
+        policy is online.
+        """
+        if self.online:
+            return _in_order(self, block, costs)
+        return lockstep(block, costs, lambda gains, part: ask(self, gains, part))
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings, for provenance."""
+        return {"name": self.name}
+
+
+def ask(policy: Policy, gains: Gains, costs: Costs, *, most: int | None = None) -> Ints:
+    """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
+    most = gains.shape[1] if most is None else most
+    return _checked(policy, "choose", policy.choose(gains, costs), len(gains), most)
+
+
+def ask_joint(policy: Policy, gains: Gains, seconds: Floats, paid: Floats, *, most: int | None = None) -> Ints:
+    """`Policy.choose_joint`, its answer checked as by `ask`; ``paid`` is handed to policies that `fill`."""
+    most = gains.shape[1] if most is None else most
+    more = (paid,) if policy.fill else ()
+    return _checked(policy, "choose_joint", policy.choose_joint(gains, seconds, *more), len(gains), most)
+
+
+def prepared(
+    policy: Policy, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None
+) -> Policy:
+    """`Policy.prepare`, its answer checked."""
+    ready = policy.prepare(positions, costs, sequences=sequences)
+    if not isinstance(ready, Policy):
+        raise DdsimError(
+            f"policy {policy.name}: prepare must return a policy that is ready, itself or a copy; returned {type(ready).__name__}"
+        )
+    return ready
+
+
+def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
+    """`Policy.actions`, checked: int32 [P] that the costs can pay.
+
+    Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `actions`, `choose` is asked.
+    """
+    kinds = [vars(policy), *map(vars, type(policy).__mro__)]
+    nearest = {name: next(i for i, of in enumerate(kinds) if name in of) for name in ("choose", "observe", "actions")}
+    asked = Policy.actions if nearest["actions"] > min(nearest["choose"], nearest["observe"]) else type(policy).actions
+    actions = _checked(policy, "actions", asked(policy, block, costs), len(block), block.max_budget)
+    charged = paid(costs)
+    width = charged.seconds.shape[1]
+    if width <= max(block.max_budget, block.horizon) or not np.isfinite(charged.seconds[:, -1]).all():
+        nodes = np.where(actions == CHAIN, block.horizon, np.minimum(actions, block.nodes))
+        drafted = np.flatnonzero(nodes >= 0)
+        beyond = nodes[drafted] >= width
+        beyond |= ~np.isfinite(charged.seconds[costs.row[drafted], np.minimum(nodes[drafted], width - 1)])
+        if beyond.any():
+            last = int(np.isfinite(charged.seconds).all(axis=0).sum()) - 1
+            raise DdsimError(
+                f"policy {policy.name}: asks for {nodes[drafted][beyond].max()} nodes, but costs are known up to {last}; "
+                "choose no more, or profile further"
+            )
+    return actions
+
+
+def _checked(policy: Policy, method: str, answer: Any, count: int, most: int) -> Ints:
+    """An answer as int32 [count], NO_DRAFT, CHAIN or 0 .. ``most`` each."""
+    said = f"policy {policy.name}: {method} must return a whole number for each of {count} rounds"
+    try:
+        out = np.asarray(answer)
+    except Exception as error:  # lists of different lengths, tensors on a GPU: whatever an array can't be made of
+        raise DdsimError(f"{said}, as an array; returned {type(answer).__name__}: {str(error)[:80]!r}") from None
+    if out.dtype.kind not in "iu" or out.shape != (count,):
+        what = f"{out.dtype} of shape {list(out.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__
+        raise DdsimError(f"{said}, int32 of shape [{count}]; returned {what}")
+    if count and (out.max() > most or out.min() < CHAIN):
+        k = int(np.flatnonzero((out > most) | (out < CHAIN))[0])
+        raise DdsimError(
+            f"{said}: 0 to {most} nodes, NO_DRAFT ({NO_DRAFT}) or CHAIN ({CHAIN}); returned {out[k]} for the first such round, {k}"
+        )
+    return np.ascontiguousarray(out, np.int32)
+
+
+def decision_cost(policy: Policy, cost: CostModel) -> CostModel:
+    """The cost model that a policy decides on where ``cost`` is paid."""
+    wanted = policy.decides_on
+    if wanted == "measured":
+        return cost
+    if wanted == "convex":
+        return cost.convex()
+    if not hasattr(wanted, "verify_seconds"):
+        raise DdsimError(f'{policy.name}: decides_on must be "measured", "convex" or a cost model, is {wanted!r:.60}')
+    return wanted  # type: ignore[return-value]
+
+
+def decision_table(policy: Policy, cost: CostModel, costs: CostTable) -> CostTable:
+    """The table that a policy decides on, with ``costs``, made of ``cost``, as what it pays.
+
+    Budgets that can't be paid (of infinite cost) can't be chosen.
+    """
+    model = decision_cost(policy, cost)
+    if model is cost:
+        return costs
+    known = np.isfinite(costs.seconds)
+    most = int(np.flatnonzero(known.any(axis=0))[-1])
+    table = cost_table(model, costs.contexts, most, costs.batch)
+    seconds = np.full(costs.seconds.shape, np.inf)
+    seconds[:, : most + 1] = table.seconds
+    seconds[~known] = np.inf
+    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, paid=costs)
+
+
+def _in_order(policy: Policy, block: Positions, costs: Costs) -> Ints:
+    """Actions of an online policy: one request after another, one round after another."""
+    actions = np.zeros(len(block), np.int32)
+    for first, last in zip(block.starts[:-1].tolist(), (block.starts[1:] - 1).tolist(), strict=True):
+        p = first
+        while p < last:
+            here = slice(p, p + 1)
+            actions[here] = ask(policy, np.array(block.gains[here]), cost_rows(costs, here))
+            p, seconds = step(block, costs, p, int(actions[p]))
+            policy.observe(min(p, last) - first, seconds)
+            first = p
+    return actions

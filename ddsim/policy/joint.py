@@ -1,0 +1,462 @@
+"""Joint rounds: what they cost, and one kernel that decides them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim import limits
+from ddsim.arrays import Floats
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import CONTEXT_STEP, cost_table
+from ddsim.errors import DdsimError
+from ddsim.jit import njit
+from ddsim.policy.batch import FairRatio, Share, Uniform, share_curve
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, GREEDY, PRICE, RULES, _choose, _slopes_ahead, filled
+from ddsim.policy.contract import Policy, decision_cost
+from ddsim.policy.price import PriceSolution
+from ddsim.policy.rules import (
+    Autoregressive,
+    BestFixed,
+    CaDDTree,
+    DDTree,
+    DFlash,
+    GreedySteps,
+    LongRun,
+    RoundRatio,
+    _Rule,
+)
+from ddsim.threads import split
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+
+AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
+
+
+_CHUNK = 64  # joint rounds per partial sum: fixed, so that sums don't depend on the thread count
+
+
+@dataclass(frozen=True)
+class JointTable:
+    """Seconds of joint rounds of ``batch`` requests, by mean context.
+
+    Requests of one batch have different contexts. They are priced at their mean, rounded up to a multiple of ``CONTEXT_STEP``:
+    what a context costs to read is linear in its length, so the mean prices the sum.
+
+    Attributes
+    ----------
+    batch : int
+    first : int
+        Context of row 0 in steps of ``CONTEXT_STEP``; row u prices a mean context of (first + u) steps.
+    seconds : float64 [U, M + 1]
+        A drafted round with n = 0 .. M nodes in all, n + batch tokens: what is paid.
+    ar_seconds : float64 [U]
+    limit : int
+        Nodes in all that rules may choose, at most M.
+    curve : float64 [U, limit + 1]
+        What rules decide on: ``seconds`` up to there, or another cost model's (`decided_on`).
+    share : float64 [U, W + 1]
+        ``share_curve`` of it.
+    curve_ahead, share_ahead : float64
+        The least slope from n nodes to any larger number of them, of both.
+    """
+
+    batch: int
+    first: int
+    seconds: Floats
+    ar_seconds: Floats
+    limit: int
+    curve: Floats
+    curve_ahead: Floats
+    share: Floats
+    share_ahead: Floats
+
+    def row_of(self, context: float) -> int:
+        """The row that prices a mean context."""
+        steps = int(-(-context // CONTEXT_STEP)) - self.first
+        return min(max(steps, 0), len(self.seconds) - 1)
+
+
+def joint_table(
+    cost: CostModel,
+    contexts: tuple[int, int],
+    batch: int,
+    max_budget: int,
+    horizon: int,
+    *,
+    max_tokens: int | None = None,
+    widest: int = 0,
+) -> JointTable:
+    """Price joint rounds of ``batch`` requests at mean contexts from ``contexts[0]`` to ``contexts[1]``.
+
+    Parameters
+    ----------
+    cost : CostModel
+    contexts : (int, int)
+    batch : int
+    max_budget : int
+        Nodes that one request can have.
+    horizon : int
+        Nodes of a chain.
+    max_tokens : int, optional
+        Tokens that a pass may verify. By default rules choose within what the cost model was fitted on, but may always give
+        every request the nodes of a chain; fixed widths (``widest``) go past that at extrapolated cost, which is flagged.
+    widest : int
+        Nodes per request that are priced besides what rules may choose.
+
+    Raises
+    ------
+    DdsimError
+        ``max_tokens`` leaves no token per request.
+    """
+    if max_tokens is not None and max_tokens < batch:
+        raise DdsimError(f"max_tokens: {max_tokens} tokens can't hold the roots of a batch of {batch}")
+    if max_tokens is None:
+        measured = min(cost.measured_tokens(context, batch)[1] for context in contexts)
+        limit = max(int(measured) - batch, batch * horizon)
+        last = max(limit, batch * min(widest, max_budget))
+    else:
+        limit = last = max_tokens - batch
+    limit, last = (min(n, batch * max(max_budget, horizon)) for n in (limit, last))
+    first, end = (-(-context // CONTEXT_STEP) for context in contexts)
+    table = cost_table(cost, np.arange(first, end + 1) * CONTEXT_STEP, last, batch)
+    return _joint(batch, first, table.seconds, table.ar_seconds, table.seconds[:, : limit + 1], max_budget)
+
+
+def _joint(batch: int, first: int, seconds: Floats, ar_seconds: Floats, curve: Floats, max_budget: int) -> JointTable:
+    """A table whose rules decide on ``curve`` [U, limit + 1]."""
+    curve = np.ascontiguousarray(curve)
+    share = share_curve(curve, batch, max_budget)
+    return JointTable(
+        batch, first, seconds, ar_seconds, curve.shape[1] - 1, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
+    )
+
+
+def decided_on(policy: Policy, cost: CostModel, table: JointTable, max_budget: int) -> JointTable:
+    """The table with the curves that a policy decides on, where ``cost`` is paid."""
+    model = decision_cost(policy, cost)
+    if model is cost:
+        return table
+    contexts = (table.first + np.arange(len(table.seconds))) * CONTEXT_STEP
+    curve = cost_table(model, contexts, table.limit, table.batch).seconds
+    return _joint(table.batch, table.first, table.seconds, table.ar_seconds, curve, max_budget)
+
+
+def curves_for(mode: int, table: JointTable) -> tuple[Floats, Floats, Floats, Floats]:
+    """What `decide` weighs nodes against: curve [U, limit + 1] and share [U, W + 1], each with its slopes ahead."""
+    if mode == FAIR:
+        logs = np.log(table.curve)
+        return logs, _slopes_ahead(logs), table.share, table.share_ahead
+    return table.curve, table.curve_ahead, table.share, table.share_ahead
+
+
+@njit(cache=True, nogil=True)
+def _sift(heap, size, key):  # type: ignore[no-untyped-def]
+    """Move the first request of a heap to its place: larger keys first, then smaller requests."""
+    i = 0
+    while True:
+        top, child = i, 2 * i + 1
+        for c in range(child, min(child + 2, size)):
+            x, y = key[heap[c]], key[heap[top]]
+            if x > y or (x == y and heap[c] < heap[top]):
+                top = c
+        if top == i:
+            return
+        heap[i], heap[top] = heap[top], heap[i]
+        i = top
+
+
+@njit(cache=True, nogil=True)
+def _forest(  # type: ignore[no-untyped-def]
+    fair, gains, nodes, where, curve, ahead, rule, price, fill, charged, budgets, order, heap, key, rate
+):
+    """(n, B + Phi(n)) of the forest, and each request's nodes in ``budgets``.
+
+    With ``fill``, n goes up to the largest number that is ``charged`` no more. Nodes come in the order of their gains; if ``fair``, of their gains over the request's expected tokens so far, and ``curve`` is
+    the logarithm of the cost. ``order`` [M] and ``heap``, ``key``, ``rate`` [B] are scratch.
+    """
+    batch = len(where)
+    size = 0
+    for b in range(batch):
+        budgets[b], rate[b] = 0, 1.0
+        key[b] = gains[where[b], 0] if nodes[where[b]] else 0.0
+        if key[b] > 0:
+            size += 1
+    heap[:] = np.argsort(-key, kind="mergesort")  # a sorted list is a heap; requests without nodes come last
+    tokens = float(batch)
+    value = -batch * curve[0] if fair else tokens - price * curve[0]
+    best, best_tokens, best_seconds, best_value = 0, tokens, curve[0], value
+    logs, n = 0.0, 0
+    limit, target, stopped = len(curve) - 1, 0, False  # target: nodes to end with, once the rule has stopped
+    while size and n < limit:
+        b = heap[0]
+        p = where[b]
+        gain = gains[p, budgets[b]]
+        if fair:
+            step, worth = np.log1p(key[b]), float(batch)
+        else:
+            step, worth = gain, price if rule == PRICE else best_tokens / best_seconds
+        if not stopped and step <= worth * ahead[n]:  # as in ddsim.policy.choose._choose: nothing better follows
+            stopped, target = True, _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+        if stopped and n >= target:
+            break
+        order[n] = b
+        n += 1
+        budgets[b] += 1
+        rate[b] += gain
+        if budgets[b] == nodes[p] or gains[p, budgets[b]] <= 0:
+            size -= 1
+            heap[0] = heap[size]
+        else:
+            key[b] = gains[p, budgets[b]] / (rate[b] if fair else 1.0)
+        _sift(heap, size, key)
+        tokens += gain
+        logs += step
+        if stopped:
+            continue
+        if fair or rule == PRICE:
+            value = logs - batch * curve[n] if fair else tokens - price * curve[n]
+            if value > best_value:
+                best, best_tokens, best_value = n, tokens, value
+        elif tokens * best_seconds > best_tokens * curve[n]:
+            best, best_tokens, best_seconds = n, tokens, curve[n]
+        elif rule == GREEDY:
+            stopped, target = True, _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+    if not stopped:
+        target = _last_filled(gains, nodes, where, charged, best, limit) if fill else best
+    for i in range(target, n):  # what was looked at past the best is given back
+        budgets[order[i]] -= 1
+    if target > best:
+        best, best_tokens = target, float(batch)
+        for b in range(batch):
+            for i in range(budgets[b]):
+                best_tokens += gains[where[b], i]
+    return best, best_tokens
+
+
+@njit(cache=True, nogil=True)
+def _existing(gains, nodes, p):  # type: ignore[no-untyped-def]
+    """Nodes with a gain above 0: a calibration may have made some of them 0."""
+    most = nodes[p]
+    while most > 0 and gains[p, most - 1] <= 0:
+        most -= 1
+    return most
+
+
+@njit(cache=True, nogil=True)
+def _last_filled(gains, nodes, where, charged, n, limit):  # type: ignore[no-untyped-def]
+    """`filled` for a forest that has n nodes and can have at most ``limit``."""
+    most = 0
+    for p in where:
+        most += _existing(gains, nodes, p)
+    return filled(charged, n, max(n, min(most, limit)), 1)
+
+
+@njit(cache=True, nogil=True)
+def decide(  # type: ignore[no-untyped-def]
+    mode, rule, price, fill, width, gains, nodes, chain_expected, where, horizon,
+    charged, curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean,
+):  # fmt: skip
+    """(n, expected tokens) of one joint round at the positions ``where`` [B]; the requests' actions go to ``budgets`` [B].
+
+    ``charged`` is what n nodes in all are paid for (with ``fill``, n goes up to the end of its step). The other curves are one row
+    of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
+    """
+    batch = len(where)
+    if mode == AR:
+        return 0, float(batch)
+    if mode in (FOREST, FAIR):
+        return _forest(
+            mode == FAIR,
+            gains,
+            nodes,
+            where,
+            curve,
+            curve_ahead,
+            rule,
+            price,
+            fill,
+            charged,
+            budgets,
+            order,
+            heap,
+            key,
+            rate,
+        )
+    total, tokens = 0, 0.0
+    if mode == CHAINS:
+        for b in range(batch):
+            budgets[b] = CHAIN
+            tokens += 1.0 + chain_expected[where[b]]
+        return batch * horizon, tokens
+    if mode == UNIFORM:
+        most = len(share) - 1
+        for i in range(most):
+            sum_of = 0.0
+            for b in range(batch):
+                sum_of += gains[where[b], i]
+            mean[i] = np.float32(sum_of / batch)
+        width = _choose(mean[:most], share, share_ahead, rule, price, 1.0)[0]
+        if fill:
+            while most > width and mean[most - 1] <= 0:
+                most -= 1
+            width = filled(charged, width, most, batch)
+    for b in range(batch):
+        p = where[b]
+        if mode == SHARE:
+            n, expected = _choose(gains[p, : len(share) - 1], share, share_ahead, rule, price, 1.0)
+            if fill:
+                n = filled(charged, n, max(n, min(_existing(gains, nodes, p), len(share) - 1)), batch)
+        else:
+            n, expected = min(width, nodes[p]), 1.0
+        if mode != SHARE or fill:
+            expected = 1.0
+            for i in range(n):
+                expected += gains[p, i]
+        budgets[b] = n
+        total += n
+        tokens += expected
+    return batch * width if mode == UNIFORM else total, tokens  # one width: padded
+
+
+@njit(cache=True, nogil=True)
+def _totals(  # type: ignore[no-untyped-def]
+    mode, rule, price, fill, width, gains, nodes, chain_expected, groups, row, horizon,
+    seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last, out,
+):  # fmt: skip
+    """Expected tokens, seconds and nodes of the joint rounds ``groups`` [G, B], added up by chunks in ``out`` [chunks, 3]."""
+    count, batch = groups.shape
+    budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
+    key, rate = np.zeros(batch), np.zeros(batch)
+    order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+    for c in range(first, last):
+        for i in range(c * _CHUNK, min((c + 1) * _CHUNK, count)):
+            u = row[i]
+            n, tokens = decide(
+                mode, rule, price, fill, width, gains, nodes, chain_expected, groups[i], horizon,
+                seconds[u], curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+            )  # fmt: skip
+            out[c, 0] += tokens
+            out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
+            out[c, 2] += n
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A policy for joint rounds as the kernels understand it."""
+
+    mode: int
+    rule: int = PRICE
+    price: float = 0.0
+    width: int = 0
+    fill: bool = False  # go on to the end of the step
+    memory: float = 0.0  # rounds after which an online price forgets; 0: the price is given
+    calibration: Calibration | None = None
+
+
+def decision_of(policy: Policy) -> Decision | None:
+    """How the kernels decide as ``policy`` does; None: they can't, and `Policy.choose_joint` has to be asked."""
+    kind = type(policy)
+    if kind is Autoregressive:
+        return Decision(AR)
+    if kind is DFlash:
+        return Decision(CHAINS)
+    if isinstance(policy, (DDTree, BestFixed)) and kind in (DDTree, BestFixed):
+        return None if policy.budget is None else Decision(WIDTH, width=policy.budget)
+    mode = FOREST
+    if isinstance(policy, (Share, Uniform)) and kind in (Share, Uniform):
+        mode = SHARE if kind is Share else UNIFORM
+        policy = policy.policy
+    if isinstance(policy, LongRun) and type(policy) is LongRun:
+        if policy.price is not None:
+            return Decision(mode, PRICE, policy.price, fill=policy.fill, calibration=policy.calibration)
+        online = Decision(mode, PRICE, fill=policy.fill, memory=policy.memory, calibration=policy.calibration)
+        return online if mode == FOREST else None
+    if isinstance(policy, FairRatio) and kind is FairRatio:
+        return Decision(FAIR, calibration=policy.calibration)
+    if isinstance(policy, _Rule) and type(policy) in (CaDDTree, GreedySteps, RoundRatio):
+        return Decision(mode, RULES[policy.rule], fill=policy.fill, calibration=policy.calibration)
+    return None
+
+
+def groups_of(positions: Positions, batch: int, seed: int = 0, most: int = 8192) -> NDArray[np.int64]:
+    """int64 [G, batch]: positions that can start a round, at most about ``most`` of them, shuffled into joint rounds."""
+    roots = positions.roots()
+    if len(roots) < batch:
+        raise DdsimError(f"a batch of {batch} needs as many positions that start a round; the trace has {len(roots)}")
+    order = np.random.default_rng(seed).permutation(roots)
+    return order[: min(len(order), max(most, batch)) // batch * batch].reshape(-1, batch)
+
+
+def joint_totals(
+    decision: Decision,
+    positions: Positions,
+    groups: NDArray[np.int64],
+    table: JointTable,
+    *,
+    context: int | None = None,
+) -> tuple[float, float, float]:
+    """Expected tokens, seconds and nodes of the joint rounds ``groups``, summed; the surrogate, nothing is walked.
+
+    ``positions`` has its gains in memory, calibrated already. ``context`` prices all rounds alike.
+    """
+    if context is None:
+        mean = positions.context[groups].mean(axis=1)
+        row = np.array([table.row_of(c) for c in mean.tolist()], np.int64)
+    else:
+        row = np.full(len(groups), table.row_of(context), np.int64)
+    arguments = (
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, positions.gains, positions.nodes,
+        positions.chain_expected, groups, row, positions.horizon,
+        table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
+    )  # fmt: skip
+    parts = np.zeros((-(-len(groups) // _CHUNK), 3))
+    split(lambda first, last: _totals(*arguments, first, last, parts), len(parts), 16)
+    sums = parts.sum(axis=0)
+    return float(sums[0]), float(sums[1]), float(sums[2])
+
+
+def solve_joint_price(
+    mode: int,
+    positions: Positions,
+    groups: NDArray[np.int64],
+    table: JointTable,
+    *,
+    context: int | None = None,
+    start: float | None = None,
+) -> PriceSolution:
+    """λ* of joint rounds: the price that equals the throughput of its own budgets, over all slots (Dinkelbach's method).
+
+    For SHARE the budgets don't maximise what the price weighs, since requests pay for shares of rounds that nobody runs; the best
+    price met on the way is returned.
+
+    Parameters
+    ----------
+    mode : FOREST, SHARE or UNIFORM
+    positions, groups, table, context : as in `joint_totals`
+    start : float, optional
+        A price to begin with: any will do, a close one saves time.
+    """
+    first = Decision(mode, EXHAUSTIVE) if start is None else Decision(mode, PRICE, start)
+    tokens, seconds, _ = joint_totals(first, positions, groups, table, context=context)
+    price, best = tokens / seconds, None
+    for iterations in range(2, 51):
+        tokens, seconds, _ = joint_totals(Decision(mode, PRICE, price), positions, groups, table, context=context)
+        if best is None or tokens / seconds >= best.tokens / best.seconds:
+            best = PriceSolution(price, tokens, seconds, iterations)
+        if not tokens / seconds > price:
+            break
+        price = tokens / seconds
+    assert best is not None
+    return best
+
+
+def batches_of(batch: int | Sequence[int]) -> tuple[int, ...]:
+    """Checked batch sizes."""
+    sizes = (batch,) if isinstance(batch, (int, np.integer)) else tuple(batch)
+    if not sizes or any(isinstance(b, bool) or not isinstance(b, (int, np.integer)) or b < 1 for b in sizes):
+        raise DdsimError(f"batch: must be whole numbers of requests, at least 1, is {batch!r}")
+    return tuple(limits.check("batch", b) for b in sizes)

@@ -1,0 +1,351 @@
+"""The shipped policies for one request."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.arrays import Floats, Ints
+from ddsim.cost.model import CostModel
+from ddsim.cost.table import Costs, cost_rows
+from ddsim.errors import DdsimError
+from ddsim.policy.choose import CHAIN, NO_DRAFT, Rule, forest_budgets, round_budgets
+from ddsim.policy.contract import Gains, Policy
+from ddsim.policy.price import solve_walk_price
+from ddsim.policy.walk import begin, fixed_seconds, hindsight_actions, online_actions, rule_actions, track
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+
+MEMORY = 2000
+"""Rounds after which an online price forgets, by default."""
+
+
+class Autoregressive(Policy):
+    """No draft: one token a round."""
+
+    name = "AR"
+    drafts = False
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), NO_DRAFT, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), NO_DRAFT, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), NO_DRAFT, np.int32)
+
+
+class DFlash(Policy):
+    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens."""
+
+    name = "DFlash"
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), CHAIN, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), CHAIN, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), CHAIN, np.int32)
+
+
+class DDTree(Policy):
+    """The best tree of a fixed number of nodes.
+
+    Parameters
+    ----------
+    budget : int
+        Nodes, the root not counted.
+
+    Examples
+    --------
+    >>> DDTree(64).name
+    'DDTree(64)'
+    """
+
+    adaptive = False
+
+    def __init__(self, budget: int) -> None:
+        if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
+            raise DdsimError(f"DDTree: the budget must be a whole number of nodes, 0 or more, is {budget!r}")
+        self.budget = int(budget)
+        self.name = f"DDTree({self.budget})"
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return np.full(len(gains), self.budget, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), self.budget, np.int32)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return np.full(len(block), self.budget, np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "budget": self.budget}
+
+
+class _Rule(Policy):
+    """A scan of budgets by one of the rules of `ddsim.optimal_budget`."""
+
+    label: ClassVar[str]
+    rule: ClassVar[Rule]
+    fill: bool = False
+
+    def __init__(self, *, calibration: Calibration | None = None) -> None:
+        if calibration is not None and calibration.kind != "isotonic":
+            raise DdsimError(
+                f"{self.label}: a policy maps gains by an isotonic calibration; a {calibration.kind} calibration changes the "
+                "trees, so give it to replay(calibration=...)"
+            )
+        self.calibration = calibration
+        self.name = self.label if calibration is None else f"{self.label} isotonic"
+
+    @property
+    def _price(self) -> float:
+        return 0.0
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return round_budgets(gains, costs, self.rule, self._price, fill=self.fill, calibration=self.calibration)
+
+    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
+        fill = (seconds if paid is None else paid) if self.fill else None
+        return forest_budgets(gains, seconds, self.rule, self._price, fill=fill, calibration=self.calibration)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        if self.calibration is not None:
+            return super().actions(block, costs)
+        return rule_actions(block, costs, self.rule, self._price, fill=self.fill)
+
+    def to_json(self) -> dict[str, Any]:
+        on = self.decides_on
+        said = on if isinstance(on, str) else {"kind": on.kind, "range": str(on.range), "provenance": on.provenance}
+        return {"name": self.name, "decides_on": said, "fill": self.fill}
+
+
+class CaDDTree(_Rule):
+    """Grow the tree while expected tokens per second of this round, (1 + Φ*(n)) / C(n), improve (arXiv 2606.01813).
+
+    As its authors do, it decides on a monotone convex fit C of the medians that were measured, where stopping at the first node
+    that doesn't pay is optimal, and pays what the hardware takes. `GreedySteps` decides on the measured costs themselves.
+
+    Parameters
+    ----------
+    fill : bool
+        After the rule stops at n nodes, verify the largest number that costs no more by what is paid: up to the end of the step.
+    decides_on : "convex" or CostModel
+        The curve to decide on: the convex fit of the costs that are paid, or one of your own.
+    calibration : Calibration, optional
+        Isotonic.
+
+    Examples
+    --------
+    >>> from ddsim.policy.contract import decision_table
+    >>> from ddsim.cost.model import CostModel
+    >>> from ddsim.cost.table import cost_table
+    >>> stepped = CostModel.from_table([1, 4, 5, 9], [1.0, 1.0, 1.4, 1.4])
+    >>> gains = np.array([[0.9, 0.8, 0.7, 0.6, 0.5, 0.1]], np.float32)
+    >>> costs = cost_table(stepped, [0], 6)
+    >>> for policy in (GreedySteps(), CaDDTree(), CaDDTree(fill=True)):
+    ...     print(policy.name, policy.choose(gains, decision_table(policy, stepped, costs)))
+    GreedySteps [3]
+    CaDDTree [5]
+    CaDDTree filled [6]
+    """
+
+    label = "CaDDTree"
+    rule = "greedy"
+
+    def __init__(
+        self,
+        *,
+        fill: bool = False,
+        decides_on: Literal["convex"] | CostModel = "convex",
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration=calibration)
+        self.fill, self.decides_on = fill, decides_on
+        label = self.label if isinstance(decides_on, str) else f"{self.label} on own costs"
+        self.name = self.name.replace(self.label, label + (" filled" if fill else ""))
+
+
+class GreedySteps(_Rule):
+    """`CaDDTree`'s greedy stop on the measured costs, steps and all: it ends at the first step. Nobody's proposal, but instructive."""
+
+    label = "GreedySteps"
+    rule = "greedy"
+
+
+class RoundRatio(_Rule):
+    """The budget of highest expected tokens per second of this round, over all n, so that no step of the costs stops it."""
+
+    label = "RoundRatio"
+    rule = "exhaustive"
+
+
+class LongRun(_Rule):
+    """The budget of highest (1 + Φ*(n)) - λ·C(n), at one price λ in tokens per second.
+
+    For rounds that are alike (i.i.d.) this maximises throughput. For given texts it need not: where drafting is hard a token saves
+    more time than where it is easy, which one price can't say, and `RoundRatio` can be faster.
+
+    Parameters
+    ----------
+    price : float, optional
+        λ. Without it, replay and `prepare` solve for it over the trace: the fixed point at which the price equals the
+        throughput that it yields (`ddsim.policy.price.solve_walk_price`). A policy that was never prepared tunes the price itself, as
+        with ``online``.
+    online : bool
+        Tune the price from the rounds so far, also in replay: prompts in their order, the state kept from one to the next, as
+        in a server that runs on.
+    memory : float
+        Rounds after which an online price forgets. A short memory makes the price local: in a text, a token saved where
+        decoding is slow is worth more time than one saved where it is fast. On the shipped recordings the online price comes
+        within 0.5 % of the solved one's throughput after 200 rounds, and within 1 % where workloads follow one another.
+    calibration : Calibration, optional
+        Isotonic.
+
+    Notes
+    -----
+    Step rule of the online price, in `ddsim.policy.walk.begin` and `ddsim.policy.walk.track` for replay, serving and decoder: λ = T / S,
+    where T and S are the tokens and seconds of the rounds so far. They start in the first round as PRIOR rounds at that round's
+    best ratio n₀ = argmax (1 + Φ*(n)) / C(n), with 1 + Φ*(n₀) tokens and C(n₀) seconds each. After round k, T ← ρ_k T + t_k and
+    S ← ρ_k S + s_k: ρ_k = 1 for the first ``memory`` rounds, so that λ moves by steps s_k / S ~ 1/k as in stochastic
+    approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
+    After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its rounds and the seconds they
+    took, on the scale of the costs given.
+    """
+
+    label = "LongRun"
+    rule = "price"
+
+    def __init__(
+        self,
+        price: float | None = None,
+        *,
+        online: bool = False,
+        memory: float = MEMORY,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__(calibration=calibration)
+        if not 1 < memory <= np.inf:
+            raise DdsimError(f"LongRun: the memory must be above 1 round, is {memory!r}")
+        if price is not None and (
+            isinstance(price, bool) or not isinstance(price, (int, float, np.floating)) or not 0 <= price < np.inf
+        ):
+            raise DdsimError(f"LongRun: the price must be a number of tokens per second, 0 or more, is {price!r}")
+        if price is not None and online:
+            raise DdsimError("LongRun: give a price or let it be tuned online, not both")
+        self.price = None if price is None else float(price)
+        self.solves = price is None and not online
+        self.memory = float(memory)
+        if online:
+            label = f"{self.label} online" + ("" if memory == MEMORY else f"({memory:g})")
+            self.name = self.name.replace(self.label, label)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._state = np.zeros(3)  # tokens, seconds and rounds so far
+
+    @property
+    def online(self) -> bool:  # type: ignore[override]
+        return self.price is None
+
+    @property
+    def _price(self) -> float:
+        if self.price is not None:
+            return self.price
+        tokens, seconds, rounds = self._state.tolist()
+        return tokens / seconds if rounds else 0.0
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
+        ready = copy.copy(self)
+        ready._forget()
+        if self.solves:
+            ready.price = solve_walk_price(positions, costs, sequences=sequences, calibration=self.calibration).price
+        return ready
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        if self.online and not self._state[2]:
+            best = round_budgets(gains, costs, "exhaustive", calibration=self.calibration)
+            self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
+        return super().choose(gains, costs)
+
+    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
+        if self.online and not self._state[2]:
+            best = forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
+            self._start(gains, best, float(seconds[best.sum()]))
+        return super().choose_joint(gains, seconds, paid)
+
+    def _start(self, gains: Gains, budgets: Ints, seconds: float) -> None:
+        mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)
+        kept = np.arange(gains.shape[1]) < budgets[:, None]
+        tokens = len(gains) + float(mapped[kept].sum(dtype=np.float64))
+        begin(self._state, tokens, seconds)
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        if self.online and self._state[2]:
+            track(self._state, self.memory, float(tokens), float(seconds))
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        if not self.online or self.calibration is not None:
+            return super().actions(block, costs)
+        roots = block.roots()
+        if not len(roots):
+            return np.zeros(len(block), np.int32)
+        here = slice(roots[0], roots[0] + 1)
+        self.choose(block.gains[here], cost_rows(costs, here))  # starts the price
+        return online_actions(block, costs, self._state, self.memory, fill=self.fill)
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {"price": self.price, "solved": self.solves, "memory": self.memory}
+
+
+class BestFixed(Policy):
+    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
+
+    name = "BestFixed"
+    adaptive = False
+
+    def __init__(self) -> None:
+        self.budget: int | None = None
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> BestFixed:
+        ready = BestFixed()
+        ready.budget = int(np.argmin(fixed_seconds(positions, costs, sequences)))
+        return ready
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        if self.budget is None:
+            raise DdsimError(
+                "BestFixed: which budget is best shows on a trace only; replay it, then use DDTree(budget)"
+            )
+        return np.full(len(gains), self.budget, np.int32)
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return self.choose(gains, None)  # type: ignore[arg-type]
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return self.choose(block.nodes, costs)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "budget": self.budget}
+
+
+class Hindsight(Policy):
+    """The fastest choice of budgets for the tokens that came: a shortest path, the ceiling for every policy on these trees."""
+
+    name = "Hindsight"
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        raise DdsimError("Hindsight: knows the tokens to come, so it works in replay only")
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return hindsight_actions(block, costs)

@@ -1,0 +1,7 @@
+"""Replay: exact answers from a recording and costs.
+
+``replay`` runs policies over a trace, ``bootstrap`` gives intervals, ``plan`` recommends, ``serving`` decodes batches, ``maps`` answers by
+batch size and context.
+
+May use: arrays, cost, errors, jit, limits, policy, threads, trace, tree.
+"""

@@ -1,0 +1,493 @@
+"""The plan: what to verify, what it gains, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddsim import limits
+from ddsim.cost.model import CostModel
+from ddsim.policy.contract import Policy
+from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
+from ddsim.replay.arguments import check_given
+from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error
+from ddsim.replay.outcome import Outcome, TunedOn
+from ddsim.replay.replay import CALIBRATED, Fixed, ReplayResult, _records, _Replayer, _tunes
+from ddsim.trace.calibration import Calibration, CrossCalibration
+from ddsim.trace.schema import Progress
+from ddsim.trace.trace import Trace
+
+if TYPE_CHECKING:
+    from ddsim.replay.foresight import Foresight
+
+WORTHWHILE = 0.005
+"""Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, and what it is worth.
+
+    Attributes
+    ----------
+    sentence : str
+        The recommendation, its throughput and what it gains, on prompts that the choice hasn't seen (see ``judged_on``).
+    choice : str
+        Name of the recommended policy in `result`.
+    policy : Policy
+        Recommended, ready to use: a fixed budget, or an adaptive rule with its price.
+    result : ReplayResult
+        AR, DFlash, fixed and adaptive policies, Hindsight; what was tuned is judged on other prompts, if there are any.
+    best_budget : int
+        Fixed budget of highest realised throughput.
+    budget : int
+        The fixed budget to take: the smallest within 1 % of the best that isn't significantly worse than it (97.5 % of the paired
+        draws say that it is slower; with one prompt, the best).
+    near_best : tuple of (int, int)
+        All runs of fixed budgets, first and last, within 1 % of the best one's throughput.
+    flat : (int, int)
+        The run that the best one is in.
+    judged_on : {"other prompts", "same prompts"}
+        "other prompts": prompts were dealt into FOLDS parts within workloads; for each part everything was chosen (price, budget,
+        policy) on the others as it was on all, and judged on the part. "same prompts": there is one prompt only.
+    notes : tuple of str
+        What limits the answer, in sentences.
+    details : tuple of str
+        Intervals of the gains, the range of budgets that are as good, and what the next simpler or less simple policy would do.
+    """
+
+    sentence: str
+    choice: str
+    policy: Policy
+    result: ReplayResult
+    best_budget: int
+    flat: tuple[int, int]
+    by_workload: pd.DataFrame
+    """A row a workload: its own best fixed budget, the run around it and all runs within 1 % of it, and, judged on prompts that
+    the budget wasn't chosen on: tokens per second there, what the pooled budget loses, and what the recommendation gains over its
+    own best (with interval). ``tuned_on`` says which prompts: "same prompts" for a workload of one."""
+    notes: tuple[str, ...]
+    _curve: pd.DataFrame
+    details: tuple[str, ...] = ()
+    budget: int = 0
+    near_best: tuple[tuple[int, int], ...] = ()
+    judged_on: TunedOn = "same prompts"
+    fold_choices: tuple[str, ...] = ()
+    """What was chosen without each of the parts."""
+    foresight: Foresight | None = None
+    """What a planner without foresight could reach of hindsight: most of the distance is chance."""
+    _judged: Outcome | None = None
+
+    def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
+        """The table of `result`."""
+        return self.result.table(by)
+
+    def curve(self) -> pd.DataFrame:
+        """Fixed budgets: budget, tokens_per_second, low, high, acceptance_length."""
+        return self._curve
+
+    def gain(self, over: str | Policy, workload: str | None = None) -> Interval:
+        """Relative gain in tokens per second of what was chosen over a policy of `result`: (value, low, high).
+
+        Judged on ``judged_on``, paired. The interval covers prompts, the costs' held-out error, and what the choice owes to the
+        prompts that it was made on.
+        """
+        return self.result._gain(self._outcome, self.result._find(over), workload)
+
+    def judged(self) -> dict[str, Any]:
+        """What was chosen, as a row of `table`, on ``judged_on``."""
+        every = np.ones(len(self.result.tokens), bool)
+        return self.result._rows(every, {self.choice: self._outcome})[0]
+
+    @property
+    def _outcome(self) -> Outcome:
+        return self.result._find(self.choice) if self._judged is None else self._judged
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as one JSON-able object."""
+        over = [name for name in ("AR", "DFlash", "BestFixed") if name in self.result.outcomes]
+        return {
+            "schema_version": 1,
+            "kind": "ddsim-plan",
+            "sentence": self.sentence,
+            "details": list(self.details),
+            "policy": self.policy.to_json(),
+            "choice": self.choice,
+            "gains": [{"over": name, **_named(self.gain(name))} for name in over],
+            "judged": _records(pd.DataFrame([self.judged()]))[0],
+            "judged_on": self.judged_on,
+            "fold_choices": list(self.fold_choices),
+            "best_budget": self.best_budget,
+            "budget": self.budget,
+            "flat": list(self.flat),
+            "near_best": [list(run) for run in self.near_best],
+            "notes": list(self.notes),
+            "curve": _records(self._curve),
+            "workloads": _records(self.by_workload),
+            "hindsight": self._hindsight(),
+            "replay": self.result.to_json(),
+        }
+
+    def _hindsight(self) -> dict[str, Any] | None:
+        """Shares of hindsight: what was chosen, what a planner without foresight could reach, and how much of the distance that is."""
+        if self.foresight is None:
+            return None
+        share = self.judged()["hindsight_share"]
+        return {
+            "share": share,
+            "share_without_foresight": self.foresight.without,
+            "distance_by_chance": self.foresight.chance(share),
+            "drawn": self.foresight.to_json(),
+        }
+
+
+def _named(interval: Interval) -> dict[str, float | None]:
+    return {
+        key: value if np.isfinite(value) else None for key, value in zip(("gain", "low", "high"), interval, strict=True)
+    }
+
+
+def plan(
+    trace: Trace,
+    cost: CostModel,
+    *,
+    calibration: Calibration | CrossCalibration | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Plan:
+    """Recommend a budget or an adaptive rule for what was recorded, at these costs.
+
+    The simplest policy wins unless a less simple one is faster by at least half a per cent, and beyond its paired 95 % interval:
+    AR, then the chain, then one fixed budget, then one on calibrated marginals, then the fastest of CaDDTree, RoundRatio and
+    LongRun, then the fastest of these on calibrated marginals. The fixed budget is the smallest within 1 % of the best that isn't
+    significantly worse. With one prompt there are no intervals, and the fastest wins.
+
+    The best of several looks better on the prompts that it was picked on than on others. So the gains that are stated are held
+    out: the same choice is made without each fifth of the prompts, and judged on that fifth. Intervals cover prompts and costs
+    (see `ReplayResult`).
+
+    Parameters
+    ----------
+    trace, cost, calibration, bootstrap, seed, progress : as in `replay`
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    DdsimError
+        As `replay`.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> advice = plan(trace, CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001))
+    >>> advice.best_budget, advice.policy  # the chain of two nodes is as good
+    (2, <DFlash>)
+    """
+    check_given("plan", trace, cost)
+    from ddsim.replay.foresight import without_foresight
+
+    limits.check("bootstrap", bootstrap)
+    limits.check("seed", seed)
+    replayed = _Replayer(trace, cost, calibration, progress)
+    plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
+    tuned = [policy for policy in plain if _tunes(policy)]
+    whole = replayed.outcomes(plain)
+    draws = replayed.result(whole, bootstrap=bootstrap, seed=seed)._draws
+    every = np.ones(replayed.positions.sequences, bool)
+    chosen = _choose(replayed, draws, whole, every)
+    shown, judged, picks = dict(whole), chosen.outcome, []
+    folds = draws.folds(FOLDS)
+    fixed = chosen.fixed
+    if folds is not None:
+        parts = range(int(folds.max()) + 1)
+        without = [whole | replayed.outcomes(tuned, folds != part) for part in parts]
+        picks = [_choose(replayed, draws, without[part], folds != part) for part in parts]
+        for name in shown:
+            if any(name.removesuffix(CALIBRATED) == policy.name for policy in tuned):
+                shown[name] = _dealt(whole[name].policy, [outcomes[name] for outcomes in without], folds)
+        judged = _dealt(chosen.outcome.policy, [pick.outcome for pick in picks], folds)
+        fixed = {
+            ending: _dealt(outcome.policy, [pick.fixed[ending] for pick in picks], folds)
+            for ending, outcome in chosen.fixed.items()
+        }
+    name = chosen.name
+    if isinstance(chosen.outcome.policy, DDTree):
+        shown[name] = fixed[CALIBRATED if name.endswith(CALIBRATED) else ""]
+        shown["Hindsight"] = shown.pop("Hindsight")  # stays last
+    result = replayed.result(shown, bootstrap=bootstrap, seed=seed)
+    walked = replayed.fixed()
+    best, runs = walked.best()
+    advice = Plan(
+        sentence="",
+        choice=name,
+        policy=chosen.outcome.policy,
+        result=result,
+        best_budget=best,
+        budget=chosen.budget,
+        flat=next(run for run in runs if run[0] <= best <= run[1]),
+        near_best=runs,
+        judged_on="same prompts" if folds is None else "other prompts",
+        fold_choices=tuple(pick.name for pick in picks),
+        by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
+        notes=(),
+        _curve=_fixed_curve(result, walked, every),
+        foresight=without_foresight(trace, cost, seed=seed),
+        _judged=judged,
+    )
+    return dataclasses.replace(
+        advice,
+        sentence=_sentence(advice),
+        details=_details(advice, chosen.rule, replayed.cost),
+        notes=_notes(advice, replayed),
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was chosen on some sequences, and what it does on all."""
+
+    name: str
+    outcome: Outcome
+    budget: int
+    """The fixed budget to take."""
+    fixed: dict[str, Outcome]
+    """What it does, and, by the ending of their names, what those on calibrated trees do."""
+    rule: str
+    """The fastest adaptive rule, or the chosen one."""
+
+
+def _choose(
+    replayed: _Replayer, draws: _Bootstrap, outcomes: dict[str, Outcome], counted: NDArray[np.bool_]
+) -> _Choice:
+    """The simplest policy that no less simple one beats on the sequences counted; ``outcomes`` are tuned on these."""
+    candidates = {name: outcomes[name] for name in ("AR", "DFlash")}
+    fixed, budgets = {}, {}
+    for ending in ("", CALIBRATED):
+        if "BestFixed" + ending in outcomes:
+            budgets[ending] = _smallest(replayed.fixed(ending), draws, counted)
+            fixed[ending] = replayed.outcomes_of_budget(budgets[ending], ending)
+            candidates[fixed[ending].policy.name + ending] = fixed[ending]
+    rules = []
+    for ending in ("", CALIBRATED):
+        names = [name + ending for name in ("CaDDTree", "RoundRatio", "LongRun") if name + ending in outcomes]
+        if names:
+            rules.append(min(names, key=lambda name: float(outcomes[name].seconds[counted].sum())))
+            candidates[rules[-1]] = outcomes[rules[-1]]
+    value, drawn = draws.seconds(
+        np.column_stack([outcome.seconds for outcome in candidates.values()]),
+        np.stack([outcome.mix(counted) for outcome in candidates.values()]),
+        counted,
+    )
+    choice = 0
+    for k in range(1, len(candidates)):
+        gain, low, _ = (
+            draws.intervals((value[[choice]], drawn[:, [choice]]), (value[[k]], drawn[:, [k]]), counted)[:, 0] - 1
+        )
+        if gain >= WORTHWHILE and (low if np.isfinite(low) else gain) > 0:
+            choice = k
+    name = list(candidates)[choice]
+    rule = name if name in rules else min(rules, key=lambda name: float(outcomes[name].seconds[counted].sum()))
+    return _Choice(name, candidates[name], budgets[""], fixed, rule)
+
+
+def _smallest(fixed: Fixed, draws: _Bootstrap, counted: NDArray[np.bool_]) -> int:
+    """The smallest budget within 1 % of the best that isn't significantly worse on the sequences counted."""
+    best, runs = fixed.best(counted)
+    near = np.array([n for first, last in runs for n in range(first, min(last, best) + 1)])
+    value, drawn = draws.seconds(fixed.seconds[:, near], fixed.mix[near], counted)
+    high = draws.intervals((value[-1:], drawn[:, -1:]), (value, drawn), counted)[2]
+    return int(near[high >= 1.0][0]) if np.isfinite(high).all() else best
+
+
+def _fixed_curve(result: ReplayResult, fixed: Fixed, counted: NDArray[np.bool_]) -> pd.DataFrame:
+    """The throughput of every fixed budget that the costs cover."""
+    covered = np.flatnonzero(np.isfinite(fixed.seconds).all(axis=0))
+    draws = result._draws
+    spent = draws.seconds(fixed.seconds[:, covered], fixed.mix[covered], counted)
+    tokens, drawn = draws.sums(result.tokens, counted)
+    value, low, high = draws.intervals((tokens, drawn), spent, counted)
+    return pd.DataFrame(
+        {
+            "budget": covered,
+            "tokens_per_second": value,
+            "low": low,
+            "high": high,
+            "acceptance_length": result.tokens[counted].sum() / fixed.rounds[counted][:, covered].sum(axis=0),
+        }
+    )
+
+
+def _workloads(
+    result: ReplayResult,
+    fixed: Fixed,
+    replayed: _Replayer,
+    pooled: int,
+    judged: Outcome,
+    folds: NDArray[np.int64] | None,
+) -> pd.DataFrame:
+    """For each workload its own best fixed budget, what the pooled one loses there, and what the choice gains over its own."""
+    rows = []
+    for workload in result.workloads:
+        counted = result.workload == workload
+        best, runs = fixed.best(counted)
+        flat = next(run for run in runs if run[0] <= best <= run[1])
+        own = replayed.outcomes_of_budget(best)
+        held_out = folds is not None and len(np.unique(folds[counted])) > 1
+        if folds is not None and held_out:
+            others = [counted & (folds != part) for part in range(int(folds.max()) + 1)]
+            own = _dealt(own.policy, [replayed.outcomes_of_budget(fixed.best(other)[0]) for other in others], folds)
+        share = result._gain(judged, own, workload)
+        rows.append(
+            {
+                "workload": workload,
+                "best_budget": best,
+                "flat_low": flat[0],
+                "flat_high": flat[1],
+                "near_best": [list(run) for run in runs],
+                "tokens_per_second": float(result.tokens[counted].sum() / own.seconds[counted].sum()),
+                "pooled_budget_loss": float(1 - own.seconds[counted].sum() / fixed.seconds[counted, pooled].sum()),
+                "choice_gain": share[0],
+                "choice_gain_low": share[1],
+                "choice_gain_high": share[2],
+                "tuned_on": "other prompts" if held_out else "same prompts",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _percent(interval: Interval) -> str:
+    value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
+
+
+def _about(interval: Interval) -> str:
+    """The gain alone, with as many digits as one remembers."""
+    value = round(100 * interval[0], 1) + 0.0
+    return f"{value:+.0f} %" if abs(value) >= 10 else f"{value:+.1f} %"
+
+
+def said_runs(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of budgets in words.
+
+    Examples
+    --------
+    >>> said_runs([(62, 63), (116, 127), (255, 255)])
+    '62 to 63, 116 to 127 and 255'
+    """
+    words = [f"{first} to {last}" if last > first else f"{first}" for first, last in runs]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _sentence(advice: Plan) -> str:
+    """The recommendation, its throughput, and its gains over AR and over the chain."""
+    result, choice, policy = advice.result, advice.choice, advice.policy
+    speed = f"{result.tokens.sum() / advice._outcome.seconds.sum():,.0f} tokens/s"
+    if choice == "AR":
+        return f"Don't draft: at these costs autoregressive decoding, {speed}, isn't beaten beyond noise."
+    if isinstance(policy, DFlash):
+        head = "Verify DFlash's chain"
+    elif isinstance(policy, DDTree):
+        head = f"Verify trees of {policy.budget} nodes"
+    else:
+        head = f"Let {policy.name} choose each tree's size"
+    if choice.endswith(CALIBRATED):
+        head += " from calibrated marginals"
+    gains = f"{_about(advice.gain('AR'))} over AR"
+    if choice != "DFlash":
+        gains += f" and {_about(advice.gain('DFlash'))} over DFlash"
+    return f"{head}: {speed}, {gains}."
+
+
+def _details(advice: Plan, rule: str, cost: CostModel) -> tuple[str, ...]:
+    """How sure the gains are, and how little it would matter to miss the recommendation."""
+    choice, best, policy, outcomes = advice.choice, advice.best_budget, advice.policy, advice.result.outcomes
+
+    def gain(over: str) -> str:
+        return _percent(advice.gain(over))
+
+    if choice == "AR":
+        lines = [
+            f"Over AR, 95 % intervals in brackets: best fixed budget, {best} nodes, "
+            f"{_percent(advice.result.gain('BestFixed', 'AR'))}; {rule} {_percent(advice.result.gain(rule, 'AR'))}."
+        ]
+        return (*lines, _judgement(advice, cost))
+    lines = [f"Gains, 95 % intervals in brackets: over AR {gain('AR')}"]
+    lines[0] += "." if choice == "DFlash" else f", over DFlash {gain('DFlash')}."
+    lines.append(_judgement(advice, cost))
+    if choice == rule:
+        mean = outcomes[choice].budget.sum() / outcomes[choice].rounds.sum()
+        price = f", at a price of {policy.price:,.0f} tokens/s" if isinstance(policy, LongRun) else ""
+        lines.append(f"It verifies {mean:.0f} nodes a round on average{price}.")
+    if advice.near_best == ((best, best),):
+        lines.append(f"No other fixed budget comes within 1 % of the best, {best} nodes.")
+    else:
+        line = f"Fixed budgets of {said_runs(advice.near_best)} nodes come within 1 % of the best, {best}"
+        if advice.budget != best:
+            line += f"; {advice.budget} is the smallest of them that isn't significantly worse"
+        lines.append(line + ".")
+    if choice == rule:
+        lines.append(f"Over the best fixed budget {rule} gains {gain('BestFixed')}.")
+    elif isinstance(policy, DDTree):
+        over = _percent(advice.result._gain(outcomes[rule], advice._outcome))
+        lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
+    else:
+        over = _percent(advice.result._gain(outcomes["BestFixed"], advice._outcome))
+        lines.append(f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {over}.")
+    if advice.foresight is not None:
+        lines.append(
+            f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text. On texts drawn from the "
+            "drafter's own probabilities, where no planner can know more, the best rule reaches "
+            f"{100 * advice.foresight.without:.0f} %: {_said_of_chance(advice)}."
+        )
+    return tuple(lines)
+
+
+def _said_of_chance(advice: Plan) -> str:
+    """How much of the distance to hindsight is chance."""
+    assert advice.foresight is not None
+    chance = advice.foresight.chance(advice.judged()["hindsight_share"])
+    return "the distance is chance" if chance == 1 else f"{100 * chance:.0f} % of the distance is chance"
+
+
+def _judgement(advice: Plan, cost: CostModel) -> str:
+    """What the gains were judged on, and what their intervals cover."""
+    error = cost_error(cost)
+    costs = f"an error of {100 * error:.2g} % in the costs" if error else "no error of the costs, which count as exact"
+    if advice.judged_on == "same prompts":
+        return "They are of the prompt that the choice was made on."
+    return (
+        f"They are of prompts that the choice wasn't made on ({len(advice.fold_choices)} parts, each judged by a choice made on "
+        f"the others); the intervals cover other prompts and {costs}."
+    )
+
+
+def _notes(advice: Plan, replayed: _Replayer) -> tuple[str, ...]:
+    notes = []
+    result, best, last = advice.result, advice.best_budget, replayed.most
+    units = result._draws.units
+    if units < 2:
+        notes.append("The trace holds one prompt, so nothing is known of how much another would differ.")
+    elif units < FEW:
+        notes.append(f"The trace holds {units} prompts: intervals are rough, and choices made on fewer still.")
+    if last < replayed.positions.max_budget:
+        notes.append(f"Costs were measured up to {last + 1} tokens; budgets above {last} nodes were not judged.")
+    if best == last:
+        notes.append(f"The best budget, {best}, is the largest that could be judged; a larger one may be faster still.")
+    for row in _records(advice.by_workload):
+        if row["pooled_budget_loss"] > 0.01:
+            notes.append(
+                f"On {row['workload']}, {row['best_budget']} nodes would be {100 * row['pooled_budget_loss']:.1f} % faster than "
+                f"the pooled budget, {advice.budget}."
+            )
+    return tuple(notes)

@@ -1,0 +1,591 @@
+"""Serving: a closed loop of B requests that are decoded together."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+import ddsim
+from ddsim import limits
+from ddsim.arrays import Floats, Ints
+from ddsim.cost.model import CostModel, measured_grid
+from ddsim.cost.table import CONTEXT_STEP, CostTable
+from ddsim.errors import DdsimError
+from ddsim.jit import njit
+from ddsim.policy.batch import FairRatio, Share, Uniform, calibrated, share_curve
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE
+from ddsim.policy.contract import Policy, ask_joint, prepared
+from ddsim.policy.joint import (
+    AR,
+    CHAINS,
+    FOREST,
+    SHARE,
+    UNIFORM,
+    Decision,
+    JointTable,
+    batches_of,
+    curves_for,
+    decide,
+    decided_on,
+    decision_of,
+    joint_table,
+)
+from ddsim.policy.parse import policies_of
+from ddsim.policy.rules import Autoregressive, BestFixed, DDTree, DFlash, Hindsight, LongRun, RoundRatio
+from ddsim.policy.walk import begin, track
+from ddsim.replay.arguments import check_given
+from ddsim.threads import split
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+from ddsim.trace.schema import Progress
+from ddsim.trace.trace import Trace
+
+Interval = tuple[float, float, float]
+
+
+BATCHES = (1, 8, 32)
+
+
+EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
+
+
+SHUFFLES = 8
+"""Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
+
+
+def serving_policies() -> list[Policy]:
+    """AR, DFlash, BestFixed (one width for all, always), RoundRatio by shares, with one width a round and as a forest, and the forests
+    of LongRun (solved and online) and FairRatio.
+
+    Examples
+    --------
+    >>> [policy.name for policy in serving_policies()][-4:]
+    ['RoundRatio', 'LongRun', 'LongRun online', 'FairRatio']
+    """
+    return [
+        Autoregressive(),
+        DFlash(),
+        BestFixed(),
+        Share(RoundRatio()),
+        Uniform(RoundRatio()),
+        RoundRatio(),
+        LongRun(),
+        LongRun(online=True),
+        FairRatio(),
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one policy did at one batch size: SHUFFLES entries with all prompts, then one for each repeat with resampled prompts.
+
+    Attributes
+    ----------
+    seconds : float64 [R]
+    tokens : int64 [R], committed by all slots
+    rounds : int64 [R], joint rounds
+    nodes : int64 [R], verified nodes in all
+    latency : float64 [R, requests], seconds from a request's first round to its last
+    largest : int64 [R], nodes of the largest round
+    """
+
+    seconds: Floats
+    tokens: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    latency: Floats
+    largest: NDArray[np.int64]
+
+
+@njit(cache=True, nogil=True)
+def _closed_loop(  # type: ignore[no-untyped-def]
+    mode, rule, price, fill, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
+    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
+    spent, committed, rounds, verified, latency, largest,
+):  # fmt: skip
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. What happened goes to the last six arrays."""
+    requests, horizon = queue.shape[1], ranks.shape[1]
+    for r in range(first, last):
+        where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        request, since = np.zeros(batch, np.int64), np.zeros(batch)
+        budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
+        key, rate = np.zeros(batch), np.zeros(batch)
+        order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+        for b in range(batch):
+            s = queue[r, b % requests]
+            where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
+        following, done, now, at = batch, 0, 0.0, price
+        state = np.zeros(3)  # of an online LongRun: see there
+        while done < requests:
+            length = 0
+            for b in range(batch):
+                length += context[where[b]]
+            u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
+            if memory > 0 and state[2] == 0:
+                n, expected = decide(
+                    mode, EXHAUSTIVE, 0.0, False, width, gains, nodes, chain_expected, where, horizon, seconds[u],
+                    curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                )  # fmt: skip
+                begin(state, expected, curve[u, n])
+            if memory > 0:
+                at = state[0] / state[1]
+            n, expected = decide(
+                mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, seconds[u],
+                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+            )  # fmt: skip
+            took = ar_seconds[u] if mode == AR else seconds[u, n]
+            now += took
+            gained = 0
+            for b in range(batch):
+                p, accepted = where[b], 0
+                if mode == CHAINS:
+                    accepted = chain[p]
+                elif mode != AR:
+                    while accepted < horizon and ranks[p, accepted] <= budgets[b]:
+                        accepted += 1
+                where[b] = min(p + accepted + 1, end[b])
+                gained += where[b] - p
+                if where[b] == end[b]:
+                    if request[b] < requests:
+                        latency[r, request[b]] = now - since[b]
+                        done += 1
+                    s = queue[r, following % requests]
+                    where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+                    following += 1
+            if memory > 0:
+                track(state, memory, float(gained), took)
+            rounds[r] += 1
+            verified[r] += n
+            largest[r] = max(largest[r], n)
+            committed[r] += gained
+        spent[r] = now
+
+
+def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Run:
+    """One policy at one batch size, every repeat, in the kernel."""
+    gains = calibrated(np.asarray(positions.gains), decision.calibration)
+    arguments = (
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory,
+        gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
+        positions.starts, queue, table.batch, CONTEXT_STEP,
+        table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
+    )  # fmt: skip
+    tokens, rounds, nodes, largest = (np.zeros(len(queue), np.int64) for _ in range(4))
+    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape), largest)
+    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency, run.largest)
+    split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
+    return run
+
+
+def _loop(
+    policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
+) -> tuple[float, int, int, int, Floats, int]:
+    """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
+    requests, batch, horizon = len(queue), table.batch, positions.horizon
+    gains, ranks, starts = positions.gains, positions.ranks, positions.starts
+    request = np.arange(batch)
+    taken = queue[request % requests]
+    where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(batch)
+    latency = np.zeros(requests)
+    following, done, now, committed, rounds, verified, largest = batch, 0, 0.0, 0, 0, 0, 0
+    while done < requests:
+        u = table.row_of(float(positions.context[where].sum()) / batch)
+        paid = table.seconds[u, : table.limit + 1]
+        asked = ask_joint(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
+        budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
+        nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
+        if getattr(policy, "rectangular", False):
+            nodes = batch * int(np.where(asked == CHAIN, horizon, np.maximum(asked, 0)).max())
+        if nodes >= table.seconds.shape[1]:
+            raise DdsimError(f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed")
+        took = float(table.ar_seconds[u] if (asked == NO_DRAFT).all() else table.seconds[u, nodes])
+        now += took
+        accepted = (ranks[where] <= np.maximum(budgets, 0)[:, None]).cumprod(axis=1).sum(axis=1)  # type: ignore[index]
+        accepted = np.where(asked == CHAIN, positions.chain[where], accepted)
+        moved = np.minimum(where + accepted + 1, end)
+        gained = int((moved - where).sum())
+        where = moved
+        for b in np.flatnonzero(where == end):
+            if request[b] < requests:
+                latency[request[b]] = now - since[b]
+                done += 1
+            s = queue[following % requests]
+            where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+            following += 1
+        policy.observe(gained, took)
+        committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
+        largest = max(largest, nodes)
+    return now, committed, rounds, verified, latency, largest
+
+
+def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
+    """Budgets that exist; past what a pass can hold, everybody gets the same."""
+    budgets = np.minimum(asked, nodes)
+    if np.maximum(budgets, 0).sum() > most:
+        budgets = np.minimum(budgets, most // len(budgets))
+    return budgets
+
+
+def simulate(
+    trace: Trace | Positions,
+    cost: CostModel,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
+    *,
+    batch: int | Sequence[int] | None = None,
+    requests: int | None = None,
+    max_tokens: int | None = None,
+    calibration: Calibration | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ServingResult:
+    """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
+
+    Exact for the recorded tokens, whatever the policy; figures are taken over SHUFFLES orders of the queue. All slots start together
+    and are always taken: the simulation ends when the first ``requests`` requests are finished, and until then slots that become
+    free go on with the queue from its start. A round of B requests with n nodes in all takes
+    draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
+
+    Rules decide about the whole batch as a forest; `Share` and `Uniform` carry them over in other ways. What has to be solved
+    (`LongRun`'s price, `BestFixed`'s width) is solved on this trace, anew for every batch size.
+
+    Parameters
+    ----------
+    trace : Trace or Positions
+        Its gains are held in memory.
+    cost : CostModel
+        What lies outside what was measured is extrapolated: rows say so, and one warning at the end.
+    policies : sequence of Policy or str, or one, optional
+        Default: `serving_policies`. AR is always simulated too.
+    batch : int or ints, optional
+        Numbers of slots. Default: those of 1, 8 and 32 within the batches that were measured.
+    requests : int, optional
+        Requests to finish. Default: every sequence once, and at least four a slot.
+    max_tokens : int, optional
+        Tokens that one pass may verify; see `ddsim.policy.joint.joint_table`.
+    calibration : Calibration, optional
+        Of the marginals; changes the trees.
+    bootstrap : int
+        Repeats of the whole simulation for the intervals, each with a queue of prompts drawn with replacement within workloads
+        (all sequences of a prompt together) and shuffled. Requests of a batch share its time, so repeating the simulation is what
+        carries over to other prompts; reweighting one run isn't. Every policy sees the same queues. 0: no intervals.
+    seed : int
+    progress : callable, optional
+        Called with (runs done, runs in all); a run is a policy at a batch size.
+
+    Returns
+    -------
+    ServingResult
+
+    Raises
+    ------
+    DdsimError
+        A policy that works on single requests only, nothing to decode, bad options.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(8), (40, 3)), axis=-1)[..., ::-1])
+    >>> ids = rng.permuted(np.tile(np.arange(8), (40, 3, 1)), axis=-1)
+    >>> trace = Trace.from_arrays(rng.integers(0, 8, 40), ids, rows, max_budget=16)
+    >>> cost = CostModel.from_table([1, 200], [0.010, 0.020], draft_seconds=0.001)
+    >>> simulate(trace, cost, ["DFlash", "LongRun"], batch=4, bootstrap=10).table()["policy"].tolist()
+    ['AR', 'DFlash', 'LongRun']
+    """
+    check_given("simulate", trace, cost, Positions)
+    sizes = batches_of(measured_grid(BATCHES, cost.range.batches) if batch is None else batch)
+    limits.check("simulations", bootstrap, "bootstrap")
+    limits.check("seed", seed)
+    if requests is not None:
+        limits.check("requests", requests)
+    if max_tokens is not None:
+        limits.check("max_tokens", max_tokens)
+    positions = _in_memory(trace, calibration)
+    asked = _with_baseline(policies_of(policies or serving_policies(), joint=True))
+    for policy in asked:
+        if isinstance(policy, DDTree) and policy.budget > positions.max_budget:
+            raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
+    for size in sizes:
+        limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
+    contexts = int(positions.context.min()), int(positions.context.max())
+    widest = max((p.budget or 0 for p in asked if isinstance(p, DDTree)), default=0)
+    runs: dict[tuple[int, str], Run] = {}
+    ready: dict[tuple[int, str], Policy] = {}
+    queues: dict[int, NDArray[np.int64]] = {}
+    extrapolated: dict[tuple[int, str], bool] = {}
+    with cost.one_warning():
+        for size in sizes:
+            count = max(positions.sequences, 4 * size) if requests is None else requests
+            queues[size] = _queues(positions, count, bootstrap, seed)
+            table = joint_table(
+                cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
+            )
+            if any(isinstance(p, DFlash) for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
+                raise DdsimError(
+                    f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
+                )
+            tables = [decided_on(policy, cost, table, positions.max_budget) for policy in asked]
+            for policy, own in zip(asked, tables, strict=True):
+                ready[size, policy.name] = _prepared(policy, positions, own, queues[size][:SHUFFLES])
+            for policy, own in zip(asked, tables, strict=True):
+                key = size, policy.name
+                decision = decision_of(ready[key])
+                if decision is None:  # the kernel can't decide as the policy does
+                    one = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
+                    runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
+                else:
+                    width = min(decision.width, (table.seconds.shape[1] - 1) // size)
+                    runs[key] = _run(dataclasses.replace(decision, width=width), positions, own, queues[size])
+                # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
+                asked_contexts = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
+                tokens = size + int(runs[key].largest.max())
+                extrapolated[key] = bool(cost.extrapolated(tokens, asked_contexts, size).any())
+                if progress is not None:
+                    progress(len(runs), len(sizes) * len(asked))
+    provenance = {
+        "ddsim": ddsim.__version__,
+        "trace": positions.fingerprint,
+        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+        "contexts": "a batch is priced at the mean context of its requests",
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
+    }
+    lengths = positions.tokens
+    return ServingResult(runs, {size: lengths[queue] for size, queue in queues.items()}, provenance, extrapolated)
+
+
+def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:
+    """Positions with all arrays in memory, without sequences in which no round starts."""
+    if isinstance(trace, Positions):
+        if calibration is not None:
+            raise DdsimError("calibration: positions are calibrated already; give it to positions_of instead")
+        positions = trace
+    else:
+        positions = positions_of(trace, calibration=calibration)
+    if not (positions.tokens > 0).any():
+        raise DdsimError("the trace has no sequence of two tokens or more: nothing to decode")
+    whole = positions.block(0, positions.sequences)
+    keep = np.flatnonzero(whole.tokens > 0)
+    if len(keep) == whole.sequences:
+        return whole
+    rows = np.concatenate([np.arange(whole.starts[s], whole.starts[s + 1]) for s in keep])
+    return Positions(
+        whole.gains[rows],  # type: ignore[index]
+        whole.ranks[rows],  # type: ignore[index]
+        whole.nodes[rows],
+        whole.chain[rows],
+        whole.chain_expected[rows],
+        whole.context[rows],
+        np.concatenate([[0], np.cumsum(np.diff(whole.starts)[keep])]),
+        tuple(whole.prompt_id[s] for s in keep),
+        tuple(whole.workload[s] for s in keep),
+        whole.temperature[keep],
+        whole.fingerprint,
+    )
+
+
+def _with_baseline(policies: list[Policy]) -> list[Policy]:
+    """The policies, AR first if it isn't among them."""
+    if any(isinstance(policy, Hindsight) for policy in policies):
+        raise DdsimError("Hindsight: a shortest path for one request; it has no meaning in a batch")
+    return policies if any(policy.name == "AR" for policy in policies) else [Autoregressive(), *policies]
+
+
+def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
+    """int64 [SHUFFLES + repeats, count]: sequences in the order in which they are taken.
+
+    The first rows take every sequence before one is taken again.
+    """
+    rng = np.random.default_rng(seed)
+    prompts: dict[tuple[str, str], list[int]] = {}
+    for s in range(positions.sequences):
+        names = (positions.workload[s], positions.prompt_id[s]) if positions.prompt_id else ("", str(s))
+        prompts.setdefault(names, []).append(s)
+    strata: dict[str, list[list[int]]] = {}
+    for (workload, _), members in prompts.items():
+        strata.setdefault(workload, []).append(members)
+
+    def filled(draw: Any) -> NDArray[np.int64]:
+        parts: list[NDArray[np.int64]] = []
+        while sum(map(len, parts)) < count:
+            parts.append(rng.permutation(np.array(draw(), np.int64)))
+        return np.concatenate(parts)[:count]
+
+    def resampled() -> list[int]:
+        return [s for of in strata.values() for k in rng.integers(0, len(of), len(of)) for s in of[k]]
+
+    rows = [filled(lambda: range(positions.sequences)) for _ in range(SHUFFLES)]
+    for _ in range(repeats):
+        drawn = resampled()  # one sample of prompts a repeat, taken again and again if there are more requests
+        rows.append(filled(lambda drawn=drawn: drawn))
+    return np.array(rows)
+
+
+def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Policy:
+    """The policy ready for joint rounds: prices and widths solved for this batch size."""
+    inner = policy.policy if isinstance(policy, (Share, Uniform)) else policy
+    if not (isinstance(inner, LongRun) and inner.solves):
+        return prepared(policy, positions, _shares(positions, table))
+    mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
+    ready = copy.copy(inner)
+    ready.price = _loop_price(Decision(mode, fill=inner.fill, calibration=inner.calibration), positions, table, queue)
+    return ready if inner is policy else type(policy)(ready)  # type: ignore[call-arg]
+
+
+def _loop_price(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> float:
+    """The price that equals the throughput of its own closed loop: `ddsim.policy.price.solve_walk_price` for joint rounds."""
+    decision = dataclasses.replace(decision, rule=EXHAUSTIVE)
+    earned: dict[float, float] = {}  # tokens per second by price
+    for _ in range(12):
+        run = _run(decision, positions, table, queue)
+        found = float(run.tokens.sum() / run.seconds.sum())
+        if decision.rule == PRICE:
+            earned[decision.price] = found
+            if abs(found - decision.price) <= 1e-4 * decision.price:
+                return decision.price
+            if found in earned:
+                break
+        decision = dataclasses.replace(decision, rule=PRICE, price=found)
+    return max(earned, key=earned.__getitem__)
+
+
+def _shares(positions: Positions, table: JointTable) -> CostTable:
+    """What every position's request pays of a joint round in which all have the same number of nodes and the same context."""
+    row = np.clip(-(-positions.context // CONTEXT_STEP) - table.first, 0, len(table.seconds) - 1).astype(np.int32)
+    contexts = (table.first + np.arange(len(table.seconds), dtype=np.int64)) * CONTEXT_STEP
+
+    def of(share: Floats, paid: CostTable | None) -> CostTable:
+        seconds = np.full((len(share), max(positions.max_budget, positions.horizon) + 1), np.inf)
+        seconds[:, : share.shape[1]] = share
+        return CostTable(seconds, table.ar_seconds / table.batch, row, contexts, table.batch, paid)
+
+    charged = share_curve(table.seconds[:, : table.limit + 1], table.batch, positions.max_budget)
+    return of(table.share, of(charged, None))
+
+
+class ServingResult:
+    """Outcomes of policies at several batch sizes, with 95 % intervals from repeated simulations.
+
+    Attributes
+    ----------
+    runs : dict, (batch, policy name) -> Run
+    provenance : dict
+    extrapolated : dict, (batch, policy name) -> bool
+        Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
+    """
+
+    def __init__(
+        self,
+        runs: dict[tuple[int, str], Run],
+        lengths: dict[int, NDArray[np.int64]],
+        provenance: dict[str, Any],
+        extrapolated: dict[tuple[int, str], bool],
+    ) -> None:
+        self.runs = runs
+        self.extrapolated = extrapolated
+        self.provenance = provenance
+        self._lengths = lengths
+
+    def __repr__(self) -> str:
+        batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
+        return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
+
+    def table(self) -> pd.DataFrame:
+        """One row a batch size and policy.
+
+        Returns
+        -------
+        DataFrame
+            batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
+            a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one slot),
+            tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
+            the same batch size; _low, _high), extrapolated (whether a round cost what wasn't measured).
+        """
+        rows = []
+        for (batch, name), run in self.runs.items():
+            rate = _rates(run)
+            tpot = run.latency / self._lengths[batch]
+            rounds = int(run.rounds[:SHUFFLES].sum())
+            row: dict[str, Any] = {
+                "batch": batch,
+                "policy": name,
+                "rounds": rounds,
+                "tokens": int(run.tokens[:SHUFFLES].sum()),
+                "acceptance_length": run.tokens[:SHUFFLES].sum() / (rounds * batch),
+                "budget_mean": run.nodes[:SHUFFLES].sum() / (rounds * batch),
+                "seconds": float(run.seconds[:SHUFFLES].sum()),
+            }
+            row |= _columns("tokens_per_second", rate)
+            row["tokens_per_second_user"] = rate[0] / batch
+            row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
+            row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
+            row |= _columns("speedup", rate / _rates(self.runs[batch, self._baseline(batch)]))
+            row["extrapolated"] = self.extrapolated[batch, name]
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def gain(self, policy: str, over: str, batch: int) -> Interval:
+        """Relative gain in tokens per second of one policy over another at one batch size, paired: value, low, high."""
+        for name in (policy, over):
+            if (batch, name) not in self.runs:
+                known = ", ".join(n for b, n in self.runs if b == batch)
+                raise DdsimError(f"no policy {name!r} at batch {batch}; there {'are ' + known if known else 'is none'}")
+        return _interval(_rates(self.runs[batch, policy]) / _rates(self.runs[batch, over]) - 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Table (times in seconds) and provenance, as JSON."""
+        rows = self.table().astype(object).where(lambda t: t.notna(), None).to_dict("records")
+        return {"kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": rows}
+
+    def __str__(self) -> str:
+        table = self.table()
+        shown = pd.DataFrame(
+            {
+                "batch": table["batch"],
+                "policy": table["policy"] + np.where(table["extrapolated"], " *", ""),
+                "accepted": table["acceptance_length"].map("{:.2f}".format),
+                "nodes": table["budget_mean"].map("{:.1f}".format),
+                "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
+                "a user": table["tokens_per_second_user"].map("{:.1f}".format),
+                "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
+                "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
+                "speedup": table["speedup"].map("{:.2f}".format),
+            }
+        )
+        if table["speedup_low"].notna().any():
+            shown["95 %"] = [
+                f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
+            ]
+        note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
+        return shown.to_string(index=False) + note
+
+    def _baseline(self, batch: int) -> str:
+        return next(name for b, name in self.runs if b == batch)
+
+
+def _rates(run: Run) -> Floats:
+    """Tokens per second of all slots: over the shuffles of all prompts, then of every repeat."""
+    plain = run.tokens[:SHUFFLES].sum() / run.seconds[:SHUFFLES].sum()
+    return np.append(plain, run.tokens[SHUFFLES:] / run.seconds[SHUFFLES:])
+
+
+def _interval(values: Floats) -> Interval:
+    """The first value, and the 95 % percentile interval of the others (NaN without any)."""
+    if len(values) < 2:
+        return float(values[0]), np.nan, np.nan
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _columns(name: str, values: Floats) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values), strict=True))

@@ -1,0 +1,245 @@
+"""Fits calibrations on some prompts and judges them on others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from ddsim import limits
+from ddsim.errors import DdsimError
+from ddsim.trace.calibration import (
+    _PRIOR,
+    TEMPERATURES,
+    Calibration,
+    CrossCalibration,
+    _blocks,
+    _node_counts,
+    _scaled,
+    _truth,
+    _uncensored,
+)
+from ddsim.trace.reliability import reliability
+from ddsim.trace.trace import Trace, check_trace
+from ddsim.tree.rows import gains_and_ranks
+
+if TYPE_CHECKING:
+    from ddsim.trace.schema import Progress
+
+
+def fit_calibration(
+    trace: Trace,
+    kind: str = "isotonic",
+    *,
+    train_share: float = 0.5,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[Calibration, pd.DataFrame]:
+    """Fit a calibration on some prompts and judge it on the others.
+
+    Parameters
+    ----------
+    trace : Trace
+    kind : {"isotonic", "temperature"}
+    train_share : float
+        Share of the prompts to fit on; all sequences of a prompt go to one side.
+    seed : int
+        Of the split.
+    progress : callable, optional
+        Called with (positions done, positions in all); held-out ones are read twice.
+
+    Returns
+    -------
+    Calibration
+    pandas.DataFrame
+        On the held-out prompts, a row a budget: budget, count (positions), realised acceptance length,
+        predicted_before, predicted_after.
+
+    Raises
+    ------
+    DdsimError
+        Unknown kind, fewer than two prompts, or no position with a full horizon of truth on one side.
+    """
+    check_trace("fit_calibration", trace)
+    limits.check("seed", seed)
+    fit = _fitter(kind)
+    train, test = split_prompts(trace, train_share, seed)
+    provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
+    whole = len(train) + 2 * len(test)
+    all_of = np.zeros(len(train.sequences), np.int64)
+    calibration = fit(_statistics(train, kind, all_of, 1, _part(progress, 0, whole))[0], provenance)
+    before = reliability(test, progress=_part(progress, len(train), whole)).by_budget
+    after = reliability(test, calibration, progress=_part(progress, len(train) + len(test), whole)).by_budget
+    report = before[["budget", "count", "realised"]].assign(
+        predicted_before=before["predicted"], predicted_after=after["predicted"]
+    )
+    return calibration, report
+
+
+def cross_calibrate(
+    trace: Trace, kind: str = "isotonic", *, folds: int = 5, seed: int = 0, progress: Progress | None = None
+) -> CrossCalibration:
+    """Fit calibrations such that every prompt can be judged with one that was fitted on other prompts only.
+
+    Parameters
+    ----------
+    trace : Trace
+    kind : {"isotonic", "temperature"}
+    folds : int
+        Prompts are dealt into so many parts (fewer if there are fewer prompts), each workload evenly; all
+        sequences of a prompt go to one.
+    seed : int
+        Of the deal.
+    progress : callable, optional
+        Called with (positions done, positions in all).
+
+    Returns
+    -------
+    CrossCalibration
+        For ``replay(..., calibration=)`` and ``positions_of(..., calibration=)``.
+
+    Raises
+    ------
+    DdsimError
+        Unknown kind, fewer than two prompts or folds, or no position with a full horizon of truth.
+    """
+    check_trace("cross_calibrate", trace)
+    limits.check("seed", seed)
+    fit = _fitter(kind)
+    prompts = list(dict.fromkeys((info.workload, info.prompt_id) for info in trace.sequences))
+    count = min(folds, len(prompts))
+    if count < 2:
+        raise DdsimError(
+            f"calibration: needs at least 2 folds and 2 prompts, got {folds} folds and {len(prompts)} prompts"
+        )
+    rng = np.random.default_rng(seed)
+    shuffled = [prompts[i] for i in rng.permutation(len(prompts))]
+    fold = {prompt: i % count for i, prompt in enumerate(sorted(shuffled, key=lambda prompt: prompt[0]))}
+    of_sequence = np.array([fold[info.workload, info.prompt_id] for info in trace.sequences], np.int64)
+    statistics = _statistics(trace, kind, of_sequence, count, progress)
+    provenance = _origin(trace) | {"folds": count, "seed": seed}
+    parts = tuple(fit(np.delete(statistics, f, axis=0).sum(axis=0), provenance | {"left_out": f}) for f in range(count))
+    return CrossCalibration(kind, parts, fold, provenance)
+
+
+def _origin(trace: Trace) -> dict[str, Any]:
+    return {
+        "trace": trace.fingerprint,
+        "workloads": list(trace.workloads),
+        "recording": trace.meta["provenance"],
+    }
+
+
+def split_prompts(trace: Trace, train_share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
+    """Two disjoint parts of a trace; sequences that share a workload and prompt stay together."""
+    prompts = sorted({(info.workload, info.prompt_id) for info in trace.sequences})
+    if len(prompts) < 2:
+        raise DdsimError(
+            f"calibration: needs at least 2 prompts to fit on one and judge on the other, got {len(prompts)}"
+        )
+    if not 0 < train_share < 1:
+        raise DdsimError(f"train_share {train_share}: must lie between 0 and 1")
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    count = min(max(round(train_share * len(prompts)), 1), len(prompts) - 1)
+    chosen = {prompts[i] for i in order[:count]}
+    inside = [(info.workload, info.prompt_id) in chosen for info in trace.sequences]
+    return trace.subset(np.flatnonzero(inside)), trace.subset(np.flatnonzero(~np.array(inside)))
+
+
+def fit_isotonic(
+    nodes: NDArray[np.float64], accepted: NDArray[np.float64], log_sums: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Knots of a non-decreasing map from log-gain to acceptance, from binned outcomes.
+
+    Parameters
+    ----------
+    nodes, accepted, log_sums : float64 [J]
+        Per bin of log-gain, ascending: nodes, accepted ones, and the sum of their log-gains.
+
+    Returns
+    -------
+    log_gains, acceptance : float64 [<= J]
+    """
+    used = nodes > 0
+    if not used.any():
+        raise DdsimError("calibration: no position of the training prompts has a full horizon of truth")
+    logs = log_sums[used] / nodes[used]
+    rate = (accepted[used] + _PRIOR * np.exp(logs)) / (nodes[used] + _PRIOR)
+    fitted = isotonic_regression(rate, weights=nodes[used] + _PRIOR).x
+    return logs, np.clip(np.maximum.accumulate(fitted), np.finfo(np.float32).tiny, 1.0)
+
+
+def _fitter(kind: str) -> Callable[[NDArray[np.float64], dict[str, Any]], Calibration]:
+    """From sufficient statistics and provenance to a calibration of this kind."""
+    none = np.zeros(0)
+    if kind == "isotonic":
+
+        def isotonic(counts: NDArray[np.float64], provenance: dict[str, Any]) -> Calibration:
+            logs, acceptance = fit_isotonic(*counts)
+            return Calibration(kind, logs, acceptance, none, provenance)
+
+        return isotonic
+    if kind == "temperature":
+        return lambda sums, provenance: Calibration(kind, none, none, _best_temperatures(sums), provenance)
+    raise DdsimError(f"unknown calibration {kind!r}; choose isotonic or temperature")
+
+
+def _part(progress: Progress | None, before: int, whole: int) -> Progress | None:
+    """Progress of a part of a longer job."""
+    return None if progress is None else lambda done, _: progress(before + done, whole)
+
+
+def _statistics(
+    trace: Trace, kind: str, fold: NDArray[np.int64], count: int, progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """What a fit needs, summed over the sequences of each fold (``fold`` int64 [S]): [count, ...]."""
+    return (_node_counts if kind == "isotonic" else _losses)(trace, fold, count, progress)
+
+
+def _losses(trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None) -> NDArray[np.float64]:
+    """[count, 1 + temperatures, L]: rows judged, then -log-likelihood of the true tokens at every temperature (those not kept
+    count as the missing mass)."""
+    total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
+    for block in _blocks(trace, progress):
+        use, truth, where = _uncensored(block), _truth(block), fold[block.sequence]
+        sizes = np.diff(block.offsets).reshape(truth.shape)
+        _, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, truth, block.horizon, trace.max_budget)
+        judged = use[:, None] & (sizes > 0)
+        judged[:, 1:] &= ranks[:, :-1] <= trace.max_budget  # the true path before the row is in the tree
+        full = np.flatnonzero(sizes.ravel() > 0)
+        place = np.where(truth >= 0, block.offsets[:-1].reshape(truth.shape) + truth, 0)
+        np.add.at(total[:, 0], where, judged)
+        for i, temperature in enumerate(TEMPERATURES):
+            power = np.full(truth.size, 1 / temperature)
+            scaled, normaliser = _scaled(block.logprobs, block.offsets, power)
+            z = normaliser.reshape(truth.shape)
+            mass = np.zeros(truth.size)
+            if len(full):
+                mass[full] = np.add.reduceat(np.exp(scaled), block.offsets[:-1][full])
+            rest = np.maximum(1 - mass.reshape(truth.shape) / np.exp(z), 1e-9)
+            found = (scaled[place] if len(scaled) else np.zeros(place.shape)) - z
+            loss = -np.where(judged, np.where(truth >= 0, found, np.log(rest)), 0)
+            np.add.at(total[:, 1 + i], where, loss)
+    return total
+
+
+def _best_temperatures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[L] the temperature of each depth under which the true tokens are likeliest, 1 where none was judged."""
+    seen, losses = sums[0], sums[1:]
+    if not seen.any():
+        raise DdsimError("calibration: no position of the training prompts has a full horizon of truth")
+    logs, step = np.log(TEMPERATURES), np.log(TEMPERATURES[1] / TEMPERATURES[0])
+    best = losses.argmin(0)
+    result = np.exp(logs[best])
+    for d in range(len(seen)):
+        if seen[d] == 0:
+            result[d] = 1.0
+        elif 0 < best[d] < len(logs) - 1:
+            a, b, c = losses[best[d] - 1 : best[d] + 2, d]
+            if a + c > 2 * b:
+                result[d] = np.exp(logs[best[d]] + step * (a - c) / (2 * (a - 2 * b + c)))
+    return result

@@ -1,0 +1,291 @@
+"""Calibration: corrects the drafter's probabilities by a fit on other prompts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddsim.errors import DdsimError
+from ddsim.files.documents import array, mapping, need, number, read_document, write_document
+from ddsim.trace.checks import round_logprobs
+from ddsim.trace.schema import TraceBlock
+from ddsim.trace.trace import Trace
+from ddsim.tree.rows import gains_and_ranks, true_ranks
+
+if TYPE_CHECKING:
+    from ddsim.trace.schema import Progress
+
+KIND = "ddsim-calibration"
+
+
+SCHEMA_VERSION = 1
+
+
+TEMPERATURES = np.geomspace(0.5, 2.0, 57)
+"""Tried for every depth; the best is refined by a parabola through its neighbours."""
+
+
+_LOWEST = -24.0  # log-gain below which all nodes share a bin
+
+
+_BINS_PER_NAT = 16
+
+
+_PRIOR = 1.0  # nodes' worth of belief in the raw gain, which keeps every calibrated gain above 0
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A fitted correction of marginals.
+
+    ``kind`` is ``"isotonic"`` (``apply_gains``) or ``"temperature"`` (``apply_rows``); the other method
+    returns its input.
+    """
+
+    kind: str
+    log_gains: NDArray[np.float64]
+    """[J] knots of the isotonic map, ascending natural logarithms."""
+    acceptance: NDArray[np.float64]
+    """[J] acceptance probability there, non-decreasing, above 0."""
+    temperatures: NDArray[np.float64]
+    """[L] a temperature per depth."""
+    provenance: dict[str, Any]
+
+    def apply_gains(self, gains: ArrayLike) -> NDArray[np.float32]:
+        """Acceptance probability of nodes from their gains.
+
+        Parameters
+        ----------
+        gains : float32 [..., N]
+            Descending, 0 where there is no node.
+
+        Returns
+        -------
+        float32 ndarray, same shape
+            Descending; 0 exactly where the input is.
+
+        Examples
+        --------
+        >>> c = Calibration("isotonic", np.log([0.1, 0.9]), np.array([0.2, 0.95]), np.ones(0), {})
+        >>> c.apply_gains([0.9, 0.1, 0.05, 0.0]).round(3).tolist()
+        [0.949999988079071, 0.20000000298023224, 0.10000000149011612, 0.0]
+        """
+        raw = np.asarray(gains, np.float32)
+        if self.kind != "isotonic":
+            return raw
+        exists = raw > 0
+        logs = np.log(raw, where=exists, out=np.full(raw.shape, -np.inf))
+        # Below the lowest knot the ratio to the gain stays, so that no node falls to 0.
+        values = np.interp(logs, self.log_gains, self.acceptance)
+        below = logs < self.log_gains[0]
+        values = np.where(below, self.acceptance[0] * np.exp(np.minimum(logs - self.log_gains[0], 0)), values)
+        tiny = np.finfo(np.float32).tiny
+        fitted = np.where(exists, np.maximum(values, tiny), 0.0).astype(np.float32)
+        # Interpolation may break the order in the last digit.
+        result: NDArray[np.float32] = np.minimum.accumulate(fitted, axis=-1) if fitted.ndim else fitted
+        return result
+
+    def apply_rows(self, logprobs: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Compressed rows at the temperatures of their depths.
+
+        Parameters
+        ----------
+        logprobs : float32 [M]
+            Rows pruned as in a trace (see the module).
+        offsets : int64 [P * L + 1]
+
+        Returns
+        -------
+        float32 [M]
+            Rounded by `round_logprobs`, but never to -inf; descending within a row as before.
+
+        Raises
+        ------
+        DdsimError
+            Rows of another horizon.
+        """
+        if self.kind != "temperature":
+            return logprobs
+        horizon, rows = len(self.temperatures), len(offsets) - 1
+        if rows % horizon:
+            raise DdsimError(f"calibration: made for horizon {horizon}, but given {rows} rows")
+        power = np.tile(1.0 / self.temperatures, rows // horizon)
+        sizes = np.diff(offsets)
+        scaled, normaliser = _scaled(logprobs, offsets, power)
+        result = round_logprobs(np.minimum(scaled - np.repeat(normaliser, sizes), 0))
+        return np.maximum(result, np.float32(-65504))
+
+    def for_prompt(self, workload: str, prompt_id: str) -> Calibration:
+        """The calibration to judge a prompt with: this one, whatever the prompt (see `CrossCalibration`)."""
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as JSON, whole or not at all."""
+        write_document(
+            path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "kind": KIND,
+                "calibration": self.kind,
+                "log_gains": self.log_gains.tolist(),
+                "acceptance": self.acceptance.tolist(),
+                "temperatures": self.temperatures.tolist(),
+                "provenance": self.provenance,
+            },
+        )
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Calibration:
+        """Read what ``save`` wrote.
+
+        Raises
+        ------
+        DdsimError
+            Not such a file, from a newer schema, or not monotone.
+        """
+        document = read_document(path, {KIND: SCHEMA_VERSION})
+        where = str(path)
+
+        def numbers(key: str) -> NDArray[np.float64]:
+            values = array(need(document, key, where), f"{where}: {key}")
+            if key == "log_gains":
+                bad = [
+                    v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
+                ]
+                if bad:
+                    raise DdsimError(f"{where}: {key}: {bad[0]!r} is no finite number")
+                return np.array(values, np.float64)
+            return np.array([number(v, f"{where}: {key}", positive=True) for v in values], np.float64)
+
+        kind = need(document, "calibration", where)
+        if kind not in ("isotonic", "temperature"):
+            raise DdsimError(f"{where}: unknown calibration {kind!r}; isotonic and temperature are known")
+        logs, acceptance, temperatures = (numbers(key) for key in ("log_gains", "acceptance", "temperatures"))
+        if len(logs) != len(acceptance) or np.any(np.diff(logs) <= 0) or np.any(np.diff(acceptance) < 0):
+            raise DdsimError(f"{where}: the isotonic map is not monotone")
+        if len(acceptance) and (acceptance[-1] > 1 or logs[-1] > 0):
+            raise DdsimError(f"{where}: the isotonic map goes above probability 1")
+        if len(logs if kind == "isotonic" else temperatures) == 0:
+            raise DdsimError(f"{where}: a {kind} calibration without values")
+        if len(temperatures) and not 1e-3 <= temperatures.min() <= temperatures.max() <= 1e3:
+            raise DdsimError(f"{where}: temperatures: must be between 0.001 and 1,000, as any fitted one is")
+        provenance = mapping(need(document, "provenance", where), f"{where}: provenance")
+        return Calibration(kind, logs, acceptance, temperatures, provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class CrossCalibration:
+    """Calibrations of which each prompt gets one that was fitted without it; made by `cross_calibrate`."""
+
+    kind: str
+    parts: tuple[Calibration, ...]
+    fold: dict[tuple[str, str], int]
+    """(workload, prompt_id) -> which of ``parts`` was fitted without this prompt."""
+    provenance: dict[str, Any]
+
+    def for_prompt(self, workload: str, prompt_id: str) -> Calibration:
+        """The calibration that was fitted without a prompt.
+
+        Raises
+        ------
+        DdsimError
+            A prompt that the cross-calibrated trace doesn't have.
+        """
+        if (workload, prompt_id) not in self.fold:
+            raise DdsimError(f"calibration: prompt {prompt_id!r} of {workload!r} has no part in this cross-calibration")
+        return self.parts[self.fold[workload, prompt_id]]
+
+
+def calibrated_rows(block: TraceBlock, calibration: Calibration | CrossCalibration) -> NDArray[np.float32]:
+    """The log-probabilities of a block, [M], each sequence's by its own calibration."""
+    if calibration.kind != "temperature":
+        return block.logprobs
+    out = np.empty_like(block.logprobs)
+    for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
+        edges = block.offsets[block.starts[s] * block.horizon : block.starts[s + 1] * block.horizon + 1]
+        rows = slice(edges[0], edges[-1])
+        out[rows] = calibration.for_prompt(*names).apply_rows(block.logprobs[rows], edges - edges[0])
+    return out
+
+
+def calibrated_gains(
+    block: TraceBlock, gains: NDArray[np.float32], calibration: Calibration | CrossCalibration
+) -> NDArray[np.float32]:
+    """The gains of a block, [P, N], each sequence's by its own calibration."""
+    if calibration.kind != "isotonic":
+        return gains
+    out = np.empty_like(gains)
+    for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
+        rows = slice(block.starts[s], block.starts[s + 1])
+        out[rows] = calibration.for_prompt(*names).apply_gains(gains[rows])
+    return out
+
+
+def _uncensored(block: TraceBlock) -> NDArray[np.bool_]:
+    """[P] whether all L next tokens are known."""
+    ends = np.repeat(block.starts[1:], np.diff(block.starts))
+    return np.arange(len(block)) + block.horizon < ends
+
+
+def _truth(block: TraceBlock) -> NDArray[np.int32]:
+    return true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
+
+
+def _blocks(trace: Trace, progress: Progress | None) -> Iterator[TraceBlock]:
+    """The blocks of a trace, each reported once it has been dealt with."""
+    done = 0
+    for block in trace.blocks():
+        yield block
+        done += len(block)
+        if progress is not None:
+            progress(done, len(trace))
+
+
+def _node_counts(
+    trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """[count, 3, J]: nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
+    bins = int(-_LOWEST * _BINS_PER_NAT)
+    total = np.zeros((3, count * bins))
+    for block in _blocks(trace, progress):
+        use = _uncensored(block)
+        gains, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget)
+        gains, ranks, first = gains[use], ranks[use], fold[block.sequence[use]] * bins
+        node_position = np.repeat(np.arange(len(gains)), (gains > 0).sum(axis=1))
+        logs = np.log(gains[gains > 0].astype(np.float64))
+        position, depth = np.nonzero(ranks <= trace.max_budget)
+        hits = np.log(gains[position, ranks[position, depth] - 1].astype(np.float64))
+        where, hit = (
+            np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) + first[at]
+            for v, at in ((logs, node_position), (hits, position))
+        )
+        size = count * bins
+        total += np.stack(
+            [np.bincount(where, None, size), np.bincount(hit, None, size), np.bincount(where, logs, size)]
+        )
+    return total.reshape(3, count, bins).swapaxes(0, 1)
+
+
+def _scaled(
+    logprobs: NDArray[np.float32], offsets: NDArray[np.int64], power: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-probabilities times their row's power, and the log of each row's normaliser (module equation)."""
+    sizes = np.diff(offsets)
+    full = np.flatnonzero(sizes > 0)
+    first = offsets[:-1][full]
+    exact = logprobs.astype(np.float64)
+    scaled = exact * np.repeat(power, sizes)
+    normaliser = np.zeros(len(sizes))
+    if len(full):
+        kept = np.add.reduceat(np.exp(exact), first)
+        powered = np.add.reduceat(np.exp(scaled), first)
+        last = exact[offsets[1:][full] - 1]
+        missing = np.maximum(1 - kept, 0) * np.exp(last * (power[full] - 1))
+        normaliser[full] = np.log(powered + missing)
+    return scaled, normaliser

@@ -1,0 +1,175 @@
+"""The table of rounds: gains and true-path ranks at every position of a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddsim.arrays import Ints, _plain
+from ddsim.jit import njit
+from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_rows
+from ddsim.trace.schema import Progress, TraceBlock
+from ddsim.trace.trace import Trace
+from ddsim.tree.rows import gains_and_ranks, true_ranks
+
+
+def _computed(
+    trace: Trace, calibration: Calibration | CrossCalibration | None, progress: Progress | None
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of one block after another."""
+    low = 0
+    for block in trace.blocks():
+        logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
+        truth = true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
+        gains, ranks, chain = gains_and_ranks(logprobs, block.offsets, truth, block.horizon, trace.max_budget)
+        nodes = node_counts(gains)
+        if calibration is not None:
+            gains = calibrated_gains(block, gains, calibration)
+        chain_expected = _chain_expected(block, logprobs)
+        yield {"nodes": nodes, "chain": chain, "chain_expected": chain_expected, "ranks": ranks, "gains": gains}
+        low += len(block)
+        if progress is not None:
+            progress(low, len(trace))
+
+
+def _chain_expected(block: TraceBlock, logprobs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[P] the sum of the path probabilities of the chain of best candidates."""
+    shape = (len(block), block.horizon)
+    first = block.offsets[:-1].reshape(shape)
+    exists = np.diff(block.offsets).reshape(shape) > 0
+    best = np.full(shape, -np.inf)
+    best[exists] = logprobs[first[exists]]
+    return np.exp(np.cumsum(best, axis=1)).sum(axis=1).astype(np.float32)
+
+
+BLOCK = 32768  # positions held in memory at once: 64 MiB of gains at 512 nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRows:
+    """A two-dimensional array in a file, mapped a slice at a time so that memory stays bounded."""
+
+    path: Path
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    offset: int
+
+    def __getitem__(self, index: slice) -> NDArray[Any]:
+        low, high, _ = index.indices(self.shape[0])
+        width = self.shape[1]
+        if high <= low or width == 0:
+            return np.zeros((max(high - low, 0), width), self.dtype)
+        start = self.offset + low * width * self.dtype.itemsize
+        # mode "c": numba compiles a kernel anew for read-only arrays
+        return np.asarray(np.memmap(self.path, self.dtype, "c", start, (high - low, width)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Positions:
+    """What a trace comes down to for the solvers: gains and true-path ranks at every position.
+
+    Attributes
+    ----------
+    gains : float32 [P, N], path probabilities of the nodes, descending, 0 where the tree ran out
+    ranks : int32 [P, L], best-first rank of the node of the first d true tokens, or NO_RANK
+    nodes : int32 [P], nodes that exist
+    chain : uint8 [P], leading depths whose true token is the best candidate
+    chain_expected : float32 [P], expected number of accepted tokens of the chain
+    context : int32 [P], committed tokens before the root
+    starts : int64 [S + 1], first position of each sequence
+    prompt_id, workload : tuples of S strings; temperature : float32 [S]
+    """
+
+    gains: NDArray[np.float32] | StoredRows
+    ranks: Ints | StoredRows
+    nodes: Ints
+    chain: NDArray[np.uint8]
+    chain_expected: NDArray[np.float32]
+    context: Ints
+    starts: NDArray[np.int64]
+    prompt_id: tuple[str, ...] = ()
+    workload: tuple[str, ...] = ()
+    temperature: NDArray[np.float32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32))
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def max_budget(self) -> int:
+        return self.gains.shape[1]
+
+    @property
+    def horizon(self) -> int:
+        return self.ranks.shape[1]
+
+    @property
+    def sequences(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """int64 [S]: tokens that the rounds of each sequence commit, whatever the policy."""
+        return np.maximum(np.diff(self.starts) - 1, 0)
+
+    def block(self, first: int, last: int) -> Positions:
+        """Sequences ``first`` to ``last`` (exclusive), in memory."""
+        low, high = int(self.starts[first]), int(self.starts[last])
+        return Positions(
+            np.ascontiguousarray(self.gains[low:high]),
+            np.ascontiguousarray(self.ranks[low:high]),
+            self.nodes[low:high],
+            self.chain[low:high],
+            self.chain_expected[low:high],
+            self.context[low:high],
+            self.starts[first : last + 1] - low,
+            self.prompt_id[first:last],
+            self.workload[first:last],
+            self.temperature[first:last],
+            self.fingerprint,
+        )
+
+    def blocks(self, max_positions: int = BLOCK) -> Iterator[tuple[int, int, Positions]]:
+        """Yield (first position, first sequence, block) over runs of whole sequences."""
+        first = 0
+        while first < self.sequences:
+            limit = self.starts[first] + max_positions
+            last = max(int(np.searchsorted(self.starts, limit, side="right")) - 1, first + 1)
+            last = min(last, self.sequences)
+            yield int(self.starts[first]), first, self.block(first, last)
+            first = last
+
+    def roots(self, sequences: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """Positions that can start a round (all but each sequence's last), of the chosen sequences."""
+        keep = np.ones(len(self), np.bool_)
+        ends = self.starts[1:] - 1
+        keep[ends[np.diff(self.starts) > 0]] = False
+        if sequences is not None:
+            keep &= np.repeat(sequences, np.diff(self.starts))
+        return np.flatnonzero(keep)
+
+
+@njit(cache=True, nogil=True)
+def _count(gains):  # type: ignore[no-untyped-def]
+    out = np.empty(gains.shape[0], np.int32)
+    for p in range(gains.shape[0]):
+        low, high = 0, gains.shape[1]
+        while low < high:
+            middle = (low + high) // 2
+            if gains[p, middle] > 0:
+                low = middle + 1
+            else:
+                high = middle
+        out[p] = low
+    return out
+
+
+def node_counts(gains: NDArray[np.float32]) -> Ints:
+    """int32 [P]: how many nodes exist at each position (gains above 0; ``gains`` [P, N] descending)."""
+    counts: Ints = _count(_plain(gains, np.float32))
+    return counts

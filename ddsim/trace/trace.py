@@ -1,0 +1,460 @@
+"""Traces that users open, select from and read block by block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddsim.arrays import _is_path, _named, relative_error
+from ddsim.errors import DdsimError
+from ddsim.text import brief
+from ddsim.trace.checks import _arrays, _dense, _is_row, _listed, _rescaled, _sparse
+from ddsim.trace.reader import _check_recording, _names, _read_pieces, _shards, _trace_folders
+from ddsim.trace.schema import (
+    DEFAULT_MAX_BUDGET,
+    PIECES_FILE,
+    SequenceInfo,
+    TraceBlock,
+    _check_agree,
+    _check_new,
+    _count,
+    _describe,
+    _metadata,
+    _Rows,
+    _Source,
+    _temperature,
+)
+from ddsim.trace.writer import TraceWriter
+
+
+def check_trace(function: str, trace: Any, *also: type) -> None:
+    """Refuse what isn't a trace, nor of the types ``also``.
+
+    Examples
+    --------
+    >>> check_trace("plan", "traces/temperature-0")
+    Traceback (most recent call last):
+    ddsim.errors.DdsimError: plan: trace must be a Trace, is the path 'traces/temperature-0'; open it first, as in ddsim.open_trace(path)
+    """
+    if not isinstance(trace, (Trace, *also)):
+        how = "; open it first, as in ddsim.open_trace(path)" if _is_path(trace) else ""
+        raise DdsimError(f"{function}: trace must be a Trace, is {_named(trace)}{how}")
+
+
+class Trace:
+    """A recording that replays read: drafter's marginals and committed tokens, position by position.
+
+    Made by ``open_trace`` or ``Trace.from_arrays``. Candidates are read from disk only while ``blocks`` runs.
+
+    Attributes
+    ----------
+    meta : dict
+        ``schema_version``, ``horizon``, ``block_size``, ``max_budget``, ``vocab_size``, ``provenance`` (what
+        all parts of the trace agree on), ``provenances`` (that of each part) and ``complete`` (whether the
+        recording came to its end; None where that isn't known).
+    sequences : tuple of SequenceInfo
+    path : Path or None
+        The folder, or the first of several; None in memory.
+    """
+
+    def __init__(
+        self, meta: dict[str, Any], entries: Sequence[tuple[_Source, int]], folders: Sequence[Path] = ()
+    ) -> None:
+        self.meta = meta
+        self.sequences = tuple(source.infos[i] for source, i in entries)
+        self._entries = tuple(entries)
+        self._folders = tuple(folders)
+        self._pieces: dict[int, str] | None = None
+
+    def __len__(self) -> int:
+        """Positions."""
+        return sum(info.length for info in self.sequences)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Trace: {len(self)} positions, {len(self.sequences)} sequences, "
+            f"workloads {', '.join(self.workloads)}, "
+            f"horizon {self.horizon}, exact to budget {self.max_budget}>"
+        )
+
+    @property
+    def horizon(self) -> int:
+        """Positions that a draft proposes, L."""
+        return int(self.meta["horizon"])
+
+    @property
+    def max_budget(self) -> int:
+        """The largest budget that the trace answers exactly, N."""
+        return int(self.meta["max_budget"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in the vocabulary."""
+        return int(self.meta["vocab_size"])
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, or the first of several; None in memory."""
+        return self._folders[0] if self._folders else None
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Names of the workloads, in order of appearance."""
+        return tuple(dict.fromkeys(info.workload for info in self.sequences))
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures, ascending."""
+        return tuple(sorted({info.temperature for info in self.sequences}))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: the same for the same sequences in the same order, however they are
+        stored."""
+        shape = [self.horizon, self.max_budget, self.vocab_size]
+        return hashlib.sha256(json.dumps([shape, [info.digest for info in self.sequences]]).encode()).hexdigest()
+
+    def check_budget(self, budget: int) -> None:
+        """Refuse a budget that the trace can't answer exactly.
+
+        Raises
+        ------
+        DdsimError
+            ``budget`` is negative or above ``max_budget``.
+        """
+        if budget < 0:
+            raise DdsimError(f"budget {budget}: must be 0 or more")
+        if budget > self.max_budget:
+            where = self.path or "this trace"
+            raise DdsimError(
+                f"budget {budget}: {where} keeps candidates for budgets up to {self.max_budget} only; "
+                "choose a smaller one or record with a larger max_budget"
+            )
+
+    def select(
+        self,
+        workload: str | Sequence[str] | None = None,
+        temperature: float | None = None,
+        prompts: str | Iterable[str] | None = None,
+    ) -> Trace:
+        """The part of the trace with the given workload(s), temperature and prompt name(s); no copy.
+
+        Raises
+        ------
+        DdsimError
+            No sequence is left, or names that aren't text.
+
+        Examples
+        --------
+        >>> ids, logprobs = [np.ones((2, 1, 1), int)] * 2, [np.zeros((2, 1, 1))] * 2
+        >>> trace = Trace.from_arrays([[1, 2]] * 2, ids, logprobs, workload=["a", "b"])
+        >>> len(trace.select(workload="b"))
+        2
+        """
+        workloads, names = _names("workload", workload), _names("prompts", prompts)
+        heat = None if temperature is None else _temperature("select", temperature)
+        kept = [
+            entry
+            for entry, info in zip(self._entries, self.sequences, strict=True)
+            if (workloads is None or info.workload in workloads)
+            and (heat is None or info.temperature == heat)
+            and (names is None or info.prompt_id in names)
+        ]
+        if not kept:
+            raise DdsimError(
+                f"no sequence with workload {workload}, temperature {temperature} and the given prompts; "
+                "the trace has "
+                f"workloads {', '.join(self.workloads)} at "
+                f"temperatures {', '.join(map(str, self.temperatures))}"
+            )
+        return Trace(self.meta, kept, self._folders)
+
+    def subset(self, numbers: Iterable[int]) -> Trace:
+        """The sequences with these numbers (places in ``sequences``), in the order of the trace; no copy.
+
+        Raises
+        ------
+        DdsimError
+            No number, or one that no sequence has.
+        """
+        chosen = _listed("subset", numbers)
+        for number in chosen:
+            if (
+                not isinstance(number, (int, np.integer))
+                or isinstance(number, bool)
+                or not 0 <= number < len(self._entries)
+            ):
+                raise DdsimError(
+                    f"subset: {brief(number)} is no number of a sequence; they go from 0 to {len(self._entries) - 1}"
+                )
+        if not chosen:
+            raise DdsimError("subset: no number given")
+        return Trace(self.meta, [self._entries[i] for i in sorted(set(chosen))], self._folders)
+
+    def blocks(self, max_positions: int = 8192) -> Iterator[TraceBlock]:
+        """Whole sequences, in order, about ``max_positions`` positions at a time (a longer sequence comes
+        alone).
+
+        Raises
+        ------
+        DdsimError
+            Content is damaged or breaks an invariant; the line names file, row and reason.
+        """
+        pending: list[_Rows] = []
+        size = first = 0
+        for number, rows in enumerate(self._load()):
+            if pending and size + len(rows.tokens) > max_positions:
+                yield self._block(first, pending)
+                pending, size, first = [], 0, number
+            pending.append(rows)
+            size += len(rows.tokens)
+        if pending:
+            yield self._block(first, pending)
+
+    def _load(self) -> Iterator[_Rows]:
+        """All sequences, opening each source once per run of neighbouring sequences."""
+        i = 0
+        while i < len(self._entries):
+            source, j = self._entries[i][0], i
+            while j < len(self._entries) and self._entries[j][0] is source:
+                j += 1
+            yield from source.load([k for _, k in self._entries[i:j]])
+            i = j
+
+    def _block(self, first: int, parts: list[_Rows]) -> TraceBlock:
+        infos = self.sequences[first : first + len(parts)]
+        lengths = np.array([info.length for info in infos])
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        counts = np.concatenate([part.counts.ravel() for part in parts])
+        here = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return TraceBlock(
+            horizon=self.horizon,
+            first_sequence=first,
+            tokens=np.concatenate([part.tokens for part in parts]),
+            context=(here + np.repeat([info.prompt_tokens for info in infos], lengths)).astype(np.int32),
+            sequence=np.repeat(np.arange(first, first + len(parts)), lengths).astype(np.int32),
+            starts=starts,
+            offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            logprobs=np.concatenate([part.logprobs for part in parts]),
+            prompt_id=[info.prompt_id for info in infos],
+            workload=[info.workload for info in infos],
+            temperature=np.array([info.temperature for info in infos], np.float32),
+        )
+
+    def check(self) -> None:
+        """Read everything once; raises ``DdsimError`` at the first thing that is wrong."""
+        for _ in self._load():
+            pass
+
+    def text(self, ids: Iterable[int]) -> str:
+        """Tokens as text: their pieces if the trace comes with them, ``<id>`` otherwise."""
+        if self._pieces is None:
+            self._pieces = {}
+            for folder in self._folders:
+                if (folder / PIECES_FILE).exists():
+                    self._pieces |= _read_pieces(folder / PIECES_FILE)
+        return "".join(self._pieces.get(int(i), f"<{int(i)}>") for i in ids)
+
+    def save(self, path: str | Path) -> None:
+        """Write this trace (or selection, or merger) as a new folder of few, large shards.
+
+        One that was made from arrays is rounded and pruned as ``TraceWriter.add_sequence`` does.
+
+        Raises
+        ------
+        DdsimError
+            The folder can't be written, or holds a trace already.
+        """
+        provenance = self.meta["provenance"]
+        with TraceWriter(
+            path,
+            horizon=self.horizon,
+            max_budget=self.max_budget,
+            vocab_size=self.vocab_size,
+            provenance=provenance,
+            resume=False,
+        ) as writer:
+            for (source, _), info, rows in zip(self._entries, self.sequences, self._load(), strict=True):
+                if isinstance(source, _Memory):  # neither pruned nor rounded yet
+                    token_ids, logprobs = _dense(rows)
+                    writer.add_sequence(
+                        prompt_id=info.prompt_id,
+                        workload=info.workload,
+                        temperature=info.temperature,
+                        prompt_tokens=info.prompt_tokens,
+                        tokens=rows.tokens,
+                        token_ids=token_ids,
+                        logprobs=logprobs,
+                    )
+                else:
+                    writer._append(
+                        info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows, info.prompt_digest
+                    )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        tokens: Any,
+        token_ids: Any,
+        logprobs: Any,
+        *,
+        workload: str | Sequence[str] = "",
+        prompt_id: str | Sequence[str] | None = None,
+        context0: int | Sequence[int] = 0,
+        temperature: float | Sequence[float] = 0.0,
+        max_budget: int | None = None,
+        vocab_size: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace in memory, from arrays of one sequence or lists of arrays of several.
+
+        Parameters
+        ----------
+        tokens : int array [T], or several: a list of such, or [S, T]
+            Committed tokens. All arrays may be NumPy's, PyTorch tensors, or nested lists.
+        token_ids, logprobs : int and float arrays [T, L, K] (or [T - 1, L, K]: the last position starts no
+        round), or several
+            Candidates of depths 1..L and their log-probabilities, descending; -inf for none. They are taken
+            as they are: candidates beyond the K given don't exist. Only rows of bfloat16 and float16 whose
+            probabilities sum above 1 by no more than such rounding does are scaled to sum to 1.
+        workload, prompt_id, context0, temperature : one value, or one per sequence
+            ``context0`` is the length of the prompt. Prompts are numbered unless named.
+        max_budget : int, optional
+            Largest budget that may be asked of the trace; 512 by default.
+        vocab_size : int, optional
+            By default the largest token + 1.
+
+        Raises
+        ------
+        DdsimError
+            Not marginals, or lengths that don't match; names sequence, position and depth.
+
+        Examples
+        --------
+        >>> logprobs = np.log(np.full((3, 2, 2), [0.6, 0.3]))
+        >>> trace = Trace.from_arrays([5, 6, 7], np.full((3, 2, 2), [6, 7]), logprobs, max_budget=6)
+        >>> len(trace), trace.horizon, next(trace.blocks()).offsets[-1]
+        (3, 2, np.int64(8))
+        """
+        if _is_row(tokens[0]) if isinstance(tokens, (list, tuple)) and tokens else getattr(tokens, "ndim", 1) == 2:
+            given = [_listed(*one) for one in (("tokens", tokens), ("token_ids", token_ids), ("logprobs", logprobs))]
+        else:
+            given = [[tokens], [token_ids], [logprobs]]
+        count = len(given[0])
+        if count == 0 or len(given[1]) != count or len(given[2]) != count:
+            raise DdsimError(
+                f"{count} sequences of tokens, {len(given[1])} of token_ids and {len(given[2])} of logprobs: must be "
+                "equally many, at least one"
+            )
+
+        def spread(name: str, value: Any) -> list[Any]:
+            values = _listed(name, value) if _is_row(value) else [value] * count
+            if len(values) != count:
+                raise DdsimError(f"{name}: {len(values)} values for {count} sequences")
+            return values
+
+        workloads, contexts = spread("workload", workload), spread("context0", context0)
+        temperatures = spread("temperature", temperature)
+        names = [str(i) for i in range(count)] if prompt_id is None else spread("prompt_id", prompt_id)
+        parts = [_arrays(f"sequence {i}", *one) for i, one in enumerate(zip(*given, strict=True))]
+        size = vocab_size
+        if size is None:
+            used = [ids[values > -np.inf].max(initial=0) for _, ids, values in parts]
+            size = 1 + int(max(*used, *(x.max() for x, _, _ in parts), 0))
+        most = DEFAULT_MAX_BUDGET if max_budget is None else max_budget
+        meta = _metadata(parts[0][2].shape[1], most, size, {} if provenance is None else provenance)
+        rows, infos, seen = [], [], set[tuple[str, str, float]]()
+        for i, (x, ids, values) in enumerate(parts):
+            where = f"sequence {i}"
+            part = _sparse(where, meta, x, ids, _rescaled(values, relative_error(given[2][i])))
+            rows.append(part)
+            name = names[i] if isinstance(names[i], str) else str(_count(where, "prompt_id", names[i]))
+            info = _describe(where, workloads[i], name, temperatures[i], _count(where, "context0", contexts[i]), part)
+            _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
+            infos.append(info)
+        source = _Memory(infos, rows)
+        return cls(meta | {"provenances": [meta["provenance"]], "complete": True}, [(source, i) for i in range(count)])
+
+
+def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
+    """Open a trace: a folder of shards, a folder of such folders, a pattern (``*``, ``?``) of either, or a
+    list of any of these.
+
+    Several folders are read one after the other as one trace; they must agree in horizon, largest budget,
+    vocabulary, target and drafter. All is verified against its hashes, once for the content of each file (the user's
+    cache folder remembers which were sound); only the index of the sequences stays in memory. A recording that was
+    interrupted, or that is still running, can be read and gives a warning.
+
+    Parameters
+    ----------
+    path : str, Path, or sequence of them
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    DdsimError
+        Nothing there, or a damaged, newer or inconsistent file; the line names file, row and reason.
+    """
+    try:
+        paths = [Path(one) for one in ([path] if isinstance(path, (str, os.PathLike)) else path)]
+    except TypeError:
+        raise DdsimError(f"open_trace: {type(path).__name__} is no path; give a folder or a list of folders") from None
+    try:
+        folders = list(dict.fromkeys(folder for one in paths for folder in _trace_folders(one)))
+    except (OSError, ValueError) as error:
+        if isinstance(error, DdsimError):
+            raise
+        raise DdsimError(f"{paths[0]}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    if not folders:
+        raise DdsimError("no trace given")
+    metas: list[tuple[Path, dict[str, Any]]] = []
+    entries: list[tuple[_Source, int]] = []
+    seen: set[tuple[str, str, float]] = set()
+    complete: list[bool | None] = []
+    for folder in folders:
+        shards = list(_shards(folder))
+        complete.append(_check_recording(folder, shards))
+        if complete[-1] is False:
+            warnings.warn(
+                f"{folder}: the recording was interrupted or is still running; it holds "
+                f"{sum(len(shard.infos) for shard in shards)} sequences so far",
+                stacklevel=2,
+            )
+        for shard in shards:
+            shard.verify()
+            metas.append((shard.path, shard.meta))
+            _check_agree(*metas[0], *metas[-1], ("target", "drafter", "drafter_sha256"))
+            for i, info in enumerate(shard.infos):
+                where = f"{shard.path}: row {shard.starts[i]}"
+                _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
+                entries.append((shard, i))
+    first = metas[0][1]
+    provenances: list[dict[str, Any]] = []
+    for _, meta in metas:
+        if meta["provenance"] not in provenances:
+            provenances.append(meta["provenance"])
+    agreed = {k: v for k, v in provenances[0].items() if all(k in p and p[k] == v for p in provenances)}
+    whole = False if False in complete else None if None in complete else True
+    return Trace(first | {"provenance": agreed, "provenances": provenances, "complete": whole}, entries, folders)
+
+
+class _Memory:
+    """Sequences in memory."""
+
+    def __init__(self, infos: list[SequenceInfo], rows: list[_Rows]) -> None:
+        self.infos = infos
+        self._rows = rows
+
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+        return (self._rows[i] for i in wanted)

@@ -1,0 +1,327 @@
+"""Draws budgets: gains, throughput, policies, prices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from numpy.typing import ArrayLike
+
+from ddsim.cost.model import CostModel
+from ddsim.errors import DdsimError
+from ddsim.replay.plan import said_runs
+from ddsim.view.style import (
+    _TEXT,
+    BLUE,
+    COLOURS,
+    GREEN,
+    GREY,
+    SIZE,
+    STYLES,
+    VERMILION,
+    _axes,
+    _budget_axis,
+    _dress,
+    _label,
+    _legend,
+    _rate,
+)
+
+
+def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
+    """Gain of each node and what they add up to: 1 + Φ*(n), the expected acceptance length at budget n.
+
+    Parameters
+    ----------
+    values : [N] or [P, N]
+        Gains, descending. Of several positions the mean is drawn, and the middle 80 % of 1 + Φ*.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> gains([0.9, 0.5, 0.2], ax=canvas()).get_ylabel()
+    '1 + Φ*(n), expected tokens a round'
+    """
+    rows = np.atleast_2d(np.asarray(values, np.float64))
+    if rows.ndim != 2 or rows.shape[1] == 0:
+        raise DdsimError(f"gains have shape {np.shape(values)}; give [N] or [P, N] with N at least 1")
+    n = np.arange(rows.shape[1] + 1)
+    phi = 1 + np.pad(np.cumsum(rows, axis=1), ((0, 0), (1, 0)))
+    mean = rows.mean(0)
+    ax = _axes(ax)
+    if len(rows) > 1:
+        low, high = np.quantile(phi, [0.1, 0.9], axis=0)
+        ax.fill_between(n, low, high, color=BLUE, alpha=0.15, lw=0, label="middle 80 % of positions")
+    ax.plot(n, phi.mean(0), color=BLUE, lw=2, label="1 + Φ*(n), left")
+    ax.set_ylabel("1 + Φ*(n), expected tokens a round", color=BLUE)
+    ax.set_ylim(bottom=0)
+    _dress(ax)
+    _budget_axis(ax, int(n[-1]))
+    right = ax.twinx()
+    there = mean > 0
+    right.plot(n[1:][there], mean[there], color=VERMILION, lw=1.5, ls=STYLES[1], label="gain g(n), right")
+    right.set_yscale("log")
+    right.set_ylabel("gain g(n), path probability of node n", color=VERMILION, fontsize=_TEXT)
+    right.tick_params(labelsize=_TEXT)
+    right.yaxis.set_minor_locator(NullLocator())
+    if mean[there].min(initial=1.0) > 0.003 * mean.max():  # powers of ten alone would be too few ticks
+        right.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    right.spines["top"].set_visible(False)
+    handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    ax.legend(handles=handles, fontsize=_TEXT, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return ax
+
+
+def round_throughput(
+    values: ArrayLike, cost: CostModel | ArrayLike, *, context: int | None = None, ax: Axes | None = None
+) -> Axes:
+    """θ(n) = (1 + Φ*(n)) / C(n), the expected tokens per second of one round over budgets; its best and where greedy stops.
+
+    Parameters
+    ----------
+    values : [N]
+        Gains of the round, descending.
+    cost : CostModel, or seconds of a round with 0, 1, …, N nodes
+    context : int, optional
+        Committed tokens before the root.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> ax = round_throughput([0.9, 0.6, 0.1], [1.0, 1.1, 1.2, 2.0], ax=canvas())
+    >>> ax.get_ylabel()
+    'expected throughput θ(n), tokens/s'
+    """
+    from ddsim.cost.table import cost_curve as round_seconds
+    from ddsim.policy.choose import optimal_budget
+
+    row = np.asarray(values, np.float64)
+    if row.ndim != 1 or len(row) == 0:
+        raise DdsimError(f"gains have shape {row.shape}; give those of one position, [N] with N at least 1")
+    exist = int((row > 0).sum())
+    seconds = round_seconds(cost, len(row), context)
+    best, greedy = (optimal_budget(row, seconds, rule=rule) for rule in ("exhaustive", "greedy"))  # type: ignore[arg-type]
+    n = np.arange(exist + 1)
+    theta = (1 + np.concatenate([[0.0], np.cumsum(row[:exist])])) / seconds[: exist + 1]
+    ax = _axes(ax)
+    ax.plot(n, theta, color=BLUE, lw=1.8, drawstyle="default")
+    same = best == greedy
+    ax.plot(best, theta[best], "o", ms=9, color=GREEN, label=f"best: {best} nodes, {_rate(theta[best])}", zorder=4)
+    text = "greedy stop: the same" if same else f"greedy stop: {greedy} nodes, {_rate(theta[greedy])}"
+    ax.plot(greedy, theta[greedy], "x", ms=9, mew=2.5, color=VERMILION, label=text, zorder=5)
+    ax.set_ylabel("expected throughput θ(n), tokens/s")
+    _dress(ax)
+    _budget_axis(ax, exist)
+    ax.set_ylim(0, theta.max() * 1.12)
+    _legend(ax, "lower right")
+    return ax
+
+
+MOST_RUNS = 4  # runs of budgets that a legend names one by one
+
+
+def fixed_budgets(
+    curve: pd.DataFrame,
+    *,
+    flat: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+    baseline: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Throughput of every fixed budget with its interval, the best one, and the budgets about as good.
+
+    Parameters
+    ----------
+    curve : DataFrame
+        budget, tokens_per_second, and optionally low and high (95 %), as ``Plan.curve()`` gives.
+    flat : (first, last) or several, optional
+        Runs of budgets within 1 % of the best, as ``Plan.near_best`` gives.
+    baseline : float, optional
+        Tokens per second without speculation.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> curve = pd.DataFrame({"budget": [0, 8, 16], "tokens_per_second": [90.0, 180.0, 170.0]})
+    >>> fixed_budgets(curve, flat=(6, 12), baseline=80.0, ax=canvas()).get_ylabel()
+    'throughput, tokens/s'
+    """
+    n, rate = curve["budget"].to_numpy(), curve["tokens_per_second"].to_numpy(float)
+    best = int(np.argmax(rate))
+    ax = _axes(ax)
+    runs = [] if flat is None else [(int(a), int(b)) for a, b in np.reshape(np.asarray(flat), (-1, 2))]
+    for k, (first, last) in enumerate(runs):
+        words = said_runs(runs) if len(runs) <= MOST_RUNS else f"{len(runs)} runs from {runs[0][0]} to {runs[-1][1]}"
+        label = f"within 1 %: {words} nodes" if k == 0 else None
+        ax.axvspan(first - 0.3, last + 0.3, color=GREEN, alpha=0.15, lw=0, label=label)
+    if {"low", "high"} <= set(curve):
+        ax.fill_between(
+            n,
+            curve["low"].to_numpy(float),
+            curve["high"].to_numpy(float),
+            color=BLUE,
+            alpha=0.2,
+            lw=0,
+            label="95 % interval",
+        )
+    ax.plot(n, rate, color=BLUE, lw=1.8)
+    ax.plot(n[best], rate[best], "o", ms=8, color=GREEN, label=f"best: {n[best]} nodes, {_rate(rate[best])}", zorder=4)
+    if baseline is not None:
+        ax.axhline(baseline, color=GREY, lw=1.2, ls=STYLES[1], label=f"autoregressive, {_rate(baseline)}")
+    ax.set_ylabel("throughput, tokens/s")
+    _dress(ax)
+    _budget_axis(ax, int(n.max()))
+    ax.set_ylim(bottom=0)
+    _legend(ax, "lower right")
+    return ax
+
+
+def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Policies beside each other: throughput with its interval; on the right what it means. Hindsight is the ceiling.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As ``ReplayResult.table()`` gives: policy, tokens_per_second and, where known, its _low and _high, speedup, hindsight_share.
+        With a column workload, every workload gets a block of rows.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> table = pd.DataFrame({"policy": ["AR", "DDTree(16)"], "tokens_per_second": [90.0, 200.0]})
+    >>> policies(table, ax=canvas()).get_xlabel()
+    'throughput, tokens/s'
+    """
+    groups = [("", table)] if "workload" not in table else list(table.groupby("workload", sort=False))
+    lines = sum(len(part) + (1 if name else 0) for name, part in groups)
+    ax = _axes(ax, (SIZE[0], 0.8 + 0.22 * lines))
+    labels: list[str] = []
+    bold: list[int] = []
+    most = float(table["tokens_per_second"].max())
+    if "tokens_per_second_high" in table:
+        most = max(most, float(table["tokens_per_second_high"].max()))
+    y = 0
+    for name, part in groups:
+        if name:
+            labels.append(_label(name))
+            bold.append(y)
+            y += 1
+        top = y
+        for row in part.sort_values("tokens_per_second", ascending=False).to_dict("records"):
+            rate = row["tokens_per_second"]
+            ceiling = row["policy"] == "Hindsight"
+            colour = GREY if ceiling else VERMILION if row["policy"] == "AR" else BLUE
+            low, high = row.get("tokens_per_second_low", rate), row.get("tokens_per_second_high", rate)
+            ax.plot([low, high], [y, y], color=colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
+            ax.plot(rate, y, "|" if ceiling else "o", ms=9 if ceiling else 6, mew=2.5 if ceiling else 1, color=colour)
+            facts = []
+            if "speedup" in row:
+                facts.append(f"{row['speedup']:.2f}×")
+            if "hindsight_share" in row and not ceiling:
+                facts.append(f"{100 * row['hindsight_share']:.0f} % of hindsight")
+            ax.text(most * 1.03, y, ", ".join(facts), va="center", fontsize=_TEXT)
+            labels.append(_label(row["policy"]))
+            y += 1
+        ceilings = part.loc[part["policy"] == "Hindsight", "tokens_per_second"]
+        if len(ceilings):
+            ax.plot([float(ceilings.iloc[0])] * 2, [top - 0.4, y - 0.6], color=GREY, lw=1, ls=STYLES[1], zorder=0)
+    ax.set_ylim(y - 0.4, -0.6)
+    ax.set_xlabel("throughput, tokens/s")
+    _dress(ax)
+    ax.grid(False, axis="y")
+    ax.set_yticks(range(y), labels)
+    for i in bold:
+        ax.get_yticklabels()[i].set_fontweight("bold")
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(0, most * 1.02)
+    return ax
+
+
+def budget_distribution(budgets: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
+    """How often a policy picks which budget: share of its rounds with at most n nodes.
+
+    Parameters
+    ----------
+    budgets : mapping from a policy's name to int [rounds]
+        Negative actions (rounds without a draft, chains) are left out.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> budget_distribution({"CaDDTree": [8, 16, 16, 40]}, ax=canvas()).get_ylabel()
+    'rounds with at most n nodes'
+    """
+    ax = _axes(ax)
+    last = 1
+    for i, (name, values) in enumerate(budgets.items()):
+        picked = np.sort(np.asarray(values))
+        picked = picked[picked >= 0]
+        if not len(picked):
+            continue
+        last = max(last, int(picked[-1]))
+        x, share = np.unique(picked, return_counts=True)
+        label = f"{_label(name)}: median {np.median(picked):g}, mean {picked.mean():.0f}"
+        ax.step(
+            np.concatenate([[0], x, [x[-1]]]), np.concatenate([[0.0], np.cumsum(share) / len(picked), [1.0]]), where="post",
+            color=COLOURS[i % len(COLOURS)], ls=STYLES[i % len(STYLES)], lw=1.8, label=label,
+        )  # fmt: skip
+    ax.set_ylabel("rounds with at most n nodes")
+    _dress(ax)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    _budget_axis(ax, last)
+    ax.set_ylim(0, 1.02)
+    _legend(ax, "upper left")
+    return ax
+
+
+def price_curve(
+    prices: ArrayLike,
+    throughput: ArrayLike,
+    *,
+    ratio: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Throughput that the budgets of each price λ yield, and the fixed point λ*, where a price equals what it yields.
+
+    Parameters
+    ----------
+    prices, throughput : float [m]
+        Tokens per second, prices ascending.
+    ratio : float, optional
+        Throughput of the rule that maximises each round's own ratio, drawn beside.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> price_curve([100.0, 200.0, 300.0], [220.0, 240.0, 230.0], ratio=235.0, ax=canvas()).get_xlabel()
+    'price λ, tokens/s'
+    """
+    x, y = np.asarray(prices, float), np.asarray(throughput, float)
+    ax = _axes(ax)
+    ax.plot(x, y, color=BLUE, lw=1.8, label="budgets of price λ")
+    if ratio is not None:
+        ax.axhline(ratio, color=VERMILION, lw=1.4, ls=STYLES[1], label=f"each round's own ratio: {_rate(ratio)}")
+    ax.plot(x, x, color=GREY, lw=1, ls=STYLES[2], label="throughput = price")
+    below = np.flatnonzero((y - x)[:-1] * (y - x)[1:] <= 0)
+    if len(below):
+        i = int(below[0])
+        gap = (y - x)[i : i + 2]
+        star = float(x[i] + (x[i + 1] - x[i]) * gap[0] / (gap[0] - gap[1])) if gap[0] != gap[1] else float(x[i])
+        ax.plot(star, star, "o", ms=8, color=GREEN, label=f"λ* = {_rate(star)}", zorder=4)
+    span = max(float(y.max() - y.min()), 0.02 * float(y.max()))
+    ax.set_ylim(y.min() - 0.4 * span, max(float(y.max()), ratio or 0.0) + 0.3 * span)
+    ax.set_xlim(x[0], x[-1])
+    ax.set_xlabel("price λ, tokens/s")
+    ax.set_ylabel("throughput, tokens/s")
+    _dress(ax)
+    _legend(ax, "best")
+    return ax

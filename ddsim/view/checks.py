@@ -1,0 +1,247 @@
+"""Draws what was predicted beside what came."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from ddsim.trace.reliability import Reliability
+from ddsim.view.style import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    FEWEST,
+    GREEN,
+    GREY,
+    MARKERS,
+    SIZE,
+    STYLES,
+    FloatArray,
+    _axes,
+    _budget_axis,
+    _dress,
+    _label,
+    _legend,
+)
+
+
+def reliability_by_probability(
+    before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None
+) -> Axes:
+    """Reliability diagram of nodes: how often a node was accepted whose path probability was p. On the line is right.
+
+    Parameters
+    ----------
+    before : Reliability
+        From `ddsim.trace.reliability.reliability`.
+    after : Reliability, optional
+        The same after a calibration.
+    ax : Axes, optional
+    """
+    ax = _axes(ax)
+    least = 1.0
+    for i, (name, which) in enumerate(_named(before, after)):
+        part = which.by_probability
+        part = part[(part["count"] >= FEWEST) & (part["realised"] > 0)]  # logarithmic axes have no place for 0
+        predicted, realised = part["predicted"].to_numpy(float), part["realised"].to_numpy(float)
+        if not len(part):
+            continue
+        least = min(least, predicted.min(), realised.min())
+        _dots(ax, predicted, realised, part, i, name)
+    floor = max(least * 0.6, 1e-6)
+    ax.plot([floor, 1], [floor, 1], color=GREY, lw=1, ls=STYLES[1], zorder=0, label="as predicted")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlim(floor, 1.25)
+    ax.set_ylim(floor, 1.25)
+    ax.set_xlabel("predicted: path probability of a node")
+    ax.set_ylabel("share of such nodes accepted")
+    _dress(ax)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
+    _legend(ax, "upper left")
+    return ax
+
+
+def reliability_by_depth(before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None) -> Axes:
+    """How likely the best candidate of each depth was said to be, and how often it was the true token.
+
+    Rows count whose true path so far is in the tree; depths with fewer than 20 such rows are left out.
+
+    Parameters
+    ----------
+    before : Reliability
+    after : Reliability, optional
+        The same after a calibration of rows.
+    ax : Axes, optional
+    """
+    ax = _axes(ax)
+    for i, (name, which) in enumerate(_named(before, after)):
+        part = which.by_depth[which.by_depth["count"] >= FEWEST]
+        depth = part["depth"].to_numpy(float)
+        label = f"predicted{f', {name}' if after is not None else ''}"
+        ax.plot(depth, part["predicted"].to_numpy(float), color=COLOURS[i], ls=STYLES[i], lw=1.8, label=label)
+    part = before.by_depth[before.by_depth["count"] >= FEWEST]
+    bars = np.stack([part["realised"] - part["low"], part["high"] - part["realised"]])
+    ax.errorbar(
+        part["depth"], part["realised"], np.maximum(0.0, bars), fmt="o", ms=4.5, color=BLACK, elinewidth=1,
+        label="true token, 95 % interval",
+    )  # fmt: skip
+    ax.set_xlabel("depth d, tokens after the root")
+    ax.set_ylabel("best candidate is the true token")
+    _dress(ax)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    ax.set_ylim(0, 1)
+    ax.set_xlim(0.5, float(before.by_depth["depth"].max()) + 0.5)
+    _legend(ax, "best")
+    return ax
+
+
+def acceptance_by_budget(before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None) -> Axes:
+    """Acceptance length over budgets: what trees of that size delivered and what the marginals promised.
+
+    Parameters
+    ----------
+    before : Reliability
+    after : Reliability, optional
+        The same after a calibration.
+    ax : Axes, optional
+    """
+    ax = _axes(ax)
+    realised = before.by_budget
+    budgets = realised["budget"].to_numpy()
+    ax.plot(budgets, realised["realised"], color=BLACK, lw=1.8, marker="o", ms=4, label="realised")
+    for i, (name, which) in enumerate(_named(before, after)):
+        label = f"predicted{f', {name}' if after is not None else ''}, 1 + Φ*(n)"
+        ax.plot(
+            which.by_budget["budget"],
+            which.by_budget["predicted"],
+            color=COLOURS[i],
+            ls=STYLES[i + 1],
+            lw=1.8,
+            marker=MARKERS[i + 1],
+            ms=4,
+            label=label,
+        )
+    ax.set_ylabel("acceptance length, tokens a round")
+    _dress(ax)
+    _budget_axis(ax, int(budgets.max()), first=int(budgets.min()))
+    ax.set_ylim(bottom=0)
+    _legend(ax, "lower right")
+    return ax
+
+
+def predicted_measured(
+    table: pd.DataFrame,
+    *,
+    quantity: str = "throughput, tokens/s",
+    tolerance: float | None = 0.05,
+    ax: Axes | None = None,
+) -> Axes:
+    """Predicted against measured, a point a run; on the line is right, in the band within tolerance.
+
+    Parameters
+    ----------
+    table : DataFrame
+        predicted and measured; optionally group (colour and marker), measured_low and measured_high.
+    quantity : str
+        What it is, with its unit.
+    tolerance : float, optional
+        Relative half-width of the band.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> table = pd.DataFrame({"predicted": [100.0, 200.0], "measured": [103.0, 196.0], "group": ["AR", "DDTree(64)"]})
+    >>> predicted_measured(table, ax=canvas()).get_xlabel()
+    'predicted throughput, tokens/s'
+    """
+    ax = _axes(ax, (SIZE[0], 4.4))
+    x, y = table["predicted"].to_numpy(float), table["measured"].to_numpy(float)
+    top = 1.1 * max(float(x.max()), float(y.max()))
+    line = np.array([0.0, top])
+    if tolerance is not None:
+        ax.fill_between(
+            line,
+            line * (1 - tolerance),
+            line * (1 + tolerance),
+            color=GREEN,
+            alpha=0.15,
+            lw=0,
+            label=f"± {100 * tolerance:g} %",
+        )
+    ax.plot(line, line, color=GREY, lw=1, ls=STYLES[1], label="as predicted")
+    kinds = table["group"].astype(str).tolist() if "group" in table else [""] * len(table)
+    for i, kind in enumerate(dict.fromkeys(kinds)):
+        mine = np.array([k == kind for k in kinds])
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": _label(kind) if kind else None}
+        if {"measured_low", "measured_high"} <= set(table):
+            low, high = table["measured_low"].to_numpy(float)[mine], table["measured_high"].to_numpy(float)[mine]
+            bars = np.abs(np.stack([y[mine] - low, high - y[mine]]))
+            ax.errorbar(x[mine], y[mine], bars, fmt=MARKERS[i % len(MARKERS)], ms=5.5, elinewidth=1, **style)
+        else:
+            ax.plot(x[mine], y[mine], MARKERS[i % len(MARKERS)], ms=5.5, ls="", **style)
+    ax.set_xlabel(f"predicted {quantity}")
+    ax.set_ylabel(f"measured {quantity}")
+    _dress(ax)
+    ax.set_xlim(0, top)
+    ax.set_ylim(0, top)
+    _legend(ax, "upper left")
+    return ax
+
+
+def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax: Axes | None = None) -> Axes:
+    """How far each prediction lies from its measurement, a row a run: predicted / measured − 1, as ``ddsim validate`` prints it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        label, predicted, measured; optionally measured_low and measured_high.
+    tolerance : float, optional
+        Relative half-width of the band.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> table = pd.DataFrame({"label": ["AR", "DDTree(64)"], "predicted": [100.0, 200.0], "measured": [103.0, 196.0]})
+    >>> prediction_errors(table, ax=canvas()).get_xlabel()
+    'predicted / measured − 1, %'
+    """
+    ax = _axes(ax, (SIZE[0], 0.9 + 0.25 * len(table)))
+    predicted = table["predicted"].to_numpy(float)
+    off = 100 * (predicted / table["measured"].to_numpy(float) - 1)
+    y = np.arange(len(table))
+    reach = float(np.abs(off).max(initial=0.0))
+    if tolerance is not None:
+        ax.axvspan(-100 * tolerance, 100 * tolerance, color=GREEN, alpha=0.15, lw=0, label=f"± {100 * tolerance:g} %")
+        reach = max(reach, 100 * tolerance)
+    if {"measured_low", "measured_high"} <= set(table):
+        low, high = (100 * (predicted / table[f"measured_{side}"].to_numpy(float) - 1) for side in ("high", "low"))
+        ax.hlines(y, low, high, color=BLUE, lw=2.5, alpha=0.6)
+        reach = max(reach, float(np.abs(low).max()), float(np.abs(high).max()))
+    ax.axvline(0, color=GREY, lw=1)
+    ax.plot(off, y, "o", ms=6, color=BLUE)
+    ax.set_xlabel("predicted / measured − 1, %")
+    _dress(ax)
+    ax.grid(False, axis="y")
+    ax.set_yticks(y, [_label(label) for label in table["label"]])
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlim(-1.1 * reach, 1.1 * reach)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    return ax
+
+
+def _dots(ax: Axes, x: FloatArray, y: FloatArray, part: pd.DataFrame, i: int, label: str) -> None:
+    """Points with the intervals in columns low and high."""
+    bars = np.maximum(0.0, np.stack([y - part["low"].to_numpy(float), part["high"].to_numpy(float) - y]))
+    ax.errorbar(x, y, bars, fmt=MARKERS[i], ms=4.5, color=COLOURS[i], elinewidth=1, label=label)
+
+
+def _named(before: Reliability, after: Reliability | None) -> list[tuple[str, Reliability]]:
+    return [("as recorded", before)] + ([] if after is None else [("calibrated", after)])

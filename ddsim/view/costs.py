@@ -1,0 +1,284 @@
+"""Draws costs: curves, maps over batch and context, serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+from numpy.typing import ArrayLike
+
+from ddsim.cost.model import CostModel
+from ddsim.cost.profile import Profile
+from ddsim.errors import DdsimError
+from ddsim.view.style import (
+    _TEXT,
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    ORANGE,
+    SIZE,
+    SKY,
+    STYLES,
+    _axes,
+    _dress,
+    _figure,
+    _label,
+    _legend,
+    _list,
+    _settle,
+    _spread,
+    _token_axis,
+    _whole,
+)
+
+
+def cost_curve(
+    cost: CostModel,
+    profile: Profile | None = None,
+    *,
+    contexts: Sequence[int] | None = None,
+    batch: int = 1,
+    residuals: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Seconds of a verification pass over its tokens: measured points with error bars, the fit, and below what is left over.
+
+    Parameters
+    ----------
+    cost : CostModel
+    profile : Profile, optional
+        What it was fitted on: points and residuals are drawn.
+    contexts : sequence of int, optional
+        By default at most four of those measured at this batch.
+    batch : int
+        Requests; tokens are counted over the whole batch.
+    residuals : bool
+        Draw measured / fit − 1 in a panel below (with a profile only).
+    ax : Axes, optional
+
+    Raises
+    ------
+    DdsimError
+        The profile has no points at this batch.
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> cost_curve(CostModel.from_table([1, 64], [0.010, 0.012]), ax=canvas()).get_ylabel()
+    'verification, ms'
+    """
+    points = None
+    if profile is not None:
+        every = profile.points()
+        points = every.take(every.batch == batch)
+        if not len(points):
+            raise DdsimError(f"the profile has no points at batch {batch}; it has batches {_list(every.batch)}")
+    spans = token_spans(cost, batch)
+    if points is not None:
+        spans = {
+            c: (int(t.min()), int(t.max()))
+            for c in np.unique(points.context).tolist()
+            if len(t := points.tokens[points.context == c])
+        }
+    whole = (min(low for low, _ in spans.values()), max(high for _, high in spans.values()))
+    if contexts is None:
+        contexts = _spread(np.array(list(spans)), 4)
+    ax = _axes(ax, (SIZE[0], SIZE[1] + 0.6))
+    below = None
+    if residuals and points is not None:
+        below = ax.inset_axes((0.0, -0.44, 1.0, 0.38), sharex=ax)
+    most = 0.0
+    for i, context in enumerate(contexts):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        low, high = spans.get(context, whole)
+        label = f"context {context:,}" if cost.range.contexts is not None else "any context"
+        if points is not None:
+            here = points.take(points.context == context)
+            if len(here):
+                bars = np.maximum(0.0, np.stack([here.seconds - here.low, here.high - here.seconds]))
+                ax.errorbar(
+                    here.tokens, 1e3 * here.seconds, 1e3 * bars, fmt=marker, ms=4, color=colour, elinewidth=1, capsize=1.5, label=label
+                )  # fmt: skip
+                label = "_"
+                most = max(most, float(here.seconds.max()))
+            if below is not None and len(here):
+                fit = np.asarray(cost.verify_seconds(here.tokens, context, batch))
+                left = here.seconds / fit - 1
+                below.errorbar(
+                    here.tokens, 100 * left, 100 * bars / fit,
+                    fmt=marker, ms=3.5, color=colour, elinewidth=1,
+                )  # fmt: skip
+        t = _whole(low, high)
+        y = np.asarray(cost.verify_seconds(t, context, batch))
+        most = max(most, float(y.max()))
+        ax.plot(t, 1e3 * y, color=colour, lw=1.4, label=label)
+    ax.plot([], [], color=GREY, lw=1.4, label=f"fit ({cost.kind})")
+    ax.set_ylabel("verification, ms")
+    _dress(ax)
+    ax.set_ylim(0, 1e3 * most * 1.08)
+    _legend(ax, "upper left")
+    bottom = ax
+    if below is not None:
+        bottom = below
+        _dress(below)
+        ax.tick_params(labelbottom=False)
+        below.axhline(0, color=GREY, lw=1)
+        reach = max(1.0, float(np.abs(below.get_ylim()).max()))
+        below.set_ylim(-reach, reach)
+        below.set_ylabel("measured\n/ fit − 1, %")
+    _token_axis(bottom, *whole)
+    bottom.set_xlabel("tokens verified in one pass" + (f", batch of {batch}" if batch > 1 else ""), fontsize=_TEXT)
+    if below is not None:
+        _settle(ax, 3)
+    return ax
+
+
+def heat_map(
+    values: ArrayLike,
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    *,
+    label: str,
+    form: str = "{:.0f}",
+    centre: float | None = None,
+    extrapolated: ArrayLike | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A number for each batch size and context, as colour and as text.
+
+    Parameters
+    ----------
+    values : float [batches, contexts]
+        NaN where nothing is known.
+    batches, contexts : sequences of int
+    label : str
+        What the numbers are, with their unit.
+    form : str
+        How a number is written.
+    centre : float, optional
+        With it colours diverge: blue above, orange below.
+    extrapolated : bool [batches, contexts], optional
+        Cells that are hatched: their costs weren't measured.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> heat_map([[96, 64], [8, 4]], [1, 32], [512, 4096], label="best budget, nodes a request", ax=canvas()).get_xlabel()
+    'context, tokens a request'
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    grid = np.asarray(values, float)
+    if grid.shape != (len(batches), len(contexts)):
+        raise DdsimError(
+            f"values have shape {grid.shape}; expected {(len(batches), len(contexts))} (batches, contexts)"
+        )
+    ax = _axes(ax, (SIZE[0], 1.2 + 0.38 * len(batches)))
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if centre is None:
+        colours = LinearSegmentedColormap.from_list("ddsim", ["#ffffff", SKY, BLUE])
+    else:
+        reach = max(high - centre, centre - low) or 1.0
+        low, high = centre - reach, centre + reach
+        colours = LinearSegmentedColormap.from_list("ddsim", [ORANGE, "#ffffff", BLUE])
+    image = ax.imshow(
+        np.ma.masked_invalid(grid),
+        cmap=colours.with_extremes(bad="#dddddd"),
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        aspect="auto",
+    )
+    for i, j in np.ndindex(*grid.shape):
+        if np.isfinite(grid[i, j]):
+            dark = float(np.dot(image.to_rgba(grid[i, j])[:3], (0.299, 0.587, 0.114))) < 0.55
+            ax.text(
+                j,
+                i,
+                form.format(grid[i, j]).replace("-", "−"),
+                ha="center",
+                va="center",
+                fontsize=_TEXT,
+                color="white" if dark else BLACK,
+            )
+    for i, j in np.argwhere(np.zeros(grid.shape, bool) if extrapolated is None else np.asarray(extrapolated, bool)):
+        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#00000040", lw=0))
+    ax.set_xticks(range(len(contexts)), [f"{c:,}" for c in contexts], fontsize=_TEXT)
+    ax.set_yticks(range(len(batches)), [f"{b:,}" for b in batches], fontsize=_TEXT)
+    ax.set_xlabel("context, tokens a request", fontsize=_TEXT)
+    ax.set_ylabel("batch, requests", fontsize=_TEXT)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    bar = _figure(ax).colorbar(image, ax=ax, pad=0.02)
+    bar.set_label(label, fontsize=_TEXT)
+    bar.ax.tick_params(labelsize=_TEXT)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return ax
+
+
+def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Speed-up over autoregressive decoding at the same batch size, a line a policy, with intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As ``ServingResult.table()`` gives: batch, policy, speedup and optionally speedup_low and speedup_high.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> table = pd.DataFrame({"batch": [1, 8], "policy": "LongRun", "speedup": [3.2, 2.1]})
+    >>> serving(table, ax=canvas()).get_xlabel()
+    'batch, requests decoded together'
+    """
+    ax = _axes(ax)
+    batches = sorted(table["batch"].unique().tolist())
+    named = list(table.groupby("policy", sort=False))
+    for i, (name, part) in enumerate(named):
+        part = part.sort_values("batch")
+        rate = part["speedup"].to_numpy(float)
+        # Side by side, so that intervals at one batch size don't hide each other.
+        x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
+        colour = GREY if name == "AR" else COLOURS[i % len(COLOURS)]
+        style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": _label(name)}
+        bars = None
+        if {"speedup_low", "speedup_high"} <= set(part):
+            bars = np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float)
+            bars = np.maximum(0.0, bars)
+        ax.errorbar(
+            x, rate, bars, marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], ms=4.5, elinewidth=1, **style
+        )
+        if part.get("extrapolated", pd.Series(dtype=bool)).any():
+            hollow = part["extrapolated"].to_numpy(bool)
+            ax.plot(x[hollow], rate[hollow], "o", ms=3, mfc="white", mec=colour, mew=0.5, zorder=4)
+    _dress(ax)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(batches, [f"{b:,}" for b in batches])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
+    ax.set_ylim(bottom=0)
+    hollow = bool(table.get("extrapolated", pd.Series(dtype=bool)).any())
+    ax.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if hollow else ""))
+    ax.set_ylabel("tokens/s, as a multiple of AR's at that batch")
+    ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
+
+
+def token_spans(cost: CostModel, batch: int) -> dict[int, tuple[int, int]]:
+    """First and last token count that a model was fitted on, by context, at a batch (any batch if it isn't among them)."""
+    every = cost._surface.curves
+    spans = {}
+    for c in [c for c in every if c.batch in (batch, None)] or every:
+        context = cost.default_context if c.context is None else c.context
+        spans[context] = (max(int(np.ceil(c.low)), batch), max(int(c.high), batch))
+    return spans

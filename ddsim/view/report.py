@@ -1,0 +1,594 @@
+"""The report: one HTML file with the recommendation, why, and where the numbers come from; it needs no network and no other file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+import ddsim
+from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
+from ddsim.cost.profile import Profile
+from ddsim.errors import DdsimError
+from ddsim.files.atomic import write_text
+from ddsim.replay.plan import Plan, said_runs
+from ddsim.replay.plan import plan as make_plan
+from ddsim.replay.replay import CALIBRATED, replay_rounds
+from ddsim.text import printable
+from ddsim.trace.cache import positions_of
+from ddsim.trace.calibrate import fit_calibration
+from ddsim.trace.calibration import Calibration, CrossCalibration
+from ddsim.trace.reliability import Reliability, reliability
+from ddsim.trace.trace import Trace, check_trace
+from ddsim.view.budgets import budget_distribution, fixed_budgets, policies
+from ddsim.view.checks import acceptance_by_budget, reliability_by_depth, reliability_by_probability
+from ddsim.view.costs import cost_curve, token_spans
+from ddsim.view.style import FEWEST, canvas
+from ddsim.view.trees import drafted_round, tree
+
+if TYPE_CHECKING:
+    from ddsim.trace.schema import Progress
+
+WIDTH, HEIGHT = 4.5, 3.3  # inches: what a column of the page, or a telephone, shows without shrinking the letters much
+
+
+LONGEST = 60  # characters of a cell
+
+
+LARGEST_TREE = 64  # nodes of the tree that is drawn
+
+
+SVG = "http://www.w3.org/2000/svg"
+
+
+XLINK = "http://www.w3.org/1999/xlink"
+
+
+Columns = dict[str, tuple[str, Callable[[Any], str]]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page: its drawing, what it is, and what it says to those who can't see it."""
+
+    name: str
+    title: str
+    svg: Markup
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: headings, and rows of (text, value to sort by)."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[tuple[str, float | str]]]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it fits beside a figure."""
+        return len(self.headings) <= 5
+
+
+def report(
+    trace: Trace,
+    cost: Profile | CostModel,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    kind: str = "auto",
+    calibration: Calibration | CrossCalibration | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> str:
+    """Say in one self-contained HTML page what budget to choose and why.
+
+    Parameters
+    ----------
+    trace : Trace
+    cost : Profile or CostModel
+        With a profile the page shows its points and residuals.
+    out : path, optional
+        Where to write the page.
+    kind : str
+        Of the cost model fitted to a profile (see `ddsim.fit_cost`).
+    calibration : Calibration or CrossCalibration, optional
+        Policies are replayed with it too.
+    bootstrap, seed : int
+        As in `ddsim.replay.replay`.
+    progress : callable, optional
+        Called with (steps done, steps in all).
+
+    Returns
+    -------
+    str
+        The page.
+
+    Raises
+    ------
+    DdsimError
+        A trace without a round, costs that can't be fitted, or a file that can't be written.
+
+    Examples
+    --------
+    >>> from ddsim.cost.profile import Profile, VerifySample
+    >>> logprobs = np.log(np.full((9, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays(np.arange(9) % 3, np.full((9, 2, 2), [1, 2]), logprobs, max_budget=6)
+    >>> page = report(trace, CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001))
+    >>> page.startswith("<!doctype html>"), "https://" in page
+    (True, False)
+    """
+    steps = 5
+
+    def done(count: int) -> None:
+        if progress is not None:
+            progress(count, steps)
+
+    check_trace("report", trace)
+    profile = cost if isinstance(cost, Profile) else None
+    model = fit_cost(cost, kind) if isinstance(cost, Profile) else cost
+    done(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan = make_plan(trace, model, calibration=calibration, bootstrap=bootstrap, seed=seed)
+        done(2)
+        sections = {
+            "recommendation": _recommendation(plan),
+            "policies": _policies(trace, model, plan, calibration),
+        }
+        done(3)
+        sections["cost"] = _cost(model, profile)
+        sections["acceptance"] = _acceptance(trace, calibration, seed)
+        done(4)
+    notes = list(plan.notes)
+    for w in caught:  # what was extrapolated belongs on the page; anything else to whoever called
+        if issubclass(w.category, ExtrapolationWarning):
+            notes.append(f"{str(w.message)[:1].upper()}{str(w.message)[1:]}.")
+        else:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            title="How big should the draft tree be?",
+            subject=_subject(trace, model),
+            answer=plan.sentence,
+            details=plan.details,
+            notes=list(dict.fromkeys(notes)),
+            cards=_cards(plan),
+            sections=sections,
+            explanation=model.explain(),
+            provenance=_provenance(trace, model, plan),
+            version=ddsim.__version__,
+        )
+    )
+    if out is not None:
+        write_text(out, page)
+    done(5)
+    return page
+
+
+Section = list["Figure | Table"]
+
+
+def _cards(plan: Plan) -> list[tuple[str, str, str]]:
+    """(what, number, interval or remark) of the recommended policy."""
+    row = plan.judged()
+    cards = [
+        ("Throughput", f"{row['tokens_per_second']:,.0f} tokens/s", _between(row, "tokens_per_second", "{:,.0f}".format)),
+        ("Speed-up over autoregression", f"{row['speedup']:.2f}×", _between(row, "speedup", "{:.2f}".format)),
+        ("Acceptance length", f"{row['acceptance_length']:.2f}", "tokens a round"),
+        ("As good", f"{said_runs(plan.near_best)} nodes", f"fixed budgets within 1 % of the best, {plan.best_budget}"),
+        ("Of what hindsight could do", f"{100 * row['hindsight_share']:.0f} %", _between(row, "hindsight_share", _whole_percent)),
+    ]  # fmt: skip
+    return cards
+
+
+def _recommendation(plan: Plan) -> Section:
+    curve = plan.curve()
+    alone = float(_row(plan, "AR")["tokens_per_second"])
+    best = float(curve["tokens_per_second"].max())
+    items: Section = [
+        _figure(
+            "budgets",
+            "Throughput of fixed budgets",
+            lambda ax: fixed_budgets(curve, flat=plan.near_best, baseline=alone, ax=ax),
+            f"From {curve['tokens_per_second'].iloc[0]:,.0f} tokens/s without nodes it rises to {best:,.0f} at "
+            f"{plan.best_budget} nodes and is {curve['tokens_per_second'].iloc[-1]:,.0f} at {curve['budget'].iloc[-1]}; "
+            f"within 1 % of the best: {said_runs(plan.near_best)} nodes. Autoregression: {alone:,.0f} tokens/s.",
+        )
+    ]
+    table = plan.table()
+    ranked = _records(table.sort_values("tokens_per_second", ascending=False))
+    said = "; ".join(f"{row['policy']} {row['tokens_per_second']:,.0f}" for row in ranked)
+    items.append(
+        _figure(
+            "policies",
+            "Policies beside hindsight",
+            lambda ax: policies(table, ax=ax),
+            f"Tokens per second with 95 % intervals: {said}. Hindsight knows the text in advance; no budget policy can pass it.",
+            height=0.9 + 0.29 * len(table),
+        )
+    )
+    if len(plan.by_workload) > 1:
+        items.append(
+            _table(
+                "Each workload by itself",
+                plan.by_workload.assign(near_best=plan.by_workload["near_best"].map(said_runs)),
+                {
+                    "workload": ("workload", str),
+                    "best_budget": ("best fixed budget", "{:.0f}".format),
+                    "near_best": ("within 1 %", str),
+                    "tokens_per_second": ("tokens/s at its best", "{:,.0f}".format),
+                    "pooled_budget_loss": ("lost with the pooled best", _percent),
+                    "choice_gain": ("recommended over its own best", _percent),
+                },
+            )
+        )
+    return items
+
+
+def _rounds(
+    trace: Trace, model: CostModel, plan: Plan, name: str, calibration: Calibration | CrossCalibration | None
+) -> pd.DataFrame:
+    """Rounds of one of the plan's policies, on the marginals that it was replayed on."""
+    return replay_rounds(
+        trace, model, plan.result.outcomes[name].policy, calibration=calibration if name.endswith(CALIBRATED) else None
+    )
+
+
+def _policies(
+    trace: Trace, model: CostModel, plan: Plan, calibration: Calibration | CrossCalibration | None
+) -> Section:
+    outcomes = plan.result.outcomes
+    rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in outcomes]
+    # What the chosen rule picks is of interest as it is chosen, on calibrated marginals where that is better.
+    rules += [plan.choice] if plan.choice.removesuffix(CALIBRATED) in rules and plan.choice not in rules else []
+    rounds = {n: _rounds(trace, model, plan, n, calibration) for n in {*rules, plan.choice}}
+    budgets = {n: rounds[n]["budget"].to_numpy() for n in rules}
+    items: Section = [
+        _figure(
+            "distribution",
+            "Budgets that adaptive rules pick",
+            lambda ax: budget_distribution(dict(budgets), ax=ax),
+            "; ".join(
+                f"{n}: half of the rounds at most {np.median(b):.0f} nodes, on average {b.mean():.0f}"
+                for n, b in budgets.items()
+            )
+            + ".",
+        )
+    ]
+    columns: Columns = {
+        "policy": ("policy", str),
+        "tokens_per_second": ("tokens/s", "{:,.0f}".format),
+        "tokens_per_second_low": ("95 % from", "{:,.0f}".format),
+        "tokens_per_second_high": ("to", "{:,.0f}".format),
+        "speedup": ("speed-up", "{:.2f}×".format),
+        "acceptance_length": ("tokens a round", "{:.2f}".format),
+        "budget_mean": ("nodes a round", "{:.1f}".format),
+        "hindsight_share": ("of hindsight", _whole_percent),
+        "rounds": ("rounds", "{:,.0f}".format),
+        "tuned_on": ("tuned on", str),
+    }
+    items.append(_table("All prompts", plan.table(), columns))
+    workload: Columns = {"workload": ("workload", str)}
+    if len(trace.workloads) > 1:
+        items.append(_table("By workload", plan.table("workload"), workload | columns))
+    drawn = _round(trace, rounds[plan.choice])
+    if drawn is not None:
+        items.append(drawn)
+    return items
+
+
+def _round(trace: Trace, rounds: pd.DataFrame) -> Figure | None:
+    """The tree of a typical round of the recommended policy, small enough to be read."""
+    rounds = rounds[rounds["budget"] > 0]
+    if not len(rounds):
+        return None
+    # As much accepted as on average, where the tree went further than the chain would have, if there is such a round.
+    positions = positions_of(trace)
+    at = positions.starts[rounds["sequence"].to_numpy()] + rounds["position"].to_numpy()
+    accepted = rounds["accepted"].to_numpy()
+    helped = accepted > positions.chain[at]
+    pick = _records(rounds.iloc[[int((np.abs(accepted - accepted.mean()) + 1000 * ~helped).argmin())]])[0]
+    budget = min(int(pick["budget"]), LARGEST_TREE)
+    drafted = drafted_round(trace, int(pick["position"]), budget, int(pick["sequence"]))
+    path = " ".join(repr(t)[1:-1] for t in [drafted.texts[i] for i in drafted.accepted])
+    where = f"{pick['workload']} {pick['prompt_id']}, position {pick['position']}".strip()
+    less = "" if budget == int(pick["budget"]) else f" (its best {budget} of {int(pick['budget'])} nodes)"
+    rows = len(set(range(1, len(drafted.tree))) - set(drafted.tree.parents.tolist())) + 1
+    return _figure(
+        "tree",
+        "One round, drawn",
+        lambda ax: tree(drafted, ax=ax),
+        f"{where}{less}: {len(drafted.accepted) - 1} of {budget} drafted tokens are accepted along the lit path: {path}. "
+        "Darker boxes are likelier; the best continuation stands beside its parent, others below.",
+        width=9.0,
+        height=max(1.2, 0.6 + 0.16 * rows),
+        wide=True,
+    )
+
+
+def _cost(model: CostModel, profile: Profile | None) -> Section:
+    batches = [] if profile is None else sorted({s.batch for s in profile.verify})
+    batch = 1 if profile is None or 1 in batches else batches[0]
+    spans = token_spans(model, batch)
+    context = model.default_context if model.default_context in spans else next(iter(spans))
+    first, last = spans[context]
+    low, high = (1e3 * float(model.verify_seconds(t, context, batch)) for t in (first, last))
+    draft = 1e3 * float(model.draft_seconds(batch, context=context))
+    said = (
+        f"Verification takes {low:.2f} ms at {first:g} and {high:.2f} ms at {last:g} tokens in one pass at context "
+        f"{context:,}; drafting and host work add {draft:.2f} ms a round."
+    )
+    items: Section = [
+        _figure("cost", "What verification costs", lambda ax: cost_curve(model, profile, batch=batch, ax=ax), said, height=HEIGHT + 0.7)
+    ]  # fmt: skip
+    kinds = pd.DataFrame(
+        [
+            {"kind": name, "median": r.median, "worst": r.worst, "score": r.score, "points": r.points}
+            for name, r in model.report.kinds.items()
+        ]
+    )
+    if len(kinds):
+        columns: Columns = {
+            "kind": ("kind", str),
+            "score": ("mean error, held out", _percent),
+            "median": ("median", _percent),
+            "worst": ("worst", _percent),
+            "points": ("predictions", "{:,.0f}".format),
+        }
+        items.append(_table("How well each kind of fit predicts what it hasn't seen", kinds, columns))
+    return items
+
+
+def _acceptance(trace: Trace, calibration: Calibration | CrossCalibration | None, seed: int) -> Section:
+    try:
+        before = reliability(trace)
+    except DdsimError:  # every text is shorter than the horizon
+        return []
+    after = None if calibration is None else reliability(trace, calibration)
+    last = before.by_budget.iloc[-1]
+    items: Section = [
+        _figure(
+            "acceptance",
+            "Acceptance length over budgets",
+            lambda ax: acceptance_by_budget(before, after, ax=ax),
+            f"Trees of {last['budget']:.0f} nodes commit {last['realised']:.2f} tokens a round; the marginals promised "
+            f"{last['predicted']:.2f}, {_off(last['ratio'])}.",
+        ),
+        _figure(
+            "probability",
+            "Are the marginals to be believed?",
+            lambda ax: reliability_by_probability(before, after, ax=ax),
+            _said_of_nodes(before),
+        ),
+        _figure(
+            "depth",
+            "The best candidate of each depth",
+            lambda ax: reliability_by_depth(before, after, ax=ax),
+            _said_of_depths(before),
+        ),
+    ]
+    columns: Columns = {
+        "budget": ("budget", "{:.0f}".format),
+        "realised": ("realised tokens a round", "{:.3f}".format),
+        "predicted_before": ("predicted as recorded", "{:.3f}".format),
+        "predicted_after": ("predicted after calibration", "{:.3f}".format),
+        "count": ("positions", "{:,.0f}".format),
+    }
+    try:
+        _, judged = fit_calibration(trace, seed=seed)
+        items.append(_table("What a calibration fitted on half of the prompts does on the others", judged, columns))
+    except DdsimError:  # one prompt only, or a half whose texts are shorter than the horizon
+        pass
+    return items
+
+
+def _said_of_nodes(r: Reliability) -> str:
+    rows = r.by_probability
+    rows = rows[rows["count"] >= FEWEST]
+    parts = [
+        f"{100 * p:.2g} % said, {100 * q:.2g} % accepted"
+        for p, q in zip(rows["predicted"], rows["realised"], strict=True)
+    ]
+    return f"Nodes by path probability: {'; '.join(parts[::-1][:6])}."
+
+
+def _said_of_depths(r: Reliability) -> str:
+    rows = r.by_depth
+    rows = rows[rows["count"] >= FEWEST]
+    if not len(rows):
+        return "Too few positions to say."
+    ends = [rows.iloc[0], rows.iloc[-1]]
+    return (
+        "; ".join(
+            f"at depth {e['depth']:.0f} {100 * e['predicted']:.0f} % said, {100 * e['realised']:.0f} % true"
+            for e in ends
+        ).capitalize()
+        + "."
+    )
+
+
+def _figure(
+    name: str,
+    title: str,
+    draw: Callable[[Axes], Any],
+    caption: str,
+    *,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    wide: bool = False,
+) -> Figure:
+    ax = canvas(width, height)
+    draw(ax)
+    file = io.BytesIO()
+    # Letters stay letters: smaller, and they can be searched and read aloud. The salt makes equal figures equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        ax.get_figure(root=True).savefig(  # type: ignore[union-attr]
+            file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
+        )
+    return Figure(name, title, _inline(file.getvalue(), name, title, caption), caption, wide)
+
+
+def _inline(svg: bytes, name: str, title: str, text: str) -> Markup:
+    """An SVG file as an element of a page: names of its own, a text alternative, and sizes that follow the page's."""
+    root = ElementTree.fromstring(svg)
+    for child in list(root):
+        if child.tag == f"{{{SVG}}}metadata":
+            root.remove(child)
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "d":  # numbers to a hundredth of a point: half the size, and nobody sees it
+                element.set(key, re.sub(r"-?\d+\.\d+", _short, value))
+            elif key == "id":
+                element.set(key, f"{name}-{value}")
+            elif key == f"{{{XLINK}}}href" and value.startswith("#"):
+                del element.attrib[key]
+                element.set("href", f"#{name}-{value[1:]}")
+            elif "url(#" in value:
+                element.set(key, value.replace("url(#", f"url(#{name}-"))
+            if key == "style" and "font" in value:
+                value = value.replace("'DejaVu Sans Mono'", "'DejaVu Sans Mono', Menlo, Consolas, monospace")
+                element.set(key, value.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif"))
+    width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-text")
+    root.set("style", f"max-width: {width * 1.7:.0f}px; aspect-ratio: {width:g} / {height:g}")
+    for i, (tag, content) in enumerate((("title", title), ("desc", text))):
+        node = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'text'}"})
+        node.text = printable(content)
+        root.insert(i, node)
+    ElementTree.register_namespace("", SVG)
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
+
+
+def _short(match: re.Match[str]) -> str:
+    return f"{float(match.group()):.2f}".rstrip("0").rstrip(".")
+
+
+def _table(title: str, frame: pd.DataFrame, columns: Columns) -> Table:
+    shown = {name: how for name, how in columns.items() if name in frame}
+    rows = []
+    for record in _records(frame):
+        row: list[tuple[str, float | str]] = []
+        for name, (_, how) in shown.items():
+            value = record[name]
+            if isinstance(value, str):
+                row.append((printable(value, LONGEST), value))
+            else:
+                known = value is not None and np.isfinite(value)
+                row.append((how(value) if known else "–", float(value) if known else ""))
+        rows.append(row)
+    return Table(title, [heading for heading, _ in shown.values()], rows)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ddsim"),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # Markup is what we made
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.tests["figure"] = lambda item: isinstance(item, Figure)
+    environment.tests["narrow"] = lambda item: item.narrow if isinstance(item, Table) else not item.wide
+    return environment
+
+
+def _subject(trace: Trace, model: CostModel) -> str:
+    """Which models, texts and device the page is about, on a line."""
+    recording = trace.meta["provenance"]
+    parts = [f"{key} {recording[key]}" for key in ("target", "drafter") if recording.get(key)]
+    parts.append(f"{_and(trace.workloads)} ({len(trace):,} positions of {len(trace.sequences):,} texts)")
+    costs = [str(model.provenance[key]) for key in ("target", "device") if model.provenance.get(key)]
+    if costs:
+        parts.append(f"costs of {' on '.join(costs)}")
+    return "; ".join(parts)
+
+
+def _provenance(trace: Trace, model: CostModel, plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Groups of (what, value), nested entries flattened."""
+    given = plan.result.provenance
+    groups = [
+        (
+            "Trace",
+            {
+                "folders": ", ".join(folder.name for folder in trace._folders),
+                "fingerprint": trace.fingerprint,
+                "positions": len(trace),
+                "texts": len(trace.sequences),
+                "workloads": _and(trace.workloads),
+                "temperatures": _and([f"{t:g}" for t in trace.temperatures]),
+                "exact up to budget": trace.max_budget,
+            },
+        ),
+        ("Recording", trace.meta["provenance"]),
+        ("Costs", {"kind": model.kind, "fitted on": str(model.range)} | model.provenance),
+        ("Calibration", given.get("calibration") or {}),
+        ("Replay", {"ddsim": ddsim.__version__, "bootstrap resamples": given.get("bootstrap"), "seed": given.get("seed")}),
+    ]  # fmt: skip
+    return [(name, list(_flat(values))) for name, values in groups if values]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value not in (None, ""):
+            rows.append(
+                (
+                    f"{prefix}{key}".replace("_", " "),
+                    value if isinstance(value, str) else json.dumps(value, default=str),
+                )
+            )
+    return rows
+
+
+def _row(plan: Plan, name: str) -> dict[str, Any]:
+    """A policy's row of the table of policies."""
+    return next(dict(row) for row in _records(plan.table()) if row["policy"] == name)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _between(row: dict[str, Any], key: str, how: Callable[[float], str]) -> str:
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return f"95 % interval {how(low)} to {how(high)}" if np.isfinite(low) else "one prompt only: no interval"
+
+
+def _off(ratio: float) -> str:
+    return f"{abs(100 * (ratio - 1)):.0f} % {'more' if ratio > 1 else 'less'}"
+
+
+def _percent(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:.1f} %".replace("-", "−")
+
+
+def _whole_percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
