@@ -376,7 +376,7 @@ def _replay_figures(path: Path, positions: int, repeats: int) -> list[Figure]:
     policies = _policies(20)
     cost = _cost()
     (seconds,) = _in_turns(repeats, lambda: _ignore(replay(trace, cost, policies).table()))
-    peak = _child(_PEAK, str(path))
+    peak = _child(_PEAK, str(path), env={"DDSIM_CACHE": str(path.parent / "cache")})  # an empty one
     return [
         Figure(
             f"replay of {len(policies)} policies over them, gains and ranks there",
@@ -417,13 +417,9 @@ def _cost() -> Any:
 
 _PEAK = """
 import json, resource, sys
+import ddsim
 from ddsim.bench import _cost, _policies
-from ddsim.positions import FOLDER
-from ddsim.replay import replay
-from ddsim.trace import open_trace
-import shutil, pathlib
-shutil.rmtree(pathlib.Path(sys.argv[1]) / FOLDER, ignore_errors=True)
-replay(open_trace(sys.argv[1]), _cost(), _policies(20)).table()
+ddsim.replay(ddsim.open_trace(sys.argv[1]), _cost(), _policies(20)).table()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"bytes": peak * (1 if sys.platform == "darwin" else 1024)}))
 """
@@ -444,7 +440,7 @@ start = time.perf_counter()
 import numpy as np
 import ddsim
 from ddsim.bench import _policies, _cost, BUDGET
-from ddsim.tree import kept_pairs
+from ddsim.tree.rows import kept_pairs
 for kind in (np.float32, np.float64):
     rows = np.log(np.full((2, 3, 4), 0.2, kind))
     ddsim.draft_tree(rows[0], 9).packed_mask()
