@@ -29,7 +29,7 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Any], Any]:
         kernel = numba.njit(**options)(function)
         if cache and isinstance(kernel, Dispatcher):  # NUMBA_DISABLE_JIT leaves the function as it is
             with contextlib.suppress(RuntimeError):  # no folder can be written: compile in every process
-                kernel._cache = _Cache(function)
+                kernel._cache = _Cache(function)  # type: ignore[attr-defined, unused-ignore]
         return kernel
 
     return compiled

@@ -43,7 +43,7 @@ class Share(Policy):
         return self.policy.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
-        costs = _shared_costs(seconds, paid, *gains.shape, len(gains))
+        costs = _shared_costs(seconds, paid, *gains.shape, rows=len(gains))
         cut = np.ascontiguousarray(gains[:, : costs.seconds.shape[1] - 1])
         return ask(self.policy, cut, costs, most=gains.shape[1])
 
@@ -86,7 +86,7 @@ class Uniform(Policy):
         return self.policy.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
-        costs = _shared_costs(seconds, paid, *gains.shape, 1)
+        costs = _shared_costs(seconds, paid, *gains.shape, rows=1)
         most = costs.seconds.shape[1] - 1
         mean = calibrated(gains, self.calibration)[:, :most].mean(axis=0, dtype=np.float64)
         width = ask(self._plain, mean[None].astype(np.float32), costs, most=gains.shape[1])
@@ -149,8 +149,8 @@ def share_curve(seconds: Floats, batch: int, max_budget: int) -> Floats:
     return np.ascontiguousarray(seconds[..., ::batch][..., : max_budget + 1] / batch)
 
 
-def _shared_costs(seconds: Floats, paid: Floats | None, batch: int, max_budget: int, rows: int) -> CostTable:
+def _shared_costs(seconds: Floats, paid: Floats | None, batch: int, max_budget: int, *, rows: int) -> CostTable:
     """A cost table with a request's share of a joint round for all rows: of what is decided on, and of what is paid."""
-    charged = None if paid is None else _shared_costs(paid, None, batch, max_budget, rows)
+    charged = None if paid is None else _shared_costs(paid, None, batch, max_budget, rows=rows)
     curve = share_curve(seconds, batch, max_budget)
     return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64), paid=charged)

@@ -17,6 +17,8 @@ Path log-probabilities are float64 sums from depth 1 down; adding is monotone al
 Inner loops index with unsigned integers: Numba tests a signed index for being negative, which doubles the time of these loops.
 """
 
+# mypy: disable-error-code="no-untyped-def, assignment"
+
 from __future__ import annotations
 
 import math

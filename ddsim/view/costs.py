@@ -267,8 +267,8 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
     ax.set_ylim(bottom=0)
-    hollow = bool(table.get("extrapolated", pd.Series(dtype=bool)).any())
-    ax.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if hollow else ""))
+    extrapolated = table.get("extrapolated", pd.Series(dtype=bool)).any()
+    ax.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if extrapolated else ""))
     ax.set_ylabel("tokens/s, as a multiple of AR's at that batch")
     ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
