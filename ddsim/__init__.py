@@ -5,7 +5,52 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
+    from ddsim import plot as plot
+    from ddsim.cost.model import CostModel as CostModel
+    from ddsim.cost.model import fit_cost as fit_cost
+    from ddsim.cost.profile import Profile as Profile
+    from ddsim.cost.profile import read_profile as read_profile
+    from ddsim.errors import DdsimError as DdsimError
+    from ddsim.policy.batch import FairRatio as FairRatio
+    from ddsim.policy.batch import Share as Share
+    from ddsim.policy.batch import Uniform as Uniform
+    from ddsim.policy.choose import optimal_budget as optimal_budget
+    from ddsim.policy.contract import Policy as Policy
+    from ddsim.policy.parse import parse_policy as parse_policy
+    from ddsim.policy.rules import Autoregressive as Autoregressive
+    from ddsim.policy.rules import BestFixed as BestFixed
+    from ddsim.policy.rules import CaDDTree as CaDDTree
+    from ddsim.policy.rules import DDTree as DDTree
+    from ddsim.policy.rules import DFlash as DFlash
+    from ddsim.policy.rules import GreedySteps as GreedySteps
+    from ddsim.policy.rules import Hindsight as Hindsight
+    from ddsim.policy.rules import LongRun as LongRun
+    from ddsim.policy.rules import RoundRatio as RoundRatio
+    from ddsim.replay.maps import batch_map as batch_map
+    from ddsim.replay.maps import best_widths as best_widths
+    from ddsim.replay.plan import Plan as Plan
+    from ddsim.replay.plan import plan as plan
+    from ddsim.replay.replay import ReplayResult as ReplayResult
+    from ddsim.replay.replay import default_policies as default_policies
+    from ddsim.replay.replay import replay as replay
+    from ddsim.replay.replay import replay_rounds as replay_rounds
+    from ddsim.replay.serving import ServingResult as ServingResult
+    from ddsim.replay.serving import simulate as simulate
+    from ddsim.trace.cache import positions_of as positions_of
+    from ddsim.trace.calibrate import cross_calibrate as cross_calibrate
+    from ddsim.trace.calibrate import fit_calibration as fit_calibration
+    from ddsim.trace.calibration import Calibration as Calibration
+    from ddsim.trace.reliability import reliability as reliability
+    from ddsim.trace.trace import Trace as Trace
+    from ddsim.trace.trace import open_trace as open_trace
+    from ddsim.trace.writer import TraceWriter as TraceWriter
+    from ddsim.tree.trees import DraftTree as DraftTree
+    from ddsim.tree.trees import draft_chain as draft_chain
+    from ddsim.tree.trees import draft_tree as draft_tree
+    from ddsim.tree.trees import tree_gains as tree_gains
 
 __version__ = "0.1.0"
 
@@ -55,19 +100,22 @@ _HOME = {
     "FairRatio": "policy.batch",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", "plot", *sorted(_HOME)]
 
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'ddsim' has no attribute {name!r}")
-    value = getattr(import_module(f"ddsim.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == "plot":
+            return import_module("ddsim.plot")
+        if name not in _HOME:
+            raise AttributeError(f"module 'ddsim' has no attribute {name!r}")
+        value = getattr(import_module(f"ddsim.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted(__all__)
 
 
 class _Package(ModuleType):

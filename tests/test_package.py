@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -96,7 +98,43 @@ def test_public_names_can_be_imported() -> None:
     for name in ddsim.__all__:
         assert getattr(ddsim, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'magic'"):
-        ddsim.magic  # noqa: B018
+        ddsim.magic  # type: ignore[attr-defined]  # noqa: B018
+    assert dir(ddsim) == sorted(ddsim.__all__)
+    assert ddsim.plot.tree is importlib.import_module("ddsim.view.trees").tree
+
+
+def test_type_checkers_see_the_names_that_python_sees() -> None:
+    """What ``__init__`` imports for them stands there once more for Python, which imports it when it is used."""
+    module = ast.parse((ROOT / "ddsim" / "__init__.py").read_text())
+    (block,) = (n for n in module.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    seen = {}
+    for line in block.body:
+        assert isinstance(line, ast.ImportFrom)
+        for alias in line.names:
+            assert alias.asname == alias.name, "a name is exported if it is imported as itself"
+            seen[alias.name] = line.module
+    assert seen.pop("plot") == "ddsim"
+    assert seen == {name: f"ddsim.{home}" for name, home in ddsim._HOME.items()}
+
+
+@pytest.mark.slow
+def test_mypy_checks_what_users_write(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    code = tmp_path / "code.py"
+    code.write_text(
+        "import ddsim\n"
+        "reveal_type(ddsim.open_trace('x'))\n"
+        "reveal_type(ddsim.replay)\n"
+        "ddsim.plot.tree\n"
+        "ddsim.open_trace(1)\n"
+        "ddsim.opentrace('x')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--config-file=", str(code)]
+    said = subprocess.run(command, cwd=ROOT, env={**os.environ, "MYPYPATH": str(ROOT)}, capture_output=True, text=True)
+    lines = [re.sub(r"^.*code.py:", "", line) for line in said.stdout.splitlines()]
+    assert lines[0] == '2: note: Revealed type is "ddsim.trace.trace.Trace"', said.stdout + said.stderr
+    assert lines[1].startswith("3: note: Revealed type is ") and "-> ddsim.replay.replay.ReplayResult" in lines[1]
+    assert [line[:8] for line in lines if ": error: " in line] == ["5: error", "6: error"]
 
 
 def test_licence_and_papers() -> None:
