@@ -133,33 +133,6 @@ def least_seconds(positions: Any, costs: Any, s: int) -> float:
     return best(int(positions.starts[s]))
 
 
-def best_ratio(gains: Sequence[Row], seconds: Sequence[Row], base: int = 1) -> F:
-    """The largest Σ (base + Φ_p(n_p)) / Σ C_p(n_p) over all choices of budgets at all positions."""
-    best = F(0)
-    for budgets in itertools.product(*(range(nodes(row) + 1) for row in gains)):
-        tokens = sum((base + phi(row, n) for row, n in zip(gains, budgets, strict=True)), F(0))
-        spent = sum((exact(curve[n]) for curve, n in zip(seconds, budgets, strict=True)), F(0))
-        best = max(best, tokens / spent)
-    return best
-
-
-def rule_totals(gains: Sequence[Row], seconds: Sequence[Row], rule: str, price: float) -> tuple[F, F]:
-    """Expected tokens and seconds of a rule over positions."""
-    tokens = spent = F(0)
-    for row, curve in zip(gains, seconds, strict=True):
-        n = choose(row, curve, rule, price)
-        tokens += 1 + phi(row, n)
-        spent += exact(curve[n])
-    return tokens, spent
-
-
-def fixed_ratio(gains: Sequence[Row], seconds: Sequence[Row], n: int) -> F:
-    """Expected tokens per second of a fixed budget over positions."""
-    tokens = sum((1 + phi(row, n) for row in gains), F(0))
-    spent = sum((exact(c[min(n, nodes(row))]) for row, c in zip(gains, seconds, strict=True)), F(0))
-    return tokens / spent
-
-
 def best_forest(gains: Sequence[Row], seconds: Row, rule: str, price: float) -> F:
     """The best worth of a joint round over all ways of giving nodes to requests."""
     best = None

@@ -246,34 +246,6 @@ def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
     assert _walk.hindsight_actions(positions, decided).tolist() == _walk.hindsight_actions(positions, paid).tolist()
 
 
-@check
-def totals_are_sums_over_positions(rng: np.random.Generator) -> None:
-    count, width = int(rng.integers(1, 7)), int(rng.integers(1, 7))
-    gains, table, price = some_gains(rng, count, width), some_table(rng, count, width + 1), some_price(rng)
-    rows = [table.seconds[u] for u in table.row]
-    for rule in RULES:
-        tokens, spent = naive.rule_totals(gains, rows, rule, price)
-        assert _price.rule_expected(gains, table, rule, price) == pytest.approx(float(tokens / spent))
-    if np.isfinite(table.seconds).all():
-        expected = [float(naive.fixed_ratio(gains, rows, n)) for n in range(width + 1)]
-        assert _price.fixed_expected(gains, table) == pytest.approx(expected)
-
-
-@check
-def positions_and_bare_gains_agree(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng)
-    chosen = rng.random(positions.sequences) < 0.7
-    roots = [
-        p for s in np.flatnonzero(chosen) for p in range(int(positions.starts[s]), int(positions.starts[s + 1]) - 1)
-    ]
-    if not roots:
-        with pytest.raises(DdsimError, match="no positions"):
-            _price.solve_price(positions, table, sequences=chosen)
-        return
-    bare, rows = np.asarray(positions.gains)[roots], _table.cost_rows(table, np.array(roots))
-    assert _price.solve_price(positions, table, sequences=chosen) == _price.solve_price(bare, rows)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # theorems
 # --------------------------------------------------------------------------------------------------------------------
@@ -306,16 +278,6 @@ def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(rng: np.random.Genera
         assert float(ratios[greedy[p]]) == pytest.approx(float(max(ratios)), rel=1e-12)
         top = ratios.index(max(ratios))
         assert all(a <= b for a, b in pairwise(ratios[: top + 1])) and all(a >= b for a, b in pairwise(ratios[top:]))
-
-
-@check
-def the_price_is_the_best_ratio_over_all_choices(rng: np.random.Generator) -> None:
-    count, width = int(rng.integers(1, 4)), int(rng.integers(1, 5))
-    gains, table = some_gains(rng, count, width), some_table(rng, count, width + 1)
-    rows = [table.seconds[u] for u in table.row]
-    solution = _price.solve_price(gains, table)
-    assert solution.price == pytest.approx(float(naive.best_ratio(gains, rows)), rel=1e-12)
-    assert solution.price == pytest.approx(solution.tokens / solution.seconds, rel=1e-12)  # the fixed point
 
 
 def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tuple[float, float]]:
@@ -351,19 +313,6 @@ def test_prices_that_go_round_in_a_circle(seed: int) -> None:
     solution = _price.solve_walk_price(positions, table)
     assert solution.seconds == min(spent for _, spent in visited) < max(spent for _, spent in visited[-3:])
     assert solution.tokens / solution.seconds == positions.tokens.sum() / solution.seconds
-
-
-@check
-def the_price_beats_ratios_and_fixed_budgets_in_expectation(rng: np.random.Generator) -> None:
-    count, width = int(rng.integers(1, 30)), int(rng.integers(1, 12))
-    gains, table, calibration = some_gains(rng, count, width), some_table(rng, count, width + 1), some_calibration(rng)
-    price = _price.solve_price(gains, table, calibration=calibration).price
-    earned = _price.rule_expected(gains, table, "price", price, calibration=calibration)
-    assert earned == pytest.approx(price, rel=1e-12)
-    rivals = [_price.rule_expected(gains, table, rule, calibration=calibration) for rule in ("greedy", "exhaustive")]
-    rivals.append(float(_price.fixed_expected(gains, table, calibration=calibration).max()))
-    assert earned >= max(rivals) * (1 - 1e-12)
-    assert earned >= _price.rule_expected(gains, table, "price", some_price(rng), calibration=calibration) * (1 - 1e-12)
 
 
 @check
@@ -417,23 +366,6 @@ def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
     assert all(best >= ratio(np.minimum(n, exists)) * (1 - 1e-12) for n in range(width + 1))
 
 
-@check
-def the_forest_price_is_a_fixed_point_above_uniform_widths(rng: np.random.Generator) -> None:
-    requests, width, groups = int(rng.integers(1, 5)), int(rng.integers(1, 5)), int(rng.integers(1, 6))
-    gains = some_gains(rng, requests * groups, width)
-    curve = some_curve(rng, requests * width + 1)
-    solution = _price.solve_forest_price(gains, curve, requests)
-    assert solution.price == pytest.approx(solution.tokens / solution.seconds, rel=1e-12)
-    order = np.random.default_rng(0).permutation(len(gains)).reshape(groups, requests)
-    for n in range(width + 1):
-        tokens = spent = 0.0
-        for group in order:
-            budgets = np.minimum(n, _rounds.node_counts(gains[group]))
-            tokens += requests + sum(float(naive.phi(row, k)) for row, k in zip(gains[group], budgets, strict=True))
-            spent += curve[budgets.sum()]
-        assert solution.price >= tokens / spent * (1 - 1e-12)
-
-
 @pytest.mark.parametrize("name", sorted(CHECKS))
 def test_check(name: str) -> None:
     run(name, 1000)
@@ -464,8 +396,6 @@ def test_threads_change_nothing() -> None:
             actions = _walk.hindsight_actions(positions, table)
             answers.append(
                 [
-                    _price.solve_price(positions, table).price,
-                    _price.fixed_expected(positions, table).tolist(),
                     _walk.fixed_seconds(positions, table).tolist(),
                     actions.tolist(),
                     _walk.walk(positions, table, actions).seconds.tolist(),
