@@ -50,7 +50,7 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a made-up trace (``trace``, two workloads, exact to budget 64) and profile (``profile.json``)."""
-    import made_up
+    from tests import made_up
 
     folder = tmp_path_factory.mktemp("files")
     made_up.saved(folder / "trace")

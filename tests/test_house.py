@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-import house
+from tests import house
 
 LONGEST = 600
 TOO_LONG = {"ddsim.cost.model", "ddsim.tree.kernels"}  # to be shortened

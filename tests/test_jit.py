@@ -133,7 +133,7 @@ def test_every_kernel_has_this_cache() -> None:
 @pytest.mark.slow
 def test_commands_survive_a_damaged_cache(tmp_path: Path) -> None:
     """The whole program, every file of its cache damaged at once."""
-    import made_up
+    from tests import made_up
 
     made_up.saved(tmp_path / "trace")
     made_up.profile().save(tmp_path / "profile.json")

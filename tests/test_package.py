@@ -146,7 +146,7 @@ def test_licence_and_papers() -> None:
 
 def test_python_in_the_documents_runs(tmp_path: Path) -> None:
     """The blocks of README and CONTRIBUTING, on made-up files in place of the shipped ones."""
-    import made_up
+    from tests import made_up
 
     made_up.saved(tmp_path / "traces" / "temperature-0" / "humaneval")
     (tmp_path / "traces" / "profiles").mkdir()

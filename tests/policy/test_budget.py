@@ -1,0 +1,442 @@
+"""Solvers against plain-Python twins, and the theorems that the project stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction as F
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddsim.cost import table as _table
+from ddsim.errors import DdsimError
+from ddsim.policy import choose as _choose
+from ddsim.policy import price as _price
+from ddsim.policy import walk as _walk
+from ddsim.trace import rounds as _rounds
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+from ddsim.tree import kernels as _kernels
+from ddsim.tree.trees import tree_gains
+from tests.naive import budget as naive
+
+RULES = ("greedy", "exhaustive", "price")
+CHECKS: dict[str, Callable[[np.random.Generator], None]] = {}
+
+
+def check(function: Callable[[np.random.Generator], None]) -> Callable[[np.random.Generator], None]:
+    """Register a property of random inputs: 10^3 of them are tried by default, 10^5 in the slow run."""
+    CHECKS[function.__name__] = function
+    return function
+
+
+def run(name: str, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, database=None)
+    @given(st.integers(0, 2**63 - 1))
+    def tried(seed: int) -> None:
+        CHECKS[name](np.random.default_rng(seed))
+
+    tried()
+
+
+# Numbers are multiples of 1/64, so that sums are exact and ties are ties.
+
+
+def some_gains(rng: np.random.Generator, count: int, width: int) -> Any:
+    """[count, width] float32, descending, 0 from some node on."""
+    gains = -np.sort(-rng.integers(0, 65, (count, width)), axis=1) / 64
+    if rng.random() < 0.3:
+        gains = np.where(np.arange(width) < rng.integers(0, width + 1, (count, 1)), gains, 0)
+    return gains.astype(np.float32)
+
+
+def some_curve(rng: np.random.Generator, width: int, shape: str | None = None) -> Any:
+    """float64 [width] seconds: convex, with steps, or anything; at times a tail that costs infinity."""
+    shape = shape or rng.choice(["convex", "steps", "wild"])
+    if shape == "convex":
+        curve = 32 + np.cumsum(np.sort(rng.integers(0, 40, width)))
+    elif shape == "steps":
+        curve = 32 + np.cumsum(rng.integers(0, 2, width) * rng.integers(0, 2, width) * rng.integers(0, 90, width))
+    else:
+        curve = rng.integers(1, 200, width)
+    curve = curve / 64.0
+    if shape != "convex" and rng.random() < 0.1:
+        curve[rng.integers(1, width + 1) :] = np.inf
+    return curve
+
+
+def some_table(rng: np.random.Generator, positions: int, width: int, shape: str | None = None) -> Any:
+    count = int(rng.integers(1, 3))
+    seconds = np.stack([some_curve(rng, width, shape) for _ in range(count)])
+    alone = rng.integers(1, 100, count) / 64.0
+    return _table._Curves(seconds, alone, rng.integers(0, count, positions).astype(np.int32))
+
+
+def some_positions(rng: np.random.Generator, lengths: Any, horizon: int, width: int) -> Positions:
+    """Ranks and chains are made up, not those of trees."""
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    count = int(starts[-1])
+    gains = some_gains(rng, count, width)
+    ranks = np.sort(rng.permuted(np.tile(np.arange(1, width + horizon + 1), (count, 1)), axis=1)[:, :horizon], axis=1)
+    left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
+    ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
+    chain = rng.integers(0, left + 1)
+    expected = rng.integers(0, 64 * horizon + 1, count) / 64
+    return Positions(
+        gains,
+        ranks.astype(np.int32),
+        _rounds.node_counts(gains),
+        chain.astype(np.uint8),
+        expected.astype(np.float32),
+        np.zeros(count, np.int32),
+        starts,
+        tuple(map(str, range(len(lengths)))),
+        ("w",) * len(lengths),
+        np.zeros(len(lengths), np.float32),
+    )
+
+
+def some_case(rng: np.random.Generator, longest: int = 7) -> tuple[Positions, Any]:
+    horizon, width = int(rng.integers(1, 4)), int(rng.integers(1, 7))
+    positions = some_positions(rng, rng.integers(1, longest + 1, rng.integers(1, 4)), horizon, width)
+    return positions, some_table(rng, len(positions), max(width, horizon) + 1)
+
+
+def some_price(rng: np.random.Generator) -> float:
+    return float(rng.choice([0, rng.integers(0, 200) / 64]))
+
+
+def some_calibration(rng: np.random.Generator) -> Calibration | None:
+    if rng.random() < 0.5:
+        return None
+    logs = np.log(np.unique(rng.integers(1, 65, 4)) / 64)
+    return Calibration("isotonic", logs, np.sort(rng.random(len(logs))) * 0.9 + 0.05, np.ones(0), {})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# twins
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@check
+def budgets_are_those_of_a_plain_scan(rng: np.random.Generator) -> None:
+    count, width = int(rng.integers(1, 7)), int(rng.integers(1, 9))
+    gains, table, price = some_gains(rng, count, width), some_table(rng, count, width + 1), some_price(rng)
+    for rule in RULES:
+        expected = [naive.choose(g, table.seconds[u], rule, price) for g, u in zip(gains, table.row, strict=True)]
+        assert _choose.round_budgets(gains, table, rule, price).tolist() == expected
+        single = [
+            int(_choose.round_budgets(gains[i : i + 1], _table.cost_rows(table, slice(i, i + 1)), rule, price)[0])
+            for i in range(count)
+        ]
+        assert single == expected
+
+
+@check
+def slopes_are_those_of_all_pairs(rng: np.random.Generator) -> None:
+    curve = some_curve(rng, int(rng.integers(1, 12)))
+    finite = np.isfinite(curve)
+    expected = np.array(naive.slopes_ahead(np.where(finite, curve, 1e300).tolist()))
+    assert _choose._slopes_ahead(curve[None])[0][finite] == pytest.approx(
+        np.where(expected > 1e200, np.inf, expected)[finite]
+    )
+
+
+@check
+def counted_nodes(rng: np.random.Generator) -> None:
+    gains = some_gains(rng, int(rng.integers(0, 5)), int(rng.integers(0, 9)))
+    assert _rounds.node_counts(gains).tolist() == [naive.nodes(row) for row in gains]
+
+
+@check
+def walks_are_those_of_a_plain_loop(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng)
+    actions = np.array([rng.choice(naive.choices(positions, p)) for p in range(len(positions))], np.int32)
+    expected, done = naive.walk(positions, table, actions.tolist()), _walk.walk(positions, table, actions)
+    for key in ("seconds", "rounds", "budget", "drawn", "expected"):
+        assert getattr(done, key) == pytest.approx(np.array([one[key] for one in expected])), key
+    visited = {p: a for one in expected for p, a in one["accepted"].items()}
+    assert done.accepted.tolist() == [visited.get(p, -1) for p in range(len(positions))]
+    for p in visited:
+        _, accepted, seconds = naive.round_at(positions, table, p, int(actions[p]))
+        assert _walk.step(positions, table, p, int(actions[p])) == (p + accepted + 1, seconds)
+
+
+@check
+def lockstep_asks_at_the_positions_of_a_walk(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng)
+    rule, price = str(rng.choice(RULES)), some_price(rng)
+    asked: list[int] = []
+
+    def choose(gains: Any, costs: Any) -> Any:
+        asked.append(len(gains))
+        return _choose.round_budgets(gains, costs, rule, price)
+
+    actions = _walk.lockstep(positions, table, choose)
+    assert np.array_equal(_walk.rule_actions(positions, table, rule, price), actions)
+    everywhere = _choose.round_budgets(positions.gains, table, rule, price)
+    visited = _walk.walk(positions, table, everywhere).accepted >= 0
+    assert np.array_equal(actions, np.where(visited, everywhere, 0)) and sum(asked) == visited.sum()
+
+
+@check
+def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng)
+    state = np.array([rng.integers(1, 99), rng.integers(1, 99), 1.0])
+    memory = float(rng.choice([2.0, 4.0, np.inf]))
+    tokens, seconds, rounds = state.tolist()
+    actions = _walk.online_actions(positions, table, state, memory)
+    for start, stop in pairwise(positions.starts.tolist()):
+        p = start
+        while p < stop - 1:
+            gains, curve = np.asarray(positions.gains[p]), table.seconds[table.row[p]]
+            best = naive.choose(gains, curve, "price", tokens / seconds)
+            worth = [
+                float(naive.net(1 + naive.phi(gains, n), naive.exact(curve[n]), tokens / seconds))
+                for n in (int(actions[p]), best)
+            ]
+            assert worth[0] == pytest.approx(worth[1], abs=1e-12)  # prices are no multiples of 1/64: near ties are ties
+            _, accepted, spent = naive.round_at(positions, table, p, int(actions[p]))
+            keep = 1.0 if rounds <= memory else 1 - 1 / memory
+            tokens = keep * tokens + min(accepted + 1, stop - 1 - p)
+            seconds = keep * seconds + spent
+            rounds += 1
+            p += accepted + 1
+    assert state == pytest.approx(np.array([tokens, seconds, rounds]))
+
+
+@check
+def fixed_walks_are_walks(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng)
+    spent, rounds = _walk.fixed_walks(positions, table)
+    for n in range(positions.max_budget + 1):
+        done = naive.walk(positions, table, [n] * len(positions))
+        assert spent[:, n] == pytest.approx(np.array([one["seconds"] for one in done]))
+        assert rounds[:, n].tolist() == [one["rounds"] for one in done]
+
+
+@check
+def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
+    positions, paid = some_case(rng)
+    other = some_table(rng, len(positions), paid.seconds.shape[1], rng.choice(["convex", "steps", "wild"]))
+    seconds = other.seconds[rng.integers(0, len(other.seconds), len(paid.seconds))]
+    decided = _table._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
+    rule, price, fill = str(rng.choice(RULES)), some_price(rng), bool(rng.random() < 0.5)
+    expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
+    actions = _walk.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
+    asked = _walk.lockstep(
+        positions,
+        decided,
+        lambda gains, costs: _choose.round_budgets(gains, costs, rule, price, fill=fill),  # type: ignore[arg-type]
+    )
+    assert actions.tolist() == asked.tolist()
+    done = _walk.walk(positions, decided, actions)
+    for key in ("seconds", "rounds", "budget", "drawn"):
+        assert getattr(done, key).tolist() == [one[key] for one in expected]
+    for p in range(len(positions) - 1):
+        _, spent = _walk.step(positions, decided, p, int(actions[p]))
+        assert spent == naive.round_at(positions, paid, p, int(actions[p]))[2]
+    fixed, _ = _walk.fixed_walks(positions, decided)
+    assert fixed.tolist() == _walk.fixed_walks(positions, paid)[0].tolist()
+    assert _walk.hindsight_actions(positions, decided).tolist() == _walk.hindsight_actions(positions, paid).tolist()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# theorems
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@check
+def phi_is_concave(rng: np.random.Generator) -> None:
+    horizon, width = rng.integers(1, 5), rng.integers(1, 6)
+    rows = -np.sort(-np.log(rng.dirichlet(np.ones(width), horizon)), axis=1)
+    gains = tree_gains(rows, int(rng.integers(1, 40)))
+    calibration = some_calibration(rng)
+    if calibration is not None:
+        gains = calibration.apply_gains(gains)
+    assert (np.diff(gains) <= 0).all() and (gains >= 0).all() and (gains <= 1).all()
+
+
+@check
+def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(rng: np.random.Generator) -> None:
+    width = int(rng.integers(1, 9))
+    gains, table = some_gains(rng, 4, width), some_table(rng, 4, width + 1, "convex")
+    calibration = some_calibration(rng)
+    greedy = _choose.round_budgets(gains, table, "greedy", calibration=calibration)
+    best = _choose.round_budgets(gains, table, "exhaustive", calibration=calibration)
+    mapped = gains if calibration is None else calibration.apply_gains(gains)
+    for p in range(4):
+        curve = table.seconds[table.row[p]]
+        ratios = [(1 + naive.phi(mapped[p], n)) / F(curve[n]) for n in range(naive.nodes(mapped[p]) + 1)]
+        if calibration is None:
+            assert greedy[p] == best[p]
+        assert float(ratios[greedy[p]]) == pytest.approx(float(max(ratios)), rel=1e-12)
+        top = ratios.index(max(ratios))
+        assert all(a <= b for a, b in pairwise(ratios[: top + 1])) and all(a >= b for a, b in pairwise(ratios[top:]))
+
+
+def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tuple[float, float]]:
+    """(price, seconds that its budgets take), each price the throughput of what was before; the last one if it stays."""
+    tokens, out = int(positions.tokens.sum()), []
+    price = tokens / sum(_walk.walk(positions, table, _walk.rule_actions(positions, table, "exhaustive")).seconds)
+    for _ in range(count):
+        spent = float(_walk.walk(positions, table, _walk.rule_actions(positions, table, "price", price)).seconds.sum())
+        out.append((price, spent))
+        if abs(tokens / spent - price) <= 1e-4 * price:
+            return out[-1:]
+        price = tokens / spent
+    return out
+
+
+@check
+def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng, 12)
+    if not positions.tokens.sum() or not np.isfinite(table.seconds).all():
+        return
+    visited = visited_prices(positions, table)
+    solution = _price.solve_walk_price(positions, table)
+    assert (solution.price, solution.seconds) in visited
+    assert solution.seconds == min(spent for _, spent in visited)
+
+
+@pytest.mark.parametrize("seed", [67, 76, 83])
+def test_prices_that_go_round_in_a_circle(seed: int) -> None:
+    """No price is the throughput of its own budgets here; the slower half of the circle was returned."""
+    positions, table = some_case(np.random.default_rng(seed), 12)
+    visited = visited_prices(positions, table)
+    assert len(visited) == 30 and visited[-1] in visited[:-1]
+    solution = _price.solve_walk_price(positions, table)
+    assert solution.seconds == min(spent for _, spent in visited) < max(spent for _, spent in visited[-3:])
+    assert solution.tokens / solution.seconds == positions.tokens.sum() / solution.seconds
+
+
+@check
+def hindsight_is_the_least_over_all_choices(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng, longest=5)
+    done = _walk.walk(positions, table, _walk.hindsight_actions(positions, table))
+    least = [naive.least_seconds(positions, table, s) for s in range(positions.sequences)]
+    assert done.seconds == pytest.approx(np.array(least))
+
+
+@check
+def hindsight_beats_every_policy(rng: np.random.Generator) -> None:
+    positions, table = some_case(rng, longest=30)
+    least = _walk.walk(positions, table, _walk.hindsight_actions(positions, table)).seconds * (1 - 1e-12)
+    for action in (_choose.NO_DRAFT, _choose.CHAIN, *range(positions.max_budget + 1)):
+        assert (_walk.walk(positions, table, np.full(len(positions), action, np.int32)).seconds >= least).all()
+    price = some_price(rng)
+    for rule in RULES:
+        actions = _walk.lockstep(
+            positions, table, lambda gains, costs, r=rule: _choose.round_budgets(gains, costs, r, price)
+        )
+        assert (_walk.walk(positions, table, actions).seconds >= least).all()
+
+
+@check
+def the_forest_is_the_best_of_all_ways_to_share(rng: np.random.Generator) -> None:
+    requests, width = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    gains, price = some_gains(rng, requests, width), some_price(rng)
+    curve = some_curve(rng, int(rng.integers(1, requests * width + 2)), "steps")
+    for rule in ("exhaustive", "price"):
+        budgets = _choose.forest_budgets(gains, curve, rule, price)
+        tokens = requests + sum(naive.phi(row, n) for row, n in zip(gains, budgets, strict=True))
+        cost = F(float(curve[budgets.sum()]))
+        worth = tokens / cost if rule == "exhaustive" else tokens - F(price) * cost
+        assert worth == naive.best_forest(gains, curve, rule, price)
+
+
+@check
+def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
+    requests, width = int(rng.integers(1, 9)), int(rng.integers(1, 9))
+    gains, calibration = some_gains(rng, requests, width), some_calibration(rng)
+    curve = some_curve(rng, requests * width + 1)
+    mapped = gains if calibration is None else calibration.apply_gains(gains)
+
+    def ratio(budgets: Any) -> float:
+        kept = np.arange(width) < budgets[:, None]
+        return float((requests + mapped[kept].sum(dtype=np.float64)) / curve[budgets.sum()])
+
+    best = ratio(_choose.forest_budgets(gains, curve, "exhaustive", calibration=calibration))
+    exists = _rounds.node_counts(gains)
+    assert all(best >= ratio(np.minimum(n, exists)) * (1 - 1e-12) for n in range(width + 1))
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_check(name: str) -> None:
+    run(name, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_check_long(name: str) -> None:
+    run(name, 100_000)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the rest
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_threads_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    positions = some_positions(rng, rng.integers(1, 60, 300), 5, 16)
+    table = _table._Curves(
+        0.01 + rng.random((3, 17)), 0.01 + rng.random(3), rng.integers(0, 3, len(positions)).astype(np.int32)
+    )
+    answers = []
+    most = numba.get_num_threads()
+    try:
+        for threads in (1, most):
+            numba.set_num_threads(threads)
+            actions = _walk.hindsight_actions(positions, table)
+            answers.append(
+                [
+                    _walk.fixed_seconds(positions, table).tolist(),
+                    actions.tolist(),
+                    _walk.walk(positions, table, actions).seconds.tolist(),
+                ]
+            )
+    finally:
+        numba.set_num_threads(most)
+    assert answers[0] == answers[1]
+
+
+def test_blocks_change_nothing() -> None:
+    rng = np.random.default_rng(1)
+    positions = some_positions(rng, rng.integers(1, 9, 40), 3, 8)
+    seen = [(low, first, len(block)) for low, first, block in positions.blocks(20)]
+    assert [low for low, _, _ in seen] == np.cumsum([0, *(n for _, _, n in seen)])[:-1].tolist()
+    assert sum(n for _, _, n in seen) == len(positions) and len(seen) > 1
+    whole = np.concatenate([block.ranks for _, _, block in positions.blocks(20)])
+    assert np.array_equal(whole, positions.ranks)
+
+
+def test_optimal_budget() -> None:
+    gains, curve = [0.9, 0.6, 0.1], [1.0, 1.1, 1.2, 2.0]
+    assert _choose.optimal_budget(gains, curve) == _choose.optimal_budget(gains, curve, rule="greedy") == 2
+    assert _choose.optimal_budget(gains, curve, rule="price", price=0.01) == 3
+    assert _choose.optimal_budget([gains, [0.0, 0.0, 0.0]], curve).tolist() == [2, 0]
+    frozen = np.array([gains], np.float32)
+    frozen.flags.writeable = False
+    assert _choose.optimal_budget(frozen, curve).tolist() == [2]
+    for arguments, reason in (
+        (([0.1, 0.6], curve), "descending"),
+        (([0.6, np.nan], curve), "finite"),
+        ((gains, [1.0, 1.0]), "entries"),
+        ((gains, [1.0, 1.0, 0.0, 1.0]), "positive"),
+    ):
+        with pytest.raises(DdsimError, match=reason):
+            _choose.optimal_budget(*arguments)
+    for options, reason in (({"rule": "x"}, "unknown rule"), ({"rule": "price"}, "price"), ({"price": 1.0}, "price")):
+        with pytest.raises(DdsimError, match=reason):
+            _choose.optimal_budget(gains, curve, **options)  # type: ignore[arg-type]
+
+
+def test_costs_of_fewer_nodes_than_gains_bound_the_budget() -> None:
+    gains = np.full((3, 8), 0.9, np.float32)
+    assert _choose.round_budgets(gains, _table.curve_table([1.0, 1.0, 1.0], 3), "price").tolist() == [2, 2, 2]

@@ -1,0 +1,215 @@
+"""Recording: answers, marginals, and a recording that goes on where it was cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+import ddsim
+import ddsim_reference.record as module
+from ddsim.errors import DdsimError
+from ddsim.policy.rules import Autoregressive
+from ddsim.trace.trace import open_trace
+from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target
+from ddsim_reference.decode import decode
+from ddsim_reference.engine import Engine
+from ddsim_reference.record import prompt_digest, record, write_answers
+from ddsim_reference.sampling import uniforms
+from tests.reference import tiny
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, Any]:
+    """Arguments of a small recording: 7 prompts, given as token ids since the tiny target has no tokenizer."""
+    config, weights = tiny.target("llama", eos_token_ids=(7, 8))
+    shape, draft_weights = tiny.drafter(config)
+    save_target(tmp_path / "target", config, weights)
+    save_drafter(tmp_path / "drafter", shape, draft_weights, {})
+    lines = [json.dumps({"id": f"p{i}", "workload": "toy", "prompt": f"prompt {i}"}) for i in range(7)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "target": str(tmp_path / "target"),
+        "drafter": str(tmp_path / "drafter"),
+        "prompts": [str(tmp_path / "prompts.jsonl")],
+        "out": tmp_path / "trace",
+        "max_new_tokens": 10,
+        "max_budget": 20,
+        "batch": 3,
+        "encoded": {("toy", f"p{i}"): ids for i, ids in enumerate(tiny.prompts(7, 61, seed=4))},
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_recording_holds_the_targets_answers(job: dict[str, Any], temperature: float) -> None:
+    told: list[tuple[int, int]] = []
+    path = record(**job, temperature=temperature, seed=5, progress=lambda done, total: told.append((done, total)))
+    trace = open_trace(path)
+    assert told == [(i, 7) for i in range(1, 8)]
+    assert (trace.horizon, trace.max_budget, trace.meta["vocab_size"]) == (5, 20, 61)
+    provenance = trace.meta["provenance"]
+    assert provenance["seed"] == 5 and provenance["dtype"] == "float32" and len(provenance["drafter_sha256"]) == 64
+    assert provenance["versions"]["ddsim"] == ddsim.__version__
+    config, weights, _ = load_target(job["target"])
+    engine = Engine(config, weights, max_context=64)
+    answers = decode(
+        engine, list(job["encoded"].values()), Autoregressive(), max_new_tokens=10, temperature=temperature, seed=5,
+        prompt_ids=[f"p{i}" for i in range(7)],
+    )  # fmt: skip
+    (block,) = trace.blocks()
+    for s, (info, answer) in enumerate(zip(trace.sequences, answers, strict=True)):
+        assert (info.prompt_id, info.workload) == (f"p{s}", "toy")
+        assert info.temperature == pytest.approx(temperature)
+        assert block.tokens[block.starts[s] : block.starts[s + 1]].tolist() == answer.tokens
+    assert any(a.tokens[-1] in (7, 8) for a in answers)  # stop tokens are part of the text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_answers_side_by_side_are_those_written_alone(arch: str, temperature: float) -> None:
+    """Prompts of many lengths, and answers that end at many steps: slots are dropped on the way."""
+    config, weights = tiny.target(arch, eos_token_ids=(7, 8))
+    prompts = tiny.prompts(9, 61, seed=4)
+    names = [f"p{i}" for i in range(9)]
+    random = None if temperature == 0 else [uniforms(3, name, 50) for name in names]
+    told = write_answers(config, weights, prompts, max_new_tokens=50, temperature=temperature, random=random)
+    alone = decode(
+        Engine(config, tiny.copies(weights), max_context=80), prompts, Autoregressive(), max_new_tokens=50,
+        temperature=temperature, seed=3, prompt_ids=names,
+    )  # fmt: skip
+    assert told == [answer.tokens for answer in alone]
+    assert len({len(answer) for answer in told}) > 2 and max(map(len, told)) > 32
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_recording_that_was_cut_off_goes_on(job: dict[str, Any], stop_at: int, tmp_path: Path) -> None:
+    def pull_the_plug(done: int, total: int) -> None:
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(**job, progress=pull_the_plug)
+    kept = len(open_trace(job["out"]).sequences)
+    assert kept >= stop_at // 3 * 3  # whole batches at least
+    again = open_trace(record(**job))
+    whole = open_trace(record(**(job | {"out": tmp_path / "whole"})))
+    assert again.fingerprint == whole.fingerprint
+    assert [i.prompt_id for i in again.sequences] == [f"p{i}" for i in range(7)]
+    files = sorted(Path(job["out"]).iterdir())
+    assert open_trace(record(**job)).fingerprint == whole.fingerprint  # nothing left to do
+    assert sorted(Path(job["out"]).iterdir()) == files
+
+
+def edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def other_weights(folder: str, name: str) -> None:
+    path = Path(folder) / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {name: tensors[name] * 1.5}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_new_tokens": 11}, "recorded with max_new_tokens 10, this run has 11"),
+        ({"max_budget": 10}, "recorded with max_budget 20, this run has 10"),
+        ({"seed": 1}, "recorded with seed 0, this run has 1"),
+        ({"batch": 2}, "recorded with batch 3, this run has 2"),
+        ({"dtype": "bfloat16"}, 'recorded with dtype "float32", this run has "bfloat16"'),
+        (lambda job: other_weights(job["target"], "model.norm.weight"), "recorded with target_sha256 "),
+        (lambda job: other_weights(job["drafter"], "norm.weight"), "recorded with drafter_sha256 "),
+        (
+            lambda job: edit(Path(job["drafter"]) / "config.json", rope_theta=20000.0),
+            "recorded with drafter_config.rope_theta 10000.0, this run has 20000.0",
+        ),
+        (
+            lambda job: edit(Path(job["target"]) / "config.json", rms_norm_eps=1e-3),
+            "recorded with target_config.rms_norm_eps 1e-05, this run has 0.001",
+        ),
+        (
+            lambda job: edit(Path(job["target"]) / "config.json", eos_token_id=[7]),
+            "recorded with target_config.eos_token_ids [7, 8], this run has [7]",
+        ),
+        (
+            lambda job: job["encoded"].update({("toy", "p1"): [1, 2, 3]}),
+            "prompt p1 of toy was recorded as other tokens (hash ",
+        ),
+    ],
+)
+def test_another_recording_in_the_same_folder_is_refused(job: dict[str, Any], change: Any, message: str) -> None:
+    record(**job, limit=2)
+    before = {path: path.read_bytes() for path in job["out"].iterdir()}
+    if callable(change):
+        change(job)
+    else:
+        job |= change
+    with pytest.raises(DdsimError) as caught:
+        record(**job)
+    assert message in str(caught.value) and str(job["out"]) in str(caught.value)
+    assert {path: path.read_bytes() for path in job["out"].iterdir()} == before
+
+
+def test_a_recording_goes_on_with_more_prompts_and_other_spellings_of_its_config(job: dict[str, Any]) -> None:
+    record(**job, limit=2)
+    path = Path(job["target"]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch_dtype": "float32"}, indent=7))
+    trace = open_trace(record(**job))
+    assert [info.prompt_digest for info in trace.sequences] == [
+        prompt_digest(job["encoded"]["toy", f"p{i}"]) for i in range(7)
+    ]
+    trace.save(job["out"].parent / "copy")
+    assert open_trace(job["out"].parent / "copy").sequences == trace.sequences
+
+
+def test_recordings_without_hashes_are_read_and_not_continued(job: dict[str, Any], monkeypatch: Any) -> None:
+    whole = module.provenance
+    added = ("target_sha256", "target_config", "drafter_config")
+    monkeypatch.setattr(module, "provenance", lambda *a: {k: v for k, v in whole(*a).items() if k not in added})
+    record(**job, limit=2)
+    monkeypatch.setattr(module, "provenance", whole)
+    assert len(open_trace(job["out"]).sequences) == 2
+    with pytest.raises(
+        DdsimError, match=r"recorded without drafter_config\.block_size \(by an older ddsim\?\), so .* choose another"
+    ):
+        record(**job)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_new_tokens": 1}, "a trace needs answers of at least 2 tokens"),
+        ({"temperature": -1.0}, "temperature -1.0: must be from 0"),
+        ({"dtype": "int8"}, "dtype 'int8': unknown; use float32 or bfloat16"),
+        ({"dtype": "nn"}, "dtype 'nn': unknown"),
+        ({"prompts": ["nowhere.jsonl"]}, "nowhere.jsonl: no such prompt file"),
+        ({"target": "nowhere"}, "nowhere: no such folder"),
+        ({"drafter": "nowhere"}, "nowhere: no such folder"),
+        ({"device": "gpu"}, "device 'gpu': unknown"),
+        ({"max_budget": -1}, "max_budget"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    job: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DdsimError) as caught:
+        record(**(job | changes))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not Path(job["out"]).exists()
+
+
+def test_a_drafter_of_another_target_is_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    other, _ = tiny.target("llama", vocab_size=50)
+    shape, weights = tiny.drafter(other)
+    save_drafter(tmp_path / "other", shape, weights, {})
+    with pytest.raises(
+        DdsimError, match=r"other: vocabulary size 50, but the target's is 61; use the drafter made for"
+    ):
+        record(**(job | {"drafter": str(tmp_path / "other")}))
+    assert not Path(job["out"]).exists()
+    assert np.isfinite(load_drafter(job["drafter"])[1]["fc.weight"].numpy()).all()
