@@ -23,7 +23,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from ddsim.errors import DdsimError
-from ddsim.trace import TraceWriter
+from ddsim.trace.writer import TraceWriter
 folder, names, when = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
 print("imported", flush=True)
 sys.stdin.readline()
