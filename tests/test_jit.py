@@ -21,7 +21,7 @@ from ddsim.tree import kernels as tree_kernels
 ROOT = Path(__file__).parent.parent
 
 BELOW = """
-from ddsim._jit import njit
+from ddsim.jit import njit
 
 STEP = 1
 
@@ -31,7 +31,7 @@ def below(x):
 """
 ABOVE = """
 from below import below
-from ddsim._jit import njit
+from ddsim.jit import njit
 
 @njit(cache=True, nogil=True)
 def above(x):
@@ -80,7 +80,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_cache_is_compiled_again(tmp_path: Path, run: Run) -> None:
     names = [f"k{i}" for i in range(len(DAMAGES) + 1)]
     kernels = [f"@njit(cache=True)\ndef k{i}(x): return x + {i}" for i in range(len(names))]
-    (tmp_path / "kernels.py").write_text("\n".join(["from ddsim._jit import njit", *kernels]))
+    (tmp_path / "kernels.py").write_text("\n".join(["from ddsim.jit import njit", *kernels]))
     answers = [4 + i for i in range(len(names))]
     assert run("kernels", *names) == [(answer, True) for answer in answers]
     files = kept(tmp_path)

@@ -226,14 +226,14 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(files: Path, module
 
 def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
     code = """
-        import sys, time, signal, ddsim.cli
+        import sys, time, signal, ddsim.cli.main
         class Last:
             def __del__(self):
                 signal.raise_signal(signal.SIGINT)
         def work(*_):
             Last()
             time.sleep(120)
-        ddsim.cli.app = lambda *_, **__: work()
+        ddsim.cli.main.app = lambda *_, **__: work()
         import ddsim.__main__ as m
         sys.exit(m.run())
     """
@@ -262,7 +262,8 @@ def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
 def test_closed_streams(files: Path, tmp_path: Path, redirection: str, code: int, said: str) -> None:
     words = f"{sys.executable} -m ddsim fit --kind table {files}/profile.json -o {tmp_path}/c.json {redirection}"
     done = subprocess.run(["bash", "-c", f"{words}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (code, said)
+    lines = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("warning: profile: ")]
+    assert (done.returncode, "".join(lines)) == (code, said)  # what the profile leaves open is no matter of streams
     if code == 0:
         assert json.loads((tmp_path / "c.json").read_text())["fit"] == "table"
 

@@ -573,8 +573,8 @@ def test_an_interrupted_write_leaves_nothing(folder: Path, monkeypatch: pytest.M
 def test_two_processes_make_one_cache_at_once(folder: Path) -> None:
     code = f"""
         import hashlib
-        from ddsim.positions import positions_of
-        from ddsim.trace import open_trace
+        from ddsim.trace.cache import positions_of
+        from ddsim.trace.trace import open_trace
         for _ in range(5):
             positions = positions_of(open_trace({str(folder)!r}))
             print(hashlib.sha256(positions.gains[:].tobytes() + positions.ranks[:].tobytes()).hexdigest())
@@ -606,7 +606,7 @@ def test_replay_from_two_threads_and_after_a_fork(trace: Trace) -> None:
     code = f"""
         import os, sys
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-        from tests.test_replay import COST, made_trace, replay
+        from tests.replay.test_replay import COST, made_trace, replay
         trace = made_trace(0, prompts=2, length=30)
         replay(trace, COST, bootstrap=10)
         child = os.fork()
@@ -630,7 +630,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         import sys, warnings
         sys.path.insert(0, {str(Path(__file__).parents[2])!r})
         warnings.simplefilter("ignore")
-        from tests.test_replay import COST, open_trace, plan, replay
+        from tests.replay.test_replay import COST, open_trace, plan, replay
         trace = open_trace({str(tmp_path / "t")!r})
         replay(trace, COST)
         plan(trace, COST)

@@ -139,8 +139,8 @@ def test_killed_run_is_readable_and_goes_on(tmp_path: Path) -> None:
     code = f"""
         import os, signal
         import numpy as np
-        from tests.test_trace import SHAPE, sequence
-        from ddsim.trace import TraceWriter
+        from tests.trace.test_trace import SHAPE, sequence
+        from ddsim.trace.writer import TraceWriter
         writer = TraceWriter({str(tmp_path / "t")!r}, **SHAPE)
         rng = np.random.default_rng(2)
         for i in range(5):
