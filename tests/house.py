@@ -14,7 +14,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"ddsim": ROOT / "ddsim"}
+PACKAGES = {"ddsim": ROOT / "ddsim", "ddsim_reference": ROOT / "reference" / "ddsim_reference"}
 
 
 def modules() -> dict[str, Path]:

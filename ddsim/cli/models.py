@@ -295,7 +295,7 @@ def profile(
     _check_plot(plot)
     show.reads(target, drafter)
     given = {"contexts": context} if context else {}
-    module = _reference("profiler")
+    module = _reference("profile")
     with _progress("Measuring") as progress:
         path = module.measure_profile(
             target=target, drafter=drafter, random_weights=random_weights, out=out, max_tokens=max_tokens,
@@ -480,13 +480,13 @@ def train_drafter(
     """Train a DFlash drafter for a target on text that the target writes itself (needs a GPU)."""
     show = Out(json, folders=[out, work])
     show.reads(target, start)
-    module = _reference("training")
+    module = _reference("training.run")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
         start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(printable(line), file=sys.stderr),
     )  # fmt: skip
-    if _reference("ranks").Ranks().rank > 0:
+    if _reference("training.processes").Processes().rank > 0:
         return  # under torchrun the first process speaks for all
     show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)
     show.json({"out": path, "work": work, "finished": path is not None})

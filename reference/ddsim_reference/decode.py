@@ -28,12 +28,13 @@ from ddsim.trace.calibration import Calibration
 from ddsim.tree import kernels as _kernels
 from ddsim.tree.kernels import NO_RANK
 from ddsim.tree.rows import kept_pairs
-
-from .checkpoint import check_device, load_drafter, load_target, number_type
-from .engine import Bucket, Engine, check_pair
-from .limits import check_sampling
-from .sampling import choose, uniforms
-from .workloads import Prompt, choose_prompts, encode_all
+from ddsim_reference.engine.engine import Bucket, Engine
+from ddsim_reference.limits import check_sampling
+from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.config import check_pair
+from ddsim_reference.model.device import check_device, number_type
+from ddsim_reference.model.sampling import choose, uniforms
+from ddsim_reference.model.workloads import Prompt, choose_prompts, encode_all
 
 LAG = 2
 """Autoregressive steps that the device is ahead of the host, so that it never waits for it."""

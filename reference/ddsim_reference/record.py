@@ -17,24 +17,15 @@ import torch.nn.functional as F
 import ddsim
 from ddsim.errors import DdsimError
 from ddsim.trace.writer import TraceWriter
-
-from . import dense
-from .checkpoint import (
-    DrafterConfig,
-    ModelConfig,
-    Weights,
-    checkpoint_folder,
-    load_drafter,
-    load_target,
-    number_type,
-    target_files,
-    weight_files,
-)
-from .engine import check_pair
-from .limits import check_sampling, free_memory
-from .lockstep import Lockstep, head_logits
-from .sampling import choose, top_candidates, uniforms
-from .workloads import Prompt, check_tokens, choose_prompts, encode_all
+from ddsim_reference.generate import Lockstep
+from ddsim_reference.limits import check_sampling, free_memory
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, target_files, weight_files
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
+from ddsim_reference.model.device import device_name, number_type
+from ddsim_reference.model.forward import head_logits
+from ddsim_reference.model.sampling import choose, top_candidates, uniforms
+from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
 
 def write_answers(
@@ -101,7 +92,7 @@ def write_answers(
 def marginals(
     target: ModelConfig,
     target_weights: Weights,
-    layers: list[dense.TargetLayer],
+    layers: list[forward.TargetLayer],
     drafter: DrafterConfig,
     drafter_weights: Weights,
     prompt: Sequence[int],
@@ -125,19 +116,19 @@ def marginals(
     logprobs = np.full((len(answer), drafter.horizon, count), -np.inf, np.float32)
     token_ids = np.zeros(logprobs.shape, np.int32)
     with torch.inference_mode():
-        features, _ = dense.target_features(
-            target, target_weights, layers, tokens, here, dense.causal_attention, drafter.target_layer_ids
+        features, _ = forward.target_features(
+            target, target_weights, layers, tokens, here, forward.causal_attention, drafter.target_layer_ids
         )
         for first in range(0, len(answer) - 1, positions_per_pass):
             last = min(first + positions_per_pass, len(answer) - 1)
             anchors = torch.arange(len(prompt) + first, len(prompt) + last, device=device)
             context = len(prompt) + last
-            inputs, block_positions = dense.block_inputs(drafter, tokens[:, anchors], anchors[None])
-            mask = dense.block_mask(anchors, context, drafter.block_size)
-            hidden = dense.drafter_hidden(
+            inputs, block_positions = forward.block_inputs(drafter, tokens[:, anchors], anchors[None])
+            mask = forward.block_mask(anchors, context, drafter.block_size)
+            hidden = forward.drafter_hidden(
                 drafter, drafter_weights, features[:, :context], here[:, :context],
                 F.embedding(inputs, target_weights["model.embed_tokens.weight"]), block_positions,
-                dense.masked_attention(mask),
+                forward.masked_attention(mask),
             )  # fmt: skip
             drafted = hidden[0].unflatten(0, (-1, drafter.block_size))[:, 1:]
             values, ids = top_candidates(head_logits(drafted, target_weights["lm_head.weight"]), count)
@@ -159,15 +150,6 @@ def sha256(files: Iterable[Path]) -> str:
 def prompt_digest(tokens: Sequence[int]) -> str:
     """Hash of a prompt's tokens: of its text, the chat template and the tokenizer all that the target is told."""
     return hashlib.sha256(np.asarray(tokens, "<i8").tobytes()).hexdigest()[:32]
-
-
-def device_name(device: str) -> str:
-    """What the device calls itself."""
-    if device.startswith("cuda"):
-        return str(torch.cuda.get_device_name(device))
-    import platform
-
-    return platform.processor() or platform.machine()
 
 
 def provenance(
@@ -287,7 +269,7 @@ def record(
     config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device)
     check_pair(config, drafter_shape, drafter)
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     source = provenance(target, config, drafter, drafter_shape, device, torch_dtype) | {
         "seed": seed,
         "max_new_tokens": max_new_tokens,

@@ -23,16 +23,16 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
 from ddsim.view import checks as _checks
 from ddsim.view import style as _style
-
-from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device, load_drafter, load_target, number_type
-from .decode import Decoded, decode
-from .engine import Engine, Proposal
-from .limits import check_sampling
-from .profiler import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
-from .record import device_name
-from .widen import SHAPES, away_from, widen_drafter, widen_target
-from .workloads import choose_prompts, encode_all
+from ddsim_reference.decode import Decoded, decode
+from ddsim_reference.engine.engine import Engine, Proposal
+from ddsim_reference.limits import check_sampling
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
+from ddsim_reference.model.device import check_device, device_name, number_type
+from ddsim_reference.model.widen import SHAPES, away_from, widen_drafter, widen_target
+from ddsim_reference.model.workloads import choose_prompts, encode_all
+from ddsim_reference.profile import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
 
 KIND = "ddsim-validation"
 SCHEMA_VERSION = 1
@@ -45,21 +45,21 @@ def hidden_states(
     blocks: int = 16,
 ) -> torch.Tensor:  # fmt: skip
     """Final hidden states of a pair over texts, float32 [n, hidden]: the target's, and the drafter's of ``blocks`` blocks each."""
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     embedding = weights["model.embed_tokens.weight"]
     found = []
     with torch.inference_mode():
         for text in texts:
             ids = torch.tensor([list(text)], device=embedding.device)
             here = torch.arange(ids.shape[1], device=embedding.device)[None]
-            features, hidden = dense.target_features(
-                config, weights, layers, ids, here, dense.causal_attention, shape.target_layer_ids
+            features, hidden = forward.target_features(
+                config, weights, layers, ids, here, forward.causal_attention, shape.target_layer_ids
             )
             anchors = torch.linspace(min(1, len(text) - 1), len(text) - 1, blocks, device=embedding.device).long()
-            tokens, positions = dense.block_inputs(shape, ids[:, anchors], anchors[None])
-            drafted = dense.drafter_hidden(
+            tokens, positions = forward.block_inputs(shape, ids[:, anchors], anchors[None])
+            drafted = forward.drafter_hidden(
                 shape, drafter_weights, features, here, F.embedding(tokens, embedding), positions,
-                dense.masked_attention(dense.block_mask(anchors, len(text), shape.block_size)),
+                forward.masked_attention(forward.block_mask(anchors, len(text), shape.block_size)),
             )  # fmt: skip
             found += [hidden[0].float(), drafted[0].float()]
     return torch.cat(found).clone()
@@ -283,7 +283,7 @@ def validate(
     document["passed"] = tolerance is None or max(errors) <= tolerance
     write_document(out, document)  # what is known so far: the published loop may run out of memory or time
     if eager_budget is not None:
-        from .eager import published_loop  # imports transformers
+        from ddsim_reference.published import published_loop  # imports transformers
 
         few = list(first.values())
         slow = published_loop(

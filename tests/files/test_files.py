@@ -473,8 +473,8 @@ def test_checkpoints_and_states_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
     """Their libraries' own writers leave half a file, or one that only its owner can read."""
     import torch
 
-    from ddsim_reference.checkpoint import write_tensors
-    from ddsim_reference.datagen import PromptPool
+    from ddsim_reference.model.checkpoint import write_tensors
+    from ddsim_reference.training.data import PromptPool
 
     pool = PromptPool(*(np.ones(3, np.int32) for _ in range(4)), 0)
     writers: dict[str, Callable[[Path], object]] = {

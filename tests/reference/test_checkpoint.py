@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddsim.errors import DdsimError
-from ddsim_reference import checkpoint
-from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target, target_layer_ids
+from ddsim_reference.model import checkpoint
+from ddsim_reference.model.checkpoint import load_drafter, load_target, save_drafter, save_target
+from ddsim_reference.model.config import target_layer_ids
 from tests.reference import tiny, tiny_models
 
 

@@ -33,13 +33,13 @@ from ddsim.policy.rules import (
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
-from ddsim_reference import dense
-from ddsim_reference.checkpoint import ModelConfig, Weights
 from ddsim_reference.decode import Decoded, Event, Piece, _pieces, decode, stream
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model import forward
+from ddsim_reference.model.config import ModelConfig, Weights
+from ddsim_reference.model.sampling import uniforms
+from ddsim_reference.model.workloads import Prompt
 from ddsim_reference.record import marginals, write_answers
-from ddsim_reference.sampling import uniforms
-from ddsim_reference.workloads import Prompt
 from tests.reference import tiny
 
 COST = CostModel.from_table([1, 8, 64, 2048], [1.0, 1.05, 1.6, 40.0], draft_seconds=0.2)
@@ -127,9 +127,9 @@ def test_the_decoder_without_drafts_writes_the_targets_greedy_text(arch: str) ->
 
 def next_logits(config: ModelConfig, weights: Weights, tokens: list[int]) -> torch.Tensor:
     row = torch.tensor([tokens])
-    _, hidden = dense.target_features(
-        config, weights, dense.target_layers(config, weights), row, torch.arange(len(tokens))[None],
-        dense.causal_attention, (0,),
+    _, hidden = forward.target_features(
+        config, weights, forward.target_layers(config, weights), row, torch.arange(len(tokens))[None],
+        forward.causal_attention, (0,),
     )  # fmt: skip
     return hidden[0, -1] @ weights["lm_head.weight"].T
 
@@ -227,7 +227,7 @@ def recorded(
     """A dense trace of answers by an engine's own models."""
     config, weights = tiny.target(engine.target.arch, vocab_size=engine.target.vocab_size)
     shape, draft_weights = tiny.drafter(config)
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     rows = [
         marginals(config, weights, layers, shape, draft_weights, p, a, candidates=most)
         for p, a in zip(prompts, answers, strict=True)
@@ -282,7 +282,7 @@ def test_marginals_are_those_of_the_recorder(monkeypatch: pytest.MonkeyPatch) ->
 
     config, weights = tiny.target("qwen3")
     shape, draft_weights = tiny.drafter(config)
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     for prompt in prompts:
         monkeypatch.setattr(engine, "wait", look)
         seen.clear()

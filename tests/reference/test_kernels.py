@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from ddsim_reference import attention, kernels, skinny, train
-from ddsim_reference.dense import rope_table
-from ddsim_reference.engine import Bucket, Proposal
-from ddsim_reference.lockstep import Lockstep
-from ddsim_reference.sampling import choose
+from ddsim_reference.engine import attention, kernels, products
+from ddsim_reference.engine.engine import Bucket, Proposal
+from ddsim_reference.generate import Lockstep
+from ddsim_reference.model.forward import rope_table
+from ddsim_reference.model.sampling import choose
+from ddsim_reference.training import trainer
 from tests.reference import tiny
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -221,18 +222,18 @@ def test_gemv(dtype: torch.dtype, n: int, k: int, gated: bool, norm: bool) -> No
 )
 def test_skinny(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, seed=1, dtype=dtype) * k**-0.5
-    gated = skinny.skinny(x, weight, gated=True)
-    logits = skinny.skinny(x, weight, out=torch.full((m, 2 * n), torch.nan))
+    gated = products.skinny(x, weight, gated=True)
+    logits = products.skinny(x, weight, out=torch.full((m, 2 * n), torch.nan))
     with plain():
-        product = skinny.skinny(x, weight)[0]
-        close(gated, skinny.skinny(x, weight, gated=True), dtype)
-        close(logits, skinny.skinny(x, weight, out=torch.empty(m, 2 * n)), dtype)
-    tiles = [None, skinny.Tile(32, 32, 3, 3), skinny.Tile(64, 128, 2, 3), skinny.Tile(128, 64, 5, 2)]
+        product = products.skinny(x, weight)[0]
+        close(gated, products.skinny(x, weight, gated=True), dtype)
+        close(logits, products.skinny(x, weight, out=torch.empty(m, 2 * n)), dtype)
+    tiles = [None, products.Tile(32, 32, 3, 3), products.Tile(64, 128, 2, 3), products.Tile(128, 64, 5, 2)]
     for tile in tiles:
-        parts = skinny.skinny(x, weight, tile=tile)
+        parts = products.skinny(x, weight, tile=tile)
         assert tile is None or parts.shape == (tile.split, m, 2 * n)
         close(parts.sum(0), product, dtype)
-        close(skinny.skinny(x, weight, gated=True, tile=tile), gated, dtype)
+        close(products.skinny(x, weight, gated=True, tile=tile), gated, dtype)
 
 
 @interpreted
@@ -347,7 +348,7 @@ def test_cross_entropy(vocab: int) -> None:
     losses = torch.nn.functional.cross_entropy(wanted, labels, reduction="none") * weights
     losses.sum().backward()
     out, hits, slopes = torch.empty(6), torch.empty(6), logits.clone()
-    train._cross_entropy[(6,)](slopes, labels, weights, out, hits, vocab, BLOCK=1024)
+    trainer._cross_entropy[(6,)](slopes, labels, weights, out, hits, vocab, BLOCK=1024)
     close(out, losses.detach(), torch.float32)
     close(slopes, wanted.grad, torch.float32)
     assert torch.equal(hits, (logits.argmax(-1) == labels).float())

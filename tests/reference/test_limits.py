@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from ddsim.errors import DdsimError
-from ddsim_reference import limits, workloads
-from ddsim_reference.checkpoint import load_target
+from ddsim_reference import limits
 from ddsim_reference.decode import decode_prompts
 from ddsim_reference.limits import check_range, in_child
-from ddsim_reference.profiler import measure_profile
+from ddsim_reference.model import workloads
+from ddsim_reference.model.checkpoint import load_target
+from ddsim_reference.model.workloads import choose_prompts, encode, encode_all
+from ddsim_reference.profile import measure_profile
 from ddsim_reference.record import record
-from ddsim_reference.training import train_drafter
-from ddsim_reference.workloads import choose_prompts, encode, encode_all
+from ddsim_reference.training.run import train_drafter
 from tests.reference import tiny_models
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't fork here")
@@ -148,11 +149,11 @@ def test_memory_that_is_not_there(pair: tuple[Path, Path], tmp_path: Path, monke
     prompts = tmp_path / "p.jsonl"
     prompts.write_text(json.dumps({"id": "1", "workload": "w", "prompt": "word1"}))
     models = {"target": str(pair[0]), "drafter": str(pair[1]), "prompts": [str(prompts)]}
-    for module in ("checkpoint", "record", "engine"):
+    for module in ("model.device", "record", "engine.engine"):
         with monkeypatch.context() as patch:
             patch.setattr(f"ddsim_reference.{module}.free_memory", lambda device: 1000.0)
             with pytest.raises(DdsimError, match=r"memory") as caught:
-                if module == "engine":
+                if module == "engine.engine":
                     next(decode_prompts(**models, policy="DDTree:4", max_budget=8))
                 else:
                     record(**models, out=tmp_path / "t")

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-from ddsim_reference import dense
-from ddsim_reference.checkpoint import DrafterConfig, Weights, load_target
-from ddsim_reference.engine import Bucket, Engine, Proposal, causal_mask, check_pair
-from ddsim_reference.lockstep import Lockstep
-from ddsim_reference.sampling import choose, round_down_half, top_candidates
+from ddsim_reference.engine.engine import Bucket, Engine, Proposal, causal_mask
+from ddsim_reference.generate import Lockstep
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import load_target
+from ddsim_reference.model.config import DrafterConfig, Weights, check_pair
+from ddsim_reference.model.sampling import choose, round_down_half, top_candidates
 from tests.reference import tiny
 
 
@@ -55,8 +56,8 @@ def test_logits_are_those_of_transformers(arch: str, shards: int, tmp_path: Path
         result = model(tokens, output_hidden_states=True)
     wanted = result.logits
     here = torch.arange(23)[None].expand(2, -1)
-    features, hidden = dense.target_features(
-        config, weights, dense.target_layers(config, weights), tokens, here, dense.causal_attention, (0, 1)
+    features, hidden = forward.target_features(
+        config, weights, forward.target_layers(config, weights), tokens, here, forward.causal_attention, (0, 1)
     )
     torch.testing.assert_close(hidden @ weights["lm_head.weight"].T, wanted, rtol=1e-4, atol=1e-4)
     # Layer i's output is what the drafter reads as feature i.
@@ -116,9 +117,9 @@ def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> N
                 path.insert(0, int(proposal.tokens[node]))
                 node = int(proposal.parents[node])
             text = torch.tensor([[*prompt, *path]])
-            _, hidden = dense.target_features(
-                config, weights, dense.target_layers(config, weights), text, torch.arange(text.shape[1])[None],
-                dense.causal_attention, (0,),
+            _, hidden = forward.target_features(
+                config, weights, forward.target_layers(config, weights), text, torch.arange(text.shape[1])[None],
+                forward.causal_attention, (0,),
             )  # fmt: skip
             torch.testing.assert_close(logits[row], hidden[0, -1] @ weights["lm_head.weight"].T, rtol=1e-4, atol=1e-4)
             row += 1
@@ -190,15 +191,15 @@ def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> No
         engine.prefill(b, text)
     roots = [11, 12]
     engine.set_roots(roots)
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     for turn_ in range(2):
         engine.draft()
         engine.wait()
         logprobs, ids = engine.drafted()
         for b, text in enumerate(texts):
             tokens, here = torch.tensor([text]), torch.arange(len(text))[None]
-            features, _ = dense.target_features(
-                config, weights, layers, tokens, here, dense.causal_attention, shape.target_layer_ids
+            features, _ = forward.target_features(
+                config, weights, layers, tokens, here, forward.causal_attention, shape.target_layer_ids
             )
             block = torch.tensor([roots[b], *[shape.mask_token_id] * (block_size - 1)])
             embedded = weights["model.embed_tokens.weight"][block]

@@ -13,9 +13,9 @@ import torch
 
 from ddsim import fit_cost, read_profile
 from ddsim.errors import DdsimError
-from ddsim_reference import profiler
-from ddsim_reference.checkpoint import save_drafter, save_target
-from ddsim_reference.engine import Engine
+from ddsim_reference import profile as profiler
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model.checkpoint import save_drafter, save_target
 from tests.reference import tiny
 
 

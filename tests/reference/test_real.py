@@ -17,11 +17,11 @@ from ddsim.policy.contract import Policy
 from ddsim.policy.rules import DDTree, DFlash, RoundRatio
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import open_trace
-from ddsim_reference.checkpoint import SMOLLM2, load_drafter, load_target
 from ddsim_reference.decode import decode
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
+from ddsim_reference.model.workloads import WORKLOADS, encode, load_prompts
 from ddsim_reference.record import record
-from ddsim_reference.workloads import WORKLOADS, encode, load_prompts
 
 DRAFTER = Path(__file__).parents[2] / "reference" / "drafter"
 pytestmark = [
@@ -71,8 +71,8 @@ def test_gguf_and_folder_are_the_same_model(tmp_path: Path) -> None:
     """SmolLM2's logits from GGUF (whose query and key rows are permuted) against transformers' own model of the same file."""
     from transformers import AutoModelForCausalLM
 
-    from ddsim_reference import dense
-    from ddsim_reference.checkpoint import _gguf_path, save_target
+    from ddsim_reference.model import forward
+    from ddsim_reference.model.checkpoint import _gguf_path, save_target
 
     gguf = _gguf_path(SMOLLM2)
     assert gguf is not None
@@ -87,8 +87,8 @@ def test_gguf_and_folder_are_the_same_model(tmp_path: Path) -> None:
     again, same, _ = load_target(str(tmp_path / "folder"), with_tokenizer=False)
     assert again == config
     for loaded in (weights, same):
-        _, hidden = dense.target_features(
-            config, loaded, dense.target_layers(config, loaded), tokens, torch.arange(30)[None],
-            dense.causal_attention, (1,),
+        _, hidden = forward.target_features(
+            config, loaded, forward.target_layers(config, loaded), tokens, torch.arange(30)[None],
+            forward.causal_attention, (1,),
         )  # fmt: skip
         torch.testing.assert_close(hidden @ loaded["lm_head.weight"].T, wanted, rtol=1e-3, atol=2e-3)

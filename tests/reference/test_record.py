@@ -15,11 +15,11 @@ import ddsim_reference.record as module
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Autoregressive
 from ddsim.trace.trace import open_trace
-from ddsim_reference.checkpoint import load_drafter, load_target, save_drafter, save_target
 from ddsim_reference.decode import decode
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model.checkpoint import load_drafter, load_target, save_drafter, save_target
+from ddsim_reference.model.sampling import uniforms
 from ddsim_reference.record import prompt_digest, record, write_answers
-from ddsim_reference.sampling import uniforms
 from tests.reference import tiny
 
 

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from ddsim_reference import selftest
+import selftest
 
 
 def test_self_test_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

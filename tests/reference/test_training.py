@@ -18,9 +18,11 @@ pytest.importorskip("torch")
 import torch
 
 from ddsim.errors import DdsimError
-from ddsim_reference import datagen, dense, train, training
-from ddsim_reference.checkpoint import ModelConfig, Weights, load_drafter, load_target, save_target
-from ddsim_reference.datagen import PromptPool, looping
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import load_drafter, load_target, save_target
+from ddsim_reference.model.config import ModelConfig, Weights
+from ddsim_reference.training import data, run, trainer
+from ddsim_reference.training.data import PromptPool, looping
 
 CONFIG = ModelConfig(
     arch="llama", hidden_size=32, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=64,
@@ -75,17 +77,17 @@ def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, mon
     ticks = itertools.count()
     # By this clock every look takes a twentieth of a second, however busy the machine is: same text, same steps.
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 20, strftime=time.strftime)
-    for module in (train, training, datagen):
+    for module in (trainer, run, data):
         monkeypatch.setattr(module, "time", clock)
     work, out = tmp_path / "work", tmp_path / "drafter"
     work.mkdir()
     tiny_pool().save(work / "pool.npz")
     lines: list[str] = []
     options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 3, "progress": lines.append}
-    assert training.train_drafter(train_seconds=30, stop_after=8, **options) is None
+    assert run.train_drafter(train_seconds=30, stop_after=8, **options) is None
     text = (work / "text.npz").read_bytes()
     assert not out.exists()
-    assert training.train_drafter(train_seconds=30, **options) == out
+    assert run.train_drafter(train_seconds=30, **options) == out
     assert (work / "text.npz").read_bytes() == text  # the second call went on where the first stopped
     config, weights = load_drafter(str(out))
     assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (4, 3, (1, 3))
@@ -94,11 +96,11 @@ def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, mon
     # A further run can start from that drafter: no steps, and the same drafter comes out, the features' scale undone and redone.
     (work / "state.safetensors").unlink()
     again = options | {"out": tmp_path / "again"}
-    training.train_drafter(train_seconds=0, start=str(out), **again)
+    run.train_drafter(train_seconds=0, start=str(out), **again)
     for name, weight in load_drafter(str(tmp_path / "again"))[1].items():
         torch.testing.assert_close(weight, weights[name], rtol=1e-2, atol=1e-6)
     with pytest.raises(DdsimError, match="another drafter"):
-        training.train_drafter(start=str(out), **(again | {"block_size": 8}))
+        run.train_drafter(start=str(out), **(again | {"block_size": 8}))
     # A random target's text is close to noise: uniform guesses cost log(48), and some of it can still be learnt in seconds.
     assert losses[-1] < np.log(CONFIG.vocab_size) - 0.2
 
@@ -107,11 +109,11 @@ def test_no_text_is_written_twice(target: str) -> None:
     """An instruction is answered greedily once and sampled after that; users' turns are nobody's to draft."""
     config, weights, _ = load_target(target, with_tokenizer=False)
     pool = tiny_pool()
-    data = datagen.generate(config, weights, pool, seconds=0, slots=16, length=96, longest=40)
+    written = data.generate(config, weights, pool, seconds=0, slots=16, length=96, longest=40)
     openings = {tuple(pool.tokens[i, : pool.lengths[i]]) for i in np.flatnonzero(~pool.self_written)}
     documents, greedy = [], 0
-    layers = dense.target_layers(config, weights)
-    for tokens, starts, generated in zip(*(data[name] for name in ("tokens", "starts", "generated")), strict=True):
+    layers = forward.target_layers(config, weights)
+    for tokens, starts, generated in zip(*(written[name] for name in ("tokens", "starts", "generated")), strict=True):
         for start in np.unique(starts):
             own = starts == start
             text, drafted = tokens[own].astype(np.int64), generated[own]
@@ -122,12 +124,12 @@ def test_no_text_is_written_twice(target: str) -> None:
             known = tuple(text[:prompt]) in openings
             # An instruction of the pool, or a turn of the target's own, closed and followed by the assistant's opening.
             assert known or (text[:2].tolist() == [1, 5] and text[prompt - 3 : prompt].tolist() == [6, 1, 7])
-            hidden, _ = dense.target_features(
-                config, weights, layers, torch.tensor(text)[None], torch.arange(len(text))[None], dense.causal_attention,
+            hidden, _ = forward.target_features(
+                config, weights, layers, torch.tensor(text)[None], torch.arange(len(text))[None], forward.causal_attention,
                 (config.num_layers - 1,),
             )  # fmt: skip
             choice = (
-                dense.rms_norm(hidden[0], weights["model.norm.weight"], config.rms_norm_eps)
+                forward.rms_norm(hidden[0], weights["model.norm.weight"], config.rms_norm_eps)
                 @ weights["lm_head.weight"].T
             )
             is_greedy = choice.argmax(-1)[prompt - 1 : -1].tolist() == text[prompt:].tolist()
@@ -143,14 +145,14 @@ def test_no_text_is_written_twice(target: str) -> None:
 def test_bad_mask_token_is_refused(target: str, tmp_path: Path) -> None:
     options = OPTIONS | {"mask_token_id": 48}
     with pytest.raises(DdsimError, match="mask token 48"):
-        training.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
+        run.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_said_in_one_line(target: str, tmp_path: Path) -> None:
     options = OPTIONS | {"device": "cuda"}
     with pytest.raises(DdsimError, match="finds no GPU"):
-        training.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
+        run.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
 
 
 def naive_repeated(tokens: list[int], longest_period: int) -> list[bool]:
@@ -169,7 +171,7 @@ def test_repetitions_are_found() -> None:
     rows[1][20:120] = [4] * 100
     rows[2][10:150] = [1, 2, 3, 4, 5, 6, 7] * 20
     rows[3][60:] = (generator.integers(0, 9, 13).tolist() * 8)[:100]
-    found = train.repeated(torch.tensor(rows), longest_period=20)
+    found = trainer.repeated(torch.tensor(rows), longest_period=20)
     assert found.tolist() == [naive_repeated(row, 20) for row in rows]
     assert found[1].any() and found[2].any() and found[3].any() and not found[0].any()
     assert looping(torch.tensor(rows)[:, :110], 20).tolist() == [naive_repeated(row[:110], 20)[-1] for row in rows]
@@ -178,8 +180,8 @@ def test_repetitions_are_found() -> None:
 def test_labels_stop_at_the_documents_end() -> None:
     tokens = torch.arange(10)[None]
     starts = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4, 4, 4]])
-    batch = train.Batch(tokens, starts, torch.tensor([[1, 5, 8]]), torch.tensor([[True, True, False]]))
-    labels, weights = train.labels_and_weights(batch, 3, 7.0)
+    batch = trainer.Batch(tokens, starts, torch.tensor([[1, 5, 8]]), torch.tensor([[True, True, False]]))
+    labels, weights = trainer.labels_and_weights(batch, 3, 7.0)
     assert labels[0, :2].tolist() == [[2, 3, 4], [6, 7, 8]]
     assert (weights[0] > 0).tolist() == [[True, True, False], [True, True, True], [False, False, False]]
     assert weights[0, 1].tolist() == pytest.approx([1, np.exp(-1 / 7), np.exp(-2 / 7)])
@@ -189,7 +191,7 @@ def test_head_loss_matches_autograd() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(12, 8, requires_grad=True)
     head, labels, weights = torch.randn(20, 8), torch.randint(0, 20, (12,)), torch.rand(12)
-    loss, hits = train.HeadLoss.apply(hidden, head, labels, weights)
+    loss, hits = trainer.HeadLoss.apply(hidden, head, labels, weights)
     loss.backward()
     mine = hidden.grad.clone()
     hidden.grad = None
@@ -210,10 +212,10 @@ def test_block_tables_of_a_gpu_cover_the_masks(seed: int) -> None:
     index = torch.arange(length)
     starts = torch.stack([sum((index >= cut) * (cut - last) for last, cut in pairs(cuts[r])) for r in range(rows)])
     picked = torch.stack([torch.randperm(length - 1)[:anchors].sort().values for _ in range(rows)])
-    batch = train.Batch(
+    batch = trainer.Batch(
         torch.zeros(rows, length, dtype=torch.long), starts.long(), picked, torch.ones(rows, anchors) > 0
     )
-    attention = train.Attention(rows, length, anchors, block, "cpu")
+    attention = trainer.Attention(rows, length, anchors, block, "cpu")
     attention.flex = True
     attention.update(batch)
     q_target, q_drafter = torch.arange(length)[:, None], torch.arange(anchors * block)[:, None]
@@ -240,9 +242,9 @@ def pairs(cuts: torch.Tensor) -> list[tuple[int, int]]:
 
 TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
-from ddsim_reference import train, training
+from ddsim_reference.training import run, trainer
 
-class Watched(train.Trainer):
+class Watched(trainer.Trainer):
     def save(self, path):
         super().save(path)
         Watched.saved = True
@@ -256,8 +258,8 @@ class Watched(train.Trainer):
         assert one == two and steps == other_steps > 0, (steps, other_steps)
         assert text != other_text
 
-training.Trainer = Watched
-out = training.train_drafter(target=sys.argv[1], out=sys.argv[2] + "/out", work=sys.argv[2], data_seconds=0, train_seconds=3,
+run.Trainer = Watched
+out = run.train_drafter(target=sys.argv[1], out=sys.argv[2] + "/out", work=sys.argv[2], data_seconds=0, train_seconds=3,
     mask_token_id=3, block_size=4, layers=2, slots=8, row_length=64, longest=40, rows=4, anchors=16, held_out=4, device="cpu",
     progress=lambda line: print(line, flush=True))
 assert str(out) == sys.argv[2] + "/out"

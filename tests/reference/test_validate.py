@@ -17,10 +17,10 @@ from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Autoregressive
 from ddsim_reference import validate
-from ddsim_reference.checkpoint import save_drafter, save_target
 from ddsim_reference.decode import Decoded, Round, decode
-from ddsim_reference.dense import target_layers
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model.checkpoint import save_drafter, save_target
+from ddsim_reference.model.forward import target_layers
 from ddsim_reference.record import marginals
 from tests.reference import tiny
 

@@ -12,11 +12,11 @@ import torch
 
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Autoregressive, DDTree
-from ddsim_reference import dense, widen
-from ddsim_reference.checkpoint import drafter_shapes, target_shapes
 from ddsim_reference.decode import decode
-from ddsim_reference.engine import Engine
-from ddsim_reference.lockstep import head_logits
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model import forward, widen
+from ddsim_reference.model.config import drafter_shapes, target_shapes
+from ddsim_reference.model.forward import head_logits
 from ddsim_reference.record import marginals
 from tests.reference import tiny
 
@@ -37,9 +37,9 @@ def pairs(vocabulary: int = 100):
 
 
 def logits(config, weights, prompt):
-    layers = dense.target_layers(config, weights)
+    layers = forward.target_layers(config, weights)
     ids, here = torch.tensor([prompt]), torch.arange(len(prompt))[None]
-    _, hidden = dense.target_features(config, weights, layers, ids, here, dense.causal_attention, (0,))
+    _, hidden = forward.target_features(config, weights, layers, ids, here, forward.causal_attention, (0,))
     return head_logits(hidden[0], weights["lm_head.weight"])
 
 
@@ -70,7 +70,7 @@ def test_greedy_text_and_rounds() -> None:
 def test_marginals() -> None:
     found = []
     for config, weights, shape, drafter in pairs(61):
-        layers = dense.target_layers(config, weights)
+        layers = forward.target_layers(config, weights)
         found.append(marginals(config, weights, layers, shape, drafter, PROMPTS[1], PROMPTS[2], candidates=20))
     (a, a_ids), (b, b_ids) = found
     torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=0, atol=2e-2)

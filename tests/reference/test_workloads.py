@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ddsim.errors import DdsimError
-from ddsim_reference import workloads
-from ddsim_reference.workloads import (
+from ddsim_reference.model import workloads
+from ddsim_reference.model.workloads import (
     HUMANEVAL_WORDING,
     WORKLOADS,
     Prompt,

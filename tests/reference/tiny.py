@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ddsim_reference.checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes, target_shapes
-from ddsim_reference.engine import Engine
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes, target_shapes
 
 
 def target_config(arch: str = "qwen3", **changes: Any) -> ModelConfig:

@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ddsim_reference.checkpoint import ModelConfig, Weights, gguf_name, save_drafter, save_target
+from ddsim_reference.model.checkpoint import gguf_name, save_drafter, save_target
+from ddsim_reference.model.config import ModelConfig, Weights
 from tests.reference import tiny
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"

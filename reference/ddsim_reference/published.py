@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights
+from ddsim_reference.model import forward
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention as the published figures had it. Recent PyTorch would rather have cuDNN's on a Hopper GPU, which builds a plan for
@@ -84,7 +84,7 @@ class EagerDrafter:
 
     def __init__(self, config: DrafterConfig, weights: Weights) -> None:
         self.config, self.weights = config, weights
-        self.layers = dense.drafter_layers(config, weights)
+        self.layers = forward.drafter_layers(config, weights)
         self.reset()
 
     def reset(self) -> None:
@@ -95,23 +95,25 @@ class EagerDrafter:
     def hidden(self, features: Tensor, noise: Tensor) -> Tensor:
         """Hidden states [1, block_size, hidden] of a block after the context that these features [1, n, ...] complete."""
         config, eps, device = self.config, self.config.rms_norm_eps, noise.device
-        outside = dense.rms_norm(F.linear(features, self.weights["fc.weight"]), self.weights["hidden_norm.weight"], eps)
+        outside = forward.rms_norm(
+            F.linear(features, self.weights["fc.weight"]), self.weights["hidden_norm.weight"], eps
+        )
         context_at = torch.arange(self.fed, self.fed + features.shape[1], device=device)[None]
         self.fed += features.shape[1]
         block_at = torch.arange(self.fed, self.fed + config.block_size, device=device)[None]
-        context_rope = dense.rope_table(context_at, config.head_dim, config.rope_theta)
-        block_rope = dense.rope_table(block_at, config.head_dim, config.rope_theta)
+        context_rope = forward.rope_table(context_at, config.head_dim, config.rope_theta)
+        block_rope = forward.rope_table(block_at, config.head_dim, config.rope_theta)
         x = noise
         for i, layer in enumerate(self.layers):
             norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down = layer
-            normed = dense.rms_norm(x, norm1, eps)
+            normed = forward.rms_norm(x, norm1, eps)
 
             def heads(inputs: Tensor, weight: Tensor) -> Tensor:
-                return dense.split_heads(F.linear(inputs, weight), config.head_dim)
+                return forward.split_heads(F.linear(inputs, weight), config.head_dim)
 
-            query = dense.rotate(dense.rms_norm(heads(normed, q_weight), q_norm, eps), *block_rope)
-            own_key = dense.rotate(dense.rms_norm(heads(normed, k_weight), k_norm, eps), *block_rope)
-            key = dense.rotate(dense.rms_norm(heads(outside, k_weight), k_norm, eps), *context_rope)
+            query = forward.rotate(forward.rms_norm(heads(normed, q_weight), q_norm, eps), *block_rope)
+            own_key = forward.rotate(forward.rms_norm(heads(normed, k_weight), k_norm, eps), *block_rope)
+            key = forward.rotate(forward.rms_norm(heads(outside, k_weight), k_norm, eps), *context_rope)
             value = heads(outside, v_weight)
             before = self.cache[i]
             if before is not None:
@@ -121,9 +123,9 @@ class EagerDrafter:
                 query, torch.cat((key, own_key), 2), torch.cat((value, heads(normed, v_weight)), 2), enable_gqa=True
             )
             x = x + F.linear(attended.transpose(1, 2).flatten(2), o_weight)
-            normed = dense.rms_norm(x, norm2, eps)
+            normed = forward.rms_norm(x, norm2, eps)
             x = x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), down)
-        return dense.rms_norm(x, self.weights["norm.weight"], eps)
+        return forward.rms_norm(x, self.weights["norm.weight"], eps)
 
 
 def heap_tree(

@@ -13,24 +13,14 @@ import torch
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write
-
-from .checkpoint import (
-    MOST_BLOCK,
-    MOST_LAYERS,
-    ModelConfig,
-    Weights,
-    checkpoint_folder,
-    drafter_config,
-    load_drafter,
-    load_target,
-    save_drafter,
-)
-from .datagen import PromptPool, build_pool, generate
-from .instructions import training_instructions
-from .limits import LARGEST_SEED, check_range
-from .ranks import Ranks
-from .record import device_name
-from .train import Corpus, Trainer
+from ddsim_reference.limits import LARGEST_SEED, check_range
+from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, save_drafter
+from ddsim_reference.model.config import MOST_BLOCK, MOST_LAYERS, ModelConfig, Weights, drafter_config
+from ddsim_reference.model.device import device_name
+from ddsim_reference.training.data import PromptPool, build_pool, generate
+from ddsim_reference.training.instructions import training_instructions
+from ddsim_reference.training.processes import Processes
+from ddsim_reference.training.trainer import Corpus, Trainer
 
 
 def train_drafter(
@@ -125,7 +115,7 @@ def train_drafter(
     check_range("rate", rate, 1e-12, 10)
     check_range("block_size", block_size, 2, MOST_BLOCK)
     check_range("layers", layers, 1, MOST_LAYERS)
-    ranks = Ranks()
+    ranks = Processes()
     if ranks.count > 1 and device == "cuda":
         device = f"cuda:{ranks.local}"
     if ranks.rank > 0:

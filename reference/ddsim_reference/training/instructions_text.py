@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddsim_reference.instructions_code import pick
+from ddsim_reference.training.instructions_code import pick
 
 _PEOPLE = (
     "Amara Anton Beatriz Bilal Carla Chidi Dana Dmitri Elena Emeka Fatima Felix Greta Hamid Ingrid Ismail Jana Joao Karim "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import DrafterConfig, ModelConfig, Weights
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [batch, heads, length, head_dim], to [batch, heads, length, head_dim]."""
@@ -223,3 +223,12 @@ def block_mask(anchors: Tensor, context: int, block_size: int) -> Tensor:
     before = torch.arange(context, device=anchors.device)[None] < rows[:, None]
     block = torch.arange(anchors.numel(), device=anchors.device).repeat_interleave(block_size)
     return torch.cat((before, block[:, None] == block[None]), 1)
+
+
+def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """The head's product with a float32 result, whatever the operands' type."""
+    if hidden.dtype == torch.float32:
+        return hidden @ head.T
+    if hidden.is_cuda:
+        return torch.mm(hidden.flatten(0, -2), head.T, out_dtype=torch.float32).unflatten(0, hidden.shape[:-1])
+    return hidden.float() @ head.float().T

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from ddsim.errors import DdsimError
-from ddsim_reference.instructions_code import completion, description, other_code, with_body
-from ddsim_reference.instructions_text import chat, mathematics, other, summarising
+from ddsim_reference.training.instructions_code import completion, description, other_code, with_body
+from ddsim_reference.training.instructions_text import chat, mathematics, other, summarising
 
 #: Share of each kind of instruction. Code is split over four functions, completing stubs being the largest.
 MIX: tuple[tuple[str, Callable[[np.random.Generator], str], float], ...] = (

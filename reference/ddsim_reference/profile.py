@@ -21,24 +21,20 @@ from torch import Tensor
 from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, read_profile
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import DDTree
-
-from .checkpoint import (
-    SMOLLM2,
+from ddsim_reference.decode import decode
+from ddsim_reference.engine.engine import Engine, Proposal, pack_mask
+from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
+from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
+from ddsim_reference.model.config import (
     DrafterConfig,
     ModelConfig,
     Weights,
     drafter_config,
     drafter_shapes,
-    load_drafter,
-    load_target,
-    number_type,
     target_shapes,
 )
-from .decode import decode
-from .engine import Engine, Proposal, pack_mask
-from .limits import LARGEST_SEED, MOST_REPEATS, check_range
-from .record import device_name
-from .widen import SHAPES
+from ddsim_reference.model.device import device_name, number_type
+from ddsim_reference.model.widen import SHAPES
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
 MOST_TOKENS = 1024

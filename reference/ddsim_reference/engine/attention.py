@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import early_launch, power_of_two, use_triton
+from ddsim_reference.engine.kernels import early_launch, power_of_two, use_triton
 
 try:
     import triton

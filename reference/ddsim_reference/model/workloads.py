@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsim.errors import DdsimError
-
-from .limits import in_child
+from ddsim_reference.limits import in_child
 
 if TYPE_CHECKING:
-    from .checkpoint import ModelConfig
+    from ddsim_reference.model.config import ModelConfig
 
 #: Names that `load_prompts` knows without a file, in the order of "all".
 WORKLOADS = ("humaneval", "chat", "mathematics", "summarising")

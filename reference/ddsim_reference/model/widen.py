@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-
-from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
 
 
 @dataclass(frozen=True)

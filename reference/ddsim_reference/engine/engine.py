@@ -18,17 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-
-from . import kernels
-from .attention import Forest, tile_count, tokens_per_tile
-from .checkpoint import DrafterConfig, ModelConfig, Weights, check_device
-from .dense import rms_norm
-from .kernels import power_of_two
-from .limits import free_memory
-from .lockstep import head_logits
-from .model import build_stack, run_layers, run_layers_one
-from .sampling import top_candidates
-from .skinny import MOST_TOKENS, skinny
+from ddsim_reference.engine import kernels
+from ddsim_reference.engine.attention import Forest, tile_count, tokens_per_tile
+from ddsim_reference.engine.kernels import power_of_two
+from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
+from ddsim_reference.engine.products import MOST_TOKENS, skinny
+from ddsim_reference.limits import free_memory
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
+from ddsim_reference.model.device import check_device
+from ddsim_reference.model.forward import head_logits, rms_norm
+from ddsim_reference.model.sampling import top_candidates
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 """Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
@@ -161,32 +160,6 @@ class Bucket:
             mask=on["mask"],
             causal=True,
             tokens_per_tile=self.per_tile,
-        )
-
-
-def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str = "drafter") -> None:
-    """Refuse a drafter that was not made for the target."""
-    if drafter.block_size < 2:
-        raise DdsimError(f"{name}: block size {drafter.block_size} drafts nothing; it must be at least 2")
-    if drafter.block_size > 64:
-        raise DdsimError(f"{name}: block size {drafter.block_size} is not supported; the largest is 64")
-    for field in ("hidden_size", "vocab_size"):
-        mine, other = getattr(drafter, field), getattr(target, field)
-        if mine != other:
-            what = field.replace("_", " ").replace("vocab size", "vocabulary size")
-            raise DdsimError(
-                f"{name}: {what} {mine}, but the target's is {other}; use the drafter made for this target"
-            )
-    if (
-        not drafter.target_layer_ids
-        or not 0 <= min(drafter.target_layer_ids) <= max(drafter.target_layer_ids) < target.num_layers
-    ):
-        raise DdsimError(
-            f"{name}: reads target layers {list(drafter.target_layer_ids)}, but the target has layers 0 to {target.num_layers - 1}"
-        )
-    if not 0 <= drafter.mask_token_id < target.vocab_size:
-        raise DdsimError(
-            f"{name}: mask token {drafter.mask_token_id} lies outside the vocabulary of {target.vocab_size}"
         )
 
 
@@ -693,9 +666,3 @@ def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = 
         torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)
     else:
         out.copy_(head_logits(hidden, head))
-
-
-if __name__ == "__main__":
-    from .selftest import main
-
-    main()

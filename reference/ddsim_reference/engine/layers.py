@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
-from .attention import Forest, tree_attention
-from .checkpoint import DrafterConfig, ModelConfig, Weights
-from .dense import rope_table
-from .lockstep import head_logits
-from .skinny import skinny
+from ddsim_reference.engine import kernels
+from ddsim_reference.engine.attention import Forest, tree_attention
+from ddsim_reference.engine.products import skinny
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
+from ddsim_reference.model.forward import head_logits, rope_table
 
 
 @dataclass

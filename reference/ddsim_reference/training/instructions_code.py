@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ddsim_reference.workloads import HUMANEVAL_WORDING
+from ddsim_reference.model.workloads import HUMANEVAL_WORDING
 
 T = TypeVar("T")
 

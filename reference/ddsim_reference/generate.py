@@ -8,8 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checkpoint import ModelConfig, Weights
-from .dense import causal_attention, rms_norm, rope_table, rotate, target_layer, target_layers
+from ddsim_reference.model.config import ModelConfig, Weights
+from ddsim_reference.model.forward import (
+    causal_attention,
+    head_logits,
+    rms_norm,
+    rope_table,
+    rotate,
+    target_layer,
+    target_layers,
+)
 
 try:
     import triton
@@ -180,12 +188,3 @@ class Lockstep:
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits [slots, vocabulary]; bfloat16 ones are too coarse for a faithful argmax."""
         return head_logits(hidden, self.head)
-
-
-def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """The head's product with a float32 result, whatever the operands' type."""
-    if hidden.dtype == torch.float32:
-        return hidden @ head.T
-    if hidden.is_cuda:
-        return torch.mm(hidden.flatten(0, -2), head.T, out_dtype=torch.float32).unflatten(0, hidden.shape[:-1])
-    return hidden.float() @ head.float().T

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ddsim.errors import DdsimError
-
-from . import dense
-from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_shapes, write_tensors
-from .ranks import Ranks
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import write_tensors
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from ddsim_reference.training.processes import Processes
 
 try:
     import triton
@@ -263,9 +263,9 @@ class Attention:
         b = torch.arange(rows, device=self.starts.device)[:, None, None]
         q = torch.arange(max(length, queries), device=b.device)[None, :, None]
         k = torch.arange(length + queries, device=b.device)[None, None]
-        self.target_mask = dense.masked_attention(self._causal(b, 0, q[:, :length], k[..., :length])[:, None])
+        self.target_mask = forward.masked_attention(self._causal(b, 0, q[:, :length], k[..., :length])[:, None])
         seen = self._blocks(b, 0, q[:, :queries], k)
-        self.drafter_mask = dense.masked_attention(seen[:, None])
+        self.drafter_mask = forward.masked_attention(seen[:, None])
 
     def _update_flex(self) -> None:
         rows, length = self.starts.shape
@@ -324,7 +324,7 @@ class Attention:
 class Trainer:
     """Everything that one training run keeps between steps and phases.
 
-    With several processes (`Ranks`), each draws from its own corpus and their gradients are averaged.
+    With several processes (`Processes`), each draws from its own corpus and their gradients are averaged.
     """
 
     def __init__(
@@ -343,22 +343,22 @@ class Trainer:
         warm_start: bool = True,
         seed: int = 0,
         compiled: bool | None = None,
-        ranks: Ranks | None = None,
+        ranks: Processes | None = None,
     ) -> None:
         if len(corpus.tokens) <= held_out:
             raise DdsimError(f"training text: {len(corpus.tokens)} rows, but {held_out} are held out; generate more")
         self.target, self.drafter, self.corpus, self.target_weights = target, drafter, corpus, target_weights
         self.rows, self.anchors, self.held_out, self.decay = rows, anchors, held_out, decay
         self.device = str(corpus.tokens.device)
-        self.layers = dense.target_layers(target, target_weights)
-        self.ranks = Ranks() if ranks is None else ranks
+        self.layers = forward.target_layers(target, target_weights)
+        self.ranks = Processes() if ranks is None else ranks
         self.seed = seed
         self.generator = torch.Generator(self.device).manual_seed(self._draws(0))
         self.attention = Attention(rows, corpus.tokens.shape[1], anchors, drafter.block_size, self.device)
         compiled = self.device.startswith("cuda") if compiled is None else compiled
         wrap: Callable[..., Any] = torch.compile(fullgraph=True, dynamic=False) if compiled else (lambda f: f)
-        self.target_layer = wrap(dense.target_layer)
-        self.drafter_layer = wrap(dense.drafter_layer)
+        self.target_layer = wrap(forward.target_layer)
+        self.drafter_layer = wrap(forward.drafter_layer)
         self.elapsed, self.step = 0.0, 0
         torch.manual_seed(seed)
         self.scale = self._feature_scale()
@@ -379,7 +379,7 @@ class Trainer:
     def _features(self, batch: Batch, ids: Sequence[int]) -> Tensor:
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.starts
         with torch.no_grad():
-            features, _ = dense.target_features(
+            features, _ = forward.target_features(
                 self.target, self.target_weights, self.layers, batch.tokens, positions, self.attention.target, ids,
                 self.target_layer,
             )  # fmt: skip
@@ -420,11 +420,11 @@ class Trainer:
         norms = []
         for i in range(drafter.num_layers):
             source = f"model.layers.{first + i}."
-            for name in dense.DRAFTER_LAYER_NAMES:
+            for name in forward.DRAFTER_LAYER_NAMES:
                 if source + name in self.target_weights:
                     weights[f"layers.{i}.{name}"] = self.target_weights[source + name].float().clone()
             norms.append(weights[f"layers.{i}.input_layernorm.weight"])
-            normed = dense.rms_norm(inputs[i], norms[-1], target.rms_norm_eps)
+            normed = forward.rms_norm(inputs[i], norms[-1], target.rms_norm_eps)
             for part in ("q", "k"):
                 # The drafter normalises queries and keys where a Llama target does not: start at the target's own scale.
                 if not target.qk_norm:
@@ -441,12 +441,12 @@ class Trainer:
         features = (self._features(batch, self.drafter.target_layer_ids) * self.scale).to(dtype)
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.starts
         roots = batch.tokens.gather(1, batch.anchors)
-        tokens, block_positions = dense.block_inputs(
+        tokens, block_positions = forward.block_inputs(
             self.drafter, roots, batch.anchors - batch.starts.gather(1, batch.anchors)
         )
         noise = F.embedding(tokens, self.target_weights["model.embed_tokens.weight"])
         weights = {name: parameter.to(dtype) for name, parameter in self.parameters.items()}
-        hidden = dense.drafter_hidden(
+        hidden = forward.drafter_hidden(
             self.drafter,
             weights,
             features,

@@ -1,6 +1,6 @@
 """Passes of 16 to 128 tokens on a GPU: are the streamed products right there, which tiles are fastest, what is left?
 
-``python3 -m ddsim_reference.selftest --skinny [--out DIR] [--seconds 60]``
+``python3 reference/tools/selftest.py --skinny [--out DIR] [--seconds 60]``
 """
 
 from __future__ import annotations
@@ -18,16 +18,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import attention, dense, kernels, model
-from . import engine as engines
-from . import skinny as products
-from .engine import Engine, project_head
-from .profiler import copy_bandwidth, event_seconds, matmul_rate, random_drafter, random_target, random_tree
-from .skinny import Tile, skinny
+from ddsim_reference.engine import attention, kernels, layers
+from ddsim_reference.engine import engine as engines
+from ddsim_reference.engine import products as products
+from ddsim_reference.engine.engine import Engine, project_head
+from ddsim_reference.engine.products import Tile, skinny
+from ddsim_reference.model import forward
+from ddsim_reference.profile import (
+    copy_bandwidth,
+    event_seconds,
+    matmul_rate,
+    random_drafter,
+    random_target,
+    random_tree,
+)
 
 if TYPE_CHECKING:
-    from .checkpoint import DrafterConfig, ModelConfig
-    from .selftest import Report
+    from ddsim_reference.model.config import DrafterConfig, ModelConfig
+    from selftest import Report
 
 COUNTS = (64, 128, 16)
 
@@ -92,7 +100,7 @@ def graph_seconds(calls: Sequence[Callable[[], object]], device: torch.device, r
 
 def check_products(report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, taps: int) -> None:
     """Every kernel against float32, at the layer's shapes; outputs are poisoned first."""
-    from .selftest import error, plain
+    from selftest import error, plain
 
     generator = torch.Generator(device).manual_seed(7)
     gpu = device.type == "cuda"
@@ -140,7 +148,7 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
 
     dim, heads, kv_heads, hidden = config.head_dim, config.num_heads, config.num_kv_heads, config.hidden_size
     length = 768
-    cos, sin = dense.rope_table(torch.arange(length, device=device), dim, 1e4)
+    cos, sin = forward.rope_table(torch.arange(length, device=device), dim, 1e4)
     for tokens in (16, 64, 128):
         parts, weight, x = normal(6, tokens, hidden).float(), normal(hidden), normal(tokens, hidden)
         runs = []
@@ -241,7 +249,7 @@ def time_forward(
     contexts: tuple[int, ...], bandwidth: float, rate: float, deadline: float,
 ) -> None:  # fmt: skip
     """The whole pass, present and new, over the roofline; what each piece costs; kernels by time."""
-    from .selftest import draft_floor, error, profile_table, verify_floor
+    from selftest import draft_floor, error, profile_table, verify_floor
 
     weights, drafter_weights = (
         random_target(config, device=device, dtype=dtype),
@@ -320,7 +328,7 @@ def time_forward(
         "default tiles": patch.dict(products.TUNED, clear=True),
         "attention, 1 step a part": patch.object(attention, "LEAST_STEPS", 1),
         "attention, 5 steps a part": patch.object(attention, "LEAST_STEPS", 5),
-        "without attention": patch.object(model, "tree_attention", query_only),
+        "without attention": patch.object(layers, "tree_attention", query_only),
     }
     for name, change in variants.items():
         if time.perf_counter() > deadline:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dense import rms_norm, rotate
-from .sampling import choose
+from ddsim_reference.model.forward import rms_norm, rotate
+from ddsim_reference.model.sampling import choose
 
 try:
     import triton

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddsim.errors import DdsimError
 
 
-class Ranks:
+class Processes:
     """This process among those that torchrun started; alone, every method does nothing.
 
     Small agreements go through gloo on the CPU, so that the GPU's queue isn't waited for; gradients go through NCCL.

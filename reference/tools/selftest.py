@@ -1,6 +1,6 @@
 """First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
 
-``python3 -m ddsim_reference.selftest [--out DIR] [--seconds 45] [--skinny]``
+``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--skinny]``
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import checkout  # noqa: F401
 from ddsim.files.atomic import write_text
-
-from . import attention, dense, kernels
-from .checkpoint import DrafterConfig, ModelConfig, Weights, drafter_config
-from .engine import Bucket, Engine, Proposal, project_head
-from .lockstep import head_logits
-from .profiler import (
+from ddsim_reference.engine import attention, kernels
+from ddsim_reference.engine.engine import Bucket, Engine, Proposal, project_head
+from ddsim_reference.model import forward
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_config
+from ddsim_reference.model.forward import head_logits
+from ddsim_reference.model.sampling import choose
+from ddsim_reference.profile import (
     copy_bandwidth,
     event_seconds,
     matmul_rate,
@@ -40,7 +42,6 @@ from .profiler import (
     random_tree,
     shape_configs,
 )
-from .sampling import choose
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def check_small_kernels(report: Report, device: torch.device, heads: int, kv_hea
             report.check(f"silu_mul {tag}", error(out, kernels.silu_mul(wide)), limit)
 
         batch, length, m = 3, 80, 7
-        cos, sin = dense.rope_table(torch.arange(length, device=device), dim, 1e4)
+        cos, sin = forward.rope_table(torch.arange(length, device=device), dim, 1e4)
         position = torch.tensor([0, 1, 2, 9, 30, 31, 79], dtype=torch.int32, device=device)
         request = torch.tensor([0, 0, 1, 1, 2, 2, 0], dtype=torch.int32, device=device)
         slot = torch.tensor([0, 1, 2, -1, 30, 33, 79], dtype=torch.int32, device=device)
@@ -265,9 +266,9 @@ def tree_forward(
     mask[:p, :p] = torch.ones(p, p, dtype=torch.bool).tril()
     mask[p:, :p] = True
     mask[p:, p:] = attention.unpack_mask(torch.from_numpy(tree.mask.view(np.int32)), m)
-    layers = dense.target_layers(config, weights)
-    features, hidden = dense.target_features(
-        config, weights, layers, tokens, positions, dense.masked_attention(mask.to(device)), taps or (0,)
+    layers = forward.target_layers(config, weights)
+    features, hidden = forward.target_features(
+        config, weights, layers, tokens, positions, forward.masked_attention(mask.to(device)), taps or (0,)
     )
     return features[0], head_logits(hidden[0], weights["lm_head.weight"])
 
@@ -347,11 +348,11 @@ def check_engine(
     context_features = ref_features[rows][None]
     anchors = torch.tensor([len(path_tokens)], device=device)
     roots = torch.tensor([[bonus]], device=device)
-    inputs, positions = dense.block_inputs(drafter, roots, anchors[None])
-    hidden = dense.drafter_hidden(
+    inputs, positions = forward.block_inputs(drafter, roots, anchors[None])
+    hidden = forward.drafter_hidden(
         drafter, wide_drafter, context_features, torch.arange(len(path_tokens), device=device)[None],
         F.embedding(inputs, wide["model.embed_tokens.weight"]), positions,
-        dense.masked_attention(dense.block_mask(anchors, len(path_tokens), drafter.block_size)),
+        forward.masked_attention(forward.block_mask(anchors, len(path_tokens), drafter.block_size)),
     )  # fmt: skip
     drafted = head_logits(hidden[0, 1:], wide["lm_head.weight"])
     ref_logprobs = drafted.log_softmax(-1)
@@ -607,7 +608,7 @@ def small_drafter(target: ModelConfig) -> DrafterConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all parts; the exit code is 1 if anything failed."""
-    parser = argparse.ArgumentParser(prog="ddsim_reference.selftest", description=__doc__)
+    parser = argparse.ArgumentParser(prog="selftest.py", description=__doc__)
     parser.add_argument("--out", type=Path, default=os.environ.get("OUT"), help="folder for selftest.json ($OUT)")
     parser.add_argument("--seconds", type=float, default=45.0, help="no new timing starts after so many seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -642,13 +643,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
     if options.skinny:
-        from . import skinny_bench
+        import product_timings
 
         if not gpu:
             print("no GPU: only the script is tried, on a tiny shape")
         shape = shape_configs(options.shape) if gpu else (qwen3, small_drafter(qwen3))
         kind, lengths = (torch.bfloat16, (512, 4096)) if gpu else (torch.float32, (32, 64))
-        skinny_bench.run(report, *shape, device, kind, lengths, options.seconds)
+        product_timings.run(report, *shape, device, kind, lengths, options.seconds)
         return finish(report)
     if not options.skip_checks:
         checks()

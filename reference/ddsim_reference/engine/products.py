@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
-from .kernels import power_of_two
+from ddsim_reference.engine import kernels
+from ddsim_reference.engine.kernels import power_of_two
 
 try:
     import triton

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write
-
-from .checkpoint import ModelConfig, Weights
-from .limits import in_child
-from .lockstep import Lockstep
+from ddsim_reference.generate import Lockstep
+from ddsim_reference.limits import in_child
+from ddsim_reference.model.config import ModelConfig, Weights
 
 
 @dataclass
