@@ -22,6 +22,7 @@ from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, r
 from ddsim.cost.shapes import Roofline, pad
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
+from tests import strategies
 from tests.naive import cost as naive_cost
 
 BUCKETS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -92,20 +93,19 @@ def test_every_kind_fits_what_it_is_made_for(kind: str) -> None:
 
 @st.composite
 def noisy_profiles(draw: Any) -> Profile:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    tokens = np.sort(rng.choice(np.arange(1, 1025), draw(st.integers(2, 12)), replace=False)).tolist()
-    contexts = np.sort(rng.choice(np.arange(0, 9000), draw(st.integers(1, 4)), replace=False)).tolist()
-    verify = [
-        VerifySample(t, c, 1, tuple(rng.uniform(0.005, 0.02, draw(st.integers(1, 3)))))
-        for c in contexts
-        for t in tokens
-    ]
+    tokens = sorted(draw(st.sets(st.integers(1, 1024), min_size=2, max_size=12)))
+    contexts = sorted(draw(st.sets(st.integers(0, 8999), min_size=1, max_size=4)))
+    seconds = st.lists(st.floats(0.005, 0.02), min_size=1, max_size=3)
+    verify = [VerifySample(t, c, 1, tuple(draw(seconds))) for c in contexts for t in tokens]
     return Profile(verify, buckets=draw(st.sampled_from([None, BUCKETS, (4, 2000), (1024,)])))
 
 
-@settings(max_examples=60, deadline=None)
-@given(noisy_profiles(), st.sampled_from(KINDS))
-def test_shapes_hold_whatever_was_measured(profile: Profile, kind: str) -> None:
+@pytest.mark.parametrize("cases", [25, pytest.param(1000, marks=pytest.mark.slow)])
+def test_shapes_hold_whatever_was_measured(cases: int) -> None:
+    strategies.run(cases, shapes_hold, noisy_profiles(), st.sampled_from(KINDS))
+
+
+def shapes_hold(profile: Profile, kind: str) -> None:
     cost = fit_cost(profile, kind)
     last = int(cost.range.tokens[1])
     t = np.unique(np.concatenate([np.arange(1, last + 40, 7), [s.tokens for s in profile.verify]])).astype(float)

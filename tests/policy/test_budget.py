@@ -30,7 +30,7 @@ CHECKS: dict[str, Callable[[np.random.Generator], None]] = {}
 
 
 def check(function: Callable[[np.random.Generator], None]) -> Callable[[np.random.Generator], None]:
-    """Register a property of random inputs: 10^3 of them are tried by default, 10^5 in the slow run."""
+    """Register a property of random inputs: 300 of them are tried by default, 10^5 in the slow run."""
     CHECKS[function.__name__] = function
     return function
 
@@ -368,7 +368,7 @@ def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("name", sorted(CHECKS))
 def test_check(name: str) -> None:
-    run(name, 1000)
+    run(name, 300)
 
 
 @pytest.mark.slow

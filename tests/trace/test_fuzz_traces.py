@@ -33,8 +33,8 @@ def fuzzed(folder: Path, seed: int, first: int, last: int) -> dict[str, int]:
 
 
 def test_damaged_traces_give_the_same_or_one_line(tmp_path: Path) -> None:
-    counts = fuzzed(tmp_path, 0, 0, 200)
-    assert counts["refused"] > 100 and counts["same"] > 10  # both endings are seen
+    counts = fuzzed(tmp_path, 0, 0, 100)
+    assert counts["refused"] > 50 and counts["same"] > 5  # both endings are seen
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from ddsim.tree import trees as _trees
 from tests.naive import tree as naive
 
 Rows = list[list[float]]
-CASES = pytest.mark.parametrize("cases", [1000, pytest.param(100_000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [300, pytest.param(100_000, marks=pytest.mark.slow)])
 KINDS = ("smooth", "grid", "equal", "sure", "cut", "lumps", "far", "flat", "empty")
 
 
