@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.table import Costs, CostTable
-from ddsim.policy.contract import Policy, ask, prepared
+from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, Decision, Policy, ask, decision_of, prepared
 from ddsim.policy.rules import RoundRatio
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
 
-class Share(Policy):
+class _Carried(Policy):
+    """A rule for one request, carried over to a batch."""
+
+    for_batches = True
+    ending: ClassVar[str]
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.name = f"{policy.name} {self.ending}"
+        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
+        self.solves, self.price, self.needs_trace = policy.solves, policy.price, policy.needs_trace
+
+    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+        return type(self)(prepared(self.policy, positions, costs, sequences=sequences))
+
+    def at(self, value: float) -> Policy:
+        return type(self)(self.policy.at(value))
+
+    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+        return self.policy.choose(gains, costs)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "policy": self.policy.to_json()}
+
+
+class Share(_Carried):
     """Every request of a batch decides alone, at its share of the cost: n nodes count as C(B·n) / B.
 
     Parameters
@@ -31,16 +57,7 @@ class Share(Policy):
     [1, 0]
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.name = f"{policy.name} share"
-        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
-
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
-        return Share(prepared(self.policy, positions, costs, sequences=sequences))
-
-    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
-        return self.policy.choose(gains, costs)
+    ending = "share"
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
         costs = _shared_costs(seconds, paid, *gains.shape, rows=len(gains))
@@ -50,11 +67,11 @@ class Share(Policy):
     def observe(self, tokens: float, seconds: float) -> None:
         self.policy.observe(tokens, seconds)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "policy": self.policy.to_json()}
+    def decision(self) -> Decision | None:
+        return _carried(self.policy, SHARE)
 
 
-class Uniform(Policy):
+class Uniform(_Carried):
     """One width for all requests of a batch, chosen each round by a rule for one request with the mean gains.
 
     Parameters
@@ -68,22 +85,14 @@ class Uniform(Policy):
     [1, 1]
     """
 
+    ending = "uniform"
+    rectangular = True
+
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.name = f"{policy.name} uniform"
-        self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
+        super().__init__(policy)
         self.calibration = policy.calibration
         self._plain = copy.copy(policy)  # decides on gains that are calibrated before their mean is taken
         self._plain.calibration = None
-
-    #: Requests with fewer nodes are padded to the width, and cost as much.
-    rectangular = True
-
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
-        return Uniform(prepared(self.policy, positions, costs, sequences=sequences))
-
-    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
-        return self.policy.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats, paid: Floats | None = None) -> Ints:
         costs = _shared_costs(seconds, paid, *gains.shape, rows=1)
@@ -95,8 +104,16 @@ class Uniform(Policy):
     def observe(self, tokens: float, seconds: float) -> None:
         self._plain.observe(tokens, seconds)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "policy": self.policy.to_json()}
+    def decision(self) -> Decision | None:
+        return _carried(self.policy, UNIFORM)
+
+
+def _carried(policy: Policy, mode: int) -> Decision | None:
+    """The kernels' form of a rule for one request, if they know how to carry it over; they don't at an online price."""
+    rule = decision_of(policy)
+    return (
+        dataclasses.replace(rule, mode=mode) if rule is not None and rule.mode == FOREST and not rule.memory else None
+    )
 
 
 class FairRatio(Policy):
@@ -119,6 +136,8 @@ class FairRatio(Policy):
     ([3, 0], [2, 1])
     """
 
+    for_batches = True
+
     def __init__(self, *, calibration: Calibration | None = None) -> None:
         self._ratio = RoundRatio(calibration=calibration)  # refuses calibrations that change trees
         self.calibration = calibration
@@ -135,6 +154,9 @@ class FairRatio(Policy):
         order = np.argsort(-ratio, kind="stable")[: min(len(seconds) - 1, int((mapped > 0).sum()))]
         value = np.concatenate([[0.0], np.cumsum(np.log1p(ratio[order]))]) - batch * np.log(seconds[: len(order) + 1])
         return np.bincount(order[: int(np.argmax(value))] // budget, minlength=batch).astype(np.int32)
+
+    def decision(self) -> Decision | None:
+        return Decision(FAIR, calibration=self.calibration)
 
 
 def calibrated(gains: NDArray[np.float32], calibration: Calibration | None) -> NDArray[np.float32]:

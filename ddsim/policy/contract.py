@@ -12,12 +12,43 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import Costs, CostTable, cost_rows, cost_table, paid
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN, NO_DRAFT
+from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE
 from ddsim.policy.walk import lockstep, step
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
 Gains = NDArray[np.float32]
+
+AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """A policy as the kernels understand it, see `Policy.decision`.
+
+    Attributes
+    ----------
+    mode : int
+        AR; CHAINS; WIDTH: ``width`` nodes for every request; FOREST, SHARE, UNIFORM: a rule for the batch as one tree, for each
+        request at its share of the cost, or for one width; FAIR: `ddsim.policy.batch.FairRatio`. For a lone request the last four
+        are one rule.
+    rule, price : int, float
+        GREEDY, EXHAUSTIVE or PRICE of `ddsim.policy.choose`; tokens per second, of PRICE.
+    fill : bool
+        Go on to the end of the step.
+    memory : float
+        Rounds after which an online price forgets; 0: the price is given.
+    calibration : Calibration, optional
+        Of the gains.
+    """
+
+    mode: int
+    rule: int = PRICE
+    price: float = 0.0
+    width: int = 0
+    fill: bool = False
+    memory: float = 0.0
+    calibration: Calibration | None = None
 
 
 class Policy:
@@ -40,6 +71,20 @@ class Policy:
         "measured": that cost model. "convex": its convex fit (`CostModel.convex`). Or a cost model of its own.
     fill : bool
         Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_joint` gets it as a third argument.
+    fixed : int or None
+        Its answer to every question, if that is always the same: NO_DRAFT, CHAIN or a number of nodes.
+    solves : str or None
+        What `prepare` solves for on a trace: "price" and "budget" are numbers that `at` takes. None: nothing.
+    price : float or None
+        Tokens per second that it decides at, if it decides at a price that is known.
+    needs_trace : bool
+        Whether it can't `choose` before `prepare` has seen a trace.
+    hindsight : bool
+        Whether it has to know the tokens to come, so that it can be replayed, but not run.
+    for_batches : bool
+        Whether it is made for requests that are verified together.
+    rectangular : bool
+        Whether requests of a batch with fewer nodes are padded to the largest, and cost as much.
     """
 
     name: str = "?"
@@ -49,11 +94,21 @@ class Policy:
     calibration: Calibration | None = None
     decides_on: str | CostModel = "measured"
     fill: bool = False
+    fixed: int | None = None
+    solves: str | None = None
+    price: float | None = None
+    needs_trace: bool = False
+    hindsight: bool = False
+    for_batches: bool = False
+    rectangular: bool = False
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
         if "name" not in vars(cls) and isinstance(cls.name, str):
             cls.name = cls.__name__
+        declared = any("solves" in vars(kind) for kind in cls.__mro__ if kind is not Policy)
+        if not declared and cls.prepare is not Policy.prepare:
+            cls.solves = "settings of its own"
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -69,6 +124,10 @@ class Policy:
             Solve over these sequences only (default all).
         """
         return self
+
+    def at(self, value: float) -> Policy:
+        """A copy that is ready, with a given number in place of what it `solves` for."""
+        raise DdsimError(f"{self.name} solves for no price and no budget")
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
         """Budgets of k independent rounds of one request each.
@@ -106,6 +165,10 @@ class Policy:
 
     def observe(self, tokens: float, seconds: float) -> None:
         """What the last round yielded, and what it took. Only online rules use it."""
+
+    def decision(self) -> Decision | None:
+        """How the kernels decide as this policy does, also for a batch; None: they can't, so the policy has to be asked."""
+        return None
 
     def actions(self, block: Positions, costs: Costs) -> Ints:
         """Actions int32 [P] at the positions of a block that this policy visits; replay walks them.
@@ -152,8 +215,7 @@ def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
 
     Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `actions`, `choose` is asked.
     """
-    kinds = [vars(policy), *map(vars, type(policy).__mro__)]
-    nearest = {name: next(i for i, of in enumerate(kinds) if name in of) for name in ("choose", "observe", "actions")}
+    nearest = _nearest(policy, "choose", "observe", "actions")
     asked = Policy.actions if nearest["actions"] > min(nearest["choose"], nearest["observe"]) else type(policy).actions
     actions = _checked(policy, "actions", asked(policy, block, costs), len(block), block.max_budget)
     charged = paid(costs)
@@ -170,6 +232,25 @@ def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
                 "choose no more, or profile further"
             )
     return actions
+
+
+def decision_of(policy: Policy) -> Decision | None:
+    """`Policy.decision`, but None where a class of a user's own overrides what it stands for and inherits it."""
+    nearest = _nearest(policy, "choose", "choose_joint", "observe", "actions", "decision")
+    return policy.decision() if nearest["decision"] == min(nearest.values()) else None
+
+
+def _nearest(policy: Policy, *names: str) -> dict[str, int]:
+    """How far up its ancestors each of some methods is defined; 0: in the object itself."""
+    kinds = [vars(policy), *map(vars, type(policy).__mro__)]
+    return {name: next(i for i, kind in enumerate(kinds) if name in kind) for name in names}
+
+
+def calibration_matters(policy: Policy, kind: str) -> bool:
+    """Whether a calibration of the marginals ("isotonic": of their gains, "temperature": of the trees) can change what it does."""
+    if policy.adaptive:
+        return True
+    return kind == "temperature" and policy.drafts and not policy.hindsight and policy.fixed != CHAIN
 
 
 def _checked(policy: Policy, method: str, answer: Any, count: int, most: int) -> Ints:

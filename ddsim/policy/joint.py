@@ -14,27 +14,12 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import FairRatio, Share, Uniform, share_curve
-from ddsim.policy.choose import CHAIN, EXHAUSTIVE, GREEDY, PRICE, RULES, _choose, _slopes_ahead, filled
-from ddsim.policy.contract import Policy, decision_cost
+from ddsim.policy.batch import share_curve
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, GREEDY, PRICE, _choose, _slopes_ahead, filled
+from ddsim.policy.contract import AR, CHAINS, FAIR, FOREST, SHARE, UNIFORM, Decision, Policy, decision_cost
 from ddsim.policy.price import PriceSolution
-from ddsim.policy.rules import (
-    Autoregressive,
-    BestFixed,
-    CaDDTree,
-    DDTree,
-    DFlash,
-    GreedySteps,
-    LongRun,
-    RoundRatio,
-    _Rule,
-)
 from ddsim.threads import split
-from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
-
-AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
-
 
 _CHUNK = 64  # joint rounds per partial sum: fixed, so that sums don't depend on the thread count
 
@@ -342,44 +327,6 @@ def _totals(  # type: ignore[no-untyped-def]
             out[c, 0] += tokens
             out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
             out[c, 2] += n
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A policy for joint rounds as the kernels understand it."""
-
-    mode: int
-    rule: int = PRICE
-    price: float = 0.0
-    width: int = 0
-    fill: bool = False  # go on to the end of the step
-    memory: float = 0.0  # rounds after which an online price forgets; 0: the price is given
-    calibration: Calibration | None = None
-
-
-def decision_of(policy: Policy) -> Decision | None:
-    """How the kernels decide as ``policy`` does; None: they can't, and `Policy.choose_joint` has to be asked."""
-    kind = type(policy)
-    if kind is Autoregressive:
-        return Decision(AR)
-    if kind is DFlash:
-        return Decision(CHAINS)
-    if isinstance(policy, (DDTree, BestFixed)) and kind in (DDTree, BestFixed):
-        return None if policy.budget is None else Decision(WIDTH, width=policy.budget)
-    mode = FOREST
-    if isinstance(policy, (Share, Uniform)) and kind in (Share, Uniform):
-        mode = SHARE if kind is Share else UNIFORM
-        policy = policy.policy
-    if isinstance(policy, LongRun) and type(policy) is LongRun:
-        if policy.price is not None:
-            return Decision(mode, PRICE, policy.price, fill=policy.fill, calibration=policy.calibration)
-        online = Decision(mode, PRICE, fill=policy.fill, memory=policy.memory, calibration=policy.calibration)
-        return online if mode == FOREST else None
-    if isinstance(policy, FairRatio) and kind is FairRatio:
-        return Decision(FAIR, calibration=policy.calibration)
-    if isinstance(policy, _Rule) and type(policy) in (CaDDTree, GreedySteps, RoundRatio):
-        return Decision(mode, RULES[policy.rule], fill=policy.fill, calibration=policy.calibration)
-    return None
 
 
 def groups_of(positions: Positions, batch: int, seed: int = 0, most: int = 8192) -> NDArray[np.int64]:

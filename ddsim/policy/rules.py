@@ -12,8 +12,8 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import Costs, cost_rows
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN, NO_DRAFT, Rule, forest_budgets, round_budgets
-from ddsim.policy.contract import Gains, Policy
+from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE, RULES, Rule, forest_budgets, round_budgets
+from ddsim.policy.contract import AR, CHAINS, FOREST, WIDTH, Decision, Gains, Policy
 from ddsim.policy.price import solve_walk_price
 from ddsim.policy.walk import begin, fixed_seconds, hindsight_actions, online_actions, rule_actions, track
 from ddsim.trace.calibration import Calibration
@@ -23,40 +23,50 @@ MEMORY = 2000
 """Rounds after which an online price forgets, by default."""
 
 
-class Autoregressive(Policy):
+class _Fixed(Policy):
+    """The same answer in every round."""
+
+    adaptive = False
+
+    def choose(self, gains: Gains, costs: Costs) -> Ints:
+        return self._always(len(gains))
+
+    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+        return self._always(len(gains))
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        return self._always(len(block))
+
+    def _always(self, count: int) -> Ints:
+        if self.fixed is None:
+            raise DdsimError(
+                f"{self.name}: which budget is best shows on a trace only; replay it, then use DDTree(budget)"
+            )
+        return np.full(count, self.fixed, np.int32)
+
+    def decision(self) -> Decision | None:
+        if self.fixed is None:
+            return None
+        mode = {NO_DRAFT: AR, CHAIN: CHAINS}.get(self.fixed, WIDTH)
+        return Decision(mode, width=self.fixed if mode == WIDTH else 0)
+
+
+class Autoregressive(_Fixed):
     """No draft: one token a round."""
 
     name = "AR"
     drafts = False
-    adaptive = False
-
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
-        return np.full(len(gains), NO_DRAFT, np.int32)
-
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        return np.full(len(gains), NO_DRAFT, np.int32)
-
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return np.full(len(block), NO_DRAFT, np.int32)
+    fixed = NO_DRAFT
 
 
-class DFlash(Policy):
+class DFlash(_Fixed):
     """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens."""
 
     name = "DFlash"
-    adaptive = False
-
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
-        return np.full(len(gains), CHAIN, np.int32)
-
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        return np.full(len(gains), CHAIN, np.int32)
-
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return np.full(len(block), CHAIN, np.int32)
+    fixed = CHAIN
 
 
-class DDTree(Policy):
+class DDTree(_Fixed):
     """The best tree of a fixed number of nodes.
 
     Parameters
@@ -70,22 +80,15 @@ class DDTree(Policy):
     'DDTree(64)'
     """
 
-    adaptive = False
-
     def __init__(self, budget: int) -> None:
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < 0:
             raise DdsimError(f"DDTree: the budget must be a whole number of nodes, 0 or more, is {budget!r}")
         self.budget = int(budget)
         self.name = f"DDTree({self.budget})"
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
-        return np.full(len(gains), self.budget, np.int32)
-
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        return np.full(len(gains), self.budget, np.int32)
-
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return np.full(len(block), self.budget, np.int32)
+    @property
+    def fixed(self) -> int:  # type: ignore[override]
+        return self.budget
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "budget": self.budget}
@@ -122,6 +125,9 @@ class _Rule(Policy):
         if self.calibration is not None:
             return super().actions(block, costs)
         return rule_actions(block, costs, self.rule, self._price, fill=self.fill)
+
+    def decision(self) -> Decision | None:
+        return Decision(FOREST, RULES[self.rule], self._price, fill=self.fill, calibration=self.calibration)
 
     def to_json(self) -> dict[str, Any]:
         on = self.decides_on
@@ -243,7 +249,7 @@ class LongRun(_Rule):
         if price is not None and online:
             raise DdsimError("LongRun: give a price or let it be tuned online, not both")
         self.price = None if price is None else float(price)
-        self.solves = price is None and not online
+        self.solves = "price" if price is None and not online else None
         self.memory = float(memory)
         if online:
             label = f"{self.label} online" + ("" if memory == MEMORY else f"({memory:g})")
@@ -265,11 +271,20 @@ class LongRun(_Rule):
         return tokens / seconds if rounds else 0.0
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
+        if not self.solves:
+            return self.at(self.price)
+        return self.at(solve_walk_price(positions, costs, sequences=sequences, calibration=self.calibration).price)
+
+    def at(self, value: float | None) -> Self:
         ready = copy.copy(self)
         ready._forget()
-        if self.solves:
-            ready.price = solve_walk_price(positions, costs, sequences=sequences, calibration=self.calibration).price
+        ready.price = value
         return ready
+
+    def decision(self) -> Decision | None:
+        memory = self.memory if self.online else 0.0
+        price = self.price or 0.0
+        return Decision(FOREST, PRICE, price, fill=self.fill, memory=memory, calibration=self.calibration)
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
         if self.online and not self._state[2]:
@@ -304,35 +319,33 @@ class LongRun(_Rule):
         return online_actions(block, costs, self._state, self.memory, fill=self.fill)
 
     def to_json(self) -> dict[str, Any]:
-        return super().to_json() | {"price": self.price, "solved": self.solves, "memory": self.memory}
+        return super().to_json() | {"price": self.price, "solved": self.solves is not None, "memory": self.memory}
 
 
-class BestFixed(Policy):
+class BestFixed(_Fixed):
     """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
 
     name = "BestFixed"
-    adaptive = False
+    solves = "budget"
 
     def __init__(self) -> None:
         self.budget: int | None = None
 
+    @property
+    def fixed(self) -> int | None:  # type: ignore[override]
+        return self.budget
+
+    @property
+    def needs_trace(self) -> bool:  # type: ignore[override]
+        return self.budget is None
+
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> BestFixed:
-        ready = BestFixed()
-        ready.budget = int(np.argmin(fixed_seconds(positions, costs, sequences)))
+        return self.at(int(np.argmin(fixed_seconds(positions, costs, sequences))))
+
+    def at(self, value: float) -> BestFixed:
+        ready = copy.copy(self)
+        ready.budget = int(value)
         return ready
-
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
-        if self.budget is None:
-            raise DdsimError(
-                "BestFixed: which budget is best shows on a trace only; replay it, then use DDTree(budget)"
-            )
-        return np.full(len(gains), self.budget, np.int32)
-
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
-        return self.choose(gains, None)  # type: ignore[arg-type]
-
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return self.choose(block.nodes, costs)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "budget": self.budget}
@@ -343,6 +356,7 @@ class Hindsight(Policy):
 
     name = "Hindsight"
     adaptive = False
+    hindsight = True
 
     def choose(self, gains: Gains, costs: Costs) -> Ints:
         raise DdsimError("Hindsight: knows the tokens to come, so it works in replay only")

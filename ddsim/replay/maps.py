@@ -14,18 +14,8 @@ from ddsim.cost.model import CostModel, measured_grid
 from ddsim.cost.table import curve_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import PRICE
-from ddsim.policy.joint import (
-    FOREST,
-    SHARE,
-    UNIFORM,
-    WIDTH,
-    Decision,
-    batches_of,
-    groups_of,
-    joint_table,
-    joint_totals,
-    solve_joint_price,
-)
+from ddsim.policy.contract import FOREST, SHARE, UNIFORM, WIDTH, Decision
+from ddsim.policy.joint import batches_of, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given
 from ddsim.replay.serving import _in_memory

@@ -21,24 +21,10 @@ from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.batch import FairRatio, Share, Uniform, calibrated, share_curve
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE
-from ddsim.policy.contract import Policy, ask_joint, prepared
-from ddsim.policy.joint import (
-    AR,
-    CHAINS,
-    FOREST,
-    SHARE,
-    UNIFORM,
-    Decision,
-    JointTable,
-    batches_of,
-    curves_for,
-    decide,
-    decided_on,
-    decision_of,
-    joint_table,
-)
+from ddsim.policy.contract import AR, CHAINS, Decision, Policy, ask_joint, decision_of, prepared
+from ddsim.policy.joint import JointTable, batches_of, curves_for, decide, decided_on, joint_table
 from ddsim.policy.parse import policies_of
-from ddsim.policy.rules import Autoregressive, BestFixed, DDTree, DFlash, Hindsight, LongRun, RoundRatio
+from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
 from ddsim.replay.arguments import check_given
 from ddsim.threads import split
@@ -202,7 +188,7 @@ def _loop(
         asked = ask_joint(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
         nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
-        if getattr(policy, "rectangular", False):
+        if policy.rectangular:
             nodes = batch * int(np.where(asked == CHAIN, horizon, np.maximum(asked, 0)).max())
         if nodes >= table.seconds.shape[1]:
             raise DdsimError(f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed")
@@ -311,12 +297,12 @@ def simulate(
     positions = _in_memory(trace, calibration)
     asked = _with_baseline(policies_of(policies or serving_policies(), joint=True))
     for policy in asked:
-        if isinstance(policy, DDTree) and policy.budget > positions.max_budget:
+        if (policy.fixed or 0) > positions.max_budget:
             raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
     for size in sizes:
         limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
     contexts = int(positions.context.min()), int(positions.context.max())
-    widest = max((p.budget or 0 for p in asked if isinstance(p, DDTree)), default=0)
+    widest = max(0, *(policy.fixed or 0 for policy in asked))
     runs: dict[tuple[int, str], Run] = {}
     ready: dict[tuple[int, str], Policy] = {}
     queues: dict[int, NDArray[np.int64]] = {}
@@ -328,7 +314,7 @@ def simulate(
             table = joint_table(
                 cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
             )
-            if any(isinstance(p, DFlash) for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
+            if any(p.fixed == CHAIN for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
                 raise DdsimError(
                     f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
                 )
@@ -396,9 +382,10 @@ def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Pos
 
 def _with_baseline(policies: list[Policy]) -> list[Policy]:
     """The policies, AR first if it isn't among them."""
-    if any(isinstance(policy, Hindsight) for policy in policies):
-        raise DdsimError("Hindsight: a shortest path for one request; it has no meaning in a batch")
-    return policies if any(policy.name == "AR" for policy in policies) else [Autoregressive(), *policies]
+    for policy in policies:
+        if policy.hindsight:
+            raise DdsimError(f"{policy.name}: a shortest path for one request; it has no meaning in a batch")
+    return policies if any(policy.fixed == NO_DRAFT for policy in policies) else [Autoregressive(), *policies]
 
 
 def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
@@ -433,13 +420,10 @@ def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArra
 
 def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Policy:
     """The policy ready for joint rounds: prices and widths solved for this batch size."""
-    inner = policy.policy if isinstance(policy, (Share, Uniform)) else policy
-    if not (isinstance(inner, LongRun) and inner.solves):
+    rule = decision_of(policy.at(0.0)) if policy.solves == "price" else None
+    if rule is None:
         return prepared(policy, positions, _shares(positions, table))
-    mode = FOREST if inner is policy else SHARE if isinstance(policy, Share) else UNIFORM
-    ready = copy.copy(inner)
-    ready.price = _loop_price(Decision(mode, fill=inner.fill, calibration=inner.calibration), positions, table, queue)
-    return ready if inner is policy else type(policy)(ready)  # type: ignore[call-arg]
+    return policy.at(_loop_price(rule, positions, table, queue))
 
 
 def _loop_price(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> float:

@@ -20,22 +20,8 @@ from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import FairRatio, Share, Uniform, share_curve
 from ddsim.policy.choose import _slopes_ahead, forest_budgets
-from ddsim.policy.contract import Policy
-from ddsim.policy.joint import (
-    FAIR,
-    FOREST,
-    SHARE,
-    UNIFORM,
-    WIDTH,
-    Decision,
-    JointTable,
-    decided_on,
-    decision_of,
-    groups_of,
-    joint_table,
-    joint_totals,
-    solve_joint_price,
-)
+from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, WIDTH, Decision, Policy, decision_of
+from ddsim.policy.joint import JointTable, decided_on, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
@@ -364,7 +350,7 @@ def test_the_kernel_does_what_the_policy_objects_do(seed: int, lengths: list[int
     contexts = np.random.default_rng(seed).integers(10, 900, len(lengths)).tolist()
     positions = made(seed, lengths, contexts=contexts)
     samples = [
-        ddsim.cost.VerifySample(t, c, 1, (0.01 + 1e-4 * t + 2e-3 * (t // 8) + 1e-5 * c,))
+        VerifySample(t, c, 1, (0.01 + 1e-4 * t + 2e-3 * (t // 8) + 1e-5 * c,))
         for t in (1, 7, 8, 16, 80)
         for c in (64, 512, 1024)
     ]
@@ -391,7 +377,7 @@ def test_the_kernel_does_what_the_policy_objects_do(seed: int, lengths: list[int
 def test_batches_of_one_are_replay() -> None:
     positions = made(3, [30, 41, 17, 60], contexts=[10, 200, 900, 40])
     samples = [
-        ddsim.cost.VerifySample(t, c, 1, (0.01 + 2e-4 * t + 1e-5 * c,)) for t in (1, 16, 80) for c in (64, 512, 1024)
+        VerifySample(t, c, 1, (0.01 + 2e-4 * t + 1e-5 * c,)) for t in (1, 16, 80) for c in (64, 512, 1024)
     ]
     cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
     table = cost_table(cost, positions.context, 12)
@@ -527,7 +513,7 @@ def test_limits_on_tokens() -> None:
 def test_batches_that_were_not_measured_are_flagged_and_priced() -> None:
     positions = made(13, [40] * 6, contexts=[300] * 6)
     samples = [
-        ddsim.cost.VerifySample(t, c, 1, (0.01 + 1e-5 * t + 1e-6 * c,)) for t in (1, 64) for c in (256, 512, 1024)
+        VerifySample(t, c, 1, (0.01 + 1e-5 * t + 1e-6 * c,)) for t in (1, 64) for c in (256, 512, 1024)
     ]
     cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
     with pytest.warns(ExtrapolationWarning, match="batch 16 is outside the measured 1"):
