@@ -163,6 +163,36 @@ def test_python_in_the_documents_runs(tmp_path: Path) -> None:
     test()
 
 
+def test_the_validation_in_the_readme_is_the_one_that_is_shipped() -> None:
+    """Its table, its errors and the ratio over the published loop, number by number."""
+    document = json.loads((ROOT / "traces" / "validation" / "qwen3-8b-cost-h100.json").read_text())
+    text = (ROOT / "README.md").read_text().replace("−", "-")
+    told = {}
+    for line in re.findall(r"^\| (\S.*?) \|((?: [-+\d.]+(?: %)? \|){6})$", text, re.M):
+        told[line[0].removesuffix(" *")] = [float(v) for v in re.findall(r"[-+]?[\d.]+", line[1])]
+    rows = [row for row in document["rows"] if row["workload"] == "all"]
+    assert {row["policy"] for row in rows} <= set(told)
+    for row in rows:
+        predicted, measured = row["predicted"], row["measured"]
+        off = [100 * (predicted[key] / measured[key] - 1) for key in ("tokens_per_second", "ms_per_round")]
+        shown = [
+            side[key] for key in ("acceptance_length", "tokens_per_second") for side in (predicted, measured)
+        ] + off
+        near = [0.005, 0.005, 0.5, 0.5, 0.05, 0.05]
+        assert all(abs(a - b) <= by + 1e-9 for a, b, by in zip(told[row["policy"]], shown, near, strict=True)), row
+    errors, loop = document["tokens_per_second_error"], document["published_loop"]
+    assert f"{100 * errors['mean']:.1f} % mean, {100 * errors['worst']:.1f} % worst |" in text
+    assert f"| {loop['ratio']:.1f}× |" in text
+    found = [counts for policy, counts in document["agreement"].items() if policy != "AR"]
+    answers, same, exact = (sum(c[key] for c in found) for key in ("answers", "same_text", "of_these_same_rounds"))
+    assert f"so {same} of the {answers} answers with a draft" in text and f"in {exact} of these every round" in text
+
+
+def test_shipped_data_stays_small() -> None:
+    data = [path for folder in ("traces", "ddsim/data") for path in (ROOT / folder).rglob("*") if not path.is_symlink()]
+    assert sum(path.stat().st_size for path in data if path.is_file()) < 14 << 20
+
+
 def git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True, text=True).stdout
 
