@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.cost.interpolation import Curve, RoundPoint, Surface
-from ddsim.cost.profile import Points, Profile, doubts
+from ddsim.cost.profile import Points, Profile, check_buckets, doubts
 from ddsim.cost.shapes import (
     bucket_levels,
     convex_curve,
@@ -22,6 +22,9 @@ from ddsim.cost.shapes import (
     robust,
     spikes,
 )
+from ddsim.errors import DdsimError
+from ddsim.files.documents import LARGEST, array, integer, mapping, need, number, text
+from ddsim.text import brief
 
 Kind = Literal["steps", "roofline", "convex", "isotonic", "table"]
 
@@ -88,6 +91,63 @@ class CostReport:
     buckets_from: str | None = None
     worst_points: list[dict[str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def read_report(raw: Any, where: str) -> CostReport:
+    """A report from the JSON object that files hold, all checks made: intervals and default budgets rest on it.
+
+    Raises
+    ------
+    DdsimError
+        One line: which entry, what is wrong.
+    """
+    entry = mapping(raw, where, tuple(f.name for f in fields(CostReport)))
+    kinds = {
+        text(name, f"{where}.kinds"): _read_kind(kind, f"{where}.kinds.{name:.40}")
+        for name, kind in mapping(entry.get("kinds", {}), f"{where}.kinds").items()
+    }
+    buckets = entry.get("buckets")
+    if buckets is not None:
+        buckets = list(check_buckets(buckets, f"{where}.buckets"))
+    source = entry.get("buckets_from")
+    return CostReport(
+        kind=text(need(entry, "kind", where), f"{where}.kind"),
+        asked=text(need(entry, "asked", where), f"{where}.asked"),
+        reason=text(need(entry, "reason", where), f"{where}.reason"),
+        kinds=kinds,
+        points=integer(entry.get("points", 0), f"{where}.points", 0),
+        noise=number(entry.get("noise", 0.0), f"{where}.noise", positive=False),
+        buckets=buckets,
+        buckets_from=None if source is None else text(source, f"{where}.buckets_from"),
+        worst_points=[
+            _figures(point, f"{where}.worst_points[{i}]")
+            for i, point in enumerate(array(entry.get("worst_points", []), f"{where}.worst_points"))
+        ],
+        notes=[
+            text(note, f"{where}.notes[{i}]") for i, note in enumerate(array(entry.get("notes", []), f"{where}.notes"))
+        ],
+    )
+
+
+def _read_kind(raw: Any, where: str) -> KindReport:
+    entry = mapping(raw, where, tuple(f.name for f in fields(KindReport)))
+    median, worst, score = (
+        number(need(entry, key, where), f"{where}.{key}", positive=False) for key in ("median", "worst", "score")
+    )
+    axes = {
+        name: _figures(axis, f"{where}.axes.{name:.40}")
+        for name, axis in mapping(need(entry, "axes", where), f"{where}.axes").items()
+    }
+    return KindReport(median, worst, score, integer(need(entry, "points", where), f"{where}.points", 0), axes)
+
+
+def _figures(raw: Any, where: str) -> dict[str, float]:
+    """Named numbers of either sign."""
+    entry = mapping(raw, where)
+    for name, value in entry.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+            raise DdsimError(f"{where}.{name:.40}: must be a number, is {brief(value)}")
+    return dict(entry)
 
 
 def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[Surface, CostReport]:

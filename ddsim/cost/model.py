@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import limits
-from ddsim.cost.fit import KINDS, CostReport, Kind, KindReport, fit, median_points
+from ddsim.cost.fit import KINDS, CostReport, Kind, fit, median_points, read_report
 from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface
 from ddsim.cost.profile import KIND as PROFILE_KIND
 from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, Profile, bounded, check_buckets
@@ -581,11 +581,9 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
         [_round_point(p, f"{where}: {name}[{i}]") for i, p in enumerate(array(document[name], f"{where}: {name}"))]
         for name in ("draft", "host")
     )
-    try:
-        kinds = {name: KindReport(**r) for name, r in document["report"]["kinds"].items()}
-        report = CostReport(**{**document["report"], "kinds": kinds})
-    except (TypeError, AttributeError, KeyError):
-        raise DdsimError(f"{where}: report: not the report of a cost model; fit the profile again") from None
+    for name, points in (("curves", curves), ("draft", draft), ("host", host)):
+        _check_grid(points, f"{where}: {name}")
+    report = read_report(document["report"], f"{where}: report")
     return CostModel(
         kind,
         curves,
@@ -595,6 +593,17 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
         report,
         mapping(document["provenance"], f"{where}: provenance"),
     )
+
+
+def _check_grid(points: Sequence[Curve | RoundPoint], where: str) -> None:
+    """Refuse points of which some name a context or batch and others don't, and two at one place."""
+    for axis in ("context", "batch"):
+        if len({getattr(point, axis) is None for point in points}) > 1:
+            raise DdsimError(f"{where}: some name a {axis} and others don't")
+    places = [(point.context, point.batch) for point in points]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise DdsimError(f"{where}[{i}]: context {place[0]} and batch {place[1]} stand twice")
 
 
 def _optional(entry: dict[str, Any], key: str, where: str, minimum: int) -> int | None:

@@ -247,3 +247,10 @@ def number(value: Any, where: str, *, positive: bool) -> float:
     if value < 0 or (positive and value == 0):
         raise DdsimError(f"{where}: must be {'above' if positive else 'at least'} 0, is {value}")
     return float(value)
+
+
+def text(value: Any, where: str) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise DdsimError(f"{where}: must be text, is {brief(value)}")
+    return value

@@ -65,7 +65,7 @@ class _Page(HTMLParser):
 def use(cli: Callable[..., Any], names: Sequence[str], profile: Path, folder: Path) -> int:
     """Let all commands meet workloads, prompts and provenance of these names; the number of runs."""
     names = [name for name in names if may_name(name)]
-    trace = folder / "trace"
+    trace = folder / "names"
     joined = " ".join(NAMES)[:2000]
     made_up.saved(
         trace,
