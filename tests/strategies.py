@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,13 @@ def run(cases: int, check: Callable[..., None], *strategies: st.SearchStrategy[A
     options(given(*strategies)(check))()
 
 
-def array_of(elements: st.SearchStrategy[Any], *shape: int, dtype: Any = np.float64) -> st.SearchStrategy[Any]:
-    """Arrays of a shape, each entry drawn."""
+@cache  # a strategy is checked when it is first drawn from
+def whole(low: int, high: int, *shape: int) -> st.SearchStrategy[Any]:
+    """int64 arrays of numbers from ``low`` to ``high``, at most 256 values; drawn as bytes, which is quick and shrinks to ``low``."""
     count = math.prod(shape)
-    return st.lists(elements, min_size=count, max_size=count).map(lambda values: np.array(values, dtype).reshape(shape))
+    return st.binary(min_size=count, max_size=count).map(
+        lambda drawn: low + np.frombuffer(drawn, np.uint8).astype(np.int64).reshape(shape) % (high - low + 1)
+    )
 
 
 # --- rows of marginals ----------------------------------------------------------------------------------------------
@@ -77,6 +81,7 @@ def _row(kind: str, width: int) -> st.SearchStrategy[list[float]]:
     return found.map(lambda values: sorted(values, reverse=True))
 
 
+@cache
 def rows(kind: str, horizon: int, width: int) -> st.SearchStrategy[Rows]:
     """``horizon`` rows of a kind, log-probabilities in descending order, at most ``width`` candidates each."""
     if kind == "equal":
@@ -104,12 +109,13 @@ def several_rows(draw: Draw, most: int = 3, deepest: int = 5, widths: Sequence[i
 # Numbers are multiples of 1/64, so that sums are exact and ties are ties.
 
 
+@cache
 @st.composite
 def gains(draw: Draw, count: int, width: int) -> Any:
     """[count, width] float32, descending, 0 from some node on."""
-    found = -np.sort(-draw(array_of(st.integers(0, 64), count, width)), axis=1) / 64
+    found = -np.sort(-draw(whole(0, 64, count, width)), axis=1) / 64
     if draw(st.booleans()):
-        ends = draw(array_of(st.integers(0, width), count, 1, dtype=np.int64))
+        ends = draw(whole(0, width, count, 1))
         found = np.where(np.arange(width) < ends, found, 0)
     return found.astype(np.float32)
 
@@ -117,41 +123,44 @@ def gains(draw: Draw, count: int, width: int) -> Any:
 SHAPES = ("convex", "steps", "wild")
 
 
+@cache
 @st.composite
-def curves(draw: Draw, width: int, shapes: Sequence[str] = SHAPES) -> Any:
+def curves(draw: Draw, width: int, shapes: tuple[str, ...] = SHAPES) -> Any:
     """float64 [width] seconds: convex, with steps, or anything; at times a tail that costs infinity."""
     shape = draw(st.sampled_from(shapes))
     if shape == "convex":
-        curve = 32 + np.cumsum(np.sort(draw(array_of(st.integers(0, 39), width))))
+        curve = 32 + np.cumsum(np.sort(draw(whole(0, 39, width))))
     elif shape == "steps":
-        curve = 32 + np.cumsum(draw(array_of(st.just(0) | st.just(0) | st.integers(0, 89), width)))
+        curve = 32 + np.cumsum(np.maximum(draw(whole(-160, 89, width)), 0))
     else:
-        curve = draw(array_of(st.integers(1, 199), width))
+        curve = draw(whole(1, 199, width))
     curve = curve / 64.0
     if shape != "convex" and draw(st.integers(0, 9)) == 9:
         curve[draw(st.integers(1, width)) :] = np.inf
     return curve
 
 
+@cache
 @st.composite
-def tables(draw: Draw, positions: int, width: int, shapes: Sequence[str] = SHAPES) -> Any:
+def tables(draw: Draw, positions: int, width: int, shapes: tuple[str, ...] = SHAPES) -> Any:
     """Costs of one or two contexts, and which of them each position has."""
     count = draw(st.integers(1, 2))
     seconds = np.stack([draw(curves(width, shapes)) for _ in range(count)])
-    alone = draw(array_of(st.integers(1, 99), count)) / 64.0
-    return _table._Curves(seconds, alone, draw(array_of(st.integers(0, count - 1), positions, dtype=np.int32)))
+    alone = draw(whole(1, 99, count)) / 64.0
+    return _table._Curves(seconds, alone, draw(whole(0, count - 1, positions)).astype(np.int32))
 
 
 prices: st.SearchStrategy[float] = st.just(0.0) | st.integers(0, 199).map(lambda n: n / 64)
 
 
+@cache
 @st.composite
 def calibrations(draw: Draw) -> Calibration | None:
     """None, or an isotonic map."""
     if draw(st.booleans()):
         return None
     logs = np.log(np.array(sorted(draw(st.sets(st.integers(1, 64), min_size=1, max_size=4)))) / 64)
-    chance = np.sort(draw(array_of(st.integers(0, 64), len(logs)))) / 64
+    chance = np.sort(draw(whole(0, 64, len(logs)))) / 64
     return Calibration("isotonic", logs, chance * 0.9 + 0.05, np.ones(0), {})
 
 
@@ -164,12 +173,12 @@ def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> P
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     count = int(starts[-1])
     found = draw(gains(count, width))
-    entries = st.sets(st.integers(1, width + horizon), min_size=horizon, max_size=horizon).map(sorted)
-    ranks = np.array(draw(st.lists(entries, min_size=count, max_size=count)), np.int64).reshape(count, horizon)
+    order = np.argsort(draw(whole(0, 255, count, width + horizon)), axis=1, kind="stable")
+    ranks = 1 + np.sort(order[:, :horizon], axis=1)  # some of 1 to width + horizon, rising
     left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
     ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
-    chain = np.array([draw(st.integers(0, int(most))) for most in left])
-    expected = draw(array_of(st.integers(0, 64 * horizon), count)) / 64
+    chain = draw(whole(0, 255, count)) % (left + 1)
+    expected = draw(whole(0, 64 * horizon, count)) / 64
     return Positions(
         found,
         ranks.astype(np.int32),
@@ -184,6 +193,7 @@ def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> P
     )
 
 
+@cache
 @st.composite
 def cases(draw: Draw, longest: int = 7) -> tuple[Positions, Any]:
     """A table of rounds of a few short texts, and what rounds cost there."""
@@ -199,11 +209,9 @@ def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 
     tokens, ids, logprobs = [], [], []
     for _ in range(draw(st.integers(1, 3))):
         length, width = draw(st.integers(1, 5)), draw(st.integers(1, min(vocabulary, max_budget)))
-        order = st.lists(st.integers(0, vocabulary - 1), min_size=width, max_size=width, unique=True)
-        tokens.append(draw(array_of(st.integers(0, vocabulary - 1), length, dtype=np.int64)))
-        names = draw(st.lists(order, min_size=length * horizon, max_size=length * horizon))
-        ids.append(np.array(names).reshape(length, horizon, width))
-        weights = -np.sort(-draw(array_of(st.integers(1, 64), length, horizon, width)), axis=-1)
+        tokens.append(draw(whole(0, vocabulary - 1, length)))
+        ids.append(np.argsort(draw(whole(0, 255, length, horizon, vocabulary)), kind="stable")[..., :width])
+        weights = -np.sort(-draw(whole(1, 64, length, horizon, width)), axis=-1)
         logprobs.append(np.log(weights / (weights.sum(-1, keepdims=True) + 1)))
     return Trace.from_arrays(tokens, ids, logprobs, max_budget=max_budget, vocab_size=vocabulary)
 

@@ -71,7 +71,7 @@ def test_every_command_has_json_and_curves_have_plot(cli: Run) -> None:
 
 def test_start_up_imports_nothing_heavy() -> None:
     code = (
-        "import sys, ddsim.cli as c; c.main(['--help']); "
+        "import sys, ddsim.cli.main as c; c.main(['--help']); "
         "heavy = {'numpy', 'pandas', 'scipy', 'numba', 'matplotlib', 'pyarrow', 'torch'} & set(sys.modules); "
         "sys.exit(repr(heavy) if heavy else 0)"
     )

@@ -144,7 +144,7 @@ def run(folder: Path, numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, range(40), monkeypatch)
+    run(tmp_path, range(16), monkeypatch)
 
 
 @pytest.mark.slow
