@@ -25,7 +25,7 @@ from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace
 from ddsim.tree import kernels as _kernels
 
-CASES = pytest.mark.parametrize("cases", [300, pytest.param(100_000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [200, pytest.param(100_000, marks=pytest.mark.slow)])
 Rows = list[list[float]]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -40,7 +40,7 @@ def run(cases: int, check: Callable[..., None], *strategies: st.SearchStrategy[A
 
 
 @cache  # a strategy is checked when it is first drawn from
-def whole(low: int, high: int, *shape: int) -> st.SearchStrategy[Any]:
+def ints(low: int, high: int, *shape: int) -> st.SearchStrategy[Any]:
     """int64 arrays of numbers from ``low`` to ``high``, at most 256 values; drawn as bytes, which is quick and shrinks to ``low``."""
     count = math.prod(shape)
     return st.binary(min_size=count, max_size=count).map(
@@ -113,9 +113,9 @@ def several_rows(draw: Draw, most: int = 3, deepest: int = 5, widths: Sequence[i
 @st.composite
 def gains(draw: Draw, count: int, width: int) -> Any:
     """[count, width] float32, descending, 0 from some node on."""
-    found = -np.sort(-draw(whole(0, 64, count, width)), axis=1) / 64
+    found = -np.sort(-draw(ints(0, 64, count, width)), axis=1) / 64
     if draw(st.booleans()):
-        ends = draw(whole(0, width, count, 1))
+        ends = draw(ints(0, width, count, 1))
         found = np.where(np.arange(width) < ends, found, 0)
     return found.astype(np.float32)
 
@@ -129,11 +129,11 @@ def curves(draw: Draw, width: int, shapes: tuple[str, ...] = SHAPES) -> Any:
     """float64 [width] seconds: convex, with steps, or anything; at times a tail that costs infinity."""
     shape = draw(st.sampled_from(shapes))
     if shape == "convex":
-        curve = 32 + np.cumsum(np.sort(draw(whole(0, 39, width))))
+        curve = 32 + np.cumsum(np.sort(draw(ints(0, 39, width))))
     elif shape == "steps":
-        curve = 32 + np.cumsum(np.maximum(draw(whole(-160, 89, width)), 0))
+        curve = 32 + np.cumsum(np.maximum(draw(ints(-160, 89, width)), 0))
     else:
-        curve = draw(whole(1, 199, width))
+        curve = draw(ints(1, 199, width))
     curve = curve / 64.0
     if shape != "convex" and draw(st.integers(0, 9)) == 9:
         curve[draw(st.integers(1, width)) :] = np.inf
@@ -146,8 +146,8 @@ def tables(draw: Draw, positions: int, width: int, shapes: tuple[str, ...] = SHA
     """Costs of one or two contexts, and which of them each position has."""
     count = draw(st.integers(1, 2))
     seconds = np.stack([draw(curves(width, shapes)) for _ in range(count)])
-    alone = draw(whole(1, 99, count)) / 64.0
-    return _table._Curves(seconds, alone, draw(whole(0, count - 1, positions)).astype(np.int32))
+    alone = draw(ints(1, 99, count)) / 64.0
+    return _table._Curves(seconds, alone, draw(ints(0, count - 1, positions)).astype(np.int32))
 
 
 prices: st.SearchStrategy[float] = st.just(0.0) | st.integers(0, 199).map(lambda n: n / 64)
@@ -160,7 +160,7 @@ def calibrations(draw: Draw) -> Calibration | None:
     if draw(st.booleans()):
         return None
     logs = np.log(np.array(sorted(draw(st.sets(st.integers(1, 64), min_size=1, max_size=4)))) / 64)
-    chance = np.sort(draw(whole(0, 64, len(logs)))) / 64
+    chance = np.sort(draw(ints(0, 64, len(logs)))) / 64
     return Calibration("isotonic", logs, chance * 0.9 + 0.05, np.ones(0), {})
 
 
@@ -173,12 +173,12 @@ def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> P
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     count = int(starts[-1])
     found = draw(gains(count, width))
-    order = np.argsort(draw(whole(0, 255, count, width + horizon)), axis=1, kind="stable")
+    order = np.argsort(draw(ints(0, 255, count, width + horizon)), axis=1, kind="stable")
     ranks = 1 + np.sort(order[:, :horizon], axis=1)  # some of 1 to width + horizon, rising
     left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
     ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
-    chain = draw(whole(0, 255, count)) % (left + 1)
-    expected = draw(whole(0, 64 * horizon, count)) / 64
+    chain = draw(ints(0, 255, count)) % (left + 1)
+    expected = draw(ints(0, 64 * horizon, count)) / 64
     return Positions(
         found,
         ranks.astype(np.int32),
@@ -209,9 +209,9 @@ def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 
     tokens, ids, logprobs = [], [], []
     for _ in range(draw(st.integers(1, 3))):
         length, width = draw(st.integers(1, 5)), draw(st.integers(1, min(vocabulary, max_budget)))
-        tokens.append(draw(whole(0, vocabulary - 1, length)))
-        ids.append(np.argsort(draw(whole(0, 255, length, horizon, vocabulary)), kind="stable")[..., :width])
-        weights = -np.sort(-draw(whole(1, 64, length, horizon, width)), axis=-1)
+        tokens.append(draw(ints(0, vocabulary - 1, length)))
+        ids.append(np.argsort(draw(ints(0, 255, length, horizon, vocabulary)), kind="stable")[..., :width])
+        weights = -np.sort(-draw(ints(1, 64, length, horizon, width)), axis=-1)
         logprobs.append(np.log(weights / (weights.sum(-1, keepdims=True) + 1)))
     return Trace.from_arrays(tokens, ids, logprobs, max_budget=max_budget, vocab_size=vocabulary)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ddsim.tree import kernels as _kernels
 from tests.naive import tree as naive
-from tests.tree.test_tree import CASES, KINDS, Rows, compress, make_rows, run
+from tests.strategies import CASES, Rows, run, some_rows
+from tests.tree.test_tree import compress
 
 
 def loaded(rows: Rows, most: int, reach: float = math.inf) -> tuple[Any, int]:
@@ -37,21 +38,18 @@ def ordered(scratch: Any, n: int) -> list[tuple[float, tuple[int, ...]]]:
 
 @CASES
 def test_heap_alone(cases: int) -> None:
-    def check(seed: int, kind: str, horizon: int, width: int, most: int) -> None:
-        rows = make_rows(seed, kind, horizon, width)
+    def check(rows: Rows, most: int) -> None:
         scratch, depth = loaded(rows, most)
         listed, n = _kernels.heap_nodes(scratch, depth, most)
         assert ordered(scratch, n) == naive.best_first(rows, most)
         assert listed <= 2 * most + 2
 
-    run(cases, check, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 12),
-        st.integers(0, 60))  # fmt: skip
+    run(cases, check, some_rows(5, range(1, 13)), st.integers(0, 60))
 
 
 @CASES
 def test_list_and_order_alone(cases: int) -> None:
-    def check(seed: int, kind: str, horizon: int, width: int, most: int, cut: float) -> None:
-        rows = make_rows(seed, kind, horizon, width)
+    def check(rows: Rows, most: int, cut: float) -> None:
         scratch, depth = loaded(rows, most)
         threshold = -math.inf if cut > 8 else -cut
         n = _kernels.list_nodes(scratch, depth, threshold)
@@ -64,8 +62,7 @@ def test_list_and_order_alone(cases: int) -> None:
         _kernels.order_nodes(scratch, n, threshold, few)
         assert ordered(scratch, few) == wanted[:few]
 
-    run(cases, check, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 3), st.integers(1, 9),
-        st.integers(1, 60), st.floats(0, 10))  # fmt: skip
+    run(cases, check, some_rows(3, range(1, 10)), st.integers(1, 60), st.floats(0, 10))
 
 
 def test_what_does_not_fit_goes_to_the_heap() -> None:

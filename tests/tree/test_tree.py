@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ddsim.errors import DdsimError
@@ -18,54 +15,10 @@ from ddsim.tree import forests as _forests
 from ddsim.tree import kernels as _kernels
 from ddsim.tree import rows as _rows
 from ddsim.tree import trees as _trees
+from tests import strategies
 from tests.naive import tree as naive
+from tests.strategies import CASES, KINDS, Rows, ints, run, several_rows, some_rows
 
-Rows = list[list[float]]
-CASES = pytest.mark.parametrize("cases", [300, pytest.param(100_000, marks=pytest.mark.slow)])
-KINDS = ("smooth", "grid", "equal", "sure", "cut", "lumps", "far", "flat", "empty")
-
-
-def run(cases: int, check: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
-    """Check a property on so many random cases."""
-    phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
-    options = settings(
-        max_examples=cases, deadline=None, database=None, phases=phases, suppress_health_check=list(HealthCheck)
-    )
-    options(given(*strategies)(check))()
-
-
-def make_rows(seed: int, kind: str, horizon: int, width: int) -> Rows:
-    """Rows of log-probabilities, descending, of a kind that is hard in its own way."""
-    rng = random.Random(seed)
-
-    def row() -> list[float]:
-        size = rng.randint(1, width)
-        if kind == "smooth":
-            values = [-rng.expovariate(rng.choice((0.2, 1.0, 4.0))) for _ in range(size)]
-        elif kind in ("grid", "equal"):  # many equal paths
-            values = [-0.5 * rng.randint(0, 3) for _ in range(size)]
-        elif kind == "sure":  # a node and its child are equal
-            values = [0.0] * rng.randint(1, 2) + [-float(rng.randint(1, 4))] * rng.randint(0, 2)
-        elif kind == "cut":
-            values = [rng.choice((-0.7, -1.3, -2.9, -math.inf)) for _ in range(size)]
-        elif kind == "lumps":  # all but the best far below, around the reach of the first histogram
-            values = [-0.001 * rng.random()] + [-12.0 + 0.4 * rng.random() for _ in range(size - 1)]
-        elif kind == "far":
-            values = [-rng.choice((1e-9, 3.0, 40.0, 150.0, 900.0, 4000.0)) * rng.random() for _ in range(size)]
-        elif kind == "flat":  # more equal nodes than any room
-            values = [-math.log(width)] * width
-        else:
-            values = [-rng.random() for _ in range(rng.choice((0, 1, size)))]
-        return sorted(values, reverse=True)
-
-    if kind == "equal":
-        return [row()] * horizon
-    return [row() for _ in range(horizon)]
-
-
-rows_of = st.builds(
-    make_rows, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 5), st.sampled_from((1, 2, 3, 5, 9, 30))
-)
 budgets = st.one_of(st.integers(0, 12), st.integers(0, 90), st.just(300))
 dtypes = st.sampled_from((np.float32, np.float64))
 
@@ -101,17 +54,15 @@ def test_draft_tree_is_the_heaps(cases: int) -> None:
         assert drafted.parents[0] == drafted.ranks[0] == -1
         assert np.all(drafted.parents[1:] < np.arange(1, len(drafted)))
 
-    run(cases, check, rows_of, budgets, dtypes)
+    run(cases, check, some_rows(), budgets, dtypes)
 
 
 @CASES
 def test_gains_and_ranks(cases: int) -> None:
-    def check(seed: int, kind: str, horizon: int, width: int, budget: int, dtype: Any) -> None:
-        rng = random.Random(seed)
-        positions = [
-            arrays(make_rows(rng.getrandbits(32), kind, horizon, width), dtype)[1] for _ in range(rng.randint(1, 3))
-        ]
-        truth = [[rng.choice((0, 0, 1, 2, -1, rng.randint(0, width))) for _ in range(horizon)] for _ in positions]
+    def check(several: list[Rows], data: Any, budget: int, dtype: Any) -> None:
+        positions, horizon = [arrays(rows, dtype)[1] for rows in several], len(several[0])
+        rank = st.sampled_from((0, 0, 1, 2, -1)) | st.integers(0, 20)
+        truth = [data.draw(st.lists(rank, min_size=horizon, max_size=horizon)) for _ in positions]
         logprobs, offsets = compress(positions, dtype)
         gains, ranks, chain = _rows.gains_and_ranks(
             logprobs, offsets, np.array(truth, np.int32), horizon, budget, check=False
@@ -125,10 +76,7 @@ def test_gains_and_ranks(cases: int) -> None:
             assert ranks[p].tolist() == naive.true_path_ranks(rows, truth[p], budget, _kernels.NO_RANK)
             assert chain[p] == next((d for d, k in enumerate(truth[p]) if k != 0), horizon)
 
-    run(
-        cases, check, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 5), st.sampled_from((1, 2, 4, 20)),
-        budgets, dtypes,
-    )  # fmt: skip
+    run(cases, check, several_rows(), st.data(), budgets, dtypes)
 
 
 @CASES
@@ -148,14 +96,13 @@ def test_tree_gains_and_chain(cases: int) -> None:
         assert chain.logprobs[1:].tolist() == [naive.path_logprob(rows, (0,) * (d + 1)) for d in range(depth)]
         assert chain.depths.tolist() == list(range(depth + 1))
 
-    run(cases, check, rows_of, st.integers(0, 40))
+    run(cases, check, some_rows(), st.integers(0, 40))
 
 
 @CASES
 def test_pruning_changes_nothing(cases: int) -> None:
-    def check(seed: int, kind: str, horizon: int, width: int, budget: int) -> None:
-        rng = random.Random(seed)
-        rows = make_rows(seed, kind, horizon, width)
+    def check(rows: Rows, data: Any, budget: int) -> None:
+        horizon = len(rows)
         dense = np.full((1, horizon, max(map(len, rows)) + 1), -np.inf)
         for d, row in enumerate(rows):
             dense[0, d, : len(row)] = row
@@ -163,8 +110,8 @@ def test_pruning_changes_nothing(cases: int) -> None:
         assert kept.tolist() == [naive.candidates_used(rows, budget)]
         assert kept.sum() <= budget
         pruned = [row[:count] for row, count in zip(rows, kept[0], strict=True)]
-        truth = np.array([[rng.randint(-1, 2) for _ in rows]], np.int32)
-        smaller = rng.randint(0, budget)
+        truth = data.draw(ints(-1, 2, 1, horizon)).astype(np.int32)
+        smaller = data.draw(st.integers(0, budget))
         whole = _trees.draft_tree(dense[0], smaller, check=False)
         less = _trees.draft_tree([np.array(row) for row in pruned], smaller, check=False)
         for name in ("parents", "depths", "ranks", "logprobs"):
@@ -176,26 +123,28 @@ def test_pruning_changes_nothing(cases: int) -> None:
         ):
             np.testing.assert_array_equal(a, b)
 
-    run(cases, check, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 9), budgets)
+    run(cases, check, some_rows(4, range(1, 10)), st.data(), budgets)
 
 
 @CASES
 def test_forests(cases: int) -> None:
-    def check(seed: int, kind: str, requests: int, total: int) -> None:
-        rng = random.Random(seed)
-        rows = [make_rows(rng.getrandbits(32), kind, rng.randint(1, 3), rng.randint(1, 6)) for _ in range(requests)]
-        rows = [[[value - 5.0 for value in row] for row in one] for one in rows]
+    def check(given: list[Rows], data: Any, total: int) -> None:
+        rows = [[[value - 5.0 for value in row] for row in one] for one in given]
         forest = _forests.draft_forest([[np.array(row) for row in one] for one in rows], total)
         assert [nodes_of(one) for one in forest] == naive.forest(rows, total)
 
-        gains = np.array([sorted((rng.choice((0, 0.25, rng.random())) for _ in range(5)), reverse=True)
-                          for _ in range(requests)], np.float32)  # fmt: skip
+        gain = st.sampled_from((0.0, 0.25)) | st.floats(0, 1, width=32)
+        five = st.lists(gain, min_size=5, max_size=5).map(lambda values: sorted(values, reverse=True))
+        gains = np.array([data.draw(five) for _ in rows], np.float32)
         merged, owners = _forests.forest_gains(gains, total)
         pool = sorted(((-g, b) for b, row in enumerate(gains.tolist()) for g in row if g > 0))[:total]
         assert merged.tolist() == [-g for g, _ in pool] + [0.0] * (total - len(pool))
         assert owners.tolist() == [b for _, b in pool] + [-1] * (total - len(pool))
 
-    run(cases, check, st.integers(0, 2**32), st.sampled_from(KINDS), st.integers(1, 4), st.integers(0, 40))
+    requests = st.sampled_from(KINDS).flatmap(
+        lambda kind: st.lists(some_rows(3, range(1, 7), (kind,)), min_size=1, max_size=4)
+    )
+    run(cases, check, requests, st.data(), st.integers(0, 40))
 
 
 @CASES
@@ -210,16 +159,17 @@ def test_masks(cases: int) -> None:
         assert not bits[:, len(drafted) :].any()
         np.testing.assert_array_equal(bits[:, : len(drafted)], mask)
 
-    run(cases, check, rows_of, st.sampled_from((0, 1, 5, 62, 63, 64, 65, 127, 128, 150)))
+    run(cases, check, some_rows(), st.sampled_from((0, 1, 5, 62, 63, 64, 65, 127, 128, 150)))
 
 
 @CASES
 def test_true_ranks(cases: int) -> None:
-    def check(seed: int, horizon: int, lengths: list[int]) -> None:
-        rng = random.Random(seed)
+    row = st.lists(st.integers(0, 6), max_size=6, unique=True)
+
+    def check(data: Any, horizon: int, lengths: list[int]) -> None:
         positions = sum(lengths)
-        tokens = [rng.randint(0, 5) for _ in range(positions)]
-        rows = [rng.sample(range(7), rng.randint(0, 6)) for _ in range(positions * horizon)]
+        tokens = data.draw(ints(0, 5, positions)).tolist()
+        rows = data.draw(st.lists(row, min_size=positions * horizon, max_size=positions * horizon))
         starts = np.cumsum([0, *lengths])
         found = _rows.true_ranks(
             np.array([token for row in rows for token in row], np.int64), np.cumsum([0, *map(len, rows)]),
@@ -233,7 +183,7 @@ def test_true_ranks(cases: int) -> None:
                 wanted.append([row.index(x) if x in row else -1 for row, x in zip(mine, ahead, strict=True)])
         assert found.tolist() == wanted
 
-    run(cases, check, st.integers(0, 2**32), st.integers(1, 4), st.lists(st.integers(0, 4), max_size=4))
+    run(cases, check, st.data(), st.integers(1, 4), st.lists(st.integers(0, 4), max_size=4))
 
 
 @CASES
@@ -260,21 +210,20 @@ def test_checks_of_marginals(cases: int) -> None:
 def test_no_closed_set_weighs_more(cases: int) -> None:
     """Brute force over all prefix-closed trees, and the documented order by sorting every node."""
 
-    def check(seed: int, kind: str, horizon: int, width: int, budget: int) -> None:
-        rows = make_rows(seed, kind, horizon, width)
+    def check(rows: Rows, budget: int) -> None:
         drafted = _trees.draft_tree([np.array(row) for row in rows], budget, check=False)
         assert nodes_of(drafted) == [node for _, node in naive.sorted_nodes(rows, budget)]
         weight = math.fsum(np.exp(drafted.logprobs[1:]).tolist())
         assert weight == pytest.approx(naive.best_closed_weight(rows, budget), rel=1e-12, abs=1e-300)
 
-    kinds = st.sampled_from(("smooth", "grid", "sure", "cut", "lumps", "empty"))
-    run(cases // 10, check, st.integers(0, 2**32), kinds, st.integers(1, 2), st.integers(1, 2), st.integers(0, 4))
-    run(cases // 10, check, st.integers(0, 2**32), kinds, st.integers(1, 1), st.integers(1, 5), st.integers(0, 4))
-    run(cases // 100, check, st.integers(0, 2**32), kinds, st.just(3), st.just(2), st.integers(0, 4))
+    kinds, budget = ("smooth", "grid", "sure", "cut", "lumps", "empty"), st.integers(0, 4)
+    run(cases // 10, check, some_rows(2, (1, 2), kinds), budget)
+    run(cases // 10, check, some_rows(1, range(1, 6), kinds), budget)
+    run(cases // 100, check, st.sampled_from(kinds).flatmap(lambda kind: strategies.rows(kind, 3, 2)), budget)
 
 
 def test_trees_of_growing_budgets_are_nested() -> None:
-    rows = np.array(make_rows(3, "flat", 4, 9))
+    rows = np.full((4, 9), -math.log(9))  # all candidates alike
     largest = nodes_of(_trees.draft_tree(rows, 200))
     for budget in range(0, 200, 7):
         assert nodes_of(_trees.draft_tree(rows, budget)) == largest[:budget]
