@@ -22,7 +22,6 @@ import pytest
 
 from ddsim.errors import DdsimError
 from ddsim.files import atomic as _atomic
-from ddsim.files import atomic as ours
 
 Run = Callable[..., Any]  # the fixture of conftest.py
 
@@ -85,7 +84,7 @@ def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.Monk
     """The temporary name can't be guessed; were it guessed, the link there is refused."""
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    monkeypatch.setattr(ours.secrets, "token_hex", lambda count: "0" * 2 * count)
+    monkeypatch.setattr(_atomic.secrets, "token_hex", lambda count: "0" * 2 * count)
     (tmp_path / f".a.{'0' * 16}.tmp").symlink_to(victim)
     with pytest.raises(DdsimError, match="can't be written"):
         _atomic.write_text(tmp_path / "a", "theirs")
@@ -194,7 +193,7 @@ def test_folders_for_output(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, time
-from ddsim import files
+from ddsim.files import atomic as files
 def fill(file):
     file.write(b"half")
     file.flush()
@@ -238,7 +237,7 @@ def test_a_file_removed_before_it_was_locked_is_made_again(tmp_path: Path, monke
             (leftover,) = tmp_path.iterdir()
             leftover.unlink()
 
-    monkeypatch.setattr(ours.fcntl, "flock", flock)
+    monkeypatch.setattr(_atomic.fcntl, "flock", flock)
     _atomic.write_text(tmp_path / "a", "whole")
     assert len(calls) == 2 and (tmp_path / "a").read_text() == "whole" and names(tmp_path) == ["a"]
 
@@ -426,20 +425,26 @@ def test_a_full_disk_leaves_the_old_file(
     cli: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
 ) -> None:
     """The system refuses what goes beyond 300 bytes of a file, as a full disk would."""
-    right = _atomic.write
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    created, refusal = _atomic._created, _atomic._refusal
 
-    def write(path: Any, fill: Any) -> None:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def limited(target: Path) -> Any:
+        found = created(target)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-        try:
-            right(path, fill)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        return found
+
+    def told(*arguments: Any) -> DdsimError:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # what is said of it goes to files, too
+        return refusal(*arguments)
 
     out = tmp_path / f"a.{end}"
     out.write_text("old")
-    monkeypatch.setattr(ours, "write", write)
-    answer = cli(*written(name, files, out))
+    monkeypatch.setattr(_atomic, "_created", limited)
+    monkeypatch.setattr(_atomic, "_refusal", told)
+    try:
+        answer = cli(*written(name, files, out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     lines = [line for line in answer.err.splitlines() if not line.startswith("warning: ")]
     assert (answer.code, lines) == (2, [f"error: {out}: can't be written (File too large)"])
     assert (names(tmp_path), out.read_text()) == ([out.name], "old")
@@ -486,7 +491,7 @@ def test_checkpoints_and_states_are_whole(tmp_path: Path, monkeypatch: pytest.Mo
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask()
     assert PromptPool.load(tmp_path / "pool.npz").lengths.tolist() == [1, 1, 1]
     before = content(tmp_path)
-    monkeypatch.setattr(ours.os, "fsync", full_disk)
+    monkeypatch.setattr(_atomic.os, "fsync", full_disk)
     for name, write in writers.items():
         with pytest.raises(DdsimError, match=f"{name}: can't be written .No space left"):
             write(tmp_path / name)
@@ -507,7 +512,7 @@ def full_disk(handle: int) -> None:
 # Writes one of two contents of two megabytes, in pieces, again and again.
 LOOP = """
 import itertools, sys
-from ddsim import files
+from ddsim.files import atomic as files
 def fill(file, letter):
     for _ in range(32):
         file.write(letter * (1 << 16))
@@ -615,7 +620,7 @@ def test_two_commands_write_one_file(files: Path, tmp_path: Path) -> None:
 
 ALL = """
 import sys
-from ddsim.cli import main
+from ddsim.cli.main import main
 trace, profile, folder = sys.argv[1:]
 at = lambda name: f"{folder}/{name}"
 answers = ["-p", profile, "--bootstrap", "20"]
@@ -657,7 +662,7 @@ def test_equal_answers_make_equal_files(files: Path, tmp_path: Path) -> None:
 def test_standard_output_that_ends_early(files: Path, name: str) -> None:
     command = subprocess.list2cmdline([sys.executable, "-m", "ddsim", *written(name, files, Path("-"))])
     for redirection, code, says in (
-        (">&-", 2, "error: standard output is closed; give a file name in place of -"),
+        (">&-", 2, "error: standard output is closed, so the answer would be lost; open it, or give a file name"),
         ("> /dev/full", 2, "error: standard output: can't be written (No space left on device)"),
         ("| :", 141, ""),
     ):
