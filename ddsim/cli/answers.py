@@ -185,11 +185,11 @@ def replay(
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     _check_plot(plot)
-    from ddsim.policy.parse import parse_policy
+    from ddsim.policy.parse import policies_of
     from ddsim.replay.replay import replay as run
     from ddsim.view.export import export_table
 
-    policies = None if policy is None else [parse_policy(name) for name in policy]
+    policies = None if policy is None else policies_of(policy)
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Replaying") as progress:
@@ -319,10 +319,10 @@ def serve(
     show = Out(json, [plot])
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
-    from ddsim.policy.parse import parse_policy
+    from ddsim.policy.parse import policies_of
     from ddsim.replay.serving import EXTRAPOLATED, simulate
 
-    policies = [parse_policy(name, joint=True) for name in policy or ()]
+    policies = policies_of(policy or (), joint=True)
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with _progress("Simulating") as progress:
         result = simulate(

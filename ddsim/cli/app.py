@@ -14,6 +14,7 @@ from ddsim.cli.console import Out, progress
 from ddsim.cli.console import progress as _progress
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT, write_stdout
+from ddsim.policy import names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,24 +33,6 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 CALIBRATIONS = ("isotonic", "temperature")
-
-
-POLICIES = (
-    "AR",
-    "DFlash",
-    "DDTree:63",
-    "CaDDTree",
-    "CaDDTree:fill",
-    "GreedySteps",
-    "RoundRatio",
-    "LongRun",
-    "LongRun:online",
-    "BestFixed",
-    "Hindsight",
-)
-
-
-SERVING_POLICIES = (*POLICIES[:-1], "FairRatio", "Share:RoundRatio", "Uniform:RoundRatio")
 
 
 ANSWERS, CURVES, REFERENCE = "Answers", "Costs, calibration, files", "With a model (reference extra)"
@@ -130,9 +113,9 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(POLICIES)} (repeatable). "
-        "Default: all but CaDDTree:fill and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
-        autocompletion=_complete(*POLICIES),
+        help=f"{', '.join((*names.RUN, *names.TRACE, *names.HINDSIGHT))}, or your own: {names.OWN} (repeatable). "
+        "Default: all but CaDDTree(fill=True) and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
+        autocompletion=_complete(*names.RUN, *names.TRACE, *names.HINDSIGHT),
     ),
 ]
 
@@ -142,9 +125,10 @@ ServingPolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join(SERVING_POLICIES)} (repeatable; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
+        help=f"{', '.join((*names.RUN, *names.TRACE, *names.BATCH))}, or your own: {names.OWN} "
+        "(repeatable; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
         "Default: all but CaDDTree, GreedySteps and DDTree. AR is always there.",
-        autocompletion=_complete(*SERVING_POLICIES),
+        autocompletion=_complete(*names.RUN, *names.TRACE, *names.BATCH),
     ),
 ]
 

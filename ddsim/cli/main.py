@@ -92,6 +92,8 @@ def _exit_code(error: BaseException) -> int:
             return BAD_INPUT
         where = context.command_path if context is not None else "ddsim"
         return _fail(f"{message}; see {where} --help", BAD_INPUT)
+    if hasattr(error, "of_policy"):
+        return _fail(f"policy {error.of_policy}: {type(error).__name__}: {error}; --debug shows where", BAD_INPUT)
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename is not None else ""
         return _fail(f"{name}{error.strerror or error}", BAD_INPUT)

@@ -12,7 +12,6 @@ import typer
 from typer.core import TyperCommand
 
 from ddsim.cli.app import (
-    POLICIES,
     REFERENCE,
     JsonOption,
     PlotOption,
@@ -30,6 +29,7 @@ from ddsim.cli.console import Column, Out, number, on_terminal, working
 from ddsim.cli.console import progress as _progress
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
+from ddsim.policy import names
 from ddsim.text import printable
 
 
@@ -183,7 +183,12 @@ def decode(
         str | None, typer.Option(metavar="DRAFTER", help="DFlash drafter; not needed by --policy AR.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="NAME", help=f"{', '.join(POLICIES[:-2])}.", autocompletion=_complete(*POLICIES))
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"{', '.join(names.RUN)}, or your own: {names.OWN}.",
+            autocompletion=_complete(*names.RUN),
+        ),
     ] = "DDTree:63",
     prompts: PromptsOption = None,
     profile: Annotated[
@@ -206,11 +211,10 @@ def decode(
     """Answer prompts with the reference decoder; the text streams, drafted tokens that were accepted are marked."""
     show = Out(json)
     _one_of("--dtype", dtype, DTYPES)
-    from ddsim.policy.parse import parse_policy
-    from ddsim.policy.rules import BestFixed, Hindsight
+    from ddsim.policy.parse import policy_of
 
-    rule = parse_policy(policy, joint=batch > 1)
-    if isinstance(rule, (BestFixed, Hindsight)):
+    rule = policy_of(policy, joint=batch > 1)
+    if rule.hindsight or rule.needs_trace:
         raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
     pieces = _reference("decode").decode_prompts(
         target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
@@ -355,8 +359,8 @@ def validate(
         typer.Option(
             "--policy",
             metavar="NAME",
-            help=f"{', '.join(POLICIES[:-1])} (repeatable); AR must be among them.",
-            autocompletion=_complete(*POLICIES[:-1]),
+            help=f"{', '.join((*names.RUN, *names.TRACE))}, or your own: {names.OWN} (repeatable); AR must be among them.",
+            autocompletion=_complete(*names.RUN, *names.TRACE),
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts of each workload.")] = 4,

@@ -27,6 +27,7 @@ class _Carried(Policy):
         self.policy = policy
         self.name = f"{policy.name} {self.ending}"
         self.online, self.decides_on, self.fill = policy.online, policy.decides_on, policy.fill
+        self.drafts, self.adaptive, self.hindsight = policy.drafts, policy.adaptive, policy.hindsight
         self.solves, self.price, self.needs_trace = policy.solves, policy.price, policy.needs_trace
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:

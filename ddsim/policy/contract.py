@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Policy:
     Attributes
     ----------
     name : str
-        Shown in tables. A class without a name of its own is called by its class's name.
+        Shown in tables. A class without a name of its own is called by its class's name. (``repr`` is the call that makes it.)
     drafts : bool
         False if no round needs the drafter.
     adaptive : bool
@@ -111,7 +112,23 @@ class Policy:
             cls.solves = "settings of its own"
 
     def __repr__(self) -> str:
-        return f"<{self.name}>"
+        """The call that makes it, as `ddsim.parse_policy` reads it; settings that are as by default are left out."""
+        said = []
+        for key, parameter in inspect.signature(type(self)).parameters.items():
+            value = self._setting(key, parameter.default)
+            if value is parameter.empty:
+                return f"<{self.name}>"  # it doesn't keep its settings under their names
+            if parameter.default is parameter.empty:
+                said.append(_literal(value))
+            elif value is not parameter.default and value != parameter.default:
+                said.append(f"{key}={_literal(value)}")
+        kind = type(self)
+        home = "" if kind.__module__.startswith("ddsim.") or "<locals>" in kind.__qualname__ else f"{kind.__module__}:"
+        return f"{home}{kind.__name__}({', '.join(said)})"
+
+    def _setting(self, key: str, default: Any) -> Any:
+        """What it was made with."""
+        return getattr(self, key, default)
 
     def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
         """A copy that is ready for a trace: it has solved what it needs of it (a price, the best fixed budget).
@@ -185,24 +202,48 @@ class Policy:
         return {"name": self.name}
 
 
+def _literal(value: Any) -> str:
+    return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
+
+
 def ask(policy: Policy, gains: Gains, costs: Costs, *, most: int | None = None) -> Ints:
     """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
     most = gains.shape[1] if most is None else most
-    return _checked(policy, "choose", policy.choose(gains, costs), len(gains), most)
+    try:
+        answer = policy.choose(gains, costs)
+    except Exception as error:
+        _blame(error, policy)
+        raise
+    return _checked(policy, "choose", answer, len(gains), most)
 
 
 def ask_joint(policy: Policy, gains: Gains, seconds: Floats, paid: Floats, *, most: int | None = None) -> Ints:
     """`Policy.choose_joint`, its answer checked as by `ask`; ``paid`` is handed to policies that `fill`."""
     most = gains.shape[1] if most is None else most
     more = (paid,) if policy.fill else ()
-    return _checked(policy, "choose_joint", policy.choose_joint(gains, seconds, *more), len(gains), most)
+    try:
+        answer = policy.choose_joint(gains, seconds, *more)
+    except Exception as error:
+        _blame(error, policy)
+        raise
+    return _checked(policy, "choose_joint", answer, len(gains), most)
+
+
+def _blame(error: Exception, policy: Policy) -> None:
+    """Note on a policy's own exception, which passes as it is, whose it is, so that the command line can say so."""
+    if not isinstance(error, DdsimError) and not hasattr(error, "of_policy"):
+        error.of_policy = policy.name  # type: ignore[attr-defined]
 
 
 def prepared(
     policy: Policy, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None
 ) -> Policy:
     """`Policy.prepare`, its answer checked."""
-    ready = policy.prepare(positions, costs, sequences=sequences)
+    try:
+        ready = policy.prepare(positions, costs, sequences=sequences)
+    except Exception as error:
+        _blame(error, policy)
+        raise
     if not isinstance(ready, Policy):
         raise DdsimError(
             f"policy {policy.name}: prepare must return a policy that is ready, itself or a copy; returned {type(ready).__name__}"
@@ -217,7 +258,12 @@ def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
     """
     nearest = _nearest(policy, "choose", "observe", "actions")
     asked = Policy.actions if nearest["actions"] > min(nearest["choose"], nearest["observe"]) else type(policy).actions
-    actions = _checked(policy, "actions", asked(policy, block, costs), len(block), block.max_budget)
+    try:
+        answer = asked(policy, block, costs)
+    except Exception as error:
+        _blame(error, policy)
+        raise
+    actions = _checked(policy, "actions", answer, len(block), block.max_budget)
     charged = paid(costs)
     width = charged.seconds.shape[1]
     if width <= max(block.max_budget, block.horizon) or not np.isfinite(charged.seconds[:, -1]).all():
@@ -238,6 +284,11 @@ def decision_of(policy: Policy) -> Decision | None:
     """`Policy.decision`, but None where a class of a user's own overrides what it stands for and inherits it."""
     nearest = _nearest(policy, "choose", "choose_joint", "observe", "actions", "decision")
     return policy.decision() if nearest["decision"] == min(nearest.values()) else None
+
+
+def knows_batches(policy: Policy) -> bool:
+    """Whether it has a rule of its own for requests that are verified together."""
+    return type(policy).choose_joint is not Policy.choose_joint or "choose_joint" in vars(policy)
 
 
 def _nearest(policy: Policy, *names: str) -> dict[str, int]:

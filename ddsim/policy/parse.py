@@ -1,14 +1,19 @@
-"""Policies by the names that command lines and tables use."""
+"""Policies by what is typed for them: Python calls, older spellings, and classes of a user's own."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Iterable
+from importlib import import_module, invalidate_caches
+from pathlib import Path
 from typing import Any
 
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import FairRatio, Share, Uniform
-from ddsim.policy.contract import Policy
+from ddsim.policy.contract import Policy, knows_batches
 from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
@@ -19,12 +24,32 @@ from ddsim.policy.rules import (
     Hindsight,
     LongRun,
     RoundRatio,
-    _Rule,
 )
+
+_KNOWN: dict[str, type[Policy]] = {
+    "AR": Autoregressive,
+    "DFlash": DFlash,
+    "DDTree": DDTree,
+    "CaDDTree": CaDDTree,
+    "GreedySteps": GreedySteps,
+    "RoundRatio": RoundRatio,
+    "LongRun": LongRun,
+    "BestFixed": BestFixed,
+    "Hindsight": Hindsight,
+    "FairRatio": FairRatio,
+    "Share": Share,
+    "Uniform": Uniform,
+}
+_SPELLED = {name.lower(): name for name in _KNOWN} | {"autoregressive": "AR"}
+_KINDS = {"int": int, "bool": bool, "float": float, "float | None": float}  # of settings that can be typed
+
+LONGEST_NAME = 200  # characters: each level of Share(Share(... is a call deeper
 
 
 def policy_of(policy: Any, *, joint: bool = False) -> Policy:
     """A policy from what a caller gave: an object, or its name as `parse_policy` takes it.
+
+    For requests that are decoded together (``joint``), a rule that knows lone requests only decides by `Share`.
 
     Raises
     ------
@@ -32,7 +57,7 @@ def policy_of(policy: Any, *, joint: bool = False) -> Policy:
         Neither, or a policy without a name, or with that of another policy of ddsim.
     """
     if isinstance(policy, str):
-        return parse_policy(policy, joint=joint)
+        policy = parse_policy(policy, joint=joint)
     if isinstance(policy, type):
         raise DdsimError(f"policies: {policy.__name__} is a class; give an object, as in {policy.__name__}()")
     if not isinstance(policy, Policy):
@@ -43,7 +68,12 @@ def policy_of(policy: Any, *, joint: bool = False) -> Policy:
         raise DdsimError(f"policy {type(policy).__name__}: its name must be a text, is {policy.name!r:.60}")
     if policy.name in _KNOWN and type(policy) is not _KNOWN[policy.name]:
         raise DdsimError(f"policy {type(policy).__name__}: {policy.name} is ddsim's own; give yours another name")
-    return policy
+    return _for_batches(policy) if joint else policy
+
+
+def _for_batches(policy: Policy) -> Policy:
+    """A rule that knows lone requests only decides by its requests' shares."""
+    return Share(policy) if policy.adaptive and not knows_batches(policy) else policy
 
 
 def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
@@ -52,120 +82,188 @@ def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
     Examples
     --------
     >>> policies_of("CaDDTree"), policies_of([DDTree(8), "ar"])
-    ([<CaDDTree>], [<DDTree(8)>, <AR>])
+    ([CaDDTree()], [DDTree(8), Autoregressive()])
     """
     if isinstance(policies, (str, Policy, type)):
         policies = [policies]
-    try:
-        found = [policy_of(policy, joint=joint) for policy in policies]
-    except TypeError:
-        if isinstance(policies, Iterable):
-            raise
-        raise DdsimError(f"policies: expected policies or their names, got {type(policies).__name__}") from None
-    names = [policy.name for policy in found]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DdsimError(f"two policies are called {twice[0]!r}; give each a name of its own")
-    return found
-
-
-_KNOWN: dict[str, Callable[..., Policy]] = {
-    "AR": Autoregressive,
-    "DFlash": DFlash,
-    "DDTree": DDTree,
-    "CaDDTree": CaDDTree,
-    "GreedySteps": GreedySteps,
-    "RoundRatio": RoundRatio,
-    "LongRun": LongRun,
-    "BestFixed": BestFixed,
-    "Hindsight": Hindsight,
-}
-
-
-_SETTINGS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "DDTree": {"budget": int},
-    "CaDDTree": {"fill": bool},
-    "LongRun": {"price": float, "online": bool, "memory": float},
-}
-
-
-LONGEST_NAME = 200  # characters: each level of Share:Share:... is a call deeper
-
-
-JOINT = ("FairRatio", "Share", "Uniform")  # of ddsim.joint: policies for requests that are decoded together
+    if not isinstance(policies, Iterable):
+        raise DdsimError(f"policies: expected policies or their names, got {type(policies).__name__}")
+    found = [policy_of(parse_policy(policy, joint=joint) if isinstance(policy, str) else policy) for policy in policies]
+    for shown in (found, [_for_batches(policy) for policy in found] if joint else []):
+        names = [policy.name for policy in shown]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise DdsimError(f"two policies are called {twice[0]!r}; give each a name of its own")
+    return shown or found
 
 
 def parse_policy(text: str, *, joint: bool = False) -> Policy:
-    """A policy from its name and settings as typed on a command line.
+    """A policy from what was typed, a call in Python: ``DDTree(64)``, ``LongRun(price=500)``, ``Share(RoundRatio())``.
+
+    A policy's ``repr`` is such a call. Nothing is evaluated: settings are literals and policies.
 
     Parameters
     ----------
     text : str
-        ``Name``, ``Name:value`` or ``Name:key=value,...``; the names that tables show (``DDTree(64)``, ``LongRun online``,
-        ``RoundRatio share``) are understood too. Names count whatever their case.
+        A name with its settings in brackets; without settings the brackets may go, and names count in any case.
+        ``module:Class`` or ``module:Class(settings)`` is a class of your own, its module in the working directory or on the
+        path. Older spellings are read too: ``DDTree:64``, ``LongRun:online``, ``Share:LongRun:500``, and what tables show
+        (``LongRun online``, ``RoundRatio share``).
     joint : bool
-        Whether it is for requests that are decoded together: then ``FairRatio``, ``Share:RULE`` and ``Uniform:RULE`` are known
-        too, where RULE is CaDDTree, GreedySteps, RoundRatio or LongRun with its settings.
+        Whether it is for requests that are decoded together: then ``FairRatio``, ``Share(RULE)`` and ``Uniform(RULE)`` are known
+        too, where RULE is CaDDTree, GreedySteps, RoundRatio, LongRun or a rule of your own, with its settings.
 
     Raises
     ------
     DdsimError
-        Unknown name (the line lists the known ones), or settings that the policy doesn't take.
+        Unknown name (the line lists the known ones), a module or class that isn't there, or settings that the policy doesn't take.
 
     Examples
     --------
-    >>> [parse_policy(text).name for text in ("ddtree:64", "DDTree(8)", "CaDDTree:fill", "LongRun:price=500", "LongRun:online")]
-    ['DDTree(64)', 'DDTree(8)', 'CaDDTree filled', 'LongRun', 'LongRun online']
-    >>> [parse_policy(text, joint=True).name for text in ("Share:RoundRatio", "uniform:LongRun:500", "FairRatio")]
-    ['RoundRatio share', 'LongRun uniform', 'FairRatio']
+    >>> [parse_policy(text) for text in ("ddtree:64", "DDTree(8)", "CaDDTree:fill", "LongRun(price=500)", "LongRun online")]
+    [DDTree(64), DDTree(8), CaDDTree(fill=True), LongRun(price=500), LongRun(online=True)]
+    >>> [parse_policy(text, joint=True) for text in ("Share:RoundRatio", "uniform:LongRun:500", "FairRatio")]
+    [Share(RoundRatio()), Uniform(LongRun(price=500)), FairRatio()]
     """
     if len(text) > LONGEST_NAME:
         raise DdsimError(f"unknown policy {text[:40]!r}… of {len(text):,} characters; see --help for names")
-    text = re.sub(r"(?i)^\s*(\S.*?)\s+(share|uniform)\s*$", r"\2:\1", text)
-    text = re.sub(r"(?i)^\s*(longrun)\s+online\s*$", r"\1:online", text)
-    text = re.sub(r"(?i)^\s*(caddtree)\s+filled\s*$", r"\1:fill", text)
-    match = re.fullmatch(r"\s*([A-Za-z]+)\s*(?::(.*)|\((.*)\))?\s*", text)
-    name = match.group(1).lower() if match else ""
-    known = {key.lower(): key for key in (*_KNOWN, *JOINT)} | {"autoregressive": "AR"}
-    if match is None or name not in known:
-        names = ", ".join([key for key in _KNOWN if key != "Hindsight"] + [*JOINT] if joint else _KNOWN)
-        raise DdsimError(f"unknown policy {text!r}; known: {names} (a budget is given as DDTree:63)")
-    label = known[name]
-    settings = (match.group(2) or match.group(3) or "").strip()
-    if label in JOINT:
-        if not joint:
-            raise DdsimError(f"policy {text!r}: {label} is for requests that are decoded together, as by ddsim serve")
-        return _parse_joint(text, label, settings)
-    takes = _SETTINGS.get(label, {})
+    try:
+        tree = ast.parse(_as_call(text.strip()), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise _unknown(text, joint) from None
+    return _built(tree, text, joint)
+
+
+def _as_call(text: str) -> str:
+    """An older spelling as a call; what is none stays."""
+    shown = re.fullmatch(r"(?is)(.*\S)\s+(share|uniform|online|filled)(\(.*\))?", text)
+    if shown and shown.group(2).lower() in ("share", "uniform") and not shown.group(3):
+        return f"{shown.group(2)}({_as_call(shown.group(1))})"
+    if shown and shown.group(1).lower() == "longrun" and shown.group(2).lower() == "online":
+        memory = f", memory={shown.group(3)[1:-1]}" if shown.group(3) else ""
+        return f"LongRun(online=True{memory})"
+    if shown and shown.group(1).lower() == "caddtree" and shown.group(2).lower() == "filled":
+        return "CaDDTree(fill=True)"
+    named = re.fullmatch(r"(?s)([A-Za-z]+)\s*(?::(.*)|\((.*)\))", text)
+    if named and named.group(1).lower() in _SPELLED:
+        kind, settings = _KNOWN[_SPELLED[named.group(1).lower()]], (named.group(2) or named.group(3) or "").strip()
+        if _takes_a_policy(kind):
+            return f"{named.group(1)}({_as_call(settings)})"
+        flags = [key for key, of in _settings_of(kind).items() if of is bool]
+        parts = [part.strip() for part in settings.split(",") if part.strip()]
+        parts = [f"{part}=True" if part in flags else part for part in parts]  # LongRun:online
+        return f"{named.group(1)}({', '.join(sorted(parts, key=lambda part: '=' in part))})"
+    return re.sub(r"\b([A-Za-z_][\w.]*):([A-Za-z_]\w*)", r"\1.\2", text)  # a class in a module, as Python writes it
+
+
+def _unknown(text: str, joint: bool) -> DdsimError:
+    names = [name for name, kind in _KNOWN.items() if (not kind.hindsight if joint else not kind.for_batches)]
+    return DdsimError(
+        f"unknown policy {text!r}; known: {', '.join(names)} (a budget is given as DDTree:63), or module:Class of your own"
+    )
+
+
+def _built(node: ast.expr, text: str, joint: bool) -> Policy:
+    """The policy that a parsed call stands for."""
+    target, given, named = node, [], []
+    if isinstance(node, ast.Call):
+        target, given, named = node.func, node.args, node.keywords
+    if isinstance(target, ast.Attribute):
+        return _own(ast.unparse(target), given, named, text)
+    if not isinstance(target, ast.Name) or target.id.lower() not in _SPELLED:
+        raise _unknown(text, joint)
+    name = _SPELLED[target.id.lower()]
+    kind = _KNOWN[name]
+    if kind.for_batches and not joint:
+        raise DdsimError(f"policy {text!r}: {name} is for requests that are decoded together, as by ddsim serve")
+    if _takes_a_policy(kind):
+        return kind(_rule(name, given, named, text))  # type: ignore[call-arg]
+    takes = _settings_of(kind)
     values: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in settings.split(","))):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            first = next((key for key, kind in takes.items() if kind is not bool), "")
-            key, value = (part, "true") if takes.get(part) is bool else (first, part)
+    for key, value in [(None, value) for value in given] + [(keyword.arg, keyword.value) for keyword in named]:
+        said = ast.unparse(value)
+        if key is None:
+            key = next((key for key, kind in takes.items() if kind is not bool), "")
         if key not in takes:
-            raise DdsimError(f"policy {text!r}: {label} takes {', '.join(takes) or 'no settings'}")
+            raise DdsimError(f"policy {text!r}: {name} takes {', '.join(takes) or 'no settings'}")
         try:
-            values[key] = {"true": True, "false": False}[value.lower()] if takes[key] is bool else takes[key](value)
+            values[key] = {"true": True, "false": False}[said.lower()] if takes[key] is bool else takes[key](said)
         except (KeyError, ValueError):
-            raise DdsimError(f"policy {text!r}: {key} can't be {value!r}") from None
-    if label == "DDTree" and "budget" not in values:
+            raise DdsimError(f"policy {text!r}: {key} can't be {said!r}") from None
+    if kind is DDTree and "budget" not in values:
         raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:63")
-    return _KNOWN[label](**values)
+    return kind(**values)
 
 
-def _parse_joint(text: str, label: str, settings: str) -> Policy:
-    pass
+def _settings_of(kind: type[Policy]) -> dict[str, type]:
+    """What can be typed for one of ddsim's own policies."""
+    parameters = inspect.signature(kind).parameters.items()
+    return {key: _KINDS[parameter.annotation] for key, parameter in parameters if parameter.annotation in _KINDS}
 
-    if label == "FairRatio":
-        if settings:
-            raise DdsimError(f"policy {text!r}: FairRatio takes no settings")
-        return FairRatio()
-    if not settings:
-        raise DdsimError(f"policy {text!r}: {label} needs a rule for one request, as in {label}:RoundRatio")
-    rule = parse_policy(settings, joint=True)
-    if not isinstance(rule, _Rule):
-        raise DdsimError(
-            f"policy {text!r}: {label} takes CaDDTree, GreedySteps, RoundRatio or LongRun, not {rule.name}"
-        )
-    return Share(rule) if label == "Share" else Uniform(rule)
+
+def _takes_a_policy(kind: type[Policy]) -> bool:
+    return "policy" in inspect.signature(kind).parameters
+
+
+def _rule(name: str, given: list[ast.expr], named: list[ast.keyword], text: str) -> Policy:
+    """The rule for one request that `Share` or `Uniform` carries over to a batch."""
+    if len(given) + len(named) != 1:
+        raise DdsimError(f"policy {text!r}: {name} needs a rule for one request, as in {name}:RoundRatio")
+    inner = given[0] if given else named[0].value
+    rule = _built(inner, ast.unparse(inner), True)
+    if rule.for_batches or not rule.adaptive:
+        rules = [key for key, kind in _KNOWN.items() if kind.adaptive and not kind.for_batches]
+        raise DdsimError(f"policy {text!r}: {name} takes {', '.join(rules[:-1])} or {rules[-1]}, not {rule.name}")
+    return rule
+
+
+def _own(dotted: str, given: list[ast.expr], named: list[ast.keyword], text: str) -> Policy:
+    """An object of a user's own class ``module.Class``."""
+    where, _, name = dotted.rpartition(".")
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    invalidate_caches()
+    try:
+        module = import_module(where)
+    except ModuleNotFoundError as error:
+        missing = error.name or where
+        if where == missing or where.startswith(f"{missing}."):
+            raise DdsimError(
+                f"policy {text!r}: there is no module {missing} in the working directory or on Python's path"
+            ) from error
+        raise DdsimError(f"policy {text!r}: importing {where} failed: {error}") from error
+    except Exception as error:
+        raise DdsimError(f"policy {text!r}: importing {where} failed: {_said(error)}") from error
+    finally:
+        sys.path.remove(folder)
+    kind = getattr(module, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Policy)):
+        there = [
+            key
+            for key, of in vars(module).items()
+            if isinstance(of, type) and issubclass(of, Policy) and of is not Policy
+        ]
+        has = f"it has {', '.join(there)}" if there else "it has none"
+        raise DdsimError(f"policy {text!r}: {name} in module {where} is no class derived from ddsim.Policy; {has}")
+    arguments = [_setting(value, text) for value in given]
+    settings = {keyword.arg: _setting(keyword.value, text) for keyword in named if keyword.arg}
+    try:
+        policy = kind(*arguments, **settings)
+    except Exception as error:
+        raise DdsimError(f"policy {text!r}: {where}:{name} can't be made of these settings: {_said(error)}") from error
+    if (given or named) and policy.name == name:  # so that two of them have two names
+        policy.name = f"{name}({', '.join([*map(ast.unparse, given), *map(ast.unparse, named)])})"
+    return policy
+
+
+def _setting(node: ast.expr, text: str) -> Any:
+    """A literal, or a policy."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return _built(node, ast.unparse(node), True)
+
+
+def _said(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

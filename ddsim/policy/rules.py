@@ -256,6 +256,9 @@ class LongRun(_Rule):
             self.name = self.name.replace(self.label, label)
         self._forget()
 
+    def _setting(self, key: str, default: Any) -> Any:
+        return self.online and not self.solves if key == "online" else super()._setting(key, default)
+
     def _forget(self) -> None:
         self._state = np.zeros(3)  # tokens, seconds and rounds so far
 

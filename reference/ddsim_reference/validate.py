@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.files.documents import write_document
+from ddsim.policy.choose import NO_DRAFT
 from ddsim.policy.contract import Policy, decision_table, prepared
 from ddsim.policy.parse import policies_of
+from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, LongRun, RoundRatio
 from ddsim.replay.replay import priced, replay, replay_rounds
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
@@ -36,8 +38,12 @@ from ddsim_reference.profile import copy_bandwidth, host_seconds, matmul_rate, m
 
 KIND = "ddsim-validation"
 SCHEMA_VERSION = 1
-POLICIES = ("AR", "DFlash", "DDTree:15", "DDTree:63", "DDTree:255", "CaDDTree", "RoundRatio", "LongRun", "BestFixed")
-"""Budgets of one less than a bucket: with the root they fill it."""
+
+
+def default_policies() -> list[Policy]:
+    """What is validated by default; budgets are one less than a bucket, since with the root they fill it."""
+    fixed = [DDTree(n) for n in (15, 63, 255)]
+    return [Autoregressive(), DFlash(), *fixed, CaDDTree(), RoundRatio(), LongRun(), BestFixed()]
 
 
 def hidden_states(
@@ -123,7 +129,7 @@ def validate(
     out: str | Path,
     widen: str | None = None,
     prompts: Sequence[str] = ("all",),
-    policies: Sequence[str | Policy] = POLICIES,
+    policies: Sequence[str | Policy] | None = None,
     limit: int | None = 4,
     max_new_tokens: int = 96,
     contexts: Sequence[int] = (128, 256, 512, 1024),
@@ -151,7 +157,7 @@ def validate(
     prompts : sequence of str
         Workloads or JSONL files; at most ``limit`` of each workload.
     policies : sequence of str or Policy
-        Names as `ddsim.parse_policy` reads them; "AR" must be among them.
+        Names as `ddsim.parse_policy` reads them; AR must be among them. Default: `default_policies`.
     max_new_tokens : int
     contexts, repeats, largest : sequence of int, int, int
         Of the profile: committed tokens, sweeps, and the largest budget.
@@ -180,8 +186,12 @@ def validate(
     DdsimError
         Models, prompts or options that don't fit, or no GPU.
     """
-    rules = policies_of(policies)
-    if not any(rule.name == "AR" for rule in rules):
+    rules = policies_of(default_policies() if policies is None else policies)
+    for rule in rules:
+        if rule.hindsight:
+            raise DdsimError(f"validate: {rule.name} is known after a text only, so it can't be decoded")
+    ar = next((rule for rule in rules if rule.fixed == NO_DRAFT), None)
+    if ar is None:
         raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
     if widen is not None and widen not in SHAPES:
         raise DdsimError(f"widen {widen!r}: unknown shape; use one of {', '.join(SHAPES)}")
@@ -224,7 +234,6 @@ def validate(
         )  # fmt: skip
 
     everyone = range(len(chosen))
-    ar = next(rule for rule in rules if rule.name == "AR")
     run(ar, [0])  # captures
     answers = {"AR": run(ar, everyone)}
     keep = [i for i in everyone if len(answers["AR"][i].tokens) >= 2]
@@ -251,7 +260,7 @@ def validate(
     }
     parts = {}
     for rule, policy in zip(rules, ready, strict=True):
-        if rule.name != "AR":
+        if rule is not ar:
             run(policy, list(first.values())[:1])  # captures
             answers[rule.name] = run(policy, keep)
             parts[rule.name] = _parts(run(policy, list(first.values()), timings=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from ddsim.cost import table as _table
 from ddsim.cost.model import CostModel, open_cost
 from ddsim.cost.table import curve_table
 from ddsim.errors import DdsimError
+from ddsim.policy import names
 from ddsim.policy import walk as _walk
-from ddsim.policy.batch import Share, Uniform
+from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy, decision_table
 from ddsim.policy.parse import parse_policy
@@ -584,3 +586,110 @@ def test_the_ratio_of_one_round_can_beat_the_price_of_many() -> None:
     rate = result.table().set_index("policy")["tokens_per_second"]
     assert rate["RoundRatio"] > 1.01 * rate["LongRun"]
     assert max(rate["RoundRatio"], rate["LongRun"]) < rate["Hindsight"]
+
+
+OWN = """
+import numpy as np
+import ddsim
+
+class Half(ddsim.Policy):
+    def __init__(self, least=0.5):
+        self.least = least
+
+    def choose(self, gains, costs):
+        return (gains >= self.least).sum(axis=1)
+
+class Fails(ddsim.Policy):
+    def choose(self, gains, costs):
+        raise KeyError("mine")
+
+class Wrapped(ddsim.Policy):
+    def __init__(self, rule):
+        self.rule = rule
+
+    def choose(self, gains, costs):
+        return self.rule.choose(gains, costs)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a module of the user's own."""
+    (tmp_path / "mine_own.py").write_text(OWN)
+    (tmp_path / "broken_own.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    for module in ("mine_own", "broken_own"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_class_of_a_module_of_ones_own_by_its_name(trace: Trace) -> None:
+    for text, (name, call) in {
+        "mine_own:Half": ("Half", "mine_own:Half()"),
+        "mine_own:Half()": ("Half", "mine_own:Half()"),
+        "mine_own:Half(0.25)": ("Half(0.25)", "mine_own:Half(least=0.25)"),
+        " mine_own:Half(least=0.75) ": ("Half(least=0.75)", "mine_own:Half(least=0.75)"),
+        "mine_own:Wrapped(LongRun(price=500))": ("Wrapped(LongRun(price=500))", "mine_own:Wrapped(LongRun(price=500))"),
+    }.items():
+        policy = parse_policy(text)
+        assert (policy.name, repr(policy)) == (name, call) and repr(parse_policy(call)) == call
+    names = ["mine_own:Half", "mine_own:Half(0.25)", "mine_own:Wrapped(RoundRatio())", "RoundRatio"]
+    table = replay(trace, COST, names, bootstrap=1).table()
+    assert table["policy"].tolist() == ["Half", "Half(0.25)", "Wrapped(RoundRatio())", "RoundRatio"]
+    assert table["seconds"].iloc[2] == table["seconds"].iloc[3]
+    served = simulate(
+        trace, COST, ["mine_own:Half", "Share(mine_own:Half(0.5))", "Uniform:mine_own:Half"], batch=2, bootstrap=0
+    )
+    assert [name for _, name in served.runs] == ["AR", "Half share", "Half(0.5) share", "Half uniform"]
+    assert served.runs[2, "Half share"].seconds.tolist() == served.runs[2, "Half(0.5) share"].seconds.tolist()
+
+
+@pytest.mark.usefixtures("own")
+def test_what_is_wrong_with_a_class_of_ones_own_is_said_in_a_line() -> None:
+    for text, reason in {
+        "absent_own:Half": "there is no module absent_own in the working directory",
+        "mine_own:Third": "Third in module mine_own is no class derived from ddsim.Policy; it has Half, Fails, Wrapped",
+        "os:path": "path in module os is no class derived from ddsim.Policy",
+        "mine_own:Half(1, 2, 3)": "mine_own:Half can't be made of these settings: TypeError",
+        "broken_own:Half": "importing broken_own failed: ZeroDivisionError",
+        "mine_own:Half(__import__('os'))": "unknown policy",
+        "mine_own:": "unknown policy",
+    }.items():
+        with pytest.raises(DdsimError, match=reason) as caught:
+            parse_policy(text)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("own")
+def test_an_exception_of_ones_own_policy_is_a_line_on_the_command_line(
+    trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddsim.cli.main import main
+
+    made_trace(0, prompts=4, length=30).save(tmp_path / "trace")
+    COST.save(tmp_path / "cost.json")
+    for command in ("replay", "serve"):
+        words = [command, "trace", "-p", "cost.json", "--policy", "mine_own:Fails", "--bootstrap", "1"]
+        assert main(words) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert line == "error: policy Fails: KeyError: 'mine'; --debug shows where"
+    assert main([*words, "--debug"]) == 2 and 'raise KeyError("mine")' in capsys.readouterr().err
+
+
+def test_a_policy_is_called_as_it_is_made() -> None:
+    """`repr` is the call, which is read back as the same policy."""
+    for policy in (
+        Autoregressive(), DFlash(), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
+        LongRun(500.0), LongRun(0.25), LongRun(online=True), LongRun(online=True, memory=50), BestFixed(), Hindsight(),
+        Share(RoundRatio()), Uniform(LongRun(price=3)), Share(CaDDTree(fill=True)), FairRatio(),
+    ):  # fmt: skip
+        again = parse_policy(repr(policy), joint=True)
+        assert type(again) is type(policy) and again.to_json() == policy.to_json() and repr(again) == repr(policy)
+    assert repr(LongRun(price=500)) == "LongRun(price=500)" and repr(Share(RoundRatio())) == "Share(RoundRatio())"
+
+
+def test_what_help_names_can_be_typed() -> None:
+    for text in (*names.RUN, *names.TRACE, *names.HINDSIGHT):
+        policy = parse_policy(text)
+        assert (policy.needs_trace, policy.hindsight) == (text in names.TRACE, text in names.HINDSIGHT)
+    assert all(parse_policy(text, joint=True).for_batches for text in names.BATCH)

@@ -1,0 +1,28 @@
+"""What can be typed for a policy: plain text, so that help and completion needn't load a policy."""
+
+from __future__ import annotations
+
+RUN = (
+    "AR",
+    "DFlash",
+    "DDTree(63)",
+    "CaDDTree",
+    "CaDDTree(fill=True)",
+    "GreedySteps",
+    "RoundRatio",
+    "LongRun",
+    "LongRun(online=True)",
+)
+"""Policies that can choose without having seen a trace."""
+
+TRACE = ("BestFixed",)
+"""Those that solve for something on a trace first."""
+
+HINDSIGHT = ("Hindsight",)
+"""Those that have to know the tokens to come."""
+
+BATCH = ("FairRatio", "Share(RoundRatio)", "Uniform(RoundRatio)")
+"""Those for requests that are verified together."""
+
+OWN = "module:Class, module:Class(settings)"
+"""How a policy of one's own is named."""
