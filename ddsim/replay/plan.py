@@ -192,7 +192,7 @@ def plan(
     >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
     >>> advice = plan(trace, CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001))
     >>> advice.best_budget, advice.policy  # the chain of two nodes is as good
-    (2, <DFlash>)
+    (2, DFlash())
     """
     check_given("plan", trace, cost)
     from ddsim.replay.foresight import without_foresight
