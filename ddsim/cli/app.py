@@ -114,7 +114,7 @@ PolicyOption = Annotated[
         "--policy",
         metavar="NAME",
         help=f"{', '.join((*names.RUN, *names.TRACE, *names.HINDSIGHT))}, or your own: {names.OWN} (repeatable). "
-        "Default: all but CaDDTree(fill=True) and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
+        "Default: all but CaDDTree:fill and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
         autocompletion=_complete(*names.RUN, *names.TRACE, *names.HINDSIGHT),
     ),
 ]

@@ -1,17 +1,20 @@
-"""What can be typed for a policy: plain text, so that help and completion needn't load a policy."""
+"""What can be typed for a policy, in spellings that a shell takes without quotes.
+
+Plain text, so that help and completion needn't load a policy.
+"""
 
 from __future__ import annotations
 
 RUN = (
     "AR",
     "DFlash",
-    "DDTree(63)",
+    "DDTree:63",
     "CaDDTree",
-    "CaDDTree(fill=True)",
+    "CaDDTree:fill",
     "GreedySteps",
     "RoundRatio",
     "LongRun",
-    "LongRun(online=True)",
+    "LongRun:online",
 )
 """Policies that can choose without having seen a trace."""
 
@@ -21,8 +24,8 @@ TRACE = ("BestFixed",)
 HINDSIGHT = ("Hindsight",)
 """Those that have to know the tokens to come."""
 
-BATCH = ("FairRatio", "Share(RoundRatio)", "Uniform(RoundRatio)")
+BATCH = ("FairRatio", "Share:RoundRatio", "Uniform:RoundRatio")
 """Those for requests that are verified together."""
 
-OWN = "module:Class, module:Class(settings)"
+OWN = "module:Class or 'module:Class(settings)'"
 """How a policy of one's own is named."""
