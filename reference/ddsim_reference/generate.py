@@ -95,7 +95,7 @@ if triton is not None:
         tl.store(out, result.to(out_ptr.dtype.element_ty), mask=q_mask)
 
 
-class Lockstep:
+class TextGenerator:
     """A target that advances ``slots`` sequences by one token a step.
 
     Slot s's sequence starts at row position ``start[s]`` and all slots are at row position ``step``: a slot may begin a

@@ -22,7 +22,8 @@ from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, r
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import DDTree
 from ddsim_reference.decode import decode
-from ddsim_reference.engine.engine import Engine, Proposal, pack_mask
+from ddsim_reference.engine.buckets import Proposal, pack_mask
+from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
 from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
 from ddsim_reference.model.config import (

@@ -79,7 +79,7 @@ def transformers_target(config: ModelConfig, weights: Weights) -> Any:
     return model.eval()
 
 
-class EagerDrafter:
+class PublishedDrafter:
     """A DFlash drafter layer by layer; keys and values of the context grow by concatenation."""
 
     def __init__(self, config: DrafterConfig, weights: Weights) -> None:
@@ -191,7 +191,7 @@ def published_loop(
     """
     model = transformers_target(config, weights)
     stops = frozenset(config.eos_token_ids if stop is None else stop)
-    loop = _Loop(model, EagerDrafter(drafter, drafter_weights), weights, budget)
+    loop = _Loop(model, PublishedDrafter(drafter, drafter_weights), weights, budget)
     result = Published()
     with torch.inference_mode(), sdpa_kernel(BACKENDS):
         if prompts and warmup:
@@ -205,17 +205,17 @@ def published_loop(
 
 
 class _Loop:
-    def __init__(self, model: Any, drafter: EagerDrafter, weights: Weights, budget: int) -> None:
+    def __init__(self, model: Any, drafter: PublishedDrafter, weights: Weights, budget: int) -> None:
         self.model, self.drafter, self.budget = model, drafter, budget
         self.embedding, self.head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
         self.device = self.embedding.device
-        self.tapped: dict[int, Tensor] = {}
+        self.auxiliary: dict[int, Tensor] = {}
         for i in drafter.config.target_layer_ids:
-            model.model.layers[i].register_forward_hook(self._tap(i))
+            model.model.layers[i].register_forward_hook(self._keep(i))
 
-    def _tap(self, layer: int) -> Any:
+    def _keep(self, layer: int) -> Any:
         def keep(module: Any, inputs: Any, output: Any) -> None:
-            self.tapped[layer] = output[0] if isinstance(output, tuple) else output
+            self.auxiliary[layer] = output[0] if isinstance(output, tuple) else output
 
         return keep
 
@@ -224,7 +224,7 @@ class _Loop:
             torch.cuda.synchronize()
 
     def _features(self) -> Tensor:
-        return torch.cat([self.tapped[i] for i in self.drafter.config.target_layer_ids], -1)
+        return torch.cat([self.auxiliary[i] for i in self.drafter.config.target_layer_ids], -1)
 
     def answer(
         self, prompt: Sequence[int], longest: int, stops: frozenset[int], most_rounds: int | None = None

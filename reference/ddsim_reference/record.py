@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import ddsim
 from ddsim.errors import DdsimError
 from ddsim.trace.writer import TraceWriter
-from ddsim_reference.generate import Lockstep
+from ddsim_reference.generate import TextGenerator
 from ddsim_reference.limits import check_sampling, free_memory
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, target_files, weight_files
@@ -55,11 +55,11 @@ def write_answers(
     """
     device = weights["model.embed_tokens.weight"].device
     longest = max(map(len, prompts))
-    model = Lockstep(config, weights, len(prompts), longest + max_new_tokens)
+    model = TextGenerator(config, weights, len(prompts), longest + max_new_tokens)
     # Prompts end in one place, so that all answers begin at the same step.
     start = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
     rows = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-    dice = None if random is None else torch.tensor(np.stack([u[:max_new_tokens] for u in random]), device=device)
+    drawn = None if random is None else torch.tensor(np.stack([u[:max_new_tokens] for u in random]), device=device)
     stops = torch.tensor(config.eos_token_ids or (-1,), device=device)
     going = torch.arange(len(prompts), device=device)  # answers that are written on, in the order of the model's slots
     step = torch.zeros((), dtype=torch.long, device=device)
@@ -72,7 +72,7 @@ def write_answers(
             if written > 0:
                 step.fill_(longest + written - 1)
                 hidden = model.hidden(rows[going, written - 1], step, start)
-            token = choose(model.logits(hidden), temperature, None if dice is None else dice[going, written])
+            token = choose(model.logits(hidden), temperature, None if drawn is None else drawn[going, written])
             rows[going, written] = token
             stopped |= torch.isin(token, stops)
             if written % 16 == 15 and bool(stopped.any()):

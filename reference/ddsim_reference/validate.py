@@ -26,7 +26,8 @@ from ddsim.trace.trace import Trace
 from ddsim.view import checks as _checks
 from ddsim.view import style as _style
 from ddsim_reference.decode import Decoded, decode
-from ddsim_reference.engine.engine import Engine, Proposal
+from ddsim_reference.engine.buckets import Proposal
+from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_target

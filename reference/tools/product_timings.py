@@ -1,6 +1,6 @@
 """Passes of 16 to 128 tokens on a GPU: are the streamed products right there, which tiles are fastest, what is left?
 
-``python3 reference/tools/selftest.py --skinny [--out DIR] [--seconds 60]``
+``python3 reference/tools/selftest.py --products [--out DIR] [--seconds 60]``
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ddsim_reference.engine import attention, kernels, layers
 from ddsim_reference.engine import engine as engines
 from ddsim_reference.engine import products as products
 from ddsim_reference.engine.engine import Engine, project_head
-from ddsim_reference.engine.products import Tile, skinny
+from ddsim_reference.engine.products import Tile, streamed_product
 from ddsim_reference.model import forward
 from ddsim_reference.profile import (
     copy_bandwidth,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 COUNTS = (64, 128, 16)
 
 
-def shapes_of(config: ModelConfig, taps: int) -> dict[str, tuple[int, int]]:
+def shapes_of(config: ModelConfig, auxiliary_layers: int) -> dict[str, tuple[int, int]]:
     """Rows and columns of each matrix of a layer, of the head and of the drafter's ``fc``."""
     hidden, dim = config.hidden_size, config.head_dim
     return {
@@ -49,7 +49,7 @@ def shapes_of(config: ModelConfig, taps: int) -> dict[str, tuple[int, int]]:
         "gate_up": (2 * config.intermediate_size, hidden),
         "down": (hidden, config.intermediate_size),
         "head": (config.vocab_size, hidden),
-        "fc": (hidden, taps * hidden),
+        "fc": (hidden, auxiliary_layers * hidden),
     }
 
 
@@ -69,7 +69,7 @@ def tiles_to_try(rows: int, columns: int, padded: int, whole: bool) -> list[Tile
 
 def product(name: str, x: Tensor, weight: Tensor, tile: Tile | None, logits: Tensor | None) -> Tensor:
     """A shape's product as the layers use it."""
-    return skinny(x, weight, gated=name == "gate_up", out=logits if name == "head" else None, tile=tile)
+    return streamed_product(x, weight, gated=name == "gate_up", out=logits if name == "head" else None, tile=tile)
 
 
 def library_product(name: str, x: Tensor, weight: Tensor, logits: Tensor | None) -> Tensor:
@@ -98,7 +98,9 @@ def graph_seconds(calls: Sequence[Callable[[], object]], device: torch.device, r
     return statistics.median(event_seconds(graph.replay, device, repeats)) / len(calls)
 
 
-def check_products(report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, taps: int) -> None:
+def check_products(
+    report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, auxiliary_layers: int
+) -> None:
     """Every kernel against float32, at the layer's shapes; outputs are poisoned first."""
     from selftest import error, plain
 
@@ -113,7 +115,7 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
             x, weight = (torch.zeros(n, columns, device=device, dtype=dtype) for n in (tokens, rows))
             product(name, x, weight, None, torch.empty(tokens, rows, device=device))
 
-    jobs = [(tokens, name, *shape) for name, shape in shapes_of(config, taps).items() for tokens in COUNTS]
+    jobs = [(tokens, name, *shape) for name, shape in shapes_of(config, auxiliary_layers).items() for tokens in COUNTS]
     if gpu:
         compiled(*jobs[0])  # alone: Triton's own caches come about
         with ThreadPoolExecutor(16) as pool:
@@ -122,7 +124,7 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
                     print(f"  {str(future.exception()).splitlines()[0][:160]}", flush=True)
         torch.cuda.empty_cache()
         print(f"  {len(jobs)} kernels compiled by {time.perf_counter() - report.begin:.1f} s", flush=True)
-    for name, (rows, columns) in shapes_of(config, taps).items():
+    for name, (rows, columns) in shapes_of(config, auxiliary_layers).items():
         weight = normal(rows, columns) * columns**-0.5
         for tokens in (16, 63, 64, 128):
             x = normal(tokens, columns)
@@ -140,8 +142,8 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
                 out = product(name, x, weight, None, logits)
                 outs.append((out.sum(0) if out.dim() == 3 else out).clone())
             limit = 1e-4 if name != "gate_up" or dtype == torch.float32 else 8e-3
-            report.check(f"skinny {name} {tokens}", error(outs[0], wide), limit)
-            report.check(f"skinny {name} {tokens} twice", float((outs[0] != outs[1]).sum()), 0.0)
+            report.check(f"streamed product {name} {tokens}", error(outs[0], wide), limit)
+            report.check(f"streamed product {name} {tokens} twice", float((outs[0] != outs[1]).sum()), 0.0)
         del weight, logits, wide, outs, out
         if gpu:
             torch.cuda.empty_cache()
@@ -161,13 +163,13 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
             x: Tensor = x, parts: Tensor = parts, weight: Tensor = weight, position: Tensor = position,
             request: Tensor = request, qkv_parts: Tensor = qkv_parts, norms: tuple[Tensor, Tensor] = norms,
         ) -> list[Tensor]:  # fmt: skip
-            stream, tap = x.clone(), torch.empty_like(x)
-            out = kernels.add_rms_norm(stream, parts, weight, 1e-6, tap=tap)
+            stream, auxiliary = x.clone(), torch.empty_like(x)
+            out = kernels.add_rms_norm(stream, parts, weight, 1e-6, auxiliary=auxiliary)
             keys, values = torch.zeros(2, 1, kv_heads, length, dim, device=device, dtype=dtype)
             query = kernels.rope_write(
                 qkv_parts, *norms, 1e-6, cos, sin, position, request, position, keys, values
             )[:, : heads * dim]  # fmt: skip
-            return [out, stream, tap, query, keys, values]
+            return [out, stream, auxiliary, query, keys, values]
 
         runs = [run()]
         with plain():
@@ -177,15 +179,15 @@ def check_products(report: Report, config: ModelConfig, device: torch.device, dt
 
 
 def time_products(
-    report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, taps: int, deadline: float,
+    report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, auxiliary_layers: int, deadline: float,
     bandwidth: float,
 ) -> None:  # fmt: skip
     """cuBLAS and several tiles for each shape; the best become ``TUNED``."""
-    found: list[dict[str, Any]] = report.parts.setdefault("skinny", [])
+    found: list[dict[str, Any]] = report.parts.setdefault("products", [])
     gpu = device.type == "cuda"
     print(f"  {'':>8}{'tokens':>7}{'cuBLAS':>16}   {'default':>8}   best (us, TB/s)", flush=True)
     for tokens in COUNTS:
-        for name, (rows, columns) in shapes_of(config, taps).items():
+        for name, (rows, columns) in shapes_of(config, auxiliary_layers).items():
             if time.perf_counter() > deadline:
                 print(f"  out of time: {name} {tokens} and more left out", flush=True)
                 return
@@ -284,7 +286,7 @@ def time_forward(
         engine.wait()
         logits = {}
         for streamed in (False, True):
-            engine.skinny = streamed
+            engine.streamed = streamed
             for context in contexts:
                 seconds = verify_seconds(tokens, context)
                 floor = max(verify_floor(config, tokens, context, bandwidth, rate))
@@ -301,7 +303,7 @@ def time_forward(
 
     def draft() -> None:
         for streamed in (False, True):
-            engine.skinny, engine.draft_graph = streamed, None
+            engine.streamed, engine.draft_graph = streamed, None
             engine.set_context(contexts[0])
             seconds = statistics.median(event_seconds(engine.draft, device, 12))
             floor = max(draft_floor(config, drafter, contexts[0], bandwidth, rate))
@@ -310,7 +312,7 @@ def time_forward(
     def profiles() -> None:
         tables = report.parts.setdefault("kernels", {})
         for streamed in (True, False):
-            engine.skinny = streamed
+            engine.streamed = streamed
             verify_seconds(tokens, context)
             bucket = engine.bucket_for(tokens)
             name = f"verify {tokens}, {'new (times overlap)' if streamed else 'present'}"
@@ -320,7 +322,7 @@ def time_forward(
     if device.type == "cuda":
         report.part("kernels by time", profiles)
 
-    engine.skinny = True
+    engine.streamed = True
     variants: dict[str, Any] = {
         "no prefetch": patch.object(products, "PREFETCH", 0),
         "prefetch of 12 steps": patch.object(products, "PREFETCH", 12),
@@ -354,16 +356,16 @@ def _run(
     report: Report, config: ModelConfig, drafter: DrafterConfig, device: torch.device, dtype: torch.dtype,
     contexts: tuple[int, ...], seconds: float,
 ) -> None:  # fmt: skip
-    taps = len(drafter.target_layer_ids)
+    auxiliary_layers = len(drafter.target_layer_ids)
     bandwidth, rate = copy_bandwidth(device), matmul_rate(device, dtype)
     report.parts["bandwidth_bytes_per_s"], report.parts["flops_per_s"] = bandwidth, rate
     print(f"  copy {bandwidth / 1e12:.2f} TB/s, products {rate / 1e12:.0f} TFLOP/s", flush=True)
     with torch.inference_mode():
-        report.part("products, right or not", partial(check_products, report, config, device, dtype, taps))
+        report.part("products, right or not", partial(check_products, report, config, device, dtype, auxiliary_layers))
         if device.type == "cuda":
             torch.cuda.empty_cache()
         deadline = report.begin + 0.65 * seconds
-        timing = partial(time_products, report, config, device, dtype, taps, deadline, bandwidth)
+        timing = partial(time_products, report, config, device, dtype, auxiliary_layers, deadline, bandwidth)
         report.part("products, how fast", timing)
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
 
-``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--skinny]``
+``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--products]``
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from torch import Tensor
 import checkout  # noqa: F401
 from ddsim.files.atomic import write_text
 from ddsim_reference.engine import attention, kernels
-from ddsim_reference.engine.engine import Bucket, Engine, Proposal, project_head
+from ddsim_reference.engine.buckets import Bucket, Proposal
+from ddsim_reference.engine.engine import Engine, project_head
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_config
 from ddsim_reference.model.forward import head_logits
@@ -232,15 +233,15 @@ def check_attention(report: Report, device: torch.device, heads: int, kv_heads: 
             bucket.pack([None if m is None else random_tree(m, 15, 100, rng) for m in sizes])
             if bucket.uploaded is not bucket.staging:
                 bucket.uploaded.copy_(bucket.staging)
-            forest = bucket.forest(torch.tensor(contexts, dtype=torch.int32, device=device))
+            metadata = bucket.metadata(torch.tensor(contexts, dtype=torch.int32, device=device))
             keys, values = torch.randn(2, batch, kv_heads, length, dim, device=device, generator=generator).to(dtype)
             qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device=device, generator=generator).to(dtype)
             qkv *= 2
             used = sum(m or 0 for m in sizes)
-            wide = dataclasses.replace(forest, causal=False)
+            wide = dataclasses.replace(metadata, causal=False)
             with plain():
-                twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), forest)[:used]
-            for splits, which in ((1, forest), (2, forest), (8, forest), (8, wide)):
+                twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), metadata)[:used]
+            for splits, which in ((1, metadata), (2, metadata), (8, metadata), (8, wide)):
                 name = f"attention {str(dtype)[6:]} d{dim} {sizes} splits={splits} causal={which.causal}"
                 try:
                     out = attention.tree_attention(qkv, heads, keys, values, which, splits=splits)[:used]
@@ -255,7 +256,7 @@ def check_attention(report: Report, device: torch.device, heads: int, kv_heads: 
 
 
 def tree_forward(
-    config: ModelConfig, weights: Weights, prompt: Sequence[int], tree: Proposal, taps: Sequence[int]
+    config: ModelConfig, weights: Weights, prompt: Sequence[int], tree: Proposal, auxiliary_layers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Features and float32 logits of a prompt's tokens followed by a tree's, by the dense forward pass."""
     device = weights["model.embed_tokens.weight"].device
@@ -268,7 +269,7 @@ def tree_forward(
     mask[p:, p:] = attention.unpack_mask(torch.from_numpy(tree.mask.view(np.int32)), m)
     layers = forward.target_layers(config, weights)
     features, hidden = forward.target_features(
-        config, weights, layers, tokens, positions, forward.masked_attention(mask.to(device)), taps or (0,)
+        config, weights, layers, tokens, positions, forward.masked_attention(mask.to(device)), auxiliary_layers or (0,)
     )
     return features[0], head_logits(hidden[0], weights["lm_head.weight"])
 
@@ -614,7 +615,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", default="qwen3-8b", help="shape of the timed model")
     parser.add_argument("--skip-checks", action="store_true", help="only the timings")
-    parser.add_argument("--skinny", action="store_true", help="only the passes of 16 to 128 tokens, piece by piece")
+    parser.add_argument("--products", action="store_true", help="only the passes of 16 to 128 tokens, piece by piece")
     options = parser.parse_args(argv)
     device = torch.device(options.device)
     gpu = device.type == "cuda"
@@ -642,7 +643,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report.part(label, partial(check_engine, report, label, config, drafter, device, dtype, limit))
         report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
-    if options.skinny:
+    if options.products:
         import product_timings
 
         if not gpu:

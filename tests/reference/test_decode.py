@@ -33,7 +33,8 @@ from ddsim.policy.rules import (
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
-from ddsim_reference.decode import Decoded, Event, Piece, _pieces, decode, stream
+from ddsim_reference.decode import Decoded, Event, Piece, decode, stream
+from ddsim_reference.decode.text import pieces
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import ModelConfig, Weights
@@ -409,13 +410,13 @@ def test_text_comes_in_whole_characters() -> None:
                 self.answers[0].tokens += fresh
                 yield Event(0, fresh, 2, None, first + 3 >= len(data))
 
-    pieces: list[Piece] = list(_pieces(Run(), [Prompt("a", "b", "c")], Bytes()))  # type: ignore[arg-type]
-    parts = [part for piece in pieces for part in piece.parts]
+    whole: list[Piece] = list(pieces(Run(), [Prompt("a", "b", "c")], Bytes()))  # type: ignore[arg-type]
+    parts = [part for piece in whole for part in piece.parts]
     assert "".join(part for part, _ in parts) == text
     assert len(parts) == len(data)
     assert not any("\ufffd" in part for part, _ in parts)
     assert [accepted for _, accepted in parts[:6]] == [True, True, False] * 2
-    assert [piece.answer is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert [piece.answer is not None for piece in whole] == [False] * (len(whole) - 1) + [True]
 
 
 # What is refused.

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from ddsim_reference.engine import attention, kernels, products
-from ddsim_reference.engine.engine import Bucket, Proposal
-from ddsim_reference.generate import Lockstep
+from ddsim_reference.engine.buckets import Bucket, Proposal
+from ddsim_reference.generate import TextGenerator
 from ddsim_reference.model.forward import rope_table
 from ddsim_reference.model.sampling import choose
 from ddsim_reference.training import trainer
@@ -220,20 +220,20 @@ def test_gemv(dtype: torch.dtype, n: int, k: int, gated: bool, norm: bool) -> No
     ("m", "n", "k"),
     [(1, 5, 7), (2, 130, 48), (17, 64, 576), (63, 96, 1025), (64, 128, 256), (65, 70, 640), (128, 64, 128)],
 )
-def test_skinny(dtype: torch.dtype, m: int, n: int, k: int) -> None:
+def test_streamed_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, seed=1, dtype=dtype) * k**-0.5
-    gated = products.skinny(x, weight, gated=True)
-    logits = products.skinny(x, weight, out=torch.full((m, 2 * n), torch.nan))
+    gated = products.streamed_product(x, weight, gated=True)
+    logits = products.streamed_product(x, weight, out=torch.full((m, 2 * n), torch.nan))
     with plain():
-        product = products.skinny(x, weight)[0]
-        close(gated, products.skinny(x, weight, gated=True), dtype)
-        close(logits, products.skinny(x, weight, out=torch.empty(m, 2 * n)), dtype)
+        product = products.streamed_product(x, weight)[0]
+        close(gated, products.streamed_product(x, weight, gated=True), dtype)
+        close(logits, products.streamed_product(x, weight, out=torch.empty(m, 2 * n)), dtype)
     tiles = [None, products.Tile(32, 32, 3, 3), products.Tile(64, 128, 2, 3), products.Tile(128, 64, 5, 2)]
     for tile in tiles:
-        parts = products.skinny(x, weight, tile=tile)
+        parts = products.streamed_product(x, weight, tile=tile)
         assert tile is None or parts.shape == (tile.split, m, 2 * n)
         close(parts.sum(0), product, dtype)
-        close(products.skinny(x, weight, gated=True, tile=tile), gated, dtype)
+        close(products.streamed_product(x, weight, gated=True, tile=tile), gated, dtype)
 
 
 @interpreted
@@ -244,13 +244,13 @@ def test_parts_are_added_up_by_what_follows(dtype: torch.dtype) -> None:
     results = []
     for twin in (False, True):
         stream, features = x.clone(), torch.zeros(m, 3 * hidden, dtype=dtype)
-        tap = features[:, hidden : 2 * hidden]
+        auxiliary = features[:, hidden : 2 * hidden]
         if twin:
             with plain():
-                out = kernels.add_rms_norm(stream, parts, weight, 1e-5, tap=tap)
+                out = kernels.add_rms_norm(stream, parts, weight, 1e-5, auxiliary=auxiliary)
         else:
-            out = kernels.add_rms_norm(stream, parts, weight, 1e-5, tap=tap)
-        assert torch.equal(tap, stream) and not features[:, :hidden].any() and not features[:, 2 * hidden :].any()
+            out = kernels.add_rms_norm(stream, parts, weight, 1e-5, auxiliary=auxiliary)
+        assert torch.equal(auxiliary, stream) and not features[:, :hidden].any() and not features[:, 2 * hidden :].any()
         results.append((out, stream))
     for a, b in zip(*results, strict=True):
         close(a, b, dtype)
@@ -290,7 +290,7 @@ def test_tree_attention(dtype: torch.dtype, heads: int, kv_heads: int, dim: int,
     batch = len(sizes)
     bucket = Bucket(tokens, batch, heads // kv_heads, torch.device("cpu"))
     bucket.pack([None if m is None else random_tree(m, 15, 100, rng) for m in sizes])
-    placed = bucket.forest(torch.tensor(contexts, dtype=torch.int32))
+    placed = bucket.metadata(torch.tensor(contexts, dtype=torch.int32))
     keys, values = normal(2, batch, kv_heads, 256, dim, dtype=dtype)
     qkv = normal(tokens, (heads + 2 * kv_heads) * dim, seed=1, dtype=dtype)
     used = sum(m or 0 for m in sizes)
@@ -306,7 +306,7 @@ def test_block_attention_is_not_causal(dtype: torch.dtype) -> None:
     """The drafter's forest: every token of a block sees the whole block, whatever its order."""
     heads, kv_heads, dim, block, batch = 4, 2, 64, 6, 2
     rows = torch.arange(batch, dtype=torch.int32)
-    placed = attention.Forest(
+    placed = attention.TreeMetadata(
         request=rows.repeat_interleave(block), position=torch.zeros(12, dtype=torch.int32),
         slot=torch.zeros(12, dtype=torch.int32), context=torch.tensor([70, 0], dtype=torch.int32), start=rows * block,
         size=torch.full_like(rows, block), causal=False, tokens_per_tile=8,
@@ -329,7 +329,7 @@ def test_lockstep_attention() -> None:
     start = torch.tensor([0, 66, 69])
     outcomes = []
     for fused in (True, False):
-        model = Lockstep(config, weights, 3, 80)
+        model = TextGenerator(config, weights, 3, 80)
         model.fused = fused
         for t in (*range(0, 70, 7), *range(64, 70)):  # gaps leave zeros in the cache, which both see
             hidden = model.hidden(tokens[t], torch.tensor(t), start.clamp_max(t))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-from ddsim_reference.engine.engine import Bucket, Engine, Proposal, causal_mask
-from ddsim_reference.generate import Lockstep
+from ddsim_reference.engine.buckets import Bucket, Proposal, causal_mask
+from ddsim_reference.engine.engine import Engine
+from ddsim_reference.generate import TextGenerator
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_target
 from ddsim_reference.model.config import DrafterConfig, Weights, check_pair
@@ -72,7 +73,7 @@ def test_logits_are_those_of_transformers(arch: str, shards: int, tmp_path: Path
         torch.testing.assert_close(engine.verify(bucket), wanted[:, t], rtol=1e-4, atol=1e-4)
         engine.commit(bucket)
 
-    model_of_slots = Lockstep(config, weights, 2, 30)
+    model_of_slots = TextGenerator(config, weights, 2, 30)
     start = torch.tensor([0, 4])
     for t in range(20):
         token = torch.stack((tokens[0, t], tokens[1, max(t - 4, 0)]))
@@ -88,7 +89,7 @@ def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> N
     """A ragged forest in one pass against a dense pass over each node's path."""
     config, weights = tiny.target(arch)
     engine = Engine(config, tiny.copies(weights), max_context=40, max_tokens=40, batch=3)
-    engine.skinny = streamed  # off by default on a CPU
+    engine.streamed = streamed  # off by default on a CPU
     prompts = [[5, 9, 2, 2], [1], [7] * 11]
     for b, prompt in enumerate(prompts):
         engine.prefill(b, prompt)
@@ -144,7 +145,7 @@ def turn(x: Tensor, position: int, theta: float) -> Tensor:
 
 
 def published_drafter(config: DrafterConfig, w: Weights, features: Tensor, embedded: Tensor, first: int) -> Tensor:
-    """Hidden states [block, hidden] of a block whose root stands at position ``first``, after features [first, taps * hidden].
+    """Hidden states [block, hidden] of a block whose root stands at position ``first``, after features [first, auxiliary_layers * hidden].
 
     The context enters every layer through its key and value projections only; the block sees all of it and, without a mask,
     itself.
@@ -185,7 +186,7 @@ def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> No
         config, tiny.copies(weights), shape, tiny.copies(draft_weights), max_context=40, max_tokens=20, batch=2,
         candidates=61,
     )  # fmt: skip
-    engine.skinny = streamed
+    engine.streamed = streamed
     texts = [[4, 8, 15, 16, 23], [42, 1]]
     for b, text in enumerate(texts):
         engine.prefill(b, text)
@@ -273,7 +274,7 @@ def test_masks_of_chains() -> None:
 def test_buckets_hold_what_is_packed() -> None:
     bucket = Bucket(70, 3, 3, torch.device("cpu"))
     bucket.pack([Proposal.chain(list(range(40))), None, Proposal.chain([7])])
-    forest = bucket.forest(torch.tensor([10, 20, 30], dtype=torch.int32))
+    forest = bucket.metadata(torch.tensor([10, 20, 30], dtype=torch.int32))
     assert forest.position[:41].tolist() == [*range(10, 50), 30]
     assert forest.slot[:42].tolist() == [*range(10, 50), 30, -1]
     assert forest.request[:41].tolist() == [0] * 40 + [2]

@@ -31,7 +31,7 @@ LEAST_STEPS = 3
 
 
 @dataclass
-class Forest:
+class TreeMetadata:
     """Where the flat tokens of a forward pass belong; all int32.
 
     Attributes
@@ -196,7 +196,13 @@ def _splits(programs: int, block_m: int) -> int:
 
 
 def tree_attention(
-    qkv: Tensor, heads: int, key_cache: Tensor, value_cache: Tensor, forest: Forest, *, splits: int | None = None
+    qkv: Tensor,
+    heads: int,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: TreeMetadata,
+    *,
+    splits: int | None = None,
 ) -> Tensor:
     """Attention of flat tokens to their contexts and their trees.
 
@@ -206,7 +212,7 @@ def tree_attention(
         Rotated queries in the first ``heads * head_dim`` columns.
     key_cache, value_cache : Tensor [batch, kv_heads, length, head_dim]
         Request b's committed tokens in rows 0 .. context[b] - 1, its tree's tokens after them.
-    forest : Forest
+    metadata : TreeMetadata
     splits : int, optional
         Parts that the keys are divided into; a power of two.
 
@@ -218,10 +224,10 @@ def tree_attention(
     kv_heads, length, dim = key_cache.shape[1:]
     group = heads // kv_heads
     if not use_triton(qkv):
-        return _tree_attention_torch(qkv, heads, key_cache, value_cache, forest)
-    tokens, tiles = qkv.shape[0], forest.tiles.shape[0]
+        return _tree_attention_torch(qkv, heads, key_cache, value_cache, metadata)
+    tokens, tiles = qkv.shape[0], metadata.tiles.shape[0]
     padded = power_of_two(group)
-    block_m = max(16, forest.tokens_per_tile * padded)
+    block_m = max(16, metadata.tokens_per_tile * padded)
     splits = _splits(tiles * kv_heads, block_m) if splits is None else splits
     out = torch.empty(tokens, heads * dim, dtype=qkv.dtype, device=qkv.device)
     partial = norm = out
@@ -231,11 +237,11 @@ def tree_attention(
     launch = early_launch(qkv)
     narrow = dim > 128 or qkv.element_size() == 4  # what fits into shared memory
     _tree_attention[(tiles, kv_heads, splits)](
-        qkv, key_cache, value_cache, forest.tiles, forest.context, forest.size, forest.mask, out, partial, norm,
-        qkv.stride(0), length, forest.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
+        qkv, key_cache, value_cache, metadata.tiles, metadata.context, metadata.size, metadata.mask, out, partial, norm,
+        qkv.stride(0), length, metadata.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
         LEAST_STEPS,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim,
-        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=forest.causal,
+        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=metadata.causal,
         num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
     if splits > 1:
@@ -251,16 +257,18 @@ def unpack_mask(words: Tensor, size: int) -> Tensor:
     return ((words[:, :, None] >> bit) & 1).flatten(1)[:, :size].bool()
 
 
-def _tree_attention_torch(qkv: Tensor, heads: int, key_cache: Tensor, value_cache: Tensor, forest: Forest) -> Tensor:
+def _tree_attention_torch(
+    qkv: Tensor, heads: int, key_cache: Tensor, value_cache: Tensor, metadata: TreeMetadata
+) -> Tensor:
     dim = key_cache.shape[-1]
     query = qkv[:, : heads * dim].unflatten(1, (heads, dim)).transpose(0, 1)
     out = torch.zeros(qkv.shape[0], heads * dim, dtype=qkv.dtype, device=qkv.device)
-    rows = zip(forest.start.tolist(), forest.size.tolist(), forest.context.tolist(), strict=True)
+    rows = zip(metadata.start.tolist(), metadata.size.tolist(), metadata.context.tolist(), strict=True)
     for b, (first, size, context) in enumerate(rows):
         if size == 0:
             continue
         own = slice(first, first + size)
-        seen = unpack_mask(forest.mask[own], size)
+        seen = unpack_mask(metadata.mask[own], size)
         mask = torch.cat((torch.ones(size, context, dtype=torch.bool, device=seen.device), seen), 1)
         end = context + size
         attended = F.scaled_dot_product_attention(

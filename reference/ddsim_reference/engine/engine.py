@@ -9,7 +9,7 @@ and timeable alone: ``set_context`` pretends that any number of tokens is commit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,148 +19,16 @@ from torch import Tensor
 
 from ddsim.errors import DdsimError
 from ddsim_reference.engine import kernels
-from ddsim_reference.engine.attention import Forest, tile_count, tokens_per_tile
+from ddsim_reference.engine.attention import TreeMetadata
+from ddsim_reference.engine.buckets import BUCKETS, Bucket, Proposal
 from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
-from ddsim_reference.engine.products import MOST_TOKENS, skinny
+from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
 from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import head_logits, rms_norm
 from ddsim_reference.model.sampling import top_candidates
-
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
-"""Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The tokens that one request sends to the target: its root and a draft tree, best first.
-
-    Attributes
-    ----------
-    tokens, parents, depths : int32 ndarray [m]
-        The root comes first, with parent -1 and depth 0; parents come before their children.
-    mask : uint32 ndarray [m, ceil(m / 32)]
-        Bit t of row j: token j sees token t.
-    """
-
-    tokens: NDArray[np.int32]
-    parents: NDArray[np.int32]
-    depths: NDArray[np.int32]
-    mask: NDArray[np.uint32]
-
-    @staticmethod
-    def chain(tokens: Sequence[int] | NDArray[np.int32]) -> Proposal:
-        """Tokens in a row, each the next one's parent."""
-        m = len(tokens)
-        index = np.arange(m, dtype=np.int32)
-        return Proposal(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
-
-
-def pack_mask(seen: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Mask words uint32 [m, ceil(m / 32)] of a bool matrix [m, m]."""
-    m = len(seen)
-    bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
-    bits[:, :m] = seen
-    words: NDArray[np.uint32] = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
-    return words
-
-
-def causal_mask(m: int) -> NDArray[np.uint32]:
-    """Mask words of a chain of m tokens."""
-    return pack_mask(np.tri(m, dtype=np.bool_))
-
-
-class Bucket:
-    """Buffers of a forward pass over at most ``tokens`` tokens: one staging block, uploaded in one copy, and views of it."""
-
-    def __init__(self, tokens: int, batch: int, group: int, device: torch.device) -> None:
-        self.tokens = tokens
-        self.words = 2 * -(-tokens // 64)
-        self.per_tile = tokens_per_tile(tokens, batch, group)
-        tiles = tile_count(tokens, batch, self.per_tile)
-        shapes: dict[str, tuple[int, ...]] = {
-            "token": (tokens,),
-            "request": (tokens,),
-            "index": (tokens,),
-            "depth": (tokens,),
-            "parent": (tokens,),
-            "mask": (tokens, self.words),
-            "tiles": (tiles, 4),
-            "start": (batch,),
-            "size": (batch,),
-        }
-        places, total = {}, 0
-        for (
-            name,
-            shape,
-        ) in shapes.items():  # each starts at a multiple of 16 bytes, so that one compiled kernel serves all
-            places[name] = total
-            total += -(-int(np.prod(shape)) // 4) * 4
-        self.staging = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self.uploaded = self.staging if device.type == "cpu" else torch.zeros(total, dtype=torch.int32, device=device)
-        flat = self.staging.numpy()
-        self.host: dict[str, NDArray[np.int32]] = {}
-        self.on: dict[str, Tensor] = {}
-        for name, shape in shapes.items():
-            own = slice(places[name], places[name] + int(np.prod(shape)))
-            self.host[name] = flat[own].reshape(shape)
-            self.on[name] = self.uploaded[own].view(shape)
-        unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
-        self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
-        self.verify_graph: torch.cuda.CUDAGraph | None = None
-        self.commit_graphs: dict[float, torch.cuda.CUDAGraph] = {}  # by temperature
-
-    def pack(self, proposals: Sequence[Proposal | None]) -> None:
-        """Fill the staging block; None is a request that takes no part."""
-        host = self.host
-        for name in ("token", "request", "depth", "tiles", "start", "size"):
-            host[name][...] = 0
-        host["index"][...] = -1  # padding keeps no keys
-        host["parent"][...] = -1
-        at = tile = 0
-        for b, proposal in enumerate(proposals):
-            if proposal is None:
-                continue
-            m = len(proposal.tokens)
-            own = slice(at, at + m)
-            host["token"][own] = proposal.tokens
-            host["request"][own] = b
-            host["index"][own] = np.arange(m)
-            host["depth"][own] = proposal.depths
-            host["parent"][own] = proposal.parents
-            host["mask"][own, : proposal.mask.shape[1]] = proposal.mask.view(np.int32)
-            host["start"][b], host["size"][b] = at, m
-            firsts = np.arange(0, m, self.per_tile)
-            rows = host["tiles"][tile : tile + len(firsts)]
-            rows[:, 0], rows[:, 1], rows[:, 3] = b, at + firsts, firsts
-            rows[:, 2] = np.minimum(self.per_tile, m - firsts)
-            tile += len(firsts)
-            at += m
-
-    def upload(self) -> None:
-        """Start the copy of the staging block; leave the block alone until it has arrived."""
-        if self.uploaded is not self.staging:
-            self.uploaded.copy_(self.staging, non_blocking=True)
-
-    def forest(self, context: Tensor) -> Forest:
-        """The staged trees, with positions worked out on the device from ``context`` int32 [batch]."""
-        on = self.on
-        base = context[on["request"]]
-        valid = on["index"] >= 0
-        return Forest(
-            request=on["request"],
-            position=torch.where(valid, base + on["depth"], 0),
-            slot=torch.where(valid, base + on["index"], -1),
-            context=context,
-            start=on["start"],
-            size=on["size"],
-            tiles=on["tiles"],
-            mask=on["mask"],
-            causal=True,
-            tokens_per_tile=self.per_tile,
-        )
 
 
 class Engine:
@@ -185,7 +53,7 @@ class Engine:
         Replay captured graphs (GPU only).
     gemv : bool
         Single-token steps use Triton matrix-vector products in place of cuBLAS (GPU only).
-    skinny : bool
+    streamed : bool
         Passes of 2 to 64 tokens use Triton products that stream the weights in place of cuBLAS (GPU only).
     buckets : sequence of int
         Token counts of the graphs.
@@ -211,7 +79,7 @@ class Engine:
         candidates: int = 512,
         cuda_graphs: bool = True,
         gemv: bool = True,
-        skinny: bool = True,
+        streamed: bool = True,
         buckets: Sequence[int] = BUCKETS,
     ) -> None:
         embedding = target_weights["model.embed_tokens.weight"]
@@ -233,8 +101,8 @@ class Engine:
         self.candidates = min(candidates, target_config.vocab_size)
         self.graphs = cuda_graphs and self.device.type == "cuda"
         self.gemv = gemv and self.device.type == "cuda"
-        self.skinny = skinny and self.device.type == "cuda"
-        self.taps = () if drafter_config is None else drafter_config.target_layer_ids
+        self.streamed = streamed and self.device.type == "cuda"
+        self.auxiliary_layers = () if drafter_config is None else drafter_config.target_layer_ids
         self._check_memory(target_weights, drafter_weights)
 
         def here(weights: Weights) -> Weights:
@@ -247,7 +115,7 @@ class Engine:
         self.head = weights["lm_head.weight"]
         self.stack = build_stack(target_config, weights, "model.", batch, self.length, "model.norm.weight")
         hidden = target_config.hidden_size
-        self.features = self._zeros(max_tokens, len(self.taps) * hidden)
+        self.features = self._zeros(max_tokens, len(self.auxiliary_layers) * hidden)
         self.logits = torch.zeros(max_tokens, target_config.vocab_size, device=self.device)
         self.choices = self._zeros(max_tokens, dtype=torch.int32)
         self.context = self._zeros(batch, dtype=torch.int32)
@@ -255,7 +123,7 @@ class Engine:
         self.active = self._zeros(batch, dtype=torch.int32) + 1  # requests that ``step`` advances
         self.temperature = 0.0
         self.origin = self._zeros(batch, dtype=torch.int32)  # context at which each answer begins
-        self.dice = self._zeros(
+        self.uniforms = self._zeros(
             batch, max_context + 1, dtype=torch.float64
         )  # uniform number of each token of an answer
         self.report = self._zeros(batch, self.steps + 2, dtype=torch.int32)
@@ -314,7 +182,7 @@ class Engine:
         t, d = self.target, self.drafter
         total = 2 * size * t.num_layers * self.batch * t.num_kv_heads * self.length * t.head_dim
         total += self.max_tokens * (
-            4 * t.vocab_size + size * (len(self.taps) * t.hidden_size + 8 * t.intermediate_size)
+            4 * t.vocab_size + size * (len(self.auxiliary_layers) * t.hidden_size + 8 * t.intermediate_size)
         )
         if d is not None:
             total += 2 * size * d.num_layers * self.batch * d.num_kv_heads * self.length * d.head_dim
@@ -356,10 +224,10 @@ class Engine:
             raise DdsimError(f"temperature {temperature}: must be 0 or more")
         self.temperature = float(temperature)
 
-    def set_dice(self, request: int, origin: int, uniforms: NDArray[np.float64]) -> None:
+    def set_uniforms(self, request: int, origin: int, uniforms: NDArray[np.float64]) -> None:
         """Declare the uniform number behind each token of an answer that begins after ``origin`` tokens."""
-        count = min(len(uniforms), self.dice.shape[1])
-        self.dice[request, :count] = torch.from_numpy(uniforms[:count]).to(self.device)
+        count = min(len(uniforms), self.uniforms.shape[1])
+        self.uniforms[request, :count] = torch.from_numpy(uniforms[:count]).to(self.device)
         self.origin[request] = origin
 
     def set_root(self, request: int, root: int) -> None:
@@ -407,7 +275,7 @@ class Engine:
     def commit(self, bucket: Bucket) -> None:
         """Follow the target's choices down the verified trees and move the accepted rows; ``collect`` tells the outcome.
 
-        Choices are greedy at temperature 0 (``set_temperature``), otherwise samples drawn with each answer's ``dice``.
+        Choices are greedy at temperature 0 (``set_temperature``), otherwise samples drawn with each answer's ``uniforms``.
         """
         if self.graphs:
             bucket.commit_graphs[self.temperature].replay()
@@ -503,17 +371,19 @@ class Engine:
     # What runs on the device: captured into graphs, or run as it is.
 
     def _streams(self, tokens: int) -> bool:
-        return self.skinny and tokens <= MOST_TOKENS
+        return self.streamed and tokens <= MOST_TOKENS
 
-    def _verify(self, bucket: Bucket, taps: tuple[int, ...] | None = None) -> None:
-        taps = self.taps if taps is None else taps
-        forest = bucket.forest(self.context)
+    def _verify(self, bucket: Bucket, auxiliary_layers: tuple[int, ...] | None = None) -> None:
+        auxiliary_layers = self.auxiliary_layers if auxiliary_layers is None else auxiliary_layers
+        metadata = bucket.metadata(self.context)
         x = F.embedding(bucket.on["token"], self.embedding)
         if self.gemv and bucket.tokens == 1:
-            hidden = run_layers_one(self.stack, x, forest, taps=taps, features=self.features)
+            hidden = run_layers_one(self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features)
         else:
             streamed = self._streams(bucket.tokens)
-            hidden = run_layers(self.stack, x, forest, taps=taps, features=self.features, streamed=streamed)
+            hidden = run_layers(
+                self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features, streamed=streamed
+            )
         logits = self.logits[: bucket.tokens]
         if self.gemv and bucket.tokens == 1:
             kernels.gemv(hidden, self.head, out=logits)
@@ -525,14 +395,14 @@ class Engine:
         """Replace the greedy choices by samples: the number behind a token belongs to its place in the answer."""
         request = bucket.on["request"]
         place = self.context[request] + bucket.on["depth"] + 1 - self.origin[request]
-        uniform = self.dice[request, place.clamp(0, self.dice.shape[1] - 1)]
+        uniform = self.uniforms[request, place.clamp(0, self.uniforms.shape[1] - 1)]
         picked = kernels.choose_tokens(self.logits[: bucket.tokens], self.temperature, uniform)
         self.choices[: bucket.tokens].copy_(picked)
 
     def _step(self) -> None:
         bucket = self.step_bucket
         bucket.on["token"].copy_(self.roots)
-        self._verify(bucket, taps=())
+        self._verify(bucket, auxiliary_layers=())
         if self.temperature > 0:
             self._sample(bucket)
         self.roots.copy_(self.choices[: self.batch])
@@ -559,18 +429,20 @@ class Engine:
         assert self.drafter is not None
         if self._streams(features.shape[0]):
             nothing = self._zeros(features.shape[0], self.fc.shape[0])
-            return kernels.add_rms_norm(nothing, skinny(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
+            return kernels.add_rms_norm(
+                nothing, streamed_product(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps
+            )
         return rms_norm(F.linear(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
 
     def _feed(self, bucket: Bucket, tokens: int) -> None:
         """Write a prompt chunk's keys and values into the drafter's cache."""
         outside = self._inject(self.features[:tokens])
-        forest = bucket.forest(self.context)
+        metadata = bucket.metadata(self.context)
         stack = self.drafter_stack
         for i, layer in enumerate(stack.layers):
             kernels.rope_write(
                 F.linear(outside, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
-                forest.position[:tokens].contiguous(), forest.request[:tokens], forest.slot[:tokens].contiguous(),
+                metadata.position[:tokens].contiguous(), metadata.request[:tokens], metadata.slot[:tokens].contiguous(),
                 stack.keys[i], stack.values[i],
             )  # fmt: skip
 
@@ -582,7 +454,7 @@ class Engine:
         kept = torch.where(self.block_steps < self.pending[:, None], old, -1)
         own = (self.context[:, None] + self.block_steps[:block]).flatten()
         self.block_tokens[:, 0] = self.roots
-        forest = Forest(
+        metadata = TreeMetadata(
             request=self.block_request,
             position=own,
             slot=own,
@@ -595,7 +467,7 @@ class Engine:
             tokens_per_tile=power_of_two(block),
         )
         placed = replace(
-            forest,
+            metadata,
             request=self.placed_request,
             position=torch.cat((old.flatten(), own)),
             slot=torch.cat((kept.flatten(), own)),
@@ -603,7 +475,12 @@ class Engine:
         x = F.embedding(self.block_tokens.flatten(), self.embedding)
         streamed = self._streams(placed.request.shape[0])
         hidden = run_layers(
-            self.drafter_stack, x, forest, outside=self._inject(self.fresh), outside_forest=placed, streamed=streamed
+            self.drafter_stack,
+            x,
+            metadata,
+            outside=self._inject(self.fresh),
+            outside_metadata=placed,
+            streamed=streamed,
         )
         drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
         logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
@@ -647,21 +524,11 @@ class Engine:
         if self.draft_graph is None:
             self.draft_graph = self._graph(self._draft)
 
-    def capture_all(self, largest: int | None = None) -> None:
-        """Capture every bucket (up to ``largest`` tokens) and the drafter, so that no round has to."""
-        if not self.graphs:
-            return
-        for size in reversed(self.sizes):  # the largest first: smaller ones reuse its memory
-            if largest is None or size <= largest or size == min(s for s in self.sizes if s >= largest):
-                self.capture(self.bucket_for(size))
-        if self.drafter is not None:
-            self.capture_draft()
-
 
 def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = False) -> None:
     """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]."""
     if streamed:
-        skinny(hidden, head, out=out)
+        streamed_product(hidden, head, out=out)
     elif hidden.is_cuda and hidden.dtype != torch.float32:
         torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)
     else:

@@ -57,8 +57,8 @@ if triton is not None:
 
     @triton.jit
     def _add_rms_norm(
-        x_ptr, delta_ptr, weight_ptr, out_ptr, tap_ptr, eps, delta_stride, tap_stride,
-        HIDDEN: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PARTS: tl.constexpr, TAP: tl.constexpr,
+        x_ptr, delta_ptr, weight_ptr, out_ptr, auxiliary_ptr, eps, delta_stride, auxiliary_stride,
+        HIDDEN: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PARTS: tl.constexpr, AUXILIARY: tl.constexpr,
         PDL: tl.constexpr,
     ):  # fmt: skip
         if PDL:
@@ -74,8 +74,8 @@ if triton is not None:
             delta = _summed(delta_ptr, row + column, inside, delta_stride, PARTS, x_ptr.dtype.element_ty)
             x = (x.to(tl.float32) + delta).to(x_ptr.dtype.element_ty)
             tl.store(x_ptr + row + column, x, mask=inside)
-        if TAP:
-            tl.store(tap_ptr + tl.program_id(0).to(tl.int64) * tap_stride + column, x, mask=inside)
+        if AUXILIARY:
+            tl.store(auxiliary_ptr + tl.program_id(0).to(tl.int64) * auxiliary_stride + column, x, mask=inside)
         x = x.to(tl.float32)
         x = x * tl.rsqrt(tl.sum(x * x, 0) / HIDDEN + eps)
         # Rounded before the weight as well, as the published models do it.
@@ -282,11 +282,16 @@ if triton is not None:
 
 
 def add_rms_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, out: Tensor | None = None, tap: Tensor | None = None
+    x: Tensor,
+    delta: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    out: Tensor | None = None,
+    auxiliary: Tensor | None = None,
 ) -> Tensor:
     """Add ``delta`` to the residual stream ``x`` [M, hidden] in place, and return the RMSNorm of the sum.
 
-    ``delta`` [M, hidden], or float32 [parts, M, hidden] that are added up first; ``tap`` [M, hidden] receives a copy of the
+    ``delta`` [M, hidden], or float32 [parts, M, hidden] that are added up first; ``auxiliary`` [M, hidden] receives a copy of the
     residual stream.
     """
     if out is None:
@@ -296,17 +301,17 @@ def add_rms_norm(
         block = power_of_two(hidden)
         parts = delta.shape[0] if delta is not None and delta.dim() == 3 else 1
         _add_rms_norm[(tokens,)](
-            x, x if delta is None else delta, weight, out, x if tap is None else tap, eps,
-            tokens * hidden, hidden if tap is None else tap.stride(0),
-            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, TAP=tap is not None,
+            x, x if delta is None else delta, weight, out, x if auxiliary is None else auxiliary, eps,
+            tokens * hidden, hidden if auxiliary is None else auxiliary.stride(0),
+            HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, AUXILIARY=auxiliary is not None,
             num_warps=min(max(block // (256 if parts > 1 else 512), 1), 16 if parts > 1 else 8),
             **early_launch(x),
         )  # fmt: skip
         return out
     if delta is not None:
         x += delta if delta.dim() == 2 else delta.sum(0).to(x.dtype)
-    if tap is not None:
-        tap.copy_(x)
+    if auxiliary is not None:
+        auxiliary.copy_(x)
     return out.copy_(rms_norm(x, weight, eps))
 
 

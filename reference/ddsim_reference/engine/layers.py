@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddsim_reference.engine import kernels
-from ddsim_reference.engine.attention import Forest, tree_attention
-from ddsim_reference.engine.products import skinny
+from ddsim_reference.engine.attention import TreeMetadata, tree_attention
+from ddsim_reference.engine.products import streamed_product
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
-from ddsim_reference.model.forward import head_logits, rope_table
+from ddsim_reference.model.forward import rope_table
 
 
 @dataclass
@@ -89,12 +89,12 @@ def build_stack(
 def run_layers(
     stack: Stack,
     x: Tensor,
-    forest: Forest,
+    metadata: TreeMetadata,
     *,
-    taps: Sequence[int] = (),
+    auxiliary_layers: Sequence[int] = (),
     features: Tensor | None = None,
     outside: Tensor | None = None,
-    outside_forest: Forest | None = None,
+    outside_metadata: TreeMetadata | None = None,
     streamed: bool = False,
 ) -> Tensor:
     """Run all layers over flat tokens; their keys and values go into the cache.
@@ -103,45 +103,50 @@ def run_layers(
     ----------
     x : Tensor [M, hidden]
         Residual stream; overwritten.
-    taps, features : sequence of int, Tensor [>= M, len(taps) * hidden], optional
+    auxiliary_layers, features : sequence of int, Tensor [>= M, len(auxiliary_layers) * hidden], optional
         Layers whose outputs are copied out.
-    outside, outside_forest : Tensor [C, hidden], Forest, optional
+    outside, outside_metadata : Tensor [C, hidden], TreeMetadata, optional
         DFlash's injected context: hidden states that enter every layer's key and value projections as they are, ahead of
-        the M tokens. One product serves both, since its time is that of reading the weights. ``outside_forest`` places
+        the M tokens. One product serves both, since its time is that of reading the weights. ``outside_metadata`` places
         all C + M tokens.
     streamed : bool
-        Products of few tokens leave their sums in parts, which the kernels between them add up (``skinny``).
+        Products of few tokens leave their sums in parts, which the kernels between them add up (``streamed_product``).
 
     Returns
     -------
     Tensor [M, hidden]
         After the final norm.
     """
-    placed = forest if outside_forest is None else outside_forest
+    placed = metadata if outside_metadata is None else outside_metadata
     c = 0 if outside is None else outside.shape[0]
     joined = torch.empty_like(x) if outside is None else torch.cat((outside, x))
-    product = skinny if streamed else F.linear
+    product = streamed_product if streamed else F.linear
     delta: Tensor | None = None
     for i, layer in enumerate(stack.layers):
-        tap = _tapped(features, taps, i - 1, x)
-        kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=joined[c:], tap=tap)
+        auxiliary = _auxiliary(features, auxiliary_layers, i - 1, x)
+        kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=joined[c:], auxiliary=auxiliary)
         query = kernels.rope_write(
             product(joined, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
             placed.position, placed.request, placed.slot, stack.keys[i], stack.values[i],
         )  # fmt: skip
-        attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], forest)
+        attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], metadata)
         normed = kernels.add_rms_norm(x, product(attended, layer.o), layer.norm2, stack.eps)
         if streamed:
-            active = skinny(normed, layer.gate_up, gated=True)
+            active = streamed_product(normed, layer.gate_up, gated=True)
         else:
             active = kernels.silu_mul(F.linear(normed, layer.gate_up))
         delta = product(active, layer.down)
-    tap = _tapped(features, taps, len(stack.layers) - 1, x)
-    return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, tap=tap)
+    auxiliary = _auxiliary(features, auxiliary_layers, len(stack.layers) - 1, x)
+    return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, auxiliary=auxiliary)
 
 
 def run_layers_one(
-    stack: Stack, x: Tensor, forest: Forest, *, taps: Sequence[int] = (), features: Tensor | None = None
+    stack: Stack,
+    x: Tensor,
+    metadata: TreeMetadata,
+    *,
+    auxiliary_layers: Sequence[int] = (),
+    features: Tensor | None = None,
 ) -> Tensor:
     """``run_layers`` for a single token: each layer is four matrix-vector products that bring their own norm, SwiGLU and
     residual addition, and the two attention kernels, so that the GPU is never left waiting for small launches."""
@@ -149,26 +154,21 @@ def run_layers_one(
         qkv = kernels.gemv(x, layer.qkv, norm=layer.norm1, eps=stack.eps)
         kernels.rope_write(
             qkv, layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
-            forest.position, forest.request, forest.slot, stack.keys[i], stack.values[i],
+            metadata.position, metadata.request, metadata.slot, stack.keys[i], stack.values[i],
         )  # fmt: skip
-        attended = tree_attention(qkv, stack.heads, stack.keys[i], stack.values[i], forest)
+        attended = tree_attention(qkv, stack.heads, stack.keys[i], stack.values[i], metadata)
         kernels.gemv(attended, layer.o, add=x)
         active = kernels.gemv(x, layer.gate_up, norm=layer.norm2, eps=stack.eps, gated=True)
         kernels.gemv(active, layer.down, add=x)
-        tap = _tapped(features, taps, i, x)
-        if tap is not None:
-            tap.copy_(x)
+        auxiliary = _auxiliary(features, auxiliary_layers, i, x)
+        if auxiliary is not None:
+            auxiliary.copy_(x)
     return kernels.add_rms_norm(x, None, stack.final_norm, stack.eps)
 
 
-def _tapped(features: Tensor | None, taps: Sequence[int], layer: int, x: Tensor) -> Tensor | None:
+def _auxiliary(features: Tensor | None, auxiliary_layers: Sequence[int], layer: int, x: Tensor) -> Tensor | None:
     """Where a layer's output is to be copied, if anywhere."""
-    if features is None or layer not in taps:
+    if features is None or layer not in auxiliary_layers:
         return None
-    first = taps.index(layer) * x.shape[1]
+    first = auxiliary_layers.index(layer) * x.shape[1]
     return features[: x.shape[0], first : first + x.shape[1]]
-
-
-def logits(hidden: Tensor, head: Tensor) -> Tensor:
-    """float32 logits [M, vocabulary]."""
-    return head_logits(hidden, head)

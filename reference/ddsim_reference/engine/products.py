@@ -83,7 +83,7 @@ def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
 if triton is not None:
 
     @triton.jit(do_not_specialize=["tokens"])  # one compiled kernel serves all counts
-    def _skinny(
+    def _streamed_product(
         x_ptr, weight_ptr, out_ptr, tokens,
         N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
         SPLIT: tl.constexpr, GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
@@ -142,7 +142,7 @@ if triton is not None:
         tl.store(out_ptr + out_row[:, None] * N + place[None, :], result, mask=inside)
 
 
-def skinny(
+def streamed_product(
     x: Tensor, weight: Tensor, *, gated: bool = False, out: Tensor | None = None, tile: Tile | None = None
 ) -> Tensor:
     """At most 128 tokens times a matrix: partial sums for the next kernel, or the whole if gated or ``out`` is given.
@@ -180,7 +180,7 @@ def skinny(
     elif out is None:
         out = torch.empty(split, tokens, n, dtype=torch.float32, device=x.device)
     launch = kernels.early_launch(x)
-    _skinny[(-(-weight.shape[0] // tile.rows), split)](
+    _streamed_product[(-(-weight.shape[0] // tile.rows), split)](
         x, weight, out, tokens,
         N=n, K=k, M=padded, ROWS=tile.rows, COLUMNS=tile.columns, SPLIT=split, GATED=gated,
         PREFETCH=PREFETCH if launch["PDL"] else 0, num_warps=tile.warps, num_stages=tile.stages, **launch,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write
-from ddsim_reference.generate import Lockstep
+from ddsim_reference.generate import TextGenerator
 from ddsim_reference.limits import in_child
 from ddsim_reference.model.config import ModelConfig, Weights
 
@@ -91,7 +91,7 @@ class Writer:
     def __init__(self, config: ModelConfig, weights: Weights, pool: PromptPool, *, slots: int, length: int,
                  longest: int, sampled_share: float = 0.2, seed: int = 0) -> None:  # fmt: skip
         device = weights["model.embed_tokens.weight"].device
-        self.model = Lockstep(config, weights, slots, length)
+        self.model = TextGenerator(config, weights, slots, length)
         self.slots, self.length, self.longest, self.device = slots, length, longest, device
         self.seed = seed
         generator = np.random.default_rng(seed)

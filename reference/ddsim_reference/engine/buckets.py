@@ -1,0 +1,146 @@
+"""What one forward pass takes: trees packed into a staging block of fixed size, uploaded in one copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddsim_reference.engine.attention import TreeMetadata, tile_count, tokens_per_tile
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
+"""Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The tokens that one request sends to the target: its root and a draft tree, best first.
+
+    Attributes
+    ----------
+    tokens, parents, depths : int32 ndarray [m]
+        The root comes first, with parent -1 and depth 0; parents come before their children.
+    mask : uint32 ndarray [m, ceil(m / 32)]
+        Bit t of row j: token j sees token t.
+    """
+
+    tokens: NDArray[np.int32]
+    parents: NDArray[np.int32]
+    depths: NDArray[np.int32]
+    mask: NDArray[np.uint32]
+
+    @staticmethod
+    def chain(tokens: Sequence[int] | NDArray[np.int32]) -> Proposal:
+        """Tokens in a row, each the next one's parent."""
+        m = len(tokens)
+        index = np.arange(m, dtype=np.int32)
+        return Proposal(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
+
+
+def pack_mask(seen: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """Mask words uint32 [m, ceil(m / 32)] of a bool matrix [m, m]."""
+    m = len(seen)
+    bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
+    bits[:, :m] = seen
+    words: NDArray[np.uint32] = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
+    return words
+
+
+def causal_mask(m: int) -> NDArray[np.uint32]:
+    """Mask words of a chain of m tokens."""
+    return pack_mask(np.tri(m, dtype=np.bool_))
+
+
+class Bucket:
+    """Buffers of a forward pass over at most ``tokens`` tokens: one staging block, uploaded in one copy, and views of it."""
+
+    def __init__(self, tokens: int, batch: int, group: int, device: torch.device) -> None:
+        self.tokens = tokens
+        self.words = 2 * -(-tokens // 64)
+        self.per_tile = tokens_per_tile(tokens, batch, group)
+        tiles = tile_count(tokens, batch, self.per_tile)
+        shapes: dict[str, tuple[int, ...]] = {
+            "token": (tokens,),
+            "request": (tokens,),
+            "index": (tokens,),
+            "depth": (tokens,),
+            "parent": (tokens,),
+            "mask": (tokens, self.words),
+            "tiles": (tiles, 4),
+            "start": (batch,),
+            "size": (batch,),
+        }
+        places, total = {}, 0
+        for (
+            name,
+            shape,
+        ) in shapes.items():  # each starts at a multiple of 16 bytes, so that one compiled kernel serves all
+            places[name] = total
+            total += -(-int(np.prod(shape)) // 4) * 4
+        self.staging = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.uploaded = self.staging if device.type == "cpu" else torch.zeros(total, dtype=torch.int32, device=device)
+        flat = self.staging.numpy()
+        self.host: dict[str, NDArray[np.int32]] = {}
+        self.on: dict[str, Tensor] = {}
+        for name, shape in shapes.items():
+            own = slice(places[name], places[name] + int(np.prod(shape)))
+            self.host[name] = flat[own].reshape(shape)
+            self.on[name] = self.uploaded[own].view(shape)
+        unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
+        self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
+        self.verify_graph: torch.cuda.CUDAGraph | None = None
+        self.commit_graphs: dict[float, torch.cuda.CUDAGraph] = {}  # by temperature
+
+    def pack(self, proposals: Sequence[Proposal | None]) -> None:
+        """Fill the staging block; None is a request that takes no part."""
+        host = self.host
+        for name in ("token", "request", "depth", "tiles", "start", "size"):
+            host[name][...] = 0
+        host["index"][...] = -1  # padding keeps no keys
+        host["parent"][...] = -1
+        at = tile = 0
+        for b, proposal in enumerate(proposals):
+            if proposal is None:
+                continue
+            m = len(proposal.tokens)
+            own = slice(at, at + m)
+            host["token"][own] = proposal.tokens
+            host["request"][own] = b
+            host["index"][own] = np.arange(m)
+            host["depth"][own] = proposal.depths
+            host["parent"][own] = proposal.parents
+            host["mask"][own, : proposal.mask.shape[1]] = proposal.mask.view(np.int32)
+            host["start"][b], host["size"][b] = at, m
+            firsts = np.arange(0, m, self.per_tile)
+            rows = host["tiles"][tile : tile + len(firsts)]
+            rows[:, 0], rows[:, 1], rows[:, 3] = b, at + firsts, firsts
+            rows[:, 2] = np.minimum(self.per_tile, m - firsts)
+            tile += len(firsts)
+            at += m
+
+    def upload(self) -> None:
+        """Start the copy of the staging block; leave the block alone until it has arrived."""
+        if self.uploaded is not self.staging:
+            self.uploaded.copy_(self.staging, non_blocking=True)
+
+    def metadata(self, context: Tensor) -> TreeMetadata:
+        """The staged trees, with positions worked out on the device from ``context`` int32 [batch]."""
+        on = self.on
+        base = context[on["request"]]
+        valid = on["index"] >= 0
+        return TreeMetadata(
+            request=on["request"],
+            position=torch.where(valid, base + on["depth"], 0),
+            slot=torch.where(valid, base + on["index"], -1),
+            context=context,
+            start=on["start"],
+            size=on["size"],
+            tiles=on["tiles"],
+            mask=on["mask"],
+            causal=True,
+            tokens_per_tile=self.per_tile,
+        )
