@@ -9,9 +9,7 @@ import pytest
 from tests import house
 
 LONGEST = 600
-TOO_LONG = {"ddsim.cost.model", "ddsim.tree.kernels"} | {
-    f"ddsim_reference.{m}" for m in ("training.instructions_code", "training.instructions_text")
-}  # to be shortened
+TOO_LONG = {"ddsim.cost.model", "ddsim.tree.kernels"}  # to be shortened
 GRAPH = house.arrows()
 
 

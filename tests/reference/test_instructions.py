@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import json
 import re
 from collections import Counter
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +105,20 @@ def test_single_ideas_are_many_and_checked_by_hand() -> None:
     assert ideas["roman_to_int"].examples == (('"XIV"', "14"), ('"MCMXC"', "1990"))
     assert ideas["spiral"].examples[0][1] == "[5, 2, 9, 6, 3, 7, 1, 4, 8]"
     assert ideas["bus_passengers"].examples == (("[(3, 0), (5, 2), (0, 4)]", "6"), ("[]", "0"))
+
+
+def test_examples_of_single_ideas_are_what_their_solutions_give() -> None:
+    solutions = json.loads((Path(__file__).parent / "solutions.json").read_text())
+    assert solutions.keys() == {idea.name for idea in instructions_code.single_ideas()}
+    for idea in instructions_code.single_ideas():
+        run = eval(f"lambda {', '.join(name for name, _ in idea.parameters)}: {solutions[idea.name]}", {"re": re})
+        for arguments, result in idea.examples:
+            assert repr(run(*eval(f"({arguments},)"))) == result, idea.name
+
+
+def test_the_text_of_a_seed_stays_as_it_was() -> None:
+    digest = hashlib.sha256(json.dumps(labelled_instructions(5000, seed=7)).encode()).hexdigest()
+    assert digest == "e1f9410ae6b284dae5abee2951989e26c9bdb27a11639d25264a678c69e6ea39"
 
 
 def test_hundreds_of_functions() -> None:
