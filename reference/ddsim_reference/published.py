@@ -6,19 +6,17 @@ weights with whoever else holds them, so both loops run in one call.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ddsim.bench import published_tree
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 
@@ -128,34 +126,6 @@ class PublishedDrafter:
         return forward.rms_norm(x, self.weights["norm.weight"], eps)
 
 
-def heap_tree(
-    logprobs: NDArray[np.float32], ids: NDArray[np.int64], budget: int
-) -> tuple[list[int], list[int], list[int]]:
-    """The best nodes of the product of marginals by a heap of paths: tokens, parents (0 is the root) and depths.
-
-    ``logprobs`` and ``ids`` [L, K] are sorted by descending probability.
-    """
-    horizon, width = logprobs.shape
-    tokens: list[int] = []
-    parents: list[int] = []
-    depths: list[int] = []
-    best = float(logprobs[0, 0])
-    heap: list[tuple[float, tuple[int, ...], int, float]] = [(-best, (0,), 0, best)]
-    while heap and len(tokens) < budget:
-        _, path, parent, value = heapq.heappop(heap)
-        depth, rank = len(path), path[-1]
-        tokens.append(int(ids[depth - 1, rank]))
-        parents.append(parent)
-        depths.append(depth)
-        if rank + 1 < width:
-            sibling = value - float(logprobs[depth - 1, rank]) + float(logprobs[depth - 1, rank + 1])
-            heapq.heappush(heap, (-sibling, (*path[:-1], rank + 1), parent, sibling))
-        if depth < horizon:
-            child = value + float(logprobs[depth, 0])
-            heapq.heappush(heap, (-child, (*path, 0), len(tokens), child))
-    return tokens, parents, depths
-
-
 def published_loop(
     config: ModelConfig,
     weights: Weights,
@@ -259,25 +229,22 @@ class _Loop:
         hidden = self.drafter.hidden(features, F.embedding(inputs, self.embedding))
         logits = F.linear(hidden[:, 1:], self.head).float()
         values, places = logits.log_softmax(-1).topk(min(self.budget, logits.shape[-1]) or 1, -1)
-        tokens, parents, depths = heap_tree(values[0].cpu().numpy(), places[0].cpu().numpy(), self.budget)
-
-        size = len(tokens) + 1
-        seen = torch.zeros(size, size, dtype=torch.bool)
-        seen[0, 0] = True
-        for j, parent in enumerate(parents, 1):
-            seen[j] = seen[parent]
-            seen[j, j] = True
+        parents, depths, ranks, seen = published_tree(values[0].cpu().numpy(), self.budget)
+        size, ids = len(parents), places[0].cpu().numpy()
+        tokens = ids[depths[1:] - 1, ranks[1:]].tolist()
         mask = torch.zeros(1, 1, size, committed + size, dtype=self.embedding.dtype)
-        mask[0, 0, :, committed:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        mask[0, 0, :, committed:].masked_fill_(torch.from_numpy(~seen), torch.finfo(mask.dtype).min)
         output = self.model(
             input_ids=torch.tensor([[root, *tokens]], device=device),
-            position_ids=torch.tensor([[committed, *(committed + depth for depth in depths)]], device=device),
+            position_ids=torch.tensor((committed + depths)[None].tolist(), device=device),
             attention_mask=mask.to(device),
             past_key_values=cache,
             use_cache=True,
         )
         wanted = output.logits[0].argmax(-1).tolist()
-        children = {(parent, token): j for j, (parent, token) in enumerate(zip(parents, tokens, strict=True), 1)}
+        children = {
+            (parent, token): j for j, (parent, token) in enumerate(zip(parents[1:].tolist(), tokens, strict=True), 1)
+        }
         path = [0]
         while (path[-1], wanted[path[-1]]) in children:
             path.append(children[path[-1], wanted[path[-1]]])
