@@ -167,30 +167,35 @@ def calibrations(draw: Draw) -> Calibration | None:
 # --- rounds and traces ----------------------------------------------------------------------------------------------
 
 
-@st.composite
-def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> Positions:
-    """A table of rounds whose ranks and chains are made up, not those of trees."""
+def rounds(gains: Any, ranks: Any, lengths: Sequence[int], chain: Any = None, expected: Any = None) -> Positions:
+    """A table of rounds from gains and true-path ranks; ranks beyond the gains, or behind a text's end, become NO_RANK."""
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    count = int(starts[-1])
-    found = draw(gains(count, width))
-    order = np.argsort(draw(ints(0, 255, count, width + horizon)), axis=1, kind="stable")
-    ranks = 1 + np.sort(order[:, :horizon], axis=1)  # some of 1 to width + horizon, rising
+    count, width, horizon = int(starts[-1]), gains.shape[1], ranks.shape[1]
     left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
     ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
-    chain = draw(ints(0, 255, count)) % (left + 1)
-    expected = draw(ints(0, 64 * horizon, count)) / 64
+    chain = np.zeros(count, np.int64) if chain is None else chain % (left + 1)
     return Positions(
-        found,
+        gains,
         ranks.astype(np.int32),
-        _rounds.node_counts(found),
+        _rounds.node_counts(gains),
         chain.astype(np.uint8),
-        expected.astype(np.float32),
+        np.zeros(count, np.float32) if expected is None else expected.astype(np.float32),
         np.zeros(count, np.int32),
         starts,
         tuple(map(str, range(len(lengths)))),
         ("w",) * len(lengths),
         np.zeros(len(lengths), np.float32),
     )
+
+
+@st.composite
+def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> Positions:
+    """A table of rounds whose ranks and chains are made up, not those of trees."""
+    count = sum(lengths)
+    order = np.argsort(draw(ints(0, 255, count, width + horizon)), axis=1, kind="stable")
+    ranks = 1 + np.sort(order[:, :horizon], axis=1)  # some of 1 to width + horizon, rising
+    chain, expected = draw(ints(0, 255, count)), draw(ints(0, 64 * horizon, count)) / 64
+    return rounds(draw(gains(count, width)), ranks, lengths, chain, expected)
 
 
 @cache

@@ -894,5 +894,5 @@ def test_scipy_is_imported_by_fits_only() -> None:
     import subprocess
     import sys
 
-    code = "import sys, ddsim.cost; ddsim.cost.model.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
+    code = "import sys, ddsim.cost.model; ddsim.cost.model.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

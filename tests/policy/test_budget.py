@@ -10,7 +10,6 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsim.cost import table as _table
@@ -19,103 +18,22 @@ from ddsim.policy import choose as _choose
 from ddsim.policy import price as _price
 from ddsim.policy import walk as _walk
 from ddsim.trace import rounds as _rounds
-from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
-from ddsim.tree import kernels as _kernels
 from ddsim.tree.trees import tree_gains
+from tests import strategies
 from tests.naive import budget as naive
+from tests.strategies import CASES, run
 
 RULES = ("greedy", "exhaustive", "price")
-CHECKS: dict[str, Callable[[np.random.Generator], None]] = {}
+CHECKS: dict[str, Callable[[Any], None]] = {}
+rules = st.sampled_from(RULES)
+numbers = st.integers
 
 
-def check(function: Callable[[np.random.Generator], None]) -> Callable[[np.random.Generator], None]:
-    """Register a property of random inputs: 300 of them are tried by default, 10^5 in the slow run."""
+def check(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Register a property of what it draws: 200 cases are tried by default, 10^5 in the slow run."""
     CHECKS[function.__name__] = function
     return function
-
-
-def run(name: str, examples: int) -> None:
-    @settings(max_examples=examples, deadline=None, database=None)
-    @given(st.integers(0, 2**63 - 1))
-    def tried(seed: int) -> None:
-        CHECKS[name](np.random.default_rng(seed))
-
-    tried()
-
-
-# Numbers are multiples of 1/64, so that sums are exact and ties are ties.
-
-
-def some_gains(rng: np.random.Generator, count: int, width: int) -> Any:
-    """[count, width] float32, descending, 0 from some node on."""
-    gains = -np.sort(-rng.integers(0, 65, (count, width)), axis=1) / 64
-    if rng.random() < 0.3:
-        gains = np.where(np.arange(width) < rng.integers(0, width + 1, (count, 1)), gains, 0)
-    return gains.astype(np.float32)
-
-
-def some_curve(rng: np.random.Generator, width: int, shape: str | None = None) -> Any:
-    """float64 [width] seconds: convex, with steps, or anything; at times a tail that costs infinity."""
-    shape = shape or rng.choice(["convex", "steps", "wild"])
-    if shape == "convex":
-        curve = 32 + np.cumsum(np.sort(rng.integers(0, 40, width)))
-    elif shape == "steps":
-        curve = 32 + np.cumsum(rng.integers(0, 2, width) * rng.integers(0, 2, width) * rng.integers(0, 90, width))
-    else:
-        curve = rng.integers(1, 200, width)
-    curve = curve / 64.0
-    if shape != "convex" and rng.random() < 0.1:
-        curve[rng.integers(1, width + 1) :] = np.inf
-    return curve
-
-
-def some_table(rng: np.random.Generator, positions: int, width: int, shape: str | None = None) -> Any:
-    count = int(rng.integers(1, 3))
-    seconds = np.stack([some_curve(rng, width, shape) for _ in range(count)])
-    alone = rng.integers(1, 100, count) / 64.0
-    return _table._Curves(seconds, alone, rng.integers(0, count, positions).astype(np.int32))
-
-
-def some_positions(rng: np.random.Generator, lengths: Any, horizon: int, width: int) -> Positions:
-    """Ranks and chains are made up, not those of trees."""
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    count = int(starts[-1])
-    gains = some_gains(rng, count, width)
-    ranks = np.sort(rng.permuted(np.tile(np.arange(1, width + horizon + 1), (count, 1)), axis=1)[:, :horizon], axis=1)
-    left = np.minimum(np.repeat(starts[1:], lengths) - 1 - np.arange(count), horizon)
-    ranks = np.where((ranks > width) | (np.arange(horizon) >= left[:, None]), _kernels.NO_RANK, ranks)
-    chain = rng.integers(0, left + 1)
-    expected = rng.integers(0, 64 * horizon + 1, count) / 64
-    return Positions(
-        gains,
-        ranks.astype(np.int32),
-        _rounds.node_counts(gains),
-        chain.astype(np.uint8),
-        expected.astype(np.float32),
-        np.zeros(count, np.int32),
-        starts,
-        tuple(map(str, range(len(lengths)))),
-        ("w",) * len(lengths),
-        np.zeros(len(lengths), np.float32),
-    )
-
-
-def some_case(rng: np.random.Generator, longest: int = 7) -> tuple[Positions, Any]:
-    horizon, width = int(rng.integers(1, 4)), int(rng.integers(1, 7))
-    positions = some_positions(rng, rng.integers(1, longest + 1, rng.integers(1, 4)), horizon, width)
-    return positions, some_table(rng, len(positions), max(width, horizon) + 1)
-
-
-def some_price(rng: np.random.Generator) -> float:
-    return float(rng.choice([0, rng.integers(0, 200) / 64]))
-
-
-def some_calibration(rng: np.random.Generator) -> Calibration | None:
-    if rng.random() < 0.5:
-        return None
-    logs = np.log(np.unique(rng.integers(1, 65, 4)) / 64)
-    return Calibration("isotonic", logs, np.sort(rng.random(len(logs))) * 0.9 + 0.05, np.ones(0), {})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -124,9 +42,10 @@ def some_calibration(rng: np.random.Generator) -> Calibration | None:
 
 
 @check
-def budgets_are_those_of_a_plain_scan(rng: np.random.Generator) -> None:
-    count, width = int(rng.integers(1, 7)), int(rng.integers(1, 9))
-    gains, table, price = some_gains(rng, count, width), some_table(rng, count, width + 1), some_price(rng)
+def budgets_are_those_of_a_plain_scan(data: Any) -> None:
+    count, width = data.draw(numbers(1, 6)), data.draw(numbers(1, 8))
+    gains, table = data.draw(strategies.gains(count, width)), data.draw(strategies.tables(count, width + 1))
+    price = data.draw(strategies.prices)
     for rule in RULES:
         expected = [naive.choose(g, table.seconds[u], rule, price) for g, u in zip(gains, table.row, strict=True)]
         assert _choose.round_budgets(gains, table, rule, price).tolist() == expected
@@ -138,8 +57,8 @@ def budgets_are_those_of_a_plain_scan(rng: np.random.Generator) -> None:
 
 
 @check
-def slopes_are_those_of_all_pairs(rng: np.random.Generator) -> None:
-    curve = some_curve(rng, int(rng.integers(1, 12)))
+def slopes_are_those_of_all_pairs(data: Any) -> None:
+    curve = data.draw(numbers(1, 11).flatmap(strategies.curves))
     finite = np.isfinite(curve)
     expected = np.array(naive.slopes_ahead(np.where(finite, curve, 1e300).tolist()))
     assert _choose._slopes_ahead(curve[None])[0][finite] == pytest.approx(
@@ -148,15 +67,16 @@ def slopes_are_those_of_all_pairs(rng: np.random.Generator) -> None:
 
 
 @check
-def counted_nodes(rng: np.random.Generator) -> None:
-    gains = some_gains(rng, int(rng.integers(0, 5)), int(rng.integers(0, 9)))
+def counted_nodes(data: Any) -> None:
+    gains = data.draw(strategies.gains(data.draw(numbers(0, 4)), data.draw(numbers(0, 8))))
     assert _rounds.node_counts(gains).tolist() == [naive.nodes(row) for row in gains]
 
 
 @check
-def walks_are_those_of_a_plain_loop(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng)
-    actions = np.array([rng.choice(naive.choices(positions, p)) for p in range(len(positions))], np.int32)
+def walks_are_those_of_a_plain_loop(data: Any) -> None:
+    positions, table = data.draw(strategies.cases())
+    chosen = [data.draw(st.sampled_from(list(naive.choices(positions, p)))) for p in range(len(positions))]
+    actions = np.array(chosen, np.int32)
     expected, done = naive.walk(positions, table, actions.tolist()), _walk.walk(positions, table, actions)
     for key in ("seconds", "rounds", "budget", "drawn", "expected"):
         assert getattr(done, key) == pytest.approx(np.array([one[key] for one in expected])), key
@@ -168,9 +88,9 @@ def walks_are_those_of_a_plain_loop(rng: np.random.Generator) -> None:
 
 
 @check
-def lockstep_asks_at_the_positions_of_a_walk(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng)
-    rule, price = str(rng.choice(RULES)), some_price(rng)
+def lockstep_asks_at_the_positions_of_a_walk(data: Any) -> None:
+    positions, table = data.draw(strategies.cases())
+    rule, price = data.draw(rules), data.draw(strategies.prices)
     asked: list[int] = []
 
     def choose(gains: Any, costs: Any) -> Any:
@@ -185,10 +105,10 @@ def lockstep_asks_at_the_positions_of_a_walk(rng: np.random.Generator) -> None:
 
 
 @check
-def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng)
-    state = np.array([rng.integers(1, 99), rng.integers(1, 99), 1.0])
-    memory = float(rng.choice([2.0, 4.0, np.inf]))
+def an_online_price_is_tracked_round_by_round(data: Any) -> None:
+    positions, table = data.draw(strategies.cases())
+    state = np.array([data.draw(numbers(1, 98)), data.draw(numbers(1, 98)), 1.0])
+    memory = data.draw(st.sampled_from([2.0, 4.0, np.inf]))
     tokens, seconds, rounds = state.tolist()
     actions = _walk.online_actions(positions, table, state, memory)
     for start, stop in pairwise(positions.starts.tolist()):
@@ -211,8 +131,8 @@ def an_online_price_is_tracked_round_by_round(rng: np.random.Generator) -> None:
 
 
 @check
-def fixed_walks_are_walks(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng)
+def fixed_walks_are_walks(data: Any) -> None:
+    positions, table = data.draw(strategies.cases())
     spent, rounds = _walk.fixed_walks(positions, table)
     for n in range(positions.max_budget + 1):
         done = naive.walk(positions, table, [n] * len(positions))
@@ -221,12 +141,12 @@ def fixed_walks_are_walks(rng: np.random.Generator) -> None:
 
 
 @check
-def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
-    positions, paid = some_case(rng)
-    other = some_table(rng, len(positions), paid.seconds.shape[1], rng.choice(["convex", "steps", "wild"]))
-    seconds = other.seconds[rng.integers(0, len(other.seconds), len(paid.seconds))]
+def one_cost_is_decided_on_and_another_paid(data: Any) -> None:
+    positions, paid = data.draw(strategies.cases())
+    other = data.draw(strategies.tables(len(positions), paid.seconds.shape[1]))
+    seconds = other.seconds[data.draw(strategies.ints(0, len(other.seconds) - 1, len(paid.seconds)))]
     decided = _table._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
-    rule, price, fill = str(rng.choice(RULES)), some_price(rng), bool(rng.random() < 0.5)
+    rule, price, fill = data.draw(rules), data.draw(strategies.prices), data.draw(st.booleans())
     expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
     actions = _walk.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
     asked = _walk.lockstep(
@@ -252,21 +172,22 @@ def one_cost_is_decided_on_and_another_paid(rng: np.random.Generator) -> None:
 
 
 @check
-def phi_is_concave(rng: np.random.Generator) -> None:
-    horizon, width = rng.integers(1, 5), rng.integers(1, 6)
-    rows = -np.sort(-np.log(rng.dirichlet(np.ones(width), horizon)), axis=1)
-    gains = tree_gains(rows, int(rng.integers(1, 40)))
-    calibration = some_calibration(rng)
+def phi_is_concave(data: Any) -> None:
+    horizon, width = data.draw(numbers(1, 4)), data.draw(numbers(1, 5))
+    weights = data.draw(strategies.ints(1, 200, horizon, width))
+    rows = -np.sort(-np.log(weights / weights.sum(axis=1, keepdims=True)), axis=1)
+    gains = tree_gains(rows, data.draw(numbers(1, 39)))
+    calibration = data.draw(strategies.calibrations())
     if calibration is not None:
         gains = calibration.apply_gains(gains)
     assert (np.diff(gains) <= 0).all() and (gains >= 0).all() and (gains <= 1).all()
 
 
 @check
-def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(rng: np.random.Generator) -> None:
-    width = int(rng.integers(1, 9))
-    gains, table = some_gains(rng, 4, width), some_table(rng, 4, width + 1, "convex")
-    calibration = some_calibration(rng)
+def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(data: Any) -> None:
+    width = data.draw(numbers(1, 8))
+    gains, table = data.draw(strategies.gains(4, width)), data.draw(strategies.tables(4, width + 1, ("convex",)))
+    calibration = data.draw(strategies.calibrations())
     greedy = _choose.round_budgets(gains, table, "greedy", calibration=calibration)
     best = _choose.round_budgets(gains, table, "exhaustive", calibration=calibration)
     mapped = gains if calibration is None else calibration.apply_gains(gains)
@@ -294,8 +215,8 @@ def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tu
 
 
 @check
-def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng, 12)
+def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(data: Any) -> None:
+    positions, table = data.draw(strategies.cases(12))
     if not positions.tokens.sum() or not np.isfinite(table.seconds).all():
         return
     visited = visited_prices(positions, table)
@@ -304,10 +225,18 @@ def a_walked_price_is_a_fixed_point_or_the_best_of_a_circle(rng: np.random.Gener
     assert solution.seconds == min(spent for _, spent in visited)
 
 
-@pytest.mark.parametrize("seed", [67, 76, 83])
-def test_prices_that_go_round_in_a_circle(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("gains", "ranks", "lengths"),
+    [  # the smallest that Hypothesis finds
+        ([[5, 0], [0, 0], [0, 0]], [1, 1, 1], [3]),
+        ([[0, 0, 0], [5, 0, 0], [0, 0, 0], [0, 0, 0]], [9, 1, 1, 1], [1, 3]),
+    ],
+)
+def test_prices_that_go_round_in_a_circle(gains: Any, ranks: Any, lengths: list[int]) -> None:
     """No price is the throughput of its own budgets here; the slower half of the circle was returned."""
-    positions, table = some_case(np.random.default_rng(seed), 12)
+    positions = strategies.rounds(np.array(gains, np.float32) / 64, np.array(ranks)[:, None], lengths)
+    curve = np.arange(32.0, 33 + 2 * len(gains[0]), 2) / 64
+    table = _table._Curves(curve[None], np.array([1 / 64]), np.zeros(len(positions), np.int32))
     visited = visited_prices(positions, table)
     assert len(visited) == 30 and visited[-1] in visited[:-1]
     solution = _price.solve_walk_price(positions, table)
@@ -316,20 +245,20 @@ def test_prices_that_go_round_in_a_circle(seed: int) -> None:
 
 
 @check
-def hindsight_is_the_least_over_all_choices(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng, longest=5)
+def hindsight_is_the_least_over_all_choices(data: Any) -> None:
+    positions, table = data.draw(strategies.cases(5))
     done = _walk.walk(positions, table, _walk.hindsight_actions(positions, table))
     least = [naive.least_seconds(positions, table, s) for s in range(positions.sequences)]
     assert done.seconds == pytest.approx(np.array(least))
 
 
 @check
-def hindsight_beats_every_policy(rng: np.random.Generator) -> None:
-    positions, table = some_case(rng, longest=30)
+def hindsight_beats_every_policy(data: Any) -> None:
+    positions, table = data.draw(strategies.cases(30))
     least = _walk.walk(positions, table, _walk.hindsight_actions(positions, table)).seconds * (1 - 1e-12)
     for action in (_choose.NO_DRAFT, _choose.CHAIN, *range(positions.max_budget + 1)):
         assert (_walk.walk(positions, table, np.full(len(positions), action, np.int32)).seconds >= least).all()
-    price = some_price(rng)
+    price = data.draw(strategies.prices)
     for rule in RULES:
         actions = _walk.lockstep(
             positions, table, lambda gains, costs, r=rule: _choose.round_budgets(gains, costs, r, price)
@@ -338,10 +267,10 @@ def hindsight_beats_every_policy(rng: np.random.Generator) -> None:
 
 
 @check
-def the_forest_is_the_best_of_all_ways_to_share(rng: np.random.Generator) -> None:
-    requests, width = int(rng.integers(1, 4)), int(rng.integers(1, 4))
-    gains, price = some_gains(rng, requests, width), some_price(rng)
-    curve = some_curve(rng, int(rng.integers(1, requests * width + 2)), "steps")
+def the_forest_is_the_best_of_all_ways_to_share(data: Any) -> None:
+    requests, width = data.draw(numbers(1, 3)), data.draw(numbers(1, 3))
+    gains, price = data.draw(strategies.gains(requests, width)), data.draw(strategies.prices)
+    curve = data.draw(strategies.curves(data.draw(numbers(1, requests * width + 1)), ("steps",)))
     for rule in ("exhaustive", "price"):
         budgets = _choose.forest_budgets(gains, curve, rule, price)
         tokens = requests + sum(naive.phi(row, n) for row, n in zip(gains, budgets, strict=True))
@@ -351,10 +280,10 @@ def the_forest_is_the_best_of_all_ways_to_share(rng: np.random.Generator) -> Non
 
 
 @check
-def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
-    requests, width = int(rng.integers(1, 9)), int(rng.integers(1, 9))
-    gains, calibration = some_gains(rng, requests, width), some_calibration(rng)
-    curve = some_curve(rng, requests * width + 1)
+def the_forest_beats_every_uniform_width(data: Any) -> None:
+    requests, width = data.draw(numbers(1, 8)), data.draw(numbers(1, 8))
+    gains, calibration = data.draw(strategies.gains(requests, width)), data.draw(strategies.calibrations())
+    curve = data.draw(strategies.curves(requests * width + 1))
     mapped = gains if calibration is None else calibration.apply_gains(gains)
 
     def ratio(budgets: Any) -> float:
@@ -366,15 +295,10 @@ def the_forest_beats_every_uniform_width(rng: np.random.Generator) -> None:
     assert all(best >= ratio(np.minimum(n, exists)) * (1 - 1e-12) for n in range(width + 1))
 
 
+@CASES
 @pytest.mark.parametrize("name", sorted(CHECKS))
-def test_check(name: str) -> None:
-    run(name, 300)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(CHECKS))
-def test_check_long(name: str) -> None:
-    run(name, 100_000)
+def test_check(name: str, cases: int) -> None:
+    run(cases, CHECKS[name], st.data())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -382,9 +306,17 @@ def test_check_long(name: str) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def some_rounds(rng: np.random.Generator, lengths: Any, horizon: int, width: int) -> Positions:
+    """Many rounds at once, more than strategies draw."""
+    count = int(np.sum(lengths))
+    gains = -np.sort(-rng.integers(0, 65, (count, width)), axis=1) / 64
+    ranks = np.sort(rng.permuted(np.tile(np.arange(1, width + horizon + 1), (count, 1)), axis=1)[:, :horizon], axis=1)
+    return strategies.rounds(gains.astype(np.float32), ranks, lengths, rng.integers(0, 255, count))
+
+
 def test_threads_change_nothing() -> None:
     rng = np.random.default_rng(0)
-    positions = some_positions(rng, rng.integers(1, 60, 300), 5, 16)
+    positions = some_rounds(rng, rng.integers(1, 60, 300), 5, 16)
     table = _table._Curves(
         0.01 + rng.random((3, 17)), 0.01 + rng.random(3), rng.integers(0, 3, len(positions)).astype(np.int32)
     )
@@ -408,7 +340,7 @@ def test_threads_change_nothing() -> None:
 
 def test_blocks_change_nothing() -> None:
     rng = np.random.default_rng(1)
-    positions = some_positions(rng, rng.integers(1, 9, 40), 3, 8)
+    positions = some_rounds(rng, rng.integers(1, 9, 40), 3, 8)
     seen = [(low, first, len(block)) for low, first, block in positions.blocks(20)]
     assert [low for low, _, _ in seen] == np.cumsum([0, *(n for _, _, n in seen)])[:-1].tolist()
     assert sum(n for _, _, n in seen) == len(positions) and len(seen) > 1
