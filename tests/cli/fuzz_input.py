@@ -172,9 +172,9 @@ def documents(readers: Sequence[Reader], folder: Path, count: int, seed: int) ->
             assert code != 0 or json.loads(out.read_text())["kind"]
         assert {p.name for p in folder.iterdir()} <= {file.name, out.name, "trace", "profile.json"}
         with contextlib.suppress(ValueError, RecursionError):
-            if json.dumps(json.loads(content, object_pairs_hook=_once), sort_keys=True) == json.dumps(
-                reader.document, sort_keys=True
-            ):
+            if json.dumps(
+                json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once), sort_keys=True
+            ) == json.dumps(reader.document, sort_keys=True):
                 assert code == 0 and (answer == right[reader.name] or reader.writes), (
                     reader.name,
                     content,

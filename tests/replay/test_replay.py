@@ -296,7 +296,7 @@ def test_refusals(trace: Trace) -> None:
         (COST, ["DDTree:8", "DDTree(8)"], "two policies"),
         (COST, ["Best"], "known: AR"),
         (COST, [], "no policies"),
-        (COST, [64], "expected a Policy"),
+        (COST, [64], "expected a policy or its name"),
         ({"seconds": 1}, ["AR"], "cost model"),
         (CostModel.from_table([1, 4], [0.01, 0.02]), ["AR"], "profile further"),
     ):
@@ -508,7 +508,7 @@ def test_old_entries_and_leftovers_of_killed_writers_go(folder: Path, monkeypatc
     for path in (leftover, running):
         path.mkdir()
         (path / "gains.npy").write_bytes(b"half")
-    long_ago = time.time() - 2 * cached.IN_USE
+    long_ago = time.time() - 2 * cache.IN_USE
     for path in (leftover / "gains.npy", leftover, running):  # the running one writes a file in a folder made long ago
         os.utime(path, (long_ago, long_ago))
     positions_of(opened.select(workload="code"))
