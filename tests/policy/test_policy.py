@@ -38,7 +38,7 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
-from tests.synthetic import made_trace
+from tests.made_up import made_trace
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
 GAINS = np.array([[0.9, 0.8, 0.5, 0.1], [0.5, 0.1, 0.05, 0.0]], np.float32)

@@ -18,9 +18,9 @@ from ddsim.replay.replay import replay
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
 from ddsim.tree import kernels as _kernels
+from tests.made_up import made_trace
 from tests.naive import budget as naive_budget
 from tests.naive import tree as naive_tree
-from tests.synthetic import made_trace
 
 COST = CostModel.from_table([1, 4, 13], [0.010, 0.0104, 0.016], draft_seconds=0.001)
 

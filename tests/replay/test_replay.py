@@ -42,8 +42,8 @@ from ddsim.trace.reliability import reliability
 from ddsim.trace.trace import Trace, open_trace
 from ddsim.view.report import report
 from tests import made_up
+from tests.made_up import made_trace
 from tests.naive import tree as naive_tree
-from tests.synthetic import made_trace
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
 FIELDS = ("gains", "ranks", "nodes", "chain", "chain_expected", "context", "starts")

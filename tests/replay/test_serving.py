@@ -40,9 +40,9 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, node_counts
 from ddsim.tree.kernels import NO_RANK
+from tests.made_up import made_trace
 from tests.naive import budget as naive_budget
 from tests.naive import serving as naive_serving
-from tests.synthetic import made_trace
 
 WAYS = {"forest": FOREST, "share": SHARE, "uniform": UNIFORM}
 

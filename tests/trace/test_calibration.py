@@ -23,7 +23,7 @@ from ddsim.trace.calibrate import (
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.reliability import reliability, wilson
 from ddsim.trace.trace import Trace
-from tests.synthetic import made_trace
+from tests.made_up import made_trace
 
 L, V = 3, 16
 
