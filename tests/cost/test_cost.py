@@ -401,7 +401,7 @@ def test_one_disturbed_point_is_outvoted_and_named(kind: str, seed: int) -> None
         (crooked, False, {"isotonic", "table"}),
     ],
 )
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_auto_picks_the_kind_that_predicts(truth: Truth, declared: bool, picked: set[str], seed: int) -> None:
     dense = tuple(sorted({*BOTH_SIDES, *range(24, 1025, 40), *(b + 12 for b in BUCKETS[3:-1])}))
     tokens = dense if truth is padded and not declared else BOTH_SIDES
@@ -433,7 +433,10 @@ def fit_quietly(profile: Profile, kind: str = "auto") -> CostModel:
 
 
 @pytest.mark.parametrize("contexts", [(1024,), CONTEXTS])
-@pytest.mark.parametrize(("outliers", "seed"), [(0, 0), (1, 0), (1, 1), (3, 0), (3, 1)])
+@pytest.mark.parametrize(
+    ("outliers", "seed"),
+    [(0, 0), (1, 1), (3, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (3, 1)))],
+)
 def test_undeclared_steps_are_found_through_outliers(contexts: tuple[int, ...], outliers: int, seed: int) -> None:
     """Measured on both sides of each bucket. Was: another kind, and 17 to 26 % off between the sizes."""
     cost = fit_quietly(disturbed(measured(padded, contexts=contexts, seed=seed), outliers, seed))
@@ -446,7 +449,7 @@ def test_undeclared_steps_are_found_through_outliers(contexts: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("truth", [roofline, hinge, crooked])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_slopes_are_not_taken_for_steps(truth: Truth, seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

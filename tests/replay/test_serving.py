@@ -102,7 +102,7 @@ def curves(draw: Any, width: int) -> Any:
 # one joint round
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.data(), st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 9), st.sampled_from(sorted(WAYS)),
     st.sampled_from(["greedy", "exhaustive", "price"]), st.floats(0, 8),
