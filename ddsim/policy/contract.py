@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import Any
 
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import Costs, CostTable, cost_rows, cost_table, paid
+from ddsim.cost.table import Costs, CostTable, cost_table, paid
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE
-from ddsim.policy.walk import lockstep, step
+from ddsim.policy.walk import Walk, in_order, lockstep, walk
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
@@ -187,15 +188,18 @@ class Policy:
         """How the kernels decide as this policy does, also for a batch; None: they can't, so the policy has to be asked."""
         return None
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        """Actions int32 [P] at the positions of a block that this policy visits; replay walks them.
+    def walk(self, block: Positions, costs: Costs) -> Walk:
+        """Choose and tally in one pass over a block in memory.
 
         By default `choose` is asked about the positions that are reached: all sequences at a time, or round by round if the
         policy is online.
         """
-        if self.online:
-            return _in_order(self, block, costs)
-        return lockstep(block, costs, lambda gains, part: ask(self, gains, part))
+        asked = functools.partial(ask, self)
+        return in_order(block, costs, asked, self.observe) if self.online else lockstep(block, costs, asked)
+
+    def actions(self, block: Positions, costs: Costs) -> Ints:
+        """Actions int32 [P] at the positions of a block that this policy visits; where a class overrides this, replay walks them."""
+        return self.walk(block, costs).actions
 
     def to_json(self) -> dict[str, Any]:
         """Name and settings, for provenance."""
@@ -251,38 +255,52 @@ def prepared(
     return ready
 
 
-def actions_of(policy: Policy, block: Positions, costs: Costs) -> Ints:
-    """`Policy.actions`, checked: int32 [P] that the costs can pay.
+def walk_of(policy: Policy, block: Positions, costs: Costs) -> Walk:
+    """`Policy.walk`, of actions that are checked and that the costs can pay.
 
-    Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `actions`, `choose` is asked.
+    Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `walk`, `choose` is asked.
     """
-    nearest = _nearest(policy, "choose", "observe", "actions")
-    asked = Policy.actions if nearest["actions"] > min(nearest["choose"], nearest["observe"]) else type(policy).actions
+    nearest = _nearest(policy, "choose", "observe", "actions", "walk")
+    closest = min(nearest.values())
     try:
-        answer = asked(policy, block, costs)
+        if nearest["actions"] == closest < nearest["walk"]:
+            answer = policy.actions(block, costs)
+        elif nearest["walk"] == closest:
+            done = policy.walk(block, costs)
+        else:
+            done = Policy.walk(policy, block, costs)
     except Exception as error:
         _blame(error, policy)
         raise
-    actions = _checked(policy, "actions", answer, len(block), block.max_budget)
+    if nearest["actions"] == closest < nearest["walk"]:
+        actions = _checked(policy, "actions", answer, len(block), block.max_budget)
+        _check_payable(policy, block, costs, actions)
+        return walk(block, costs, actions)
+    _check_payable(policy, block, costs, done.actions)
+    return done
+
+
+def _check_payable(policy: Policy, block: Positions, costs: Costs, actions: Ints) -> None:
+    """Refuse actions that the costs have no seconds for."""
     charged = paid(costs)
     width = charged.seconds.shape[1]
-    if width <= max(block.max_budget, block.horizon) or not np.isfinite(charged.seconds[:, -1]).all():
-        nodes = np.where(actions == CHAIN, block.horizon, np.minimum(actions, block.nodes))
-        drafted = np.flatnonzero(nodes >= 0)
-        beyond = nodes[drafted] >= width
-        beyond |= ~np.isfinite(charged.seconds[costs.row[drafted], np.minimum(nodes[drafted], width - 1)])
-        if beyond.any():
-            last = int(np.isfinite(charged.seconds).all(axis=0).sum()) - 1
-            raise DdsimError(
-                f"policy {policy.name}: asks for {nodes[drafted][beyond].max()} nodes, but costs are known up to {last}; "
-                "choose no more, or profile further"
-            )
-    return actions
+    if width > max(block.max_budget, block.horizon) and np.isfinite(charged.seconds[:, -1]).all():
+        return
+    nodes = np.where(actions == CHAIN, block.horizon, np.minimum(actions, block.nodes))
+    drafted = np.flatnonzero(nodes >= 0)
+    beyond = nodes[drafted] >= width
+    beyond |= ~np.isfinite(charged.seconds[costs.row[drafted], np.minimum(nodes[drafted], width - 1)])
+    if beyond.any():
+        last = int(np.isfinite(charged.seconds).all(axis=0).sum()) - 1
+        raise DdsimError(
+            f"policy {policy.name}: asks for {nodes[drafted][beyond].max()} nodes, but costs are known up to {last}; "
+            "choose no more, or profile further"
+        )
 
 
 def decision_of(policy: Policy) -> Decision | None:
     """`Policy.decision`, but None where a class of a user's own overrides what it stands for and inherits it."""
-    nearest = _nearest(policy, "choose", "choose_joint", "observe", "actions", "decision")
+    nearest = _nearest(policy, "choose", "choose_joint", "observe", "actions", "walk", "decision")
     return policy.decision() if nearest["decision"] == min(nearest.values()) else None
 
 
@@ -349,17 +367,3 @@ def decision_table(policy: Policy, cost: CostModel, costs: CostTable) -> CostTab
     seconds[:, : most + 1] = table.seconds
     seconds[~known] = np.inf
     return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, paid=costs)
-
-
-def _in_order(policy: Policy, block: Positions, costs: Costs) -> Ints:
-    """Actions of an online policy: one request after another, one round after another."""
-    actions = np.zeros(len(block), np.int32)
-    for first, last in zip(block.starts[:-1].tolist(), (block.starts[1:] - 1).tolist(), strict=True):
-        p = first
-        while p < last:
-            here = slice(p, p + 1)
-            actions[here] = ask(policy, np.array(block.gains[here]), cost_rows(costs, here))
-            p, seconds = step(block, costs, p, int(actions[p]))
-            policy.observe(min(p, last) - first, seconds)
-            first = p
-    return actions

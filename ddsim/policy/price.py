@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddsim.cost.table import Costs, cost_rows
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import Rule
-from ddsim.policy.walk import rule_actions, walk
+from ddsim.policy.walk import rule_walk
 from ddsim.trace.rounds import Positions
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def solve_walk_price(
 
             if calibration is not None:
                 block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]
-            spent += float(walk(block, part, rule_actions(block, part, rule, price)).seconds[inside].sum())
+            spent += float(rule_walk(block, part, rule, price).seconds[inside].sum())
         iterations += 1
         found = tokens / spent
         if rule == "price":

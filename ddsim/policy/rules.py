@@ -15,7 +15,7 @@ from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE, RULES, Rule, forest_budgets, round_budgets
 from ddsim.policy.contract import AR, CHAINS, FOREST, WIDTH, Decision, Gains, Policy
 from ddsim.policy.price import solve_walk_price
-from ddsim.policy.walk import begin, fixed_seconds, hindsight_actions, online_actions, rule_actions, track
+from ddsim.policy.walk import Walk, begin, fixed_seconds, hindsight_walk, online_walk, rule_walk, track, walk
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
@@ -34,8 +34,8 @@ class _Fixed(Policy):
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
         return self._always(len(gains))
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return self._always(len(block))
+    def walk(self, block: Positions, costs: Costs) -> Walk:
+        return walk(block, costs, self._always(1))
 
     def _always(self, count: int) -> Ints:
         if self.fixed is None:
@@ -121,10 +121,10 @@ class _Rule(Policy):
         fill = (seconds if paid is None else paid) if self.fill else None
         return forest_budgets(gains, seconds, self.rule, self._price, fill=fill, calibration=self.calibration)
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
+    def walk(self, block: Positions, costs: Costs) -> Walk:
         if self.calibration is not None:
-            return super().actions(block, costs)
-        return rule_actions(block, costs, self.rule, self._price, fill=self.fill)
+            return super().walk(block, costs)
+        return rule_walk(block, costs, self.rule, self._price, fill=self.fill)
 
     def decision(self) -> Decision | None:
         return Decision(FOREST, RULES[self.rule], self._price, fill=self.fill, calibration=self.calibration)
@@ -311,15 +311,15 @@ class LongRun(_Rule):
         if self.online and self._state[2]:
             track(self._state, self.memory, float(tokens), float(seconds))
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
+    def walk(self, block: Positions, costs: Costs) -> Walk:
         if not self.online or self.calibration is not None:
-            return super().actions(block, costs)
+            return super().walk(block, costs)
         roots = block.roots()
         if not len(roots):
-            return np.zeros(len(block), np.int32)
+            return Walk.begun(block)
         here = slice(roots[0], roots[0] + 1)
         self.choose(block.gains[here], cost_rows(costs, here))  # starts the price
-        return online_actions(block, costs, self._state, self.memory, fill=self.fill)
+        return online_walk(block, costs, self._state, self.memory, fill=self.fill)
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"price": self.price, "solved": self.solves is not None, "memory": self.memory}
@@ -364,5 +364,5 @@ class Hindsight(Policy):
     def choose(self, gains: Gains, costs: Costs) -> Ints:
         raise DdsimError("Hindsight: knows the tokens to come, so it works in replay only")
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
-        return hindsight_actions(block, costs)
+    def walk(self, block: Positions, costs: Costs) -> Walk:
+        return hindsight_walk(block, costs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,31 +12,81 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats, Ints, _plain
 from ddsim.cost.table import Costs, cost_rows, paid
 from ddsim.jit import njit
-from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE, RULES, Rule, _choose, _slopes_ahead, filled
+from ddsim.policy.choose import CHAIN, NO_DRAFT, RULES, Rule, _choose, _slopes_ahead, filled
 from ddsim.threads import split
 from ddsim.trace.rounds import Positions
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
-    """What a policy did, sequence by sequence.
+class Tally:
+    """What a policy did, summed over each of S sequences."""
+
+    seconds: Floats
+    """[S]"""
+    rounds: NDArray[np.int64]
+    """[S]"""
+    budget: NDArray[np.int64]
+    """[S] verified nodes in all."""
+    whole: NDArray[np.int64]
+    """[S] rounds that see their whole horizon, so that the end of the text hides no accepted token."""
+    drawn: NDArray[np.int64]
+    """[S] tokens of these, the bonus token counted."""
+    expected: Floats
+    """[S] what the gains predict for these: 1 + Φ."""
+
+    def sums(self) -> dict[str, NDArray[Any]]:
+        """The arrays by their names."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Tally)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk(Tally):
+    """A tally of a block in memory, and its rounds.
 
     Attributes
     ----------
-    seconds : float64 [S]; rounds : int64 [S]; budget : int64 [S], sum of verified nodes
-    whole : int64 [S], rounds that see their whole horizon, so that the end of the text hides no accepted token
-    drawn : int64 [S], tokens accepted plus one in these
-    expected : float64 [S], 1 + Φ in these
-    accepted : int16 [P], accepted drafted tokens at visited positions, -1 elsewhere
+    actions : int32 [P]
+        What was chosen at the positions that were visited, 0 elsewhere.
+    accepted : int16 [P]
+        Drafted tokens accepted at visited positions, -1 elsewhere.
     """
 
-    seconds: Floats
-    rounds: NDArray[np.int64]
-    budget: NDArray[np.int64]
-    whole: NDArray[np.int64]
-    drawn: NDArray[np.int64]
-    expected: Floats
+    actions: Ints
     accepted: NDArray[np.int16]
+
+    @classmethod
+    def begun(cls, block: Positions) -> Self:
+        """A walk that has made no step yet."""
+        count = block.sequences
+        whole_numbers = (np.zeros(count, np.int64) for _ in range(4))
+        rounds = np.zeros(len(block), np.int32), np.full(len(block), -1, np.int16)
+        return cls(np.zeros(count), *whole_numbers, np.zeros(count), *rounds)
+
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What the kernels write to."""
+        return (*self.sums().values(), self.actions, self.accepted)
+
+    def visits(self, block: Positions, costs: Costs) -> tuple[NDArray[np.int64], Ints, Floats]:
+        """The rounds: position, nodes verified and seconds paid."""
+        here = np.flatnonzero(self.accepted >= 0)
+        chosen = self.actions[here]
+        nodes = np.minimum(chosen, block.nodes[here])
+        nodes[chosen == CHAIN] = block.horizon
+        alone = chosen == NO_DRAFT
+        nodes[alone] = 0
+        costs = paid(costs)
+        row = costs.row[here]
+        seconds = costs.seconds[row, nodes]
+        seconds[alone] = costs.ar_seconds[row[alone]]
+        return here, nodes, seconds
+
+    def verification(self, block: Positions, costs: Costs, weights: Floats) -> Floats:
+        """float64 [S, K]: seconds of verification alone, weighted by ``weights`` [N + 1, K] of the nodes verified."""
+        out = np.zeros((block.sequences, weights.shape[1]))
+        costs = paid(costs)
+        arguments = (block.starts, block.nodes, block.horizon, costs.seconds, costs.ar_seconds, costs.row)
+        _verification(*arguments, self.actions, self.accepted, weights, out)
+        return out
 
 
 @njit(cache=True, nogil=True)
@@ -56,119 +106,55 @@ def _round(ranks, nodes, chain, seconds, ar_seconds, row, p, action):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def _walk(  # type: ignore[no-untyped-def]
-    gains,
-    ranks,
-    nodes,
-    chain,
-    chain_expected,
-    starts,
-    seconds,
-    ar_seconds,
-    row,
-    actions,
-    first,
-    last,
-    spent,
-    rounds,
-    budget,
-    whole,
-    drawn,
-    expected,
-    accepted,
-):
-    horizon = ranks.shape[1]
-    for s in range(first, last):
-        p = starts[s]
-        end = starts[s + 1] - 1
-        while p < end:
-            n, a, cost = _round(ranks, nodes, chain, seconds, ar_seconds, row, p, actions[p])
-            spent[s] += cost
-            rounds[s] += 1
-            budget[s] += n
-            accepted[p] = a
-            if p + horizon <= end:
-                tokens = 1.0
-                if actions[p] == CHAIN:
-                    tokens += chain_expected[p]
-                else:
-                    for i in range(n):
-                        tokens += gains[p, i]
-                whole[s] += 1
-                drawn[s] += a + 1
-                expected[s] += tokens
-            p += a + 1
-
-
-def walk(block: Positions, costs: Costs, actions: Ints) -> Walk:
-    """Walk all sequences of a block in memory, with a budget (or NO_DRAFT, CHAIN) given for every position, int32 [P].
-
-    Rounds take the seconds that are paid, whatever was decided on (`paid`).
-    """
-    count, costs = block.sequences, paid(costs)
-    spent, expected = np.zeros(count), np.zeros(count)
-    rounds, budget, whole, drawn = (np.zeros(count, np.int64) for _ in range(4))
-    accepted = np.full(len(block), -1, np.int16)
-    arguments = (
-        block.gains,
-        block.ranks,
-        block.nodes,
-        block.chain,
-        block.chain_expected,
-        block.starts,
-        costs.seconds,
-        costs.ar_seconds,
-        costs.row,
-        _plain(actions, np.int32),
-    )
-    sums = (spent, rounds, budget, whole, drawn, expected, accepted)
-    split(lambda first, last: _walk(*arguments, first, last, *sums), count, 1024)
-    return Walk(*sums)
-
-
-def step(block: Positions, costs: Costs, position: int, action: int) -> tuple[int, float]:
-    """One round: the position after it, which may lie beyond the sequence's end, and the seconds paid for it."""
-    costs = paid(costs)
-    _, accepted, seconds = _round(
-        block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, position, action
-    )
-    return position + accepted + 1, seconds
+def _tallied(  # type: ignore[no-untyped-def]
+    gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row, s, p, action, tokens,
+    spent, rounds, budget, whole, drawn, expected, actions, accepted,
+):  # fmt: skip
+    """(drafted tokens accepted, seconds) of a round of sequence s at p, added to its tally; ``tokens`` are 1 + Φ, or 0 to add up."""
+    n, a, cost = _round(ranks, nodes, chain, charged, ar_seconds, row, p, action)
+    spent[s] += cost
+    rounds[s] += 1
+    budget[s] += n
+    actions[p] = action
+    accepted[p] = a
+    if p + ranks.shape[1] < starts[s + 1]:
+        if tokens == 0.0:
+            tokens = 1.0
+            if action == CHAIN:
+                tokens += chain_expected[p]
+            else:
+                for i in range(n):
+                    tokens += gains[p, i]
+        whole[s] += 1
+        drawn[s] += a + 1
+        expected[s] += tokens
+    return a, cost
 
 
 @njit(cache=True, nogil=True)
-def _advance(ranks, nodes, chain, seconds, ar_seconds, row, here, actions):  # type: ignore[no-untyped-def]
-    out = np.empty(len(here), np.int64)
-    for i in range(len(here)):
-        out[i] = here[i] + 1 + _round(ranks, nodes, chain, seconds, ar_seconds, row, here[i], actions[i])[1]
-    return out
-
-
-def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float32], Costs], Ints]) -> Ints:
-    """Actions at the positions that a stateless rule visits (0 elsewhere), all sequences advancing together.
-
-    ``choose(gains [k, N], costs of k positions) -> int32 [k]`` is asked only about positions that are reached, as a
-    decoder would.
-    """
-    actions = np.zeros(len(block), np.int32)
-    here, end = block.starts[:-1].copy(), block.starts[1:] - 1
-    live = here < end
-    here, end = here[live], end[live]
-    while len(here):
-        chosen = np.ascontiguousarray(choose(block.gains[here], cost_rows(costs, here)), np.int32)  # type: ignore[index]
-        actions[here] = chosen
-        here = _advance(block.ranks, block.nodes, block.chain, costs.seconds, costs.ar_seconds, costs.row, here, chosen)
-        live = here < end
-        if not live.all():
-            here, end = here[live], end[live]
-    return actions
+def _walk(  # type: ignore[no-untyped-def]
+    gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row, given, first, last,
+    spent, rounds, budget, whole, drawn, expected, actions, accepted,
+):  # fmt: skip
+    """Every round does what is ``given`` for its position, or for all if that is one entry."""
+    for s in range(first, last):
+        p = starts[s]
+        while p < starts[s + 1] - 1:
+            a, _ = _tallied(
+                gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row,
+                s, p, given[p] if len(given) > 1 else given[0], 0.0,
+                spent, rounds, budget, whole, drawn, expected, actions, accepted,
+            )  # fmt: skip
+            p += a + 1
 
 
 @njit(cache=True, nogil=True)
 def _rule_walk(  # type: ignore[no-untyped-def]
-    gains, ranks, nodes, chain, starts, charged, ar_seconds, row, seconds, ahead, rule, fill, state, memory, first, last,
-    actions,
+    gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row,
+    seconds, ahead, rule, fill, state, memory, first, last,
+    spent, rounds, budget, whole, drawn, expected, actions, accepted,
 ):  # fmt: skip
-    """Decides on ``seconds``, pays ``charged``."""
+    """Every round is chosen by a rule: decides on ``seconds``, pays ``charged``."""
     width = min(gains.shape[1], seconds.shape[1] - 1)
     price = state[0] / state[1]
     for s in range(first, last):
@@ -176,11 +162,14 @@ def _rule_walk(  # type: ignore[no-untyped-def]
         end = starts[s + 1] - 1
         while p < end:
             u = row[p]
-            n = _choose(gains[p, :width], seconds[u], ahead[u], rule, price, 1.0)[0]
+            n, tokens = _choose(gains[p, :width], seconds[u], ahead[u], rule, price, 1.0)
             if fill:
                 n = filled(charged[u], n, max(n, min(nodes[p], width)), 1)
-            actions[p] = n
-            _, a, cost = _round(ranks, nodes, chain, charged, ar_seconds, row, p, actions[p])
+                tokens = 0.0
+            a, cost = _tallied(
+                gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row, s, p, n, tokens,
+                spent, rounds, budget, whole, drawn, expected, actions, accepted,
+            )  # fmt: skip
             if memory > 0:
                 track(state, memory, min(a + 1, end - p), cost)
                 price = state[0] / state[1]
@@ -206,38 +195,124 @@ def track(state, memory, tokens, seconds):  # type: ignore[no-untyped-def]
     state[2] += 1
 
 
-def rule_actions(block: Positions, costs: Costs, rule: Rule, price: float = 0.0, *, fill: bool = False) -> Ints:
-    """`lockstep` for one of the rules, int32 [P], all in a kernel."""
-    actions = np.zeros(len(block), np.int32)
-    state = np.array([price, 1.0, 0.0])
-    arguments = (*_walked(block, costs), RULES[rule], fill, state, 0.0)
-    split(lambda first, last: _rule_walk(*arguments, first, last, actions), block.sequences, 64)
-    return actions
+@njit(cache=True, nogil=True)
+def _verification(  # type: ignore[no-untyped-def]
+    starts, nodes, horizon, seconds, ar_seconds, row, actions, accepted, weights, out
+):
+    """Differences of one running sum over all rounds: in order, so that threads change nothing."""
+    total = np.zeros(weights.shape[1])
+    for s in range(len(starts) - 1):
+        before = total.copy()
+        p = starts[s]
+        while p < starts[s + 1] - 1:
+            u = row[p]
+            n = 0
+            spent = ar_seconds[u]
+            if actions[p] != NO_DRAFT:
+                n = horizon if actions[p] == CHAIN else min(actions[p], nodes[p])
+                spent = seconds[u, n] - (seconds[u, 0] - ar_seconds[u])
+            for k in range(len(total)):
+                total[k] += spent * weights[n, k]
+            p += accepted[p] + 1
+        for k in range(len(total)):
+            out[s, k] = total[k] - before[k]
 
 
-def online_actions(block: Positions, costs: Costs, state: Floats, memory: float, *, fill: bool = False) -> Ints:
-    """Actions int32 [P] at a price that is tracked from round to round, sequences in order; ``state`` is updated."""
-    actions = np.zeros(len(block), np.int32)
-    arguments = (*_walked(block, costs), PRICE, fill, state, memory)
-    _rule_walk(*arguments, 0, block.sequences, actions)
-    return actions
+@njit(cache=True, nogil=True)
+def _advance(  # type: ignore[no-untyped-def]
+    gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row, sequence, here, chosen,
+    spent, rounds, budget, whole, drawn, expected, actions, accepted,
+):  # fmt: skip
+    """One round of each of some sequences: where they are after it, and the seconds that it took."""
+    after, seconds = np.empty(len(here), np.int64), np.empty(len(here))
+    for i in range(len(here)):
+        a, seconds[i] = _tallied(
+            gains, ranks, nodes, chain, chain_expected, starts, charged, ar_seconds, row, sequence[i], here[i], chosen[i], 0.0,
+            spent, rounds, budget, whole, drawn, expected, actions, accepted,
+        )  # fmt: skip
+        after[i] = here[i] + a + 1
+    return after, seconds
 
 
 def _walked(block: Positions, costs: Costs) -> tuple[Any, ...]:
-    """What kernels that decide and walk take first: the block, what is paid, what is decided on."""
-    charged = paid(costs)
+    """What kernels that walk take first: the block, and the seconds that are paid, whatever was decided on (`paid`)."""
+    costs = paid(costs)
     return (
         block.gains,
         block.ranks,
         block.nodes,
         block.chain,
+        block.chain_expected,
         block.starts,
-        charged.seconds,
-        charged.ar_seconds,
-        costs.row,
         costs.seconds,
-        _slopes_ahead(costs.seconds),
+        costs.ar_seconds,
+        costs.row,
     )
+
+
+def walk(block: Positions, costs: Costs, actions: Ints | int) -> Walk:
+    """Walk all sequences of a block in memory with given budgets (or NO_DRAFT, CHAIN): int32 [P], or one for all positions."""
+    done = Walk.begun(block)
+    arguments = (*_walked(block, costs), _plain(np.atleast_1d(actions), np.int32))
+    split(lambda first, last: _walk(*arguments, first, last, *done.arrays()), block.sequences, 1024)
+    return done
+
+
+def rule_walk(block: Positions, costs: Costs, rule: Rule, price: float = 0.0, *, fill: bool = False) -> Walk:
+    """Choose by one of the rules and walk, in one pass."""
+    return _rule_walked(block, costs, RULES[rule], fill, np.array([price, 1.0, 0.0]), 0.0)
+
+
+def online_walk(block: Positions, costs: Costs, state: Floats, memory: float, *, fill: bool = False) -> Walk:
+    """Choose at a price that is tracked from round to round, sequences in order, and walk; ``state`` is updated."""
+    return _rule_walked(block, costs, RULES["price"], fill, state, memory)
+
+
+def _rule_walked(block: Positions, costs: Costs, rule: int, fill: bool, state: Floats, memory: float) -> Walk:
+    done = Walk.begun(block)
+    arguments = (*_walked(block, costs), costs.seconds, _slopes_ahead(costs.seconds), rule, fill, state, memory)
+    smallest = 64 if memory == 0 else block.sequences + 1  # a price that is tracked knows one order
+    split(lambda first, last: _rule_walk(*arguments, first, last, *done.arrays()), block.sequences, smallest)
+    return done
+
+
+def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float32], Costs], Ints]) -> Walk:
+    """Walk while asking a stateless rule, all sequences advancing together.
+
+    ``choose(gains [k, N], costs of k positions) -> int32 [k]`` is asked only about positions that are reached, as a
+    decoder would.
+    """
+    done, arguments = Walk.begun(block), _walked(block, costs)
+    sequence = np.flatnonzero(np.diff(block.starts) > 1)
+    here = block.starts[sequence]
+    while len(here):
+        chosen = np.ascontiguousarray(choose(block.gains[here], cost_rows(costs, here)), np.int32)  # type: ignore[index]
+        here, _ = _advance(*arguments, sequence, here, chosen, *done.arrays())
+        live = here < block.starts[sequence + 1] - 1
+        if not live.all():
+            sequence, here = sequence[live], here[live]
+    return done
+
+
+def in_order(
+    block: Positions,
+    costs: Costs,
+    choose: Callable[[NDArray[np.float32], Costs], Ints],
+    observe: Callable[[float, float], None],
+) -> Walk:
+    """Walk while asking an online rule: one request after another, one round after another, each reported by ``observe``."""
+    done, arguments = Walk.begun(block), _walked(block, costs)
+    for s in range(block.sequences):
+        p, last = int(block.starts[s]), int(block.starts[s + 1]) - 1
+        while p < last:
+            here = np.array([p])
+            chosen = np.ascontiguousarray(
+                choose(np.array(block.gains[p : p + 1]), cost_rows(costs, slice(p, p + 1))), np.int32
+            )
+            after, seconds = _advance(*arguments, np.array([s]), here, chosen, *done.arrays())
+            observe(min(int(after[0]), last) - p, float(seconds[0]))
+            p = int(after[0])
+    return done
 
 
 @njit(cache=True, nogil=True)
@@ -309,15 +384,11 @@ def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone, 
             actions[p] = action
 
 
-def hindsight_actions(block: Positions, costs: Costs) -> Ints:
-    """The budgets of least realised time, with the true tokens known: a shortest path over positions.
+def hindsight_walk(block: Positions, costs: Costs) -> Walk:
+    """Walk with the budgets of least realised time, with the true tokens known: a shortest path over positions.
 
     At every position the choices are one autoregressive step (NO_DRAFT), the chain (CHAIN) and every tree budget
     n = 0 .. nodes, so no policy that chooses among these can be faster. Ties: autoregression first, then fewer nodes.
-
-    Returns
-    -------
-    int32 [P]
     """
     costs = paid(costs)
     curves = costs.seconds[:, : block.max_budget + 1]
@@ -325,4 +396,4 @@ def hindsight_actions(block: Positions, costs: Costs) -> Ints:
     actions = np.zeros(len(block), np.int32)
     arguments = (block.ranks, block.nodes, block.chain, block.starts, costs.seconds, costs.ar_seconds, costs.row)
     split(lambda first, last: _hindsight(*arguments, monotone, first, last, actions), block.sequences, 64)
-    return actions
+    return walk(block, costs, actions)

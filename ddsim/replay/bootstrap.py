@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -151,5 +150,5 @@ def _dealt(policy: Policy, parts: Sequence[Outcome], folds: NDArray[np.int64]) -
     def each(name: str) -> NDArray[Any]:
         return np.stack([getattr(outcome, name) for outcome in parts])[folds, np.arange(len(folds))]
 
-    sums: dict[str, Any] = {field.name: each(field.name) for field in dataclasses.fields(Outcome)[1:-1]}
-    return Outcome(policy, **sums, tuned_on="other prompts")
+    sums = {name: each(name) for name in parts[0].sums()}
+    return Outcome(**sums, policy=policy, verify=each("verify"), tuned_on="other prompts")

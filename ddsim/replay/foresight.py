@@ -13,7 +13,7 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import Costs
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Hindsight, RoundRatio
-from ddsim.policy.walk import fixed_seconds, walk
+from ddsim.policy.walk import fixed_seconds
 from ddsim.replay.arguments import check_given
 from ddsim.replay.replay import priced
 from ddsim.trace.rounds import Positions, node_counts
@@ -112,11 +112,13 @@ def without_foresight(
     fixed: Any = 0.0
     ratio = hindsight = 0.0
     for block in part.blocks():
+        costs: Costs | None = None  # contexts, and so costs, are the same in all draws
         for _ in range(replicates):
             texts = _drawn(block, part.max_budget, rng)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the replay has said it
-                costs = priced(texts, cost)
+            if costs is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the replay has said it
+                    costs = priced(texts, cost)
             fixed = fixed + fixed_seconds(texts, costs)
             ratio += _spent(texts, costs, RoundRatio())
             hindsight += _spent(texts, costs, Hindsight())
@@ -125,7 +127,7 @@ def without_foresight(
 
 
 def _spent(texts: Positions, costs: Costs, policy: Any) -> float:
-    return float(walk(texts, costs, policy.actions(texts, costs)).seconds.sum())
+    return float(policy.walk(texts, costs).seconds.sum())
 
 
 def _drawn(block: TraceBlock, max_budget: int, rng: np.random.Generator) -> Positions:

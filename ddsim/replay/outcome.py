@@ -10,28 +10,17 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
 from ddsim.policy.contract import Policy
+from ddsim.policy.walk import Tally
 
 TunedOn = Literal["same prompts", "other prompts"]
 """Where what a policy solves for (a price, a budget, a calibration) was tuned, beside the prompts that it is judged on."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one policy did: sums over each of S sequences."""
+class Outcome(Tally):
+    """What one policy did: a tally of all sequences."""
 
     policy: Policy
-    seconds: Floats
-    """[S]"""
-    rounds: NDArray[np.int64]
-    """[S]"""
-    budget: NDArray[np.int64]
-    """[S] verified nodes in all."""
-    whole: NDArray[np.int64]
-    """[S] rounds that see their whole horizon."""
-    drawn: NDArray[np.int64]
-    """[S] tokens of these, the bonus token counted."""
-    expected: Floats
-    """[S] what the gains predict for these."""
     verify: Floats
     """[S, K] seconds of verification, by the knots of token counts (`_knots`): what an error of the costs there would change."""
     tuned_on: TunedOn | None = None

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.cost.model import CostModel
+from ddsim.policy.choose import CHAIN
 from ddsim.policy.contract import Policy
-from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
+from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error
 from ddsim.replay.outcome import Outcome, TunedOn
-from ddsim.replay.replay import CALIBRATED, Fixed, ReplayResult, _records, _Replayer, _tunes
+from ddsim.replay.replay import CALIBRATED, Fixed, ReplayResult, _records, _Replayer
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -201,7 +202,7 @@ def plan(
     limits.check("seed", seed)
     replayed = _Replayer(trace, cost, calibration, progress)
     plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
-    tuned = [policy for policy in plain if _tunes(policy)]
+    tuned = [policy for policy in plain if policy.solves]
     whole = replayed.outcomes(plain)
     draws = replayed.result(whole, bootstrap=bootstrap, seed=seed)._draws
     every = np.ones(replayed.positions.sequences, bool)
@@ -222,7 +223,7 @@ def plan(
             for ending, outcome in chosen.fixed.items()
         }
     name = chosen.name
-    if isinstance(chosen.outcome.policy, DDTree):
+    if _is_tree(chosen.outcome.policy):
         shown[name] = fixed[CALIBRATED if name.endswith(CALIBRATED) else ""]
         shown["Hindsight"] = shown.pop("Hindsight")  # stays last
     result = replayed.result(shown, bootstrap=bootstrap, seed=seed)
@@ -366,6 +367,11 @@ def _workloads(
     return pd.DataFrame(rows)
 
 
+def _is_tree(policy: Policy) -> bool:
+    """Whether it verifies trees of one size."""
+    return policy.fixed is not None and policy.fixed >= 0
+
+
 def _percent(interval: Interval) -> str:
     value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
     return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
@@ -395,10 +401,10 @@ def _sentence(advice: Plan) -> str:
     speed = f"{result.tokens.sum() / advice._outcome.seconds.sum():,.0f} tokens/s"
     if choice == "AR":
         return f"Don't draft: at these costs autoregressive decoding, {speed}, isn't beaten beyond noise."
-    if isinstance(policy, DFlash):
+    if policy.fixed == CHAIN:
         head = "Verify DFlash's chain"
-    elif isinstance(policy, DDTree):
-        head = f"Verify trees of {policy.budget} nodes"
+    elif _is_tree(policy):
+        head = f"Verify trees of {policy.fixed} nodes"
     else:
         head = f"Let {policy.name} choose each tree's size"
     if choice.endswith(CALIBRATED):
@@ -427,7 +433,7 @@ def _details(advice: Plan, rule: str, cost: CostModel) -> tuple[str, ...]:
     lines.append(_judgement(advice, cost))
     if choice == rule:
         mean = outcomes[choice].budget.sum() / outcomes[choice].rounds.sum()
-        price = f", at a price of {policy.price:,.0f} tokens/s" if isinstance(policy, LongRun) else ""
+        price = f", at a price of {policy.price:,.0f} tokens/s" if policy.price is not None else ""
         lines.append(f"It verifies {mean:.0f} nodes a round on average{price}.")
     if advice.near_best == ((best, best),):
         lines.append(f"No other fixed budget comes within 1 % of the best, {best} nodes.")
@@ -438,7 +444,7 @@ def _details(advice: Plan, rule: str, cost: CostModel) -> tuple[str, ...]:
         lines.append(line + ".")
     if choice == rule:
         lines.append(f"Over the best fixed budget {rule} gains {gain('BestFixed')}.")
-    elif isinstance(policy, DDTree):
+    elif _is_tree(policy):
         over = _percent(advice.result._gain(outcomes[rule], advice._outcome))
         lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
     else:

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 
 import ddsim
 from ddsim import limits
-from ddsim.arrays import Floats, Ints
+from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import Costs, CostTable, cost_rows, cost_table, paid
+from ddsim.cost.table import CostTable, cost_rows, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN, NO_DRAFT
-from ddsim.policy.contract import Policy, actions_of, decision_table, prepared
+from ddsim.policy.contract import Policy, calibration_matters, decision_table, prepared, walk_of
 from ddsim.policy.parse import policies_of, policy_of
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
-from ddsim.policy.walk import fixed_walks, walk
+from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error
 from ddsim.replay.outcome import Outcome, TunedOn
@@ -106,36 +105,18 @@ def priced(positions: Positions, cost: CostModel) -> CostTable:
     return table
 
 
-def _outcome(policy: Policy, positions: Positions, costs: CostTable, knots: Floats) -> Outcome:
-    """What a policy that is ready does; ``costs`` are those that it decides on (`decision_table`)."""
-    parts = []
+def _outcomes(runs: Sequence[tuple[Policy, CostTable]], positions: Positions, knots: Floats) -> list[Outcome]:
+    """What policies that are ready do, each with the costs that it decides on (`decision_table`): all in one pass over the trace."""
+    tallies: list[list[dict[str, NDArray[Any]]]] = [[] for _ in runs]
     for low, _, block in positions.blocks():
-        part = cost_rows(costs, slice(low, low + len(block)))
-        actions = actions_of(policy, block, part)
-        done = walk(block, part, actions)
-        here, nodes, _, verify = _verified(block, part, actions, done.accepted)
-        so_far = np.cumsum(np.concatenate([np.zeros((1, knots.shape[1])), verify[:, None] * knots[nodes]]), axis=0)
-        spread = np.diff(so_far[np.searchsorted(here, block.starts)], axis=0)
-        parts.append((done.seconds, done.rounds, done.budget, done.whole, done.drawn, done.expected, spread))
-    sums: tuple[Any, ...] = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
-    return Outcome(policy, *sums)
-
-
-def _verified(
-    block: Positions, costs: Costs, actions: Ints, accepted: NDArray[np.int16]
-) -> tuple[NDArray[np.int64], Ints, Floats, Floats]:
-    """The rounds of a walk: position, nodes verified, seconds, and seconds of verification alone."""
-    here = np.flatnonzero(accepted >= 0)
-    nodes = np.minimum(actions[here], block.nodes[here])
-    nodes[actions[here] == CHAIN] = block.horizon
-    alone = actions[here] == NO_DRAFT
-    nodes[alone] = 0
-    costs = paid(costs)
-    row = costs.row[here]
-    seconds = costs.seconds[row, nodes]
-    seconds[alone] = costs.ar_seconds[row[alone]]
-    verify = seconds - np.where(alone, 0.0, costs.seconds[row, 0] - costs.ar_seconds[row])
-    return here, nodes, seconds, verify
+        for (policy, costs), tally in zip(runs, tallies, strict=True):
+            part = cost_rows(costs, slice(low, low + len(block)))
+            done = walk_of(policy, block, part)
+            tally.append(done.sums() | {"verify": done.verification(block, part, knots)})
+    return [
+        Outcome(policy=policy, **{name: np.concatenate([one[name] for one in tally]) for name in tally[0]})
+        for (policy, _), tally in zip(runs, tallies, strict=True)
+    ]
 
 
 class ReplayResult:
@@ -251,7 +232,7 @@ class ReplayResult:
         rows = []
         for name, outcome in self.outcomes.items():
             rounds = int(outcome.whole.sum())
-            if isinstance(outcome.policy, Hindsight) or not rounds:
+            if outcome.policy.hindsight or not rounds:
                 continue
             predicted, realised = float(outcome.expected.sum()) / rounds, float(outcome.drawn.sum()) / rounds
             rows.append([name, rounds, predicted, realised, predicted / realised])
@@ -369,29 +350,40 @@ class _Replayer:
 
     def outcomes(self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None = None) -> dict[str, Outcome]:
         """What policies do, tuned on some of the sequences (default all), and again calibrated where that matters."""
-        out = {policy.name: self._run(policy, sequences) for policy in policies}
-        for policy in policies:
-            if self.calibration is not None and policy.calibration is None and _depends(policy, self.calibration):
-                if policy.name + CALIBRATED in out:
-                    raise DdsimError(
-                        f"two policies are called {policy.name + CALIBRATED!r}: {policy.name} is replayed calibrated too; rename one"
-                    )
-                out[policy.name + CALIBRATED] = self._run(policy, sequences, CALIBRATED)
-        return out
+        out = self._run(policies, sequences)
+        if self.calibration is None:
+            return out
+        kind = self.calibration.kind
+        again = [policy for policy in policies if policy.calibration is None and calibration_matters(policy, kind)]
+        for name in (policy.name for policy in again if policy.name + CALIBRATED in out):
+            raise DdsimError(
+                f"two policies are called {name + CALIBRATED!r}: {name} is replayed calibrated too; rename one"
+            )
+        return out | self._run(again, sequences, CALIBRATED)
 
-    def _run(self, policy: Policy, sequences: NDArray[np.bool_] | None, ending: str = "") -> Outcome:
-        positions = self.better if ending and self.better is not None else self.positions
-        costs = decision_table(policy, self.cost, self.costs)
-        if type(policy) is BestFixed:  # its walks are needed anyway, and once is enough
-            ready: Policy = BestFixed()
-            ready.budget = self.fixed(ending).best(sequences)[0]  # type: ignore[attr-defined]
-        else:
-            ready = prepared(policy, positions, costs, sequences=sequences)
-        outcome = _outcome(ready, positions, costs, self.knots)
-        return dataclasses.replace(outcome, tuned_on=self._tuned_on(policy, self.calibration if ending else None))
+    def _run(
+        self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None, ending: str = ""
+    ) -> dict[str, Outcome]:
+        """Outcomes by shown name, on the trees as recorded or, with ``ending`` CALIBRATED, on calibrated ones."""
+        positions, calibration = self._on(ending), self.calibration if ending else None
+        tables = [decision_table(policy, self.cost, self.costs) for policy in policies]
+        runs = []
+        for policy, costs in zip(policies, tables, strict=True):
+            if policy.solves == "budget":  # the walks that say it are kept
+                runs.append((policy.at(self.fixed(ending).best(sequences)[0]), costs))
+            else:
+                runs.append((prepared(policy, positions, costs, sequences=sequences), costs))
+        found = zip(policies, _outcomes(runs, positions, self.knots), strict=True)
+        return {
+            policy.name + ending: dataclasses.replace(outcome, tuned_on=self._tuned_on(policy, calibration))
+            for policy, outcome in found
+        }
+
+    def _on(self, ending: str) -> Positions:
+        return self.better if ending and self.better is not None else self.positions
 
     def _tuned_on(self, policy: Policy, calibration: Calibration | CrossCalibration | None) -> TunedOn | None:
-        if _tunes(policy):
+        if policy.solves:
             return "same prompts"
         seen = [c for c in (policy.calibration, calibration) if c is not None]
         if any(not isinstance(c, CrossCalibration) and _fitted_here(c, self.trace) for c in seen):
@@ -401,16 +393,14 @@ class _Replayer:
     def fixed(self, ending: str = "") -> Fixed:
         """Every fixed budget, on the trees as recorded or, with ``ending`` CALIBRATED, on calibrated ones."""
         if ending not in self._fixed:
-            positions = self.better if ending and self.better is not None else self.positions
-            self._fixed[ending] = Fixed.walked(positions, self.costs, self.knots)
+            self._fixed[ending] = Fixed.walked(self._on(ending), self.costs, self.knots)
         return self._fixed[ending]
 
     def outcomes_of_budget(self, budget: int, ending: str = "") -> Outcome:
         """What one fixed budget does; its number counts as tuned on the trace."""
         key = budget, ending
         if key not in self._of_budget:
-            positions = self.better if ending and self.better is not None else self.positions
-            outcome = _outcome(DDTree(budget), positions, self.costs, self.knots)
+            (outcome,) = _outcomes([(DDTree(budget), self.costs)], self._on(ending), self.knots)
             self._of_budget[key] = dataclasses.replace(outcome, tuned_on="same prompts")
         return self._of_budget[key]
 
@@ -418,7 +408,7 @@ class _Replayer:
         """Outcomes with their intervals and where they come from."""
 
         def alone(policy: Policy) -> Outcome:
-            return outcomes.get(policy.name) or _outcome(policy, self.positions, self.costs, self.knots)
+            return outcomes.get(policy.name) or _outcomes([(policy, self.costs)], self.positions, self.knots)[0]
 
         trace, cost, error = self.trace, self.cost, cost_error(self.cost)
         provenance = {
@@ -448,11 +438,6 @@ class _Replayer:
             provenance=provenance,
             cost_error=error,
         )
-
-
-def _tunes(policy: Policy) -> bool:
-    """Whether a policy solves for something on the trace before it is replayed there."""
-    return type(policy).prepare is not Policy.prepare and bool(getattr(policy, "solves", True))
 
 
 def _fitted_here(calibration: Calibration, trace: Trace) -> bool:
@@ -493,22 +478,15 @@ class Fixed:
 def _ready(policy: Policy | str, trace: Trace, cost: CostModel) -> Policy:
     """The policy, if trace and costs can answer for it."""
     policy = policy_of(policy)
-    if isinstance(policy, DDTree):
-        trace.check_budget(policy.budget)
+    if policy.fixed is not None and policy.fixed > 0:  # neither the chain nor without a draft
+        trace.check_budget(policy.fixed)
         most = measured_budget(cost, trace.max_budget)
-        if policy.budget > most:
+        if policy.fixed > most:
             raise DdsimError(
-                f"{policy.name} verifies {policy.budget + 1} tokens, but costs were measured up to "
+                f"{policy.name} verifies {policy.fixed + 1} tokens, but costs were measured up to "
                 f"{cost.range.tokens[1]:g}; choose a budget of at most {most} or profile further"
             )
     return policy
-
-
-def _depends(policy: Policy, calibration: Calibration | CrossCalibration) -> bool:
-    """Whether a calibration can change what a policy does."""
-    if policy.adaptive:
-        return True
-    return calibration.kind == "temperature" and isinstance(policy, (DDTree, BestFixed))
 
 
 def replay_rounds(
@@ -539,9 +517,8 @@ def replay_rounds(
     parts = []
     for low, first, block in positions.blocks():
         part = cost_rows(costs, slice(low, low + len(block)))
-        actions = actions_of(ready, block, part)
-        accepted = walk(block, part, actions).accepted
-        here, nodes, seconds, _ = _verified(block, part, actions, accepted)
+        done = walk_of(ready, block, part)
+        here, nodes, seconds = done.visits(block, part)
         sequence = np.searchsorted(block.starts, here, side="right") - 1
         parts.append(
             pd.DataFrame(
@@ -552,7 +529,7 @@ def replay_rounds(
                     "temperature": block.temperature[sequence],
                     "position": here - block.starts[sequence],
                     "budget": nodes,
-                    "accepted": accepted[here],
+                    "accepted": done.accepted[here],
                     "seconds": seconds,
                 }
             )

@@ -82,9 +82,28 @@ def walks_are_those_of_a_plain_loop(data: Any) -> None:
         assert getattr(done, key) == pytest.approx(np.array([one[key] for one in expected])), key
     visited = {p: a for one in expected for p, a in one["accepted"].items()}
     assert done.accepted.tolist() == [visited.get(p, -1) for p in range(len(positions))]
-    for p in visited:
-        _, accepted, seconds = naive.round_at(positions, table, p, int(actions[p]))
-        assert _walk.step(positions, table, p, int(actions[p])) == (p + accepted + 1, seconds)
+    assert done.actions.tolist() == [int(actions[p]) if p in visited else 0 for p in range(len(positions))]
+    rounds = [(p, *naive.round_at(positions, table, p, int(actions[p]))) for p in sorted(visited)]
+    here, nodes, seconds = done.visits(positions, table)
+    assert (here.tolist(), nodes.tolist(), seconds.tolist()) == tuple([r[k] for r in rounds] for k in (0, 1, 3))
+    weights = data.draw(strategies.ints(0, 64, max(positions.max_budget, positions.horizon) + 1, 2)) / 64
+    alone = [
+        0.0 if actions[p] == naive.NO_DRAFT else table.seconds[table.row[p], 0] - table.ar_seconds[table.row[p]]
+        for p in here
+    ]
+    one = [weights[n] * (spent - less) for (_, n, _, spent), less in zip(rounds, alone, strict=True)]
+    sequence = np.searchsorted(positions.starts, here, side="right") - 1
+    expected = [
+        sum((w for w, s in zip(one, sequence, strict=True) if s == k), np.zeros(2)) for k in range(positions.sequences)
+    ]
+    if np.isfinite(seconds).all() and np.isfinite(table.seconds).all():
+        assert done.verification(positions, table, weights) == pytest.approx(np.array(expected))
+    for action in (naive.NO_DRAFT, naive.CHAIN, data.draw(numbers(0, positions.max_budget))):
+        same = _walk.walk(positions, table, np.full(len(positions), action, np.int32))
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(_walk.walk(positions, table, action).arrays(), same.arrays(), strict=True)
+        )
 
 
 @check
@@ -97,11 +116,17 @@ def lockstep_asks_at_the_positions_of_a_walk(data: Any) -> None:
         asked.append(len(gains))
         return _choose.round_budgets(gains, costs, rule, price)
 
-    actions = _walk.lockstep(positions, table, choose)
-    assert np.array_equal(_walk.rule_actions(positions, table, rule, price), actions)
+    done = _walk.lockstep(positions, table, choose)
     everywhere = _choose.round_budgets(positions.gains, table, rule, price)
-    visited = _walk.walk(positions, table, everywhere).accepted >= 0
-    assert np.array_equal(actions, np.where(visited, everywhere, 0)) and sum(asked) == visited.sum()
+    for other in (_walk.rule_walk(positions, table, rule, price), _walk.walk(positions, table, everywhere)):
+        assert all(np.array_equal(a, b) for a, b in zip(other.arrays(), done.arrays(), strict=True))
+    visited = done.accepted >= 0
+    assert np.array_equal(done.actions, np.where(visited, everywhere, 0)) and sum(asked) == visited.sum()
+    seen: list[tuple[float, float]] = []
+    one_by_one = _walk.in_order(positions, table, choose, lambda tokens, seconds: seen.append((tokens, seconds)))
+    assert all(np.array_equal(a, b) for a, b in zip(one_by_one.arrays(), done.arrays(), strict=True))
+    assert sum(tokens for tokens, _ in seen) == positions.tokens.sum()
+    assert [seconds for _, seconds in seen] == done.visits(positions, table)[2].tolist()
 
 
 @check
@@ -110,7 +135,10 @@ def an_online_price_is_tracked_round_by_round(data: Any) -> None:
     state = np.array([data.draw(numbers(1, 98)), data.draw(numbers(1, 98)), 1.0])
     memory = data.draw(st.sampled_from([2.0, 4.0, np.inf]))
     tokens, seconds, rounds = state.tolist()
-    actions = _walk.online_actions(positions, table, state, memory)
+    done = _walk.online_walk(positions, table, state, memory)
+    actions = done.actions
+    again = _walk.walk(positions, table, actions)
+    assert all(np.array_equal(a, b) for a, b in zip(done.arrays(), again.arrays(), strict=True))
     for start, stop in pairwise(positions.starts.tolist()):
         p = start
         while p < stop - 1:
@@ -148,22 +176,25 @@ def one_cost_is_decided_on_and_another_paid(data: Any) -> None:
     decided = _table._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
     rule, price, fill = data.draw(rules), data.draw(strategies.prices), data.draw(st.booleans())
     expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
-    actions = _walk.rule_actions(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
+    done = _walk.rule_walk(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
     asked = _walk.lockstep(
         positions,
         decided,
         lambda gains, costs: _choose.round_budgets(gains, costs, rule, price, fill=fill),  # type: ignore[arg-type]
     )
-    assert actions.tolist() == asked.tolist()
-    done = _walk.walk(positions, decided, actions)
+    assert all(np.array_equal(a, b) for a, b in zip(done.arrays(), asked.arrays(), strict=True))
+    again = _walk.walk(positions, decided, done.actions)
+    assert all(np.array_equal(a, b) for a, b in zip(done.arrays(), again.arrays(), strict=True))
     for key in ("seconds", "rounds", "budget", "drawn"):
         assert getattr(done, key).tolist() == [one[key] for one in expected]
-    for p in range(len(positions) - 1):
-        _, spent = _walk.step(positions, decided, p, int(actions[p]))
-        assert spent == naive.round_at(positions, paid, p, int(actions[p]))[2]
+    here, _, spent = done.visits(positions, decided)
+    assert spent.tolist() == [naive.round_at(positions, paid, int(p), int(done.actions[p]))[2] for p in here]
     fixed, _ = _walk.fixed_walks(positions, decided)
     assert fixed.tolist() == _walk.fixed_walks(positions, paid)[0].tolist()
-    assert _walk.hindsight_actions(positions, decided).tolist() == _walk.hindsight_actions(positions, paid).tolist()
+    assert (
+        _walk.hindsight_walk(positions, decided).actions.tolist()
+        == _walk.hindsight_walk(positions, paid).actions.tolist()
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -204,9 +235,9 @@ def ratio_is_unimodal_and_greedy_optimal_under_convex_cost(data: Any) -> None:
 def visited_prices(positions: Positions, table: Any, count: int = 30) -> list[tuple[float, float]]:
     """(price, seconds that its budgets take), each price the throughput of what was before; the last one if it stays."""
     tokens, out = int(positions.tokens.sum()), []
-    price = tokens / sum(_walk.walk(positions, table, _walk.rule_actions(positions, table, "exhaustive")).seconds)
+    price = tokens / sum(_walk.rule_walk(positions, table, "exhaustive").seconds)
     for _ in range(count):
-        spent = float(_walk.walk(positions, table, _walk.rule_actions(positions, table, "price", price)).seconds.sum())
+        spent = float(_walk.rule_walk(positions, table, "price", price).seconds.sum())
         out.append((price, spent))
         if abs(tokens / spent - price) <= 1e-4 * price:
             return out[-1:]
@@ -247,7 +278,7 @@ def test_prices_that_go_round_in_a_circle(gains: Any, ranks: Any, lengths: list[
 @check
 def hindsight_is_the_least_over_all_choices(data: Any) -> None:
     positions, table = data.draw(strategies.cases(5))
-    done = _walk.walk(positions, table, _walk.hindsight_actions(positions, table))
+    done = _walk.hindsight_walk(positions, table)
     least = [naive.least_seconds(positions, table, s) for s in range(positions.sequences)]
     assert done.seconds == pytest.approx(np.array(least))
 
@@ -255,15 +286,15 @@ def hindsight_is_the_least_over_all_choices(data: Any) -> None:
 @check
 def hindsight_beats_every_policy(data: Any) -> None:
     positions, table = data.draw(strategies.cases(30))
-    least = _walk.walk(positions, table, _walk.hindsight_actions(positions, table)).seconds * (1 - 1e-12)
+    least = _walk.hindsight_walk(positions, table).seconds * (1 - 1e-12)
     for action in (_choose.NO_DRAFT, _choose.CHAIN, *range(positions.max_budget + 1)):
         assert (_walk.walk(positions, table, np.full(len(positions), action, np.int32)).seconds >= least).all()
     price = data.draw(strategies.prices)
     for rule in RULES:
-        actions = _walk.lockstep(
+        done = _walk.lockstep(
             positions, table, lambda gains, costs, r=rule: _choose.round_budgets(gains, costs, r, price)
         )
-        assert (_walk.walk(positions, table, actions).seconds >= least).all()
+        assert (done.seconds >= least).all()
 
 
 @check
@@ -325,12 +356,13 @@ def test_threads_change_nothing() -> None:
     try:
         for threads in (1, most):
             numba.set_num_threads(threads)
-            actions = _walk.hindsight_actions(positions, table)
+            done = _walk.hindsight_walk(positions, table)
             answers.append(
                 [
                     _walk.fixed_seconds(positions, table).tolist(),
-                    actions.tolist(),
-                    _walk.walk(positions, table, actions).seconds.tolist(),
+                    done.actions.tolist(),
+                    done.seconds.tolist(),
+                    _walk.rule_walk(positions, table, "exhaustive").expected.tolist(),
                 ]
             )
     finally:

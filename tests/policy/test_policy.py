@@ -16,7 +16,6 @@ from ddsim.cost.model import CostModel, open_cost
 from ddsim.cost.table import curve_table
 from ddsim.errors import DdsimError
 from ddsim.policy import names
-from ddsim.policy import walk as _walk
 from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy, decision_table
@@ -39,6 +38,7 @@ from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
 from tests.made_up import made_trace
+from tests.naive import budget as naive
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
 GAINS = np.array([[0.9, 0.8, 0.5, 0.1], [0.5, 0.1, 0.05, 0.0]], np.float32)
@@ -103,7 +103,8 @@ def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy
             here = slice(p, p + 1)
             (budget,) = again.choose(np.asarray(positions.gains[here]), _table.cost_rows(costs, here))
             assert budget == actions[p]
-            after, seconds = _walk.step(positions, costs, p, int(budget))
+            _, accepted, seconds = naive.round_at(positions, _table.paid(costs), p, int(budget))
+            after = p + accepted + 1
             again.observe(min(after, end) - p, seconds)
             p = after
 
