@@ -108,7 +108,20 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 
 
-def _plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
-    """Contiguous and writable: kernels see one type of array, whatever the caller has, and are compiled once."""
-    out = np.ascontiguousarray(array, dtype)
+def plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
+    """What every kernel is compiled for: a contiguous, writable array of a type; copied only if it isn't one.
+
+    Examples
+    --------
+    >>> rows = np.arange(6.0).reshape(2, 3)
+    >>> plain(rows, np.float64) is rows, plain(rows.T, np.float64).flags.c_contiguous
+    (True, True)
+    """
+    try:
+        out = np.ascontiguousarray(array, dtype)
+    except (TypeError, ValueError, OverflowError):
+        out = np.ascontiguousarray(numbers(array, "array"), dtype)
     return out if out.flags.writeable else out.copy()
+
+
+_plain = plain

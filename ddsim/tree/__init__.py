@@ -1,6 +1,7 @@
 """Draft trees: what a drafter proposes, and the best tree of it for a node budget.
 
-``kernels`` builds trees of rows of marginals in Numba, ``rows`` runs it over many positions, ``trees`` builds one tree and its masks,
+``kernels`` builds trees of rows of marginals in Numba, ``checked`` looks at the rows first, ``rows`` runs both over many positions,
+``trees`` builds one tree and its ``masks``,
 ``forests`` merges the gains of requests that are verified together.
 
 May use: arrays, errors, jit, text, threads.

@@ -1,4 +1,4 @@
-"""Numba kernels for draft trees: arrays in, arrays out, one thread each; ``tree.py`` checks, shapes and splits the work.
+"""Numba kernels for draft trees: arrays in, arrays out, one thread each; ``rows`` checks, shapes and splits the work.
 
 How the first n nodes of a best-first tree are found, a position at a time:
 
@@ -46,7 +46,7 @@ GROUP = 4  # children listed at once, without a branch between them; rows end wi
 PATIENCE = 8  # moves a node after which insertion sort gives way to merge sort
 
 
-_0, _1, _2, _3, _4, _32, _64 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 32, 64))
+_0, _1, _2, _3, _4, _32 = (np.uint64(i) for i in (0, 1, 2, 3, 4, 32))
 
 
 class Scratch(NamedTuple):
@@ -459,6 +459,20 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
 
 
 @njit(cache=True, nogil=True)
+def write_gains(s, n, gains):
+    """Fill gains [N] from the n nodes in order."""
+    for i in range(n):
+        gains[i] = exp_nonpositive(s.sorted_values[i])
+    gains[n:] = 0.0
+    rising = 0
+    for i in range(1, n):
+        rising += gains[i] > gains[i - 1]
+    if rising > 0:  # the exponential of neighbouring floats may round the wrong way
+        for i in range(1, n):
+            gains[i] = min(gains[i], gains[i - 1])
+
+
+@njit(cache=True, nogil=True)
 def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks, chain):
     """Fill gains [P, N], ranks [P, horizon] and chain [P] for positions first..last-1."""
     most = gains.shape[1]
@@ -466,17 +480,7 @@ def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks
     place = s.bucket_of
     for p in range(first, last):
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
-        ours = gains[p]
-        for i in range(n):
-            ours[i] = exp_nonpositive(s.sorted_values[i])
-        ours[n:] = 0.0
-        rising = 0
-        for i in range(1, n):
-            rising += ours[i] > ours[i - 1]
-        if rising > 0:  # the exponential of neighbouring floats may round the wrong way
-            for i in range(1, n):
-                ours[i] = min(ours[i], ours[i - 1])
-
+        write_gains(s, n, gains[p])
         matched = 0
         while matched < horizon and truth[p, matched] == 0:
             matched += 1
@@ -553,31 +557,6 @@ def kept_pairs(logprobs, offsets, horizon, most, first, last, kept):
 
 
 @njit(cache=True, nogil=True)
-def packed_mask(parents, mask):
-    """Fill ``mask`` [nodes, words]: bit j of row i is set where node j is node i or above it."""
-    flat = mask.reshape(-1)
-    words = np.uint64(mask.shape[1])
-    flat[:words] = 0
-    flat[0] = 1
-    for i in range(_1, np.uint64(parents.shape[0])):
-        row = i * words
-        above = np.uint64(parents[i]) * words
-        for w in range(words):
-            flat[row + w] = flat[above + w]
-        flat[row + i // _64] |= _1 << i % _64
-
-
-@njit(cache=True, nogil=True)
-def ancestor_mask(parents, mask):
-    """Set mask[i, j], all False before, where node j is node i or above it."""
-    for i in range(parents.shape[0]):
-        node = i
-        while node >= 0:
-            mask[i, node] = True
-            node = parents[node]
-
-
-@njit(cache=True, nogil=True)
 def true_ranks(token_ids, offsets, tokens, starts, horizon, first, last, ranks):
     """Fill ranks [P, horizon] for sequences first..last-1: index of x[p + d] in row (p, d), -1 if absent or past the end."""
     for q in range(first, last):
@@ -592,29 +571,3 @@ def true_ranks(token_ids, offsets, tokens, starts, horizon, first, last, ranks):
                             found = i - begin
                             break
                 ranks[p, d] = found
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc"})
-def sum_exp(row):
-    """Σ exp(row[i]), added in any order, so that the loop vectorises."""
-    total = 0.0
-    for i in range(row.shape[0]):
-        total += exp_nonpositive(np.float64(row[i]))
-    return total
-
-
-@njit(cache=True, nogil=True)
-def first_bad_row(logprobs, offsets, tolerance, first, last):
-    """First row of first..last-1 that can't be a marginal and why (1 NaN, 2 positive, 3 rising, 4 sum), or (-1, 0)."""
-    for row in range(first, last):
-        begin = offsets[row]
-        end = offsets[row + 1]
-        below = 0.0
-        for i in range(begin, end):
-            value = np.float64(logprobs[i])
-            if not value <= below:
-                return row, 1 if np.isnan(value) else (2 if value > 0.0 else 3)
-            below = value
-        if sum_exp(logprobs[begin:end]) > 1.0 + tolerance:
-            return row, 4
-    return -1, 0

@@ -14,17 +14,16 @@ Large inputs are split over ``numba.get_num_threads()`` threads by position; res
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim.arrays import numbers
+from ddsim.arrays import numbers, plain
 from ddsim.errors import DdsimError
 from ddsim.text import brief
 from ddsim.threads import split
-from ddsim.tree.kernels import first_bad_row
+from ddsim.tree.checked import FAULTS, NOT_A_NUMBER, POSITIVE, RISING, SUM, even_offsets, first_fault
 from ddsim.tree.kernels import gains_and_ranks as _gains_and_ranks
 from ddsim.tree.kernels import kept_pairs as _kept_pairs
 from ddsim.tree.kernels import true_ranks as _true_ranks
@@ -35,10 +34,7 @@ ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not
 MAX_TREE = 1 << 20  # nodes; guards against a budget typed wrongly, which would only be refused by the allocator
 
 
-_INT32 = np.dtype(np.int32)  # looked up faster than the type
-
-
-_Rows = tuple[NDArray[Any], NDArray[np.int64], int]
+_Compressed = tuple[NDArray[Any], NDArray[np.int64], int]
 
 
 def gains_and_ranks(
@@ -90,8 +86,8 @@ def gains_and_ranks(
     ([0.6, 0.48, 0.4, 0.32], [[3, 4]], [0])
     """
     flat, starts, positions = _compressed(_floats(logprobs), offsets, horizon)
-    most = _budget(max_budget, "max_budget")
-    truth = _frozen(truth_ranks, np.int32)
+    most = budget_of(max_budget, "max_budget")
+    truth = plain(truth_ranks, np.int32)
     if truth.shape != (positions, horizon):
         raise DdsimError(
             f"truth_ranks has shape {truth.shape}; offsets and horizon {horizon} say {(positions, horizon)}"
@@ -140,9 +136,9 @@ def true_ranks(
     >>> true_ranks(np.array([7, 5, 5, 7]), np.array([0, 2, 4, 4, 4]), np.array([9, 5]), np.array([0, 2]), 2).tolist()
     [[1, -1], [-1, -1]]
     """
-    ids, starts, positions = _compressed(_frozen(token_ids, np.int32), offsets, horizon)
-    committed = _frozen(tokens, np.int32)
-    bounds = _frozen(sequence_starts, np.int64)
+    ids, starts, positions = _compressed(plain(token_ids, np.int32), offsets, horizon)
+    committed = plain(tokens, np.int32)
+    bounds = plain(sequence_starts, np.int64)
     if committed.shape != (positions,):
         raise DdsimError(f"tokens has shape {committed.shape}; offsets and horizon {horizon} say {(positions,)}")
     if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != positions or np.any(np.diff(bounds) < 0):
@@ -181,77 +177,43 @@ def kept_pairs(logprobs: NDArray[np.floating[Any]], max_budget: int, *, check: b
     if dense.ndim != 3:
         raise DdsimError(f"logprobs has shape {dense.shape}; kept_pairs needs [positions, horizon, candidates]")
     positions, horizon, width = dense.shape
-    most = _budget(max_budget, "max_budget")
+    most = budget_of(max_budget, "max_budget")
     kept = np.zeros((positions, horizon), np.int32)
     if most == 0 or horizon == 0:
         return kept
     flat = dense.reshape(-1)
-    starts = _even_offsets(positions * horizon, width)
+    starts = even_offsets(positions * horizon, width)
     if check:
         _check(flat, starts, horizon)
     split(lambda first, last: _kept_pairs(flat, starts, horizon, most, first, last, kept), positions, 256)
     return kept
 
 
-def check_marginals(
-    logprobs: ArrayLike | Sequence[ArrayLike],
-    offsets: NDArray[np.int64] | None = None,
-    horizon: int | None = None,
-) -> None:
-    """Refuse what can't be marginals: NaN, positive or rising log-probabilities, probabilities that sum above 1 + 1e-4.
-
-    Parameters
-    ----------
-    logprobs : [L, K] or [P, L, K] array, list of L rows, or with ``offsets`` the compressed rows [M]
-    offsets : int64 [P * L + 1], optional
-    horizon : int, optional
-        L, needed with ``offsets``.
-
-    Raises
-    ------
-    DdsimError
-        Names the first bad row and what is wrong with it.
-
-    Examples
-    --------
-    >>> check_marginals([[-0.5, -1.5], [-0.2, -0.1]])
-    Traceback (most recent call last):
-        ...
-    ddsim.errors.DdsimError: logprobs at depth 2 rise; sort each row in descending order
-    """
-    if offsets is not None:
-        if horizon is None:
-            raise DdsimError("check_marginals with offsets needs the horizon too")
-        flat, starts, _ = _compressed(_floats(logprobs), offsets, horizon)
-        _check(flat, starts, horizon)
-        return
-    dense = logprobs if isinstance(logprobs, (list, tuple)) else numbers(logprobs, "logprobs")
-    if not isinstance(dense, (list, tuple)) and dense.ndim == 3:
-        positions, depth, width = dense.shape
-        _check(_floats(dense).reshape(-1), _even_offsets(positions * depth, width), depth)
-        return
-    _check(*_rows_of_one(dense))
-
-
 _REASONS = {
-    1: "hold NaN; every candidate needs a log-probability",
-    2: "are positive; log-probabilities are natural logarithms of probabilities, at most 0",
-    3: "rise; sort each row in descending order",
-    4: f"have probabilities that sum above 1 + {ROW_SUM_TOLERANCE:g}; normalise each row by log-softmax",
+    NOT_A_NUMBER: "hold NaN; every candidate needs a log-probability",
+    POSITIVE: "are positive; log-probabilities are natural logarithms of probabilities, at most 0",
+    RISING: "rise; sort each row in descending order",
+    SUM: f"have probabilities that sum above 1 + {ROW_SUM_TOLERANCE:g}; normalise each row by log-softmax",
 }
+
+
+def refused(fault: int, horizon: int, positions: int = 1) -> DdsimError:
+    """What is wrong with rows, from the fault that a kernel found."""
+    row, reason = divmod(fault, FAULTS)
+    place = f"depth {row % horizon + 1}"
+    if positions > 1:
+        place = f"position {row // horizon}, {place}"
+    return DdsimError(f"logprobs at {place} {_REASONS[reason]}")
 
 
 def _check(flat: NDArray[Any], offsets: NDArray[np.int64], horizon: int) -> None:
     """Raise if a compressed row can't be a marginal."""
-    row, reason = first_bad_row(flat, offsets, ROW_SUM_TOLERANCE, 0, len(offsets) - 1)
-    if row >= 0:
-        place = f"depth {row % horizon + 1}"
-        if len(offsets) - 1 > horizon:
-            place = f"position {row // horizon}, {place}"
-        raise DdsimError(f"logprobs at {place} {_REASONS[reason]}")
+    fault = first_fault(flat, offsets, ROW_SUM_TOLERANCE)
+    if fault:
+        raise refused(fault, horizon, (len(offsets) - 1) // horizon)
 
 
-def _budget(budget: int, name: str) -> int:
+def budget_of(budget: int, name: str) -> int:
     """Budget as a plain int, if it is one."""
     if type(budget) is int and 0 <= budget <= MAX_TREE:
         return budget
@@ -260,48 +222,32 @@ def _budget(budget: int, name: str) -> int:
     return int(budget)
 
 
-def _frozen(array: ArrayLike, dtype: Any) -> NDArray[Any]:
-    """Contiguous read-only view: kernels see one type of array, whatever the caller has, and are compiled once."""
-    try:
-        view = np.ascontiguousarray(array, dtype).view()
-    except (TypeError, ValueError, OverflowError):
-        view = np.ascontiguousarray(numbers(array, "array"), dtype).view()
-    view.setflags(write=False)
-    return view
-
-
-@lru_cache(8)
-def _even_offsets(rows: int, width: int) -> NDArray[np.int64]:
-    """Offsets of rows of equal width."""
-    return _frozen(np.arange(rows + 1, dtype=np.int64) * width, np.int64)
-
-
 def _floats(array: Any) -> NDArray[Any]:
-    """Log-probabilities as read-only float64 if they come so, else float32."""
+    """Log-probabilities as kernels take them: float64 if they come so, else float32."""
     given = array if isinstance(array, np.ndarray) and array.dtype.kind in "fiu" else numbers(array, "logprobs")
-    return _frozen(given, np.float32 if given.dtype.char in "ef" else np.float64)
+    return plain(given, np.float32 if given.dtype.char in "ef" else np.float64)
 
 
-def _rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> _Rows:
-    """Compressed rows of one position, from [L, K] or a list of rows."""
-    if isinstance(logprobs, np.ndarray):
-        if logprobs.ndim != 2:
-            raise DdsimError(f"logprobs has shape {logprobs.shape}; one position needs [horizon, candidates]")
-        horizon, width = logprobs.shape
-        return _floats(logprobs.reshape(-1)), _even_offsets(horizon, width), horizon
-    if not isinstance(logprobs, (list, tuple)):  # a tensor, or what is no array at all
-        return _rows_of_one(numbers(logprobs, "logprobs"))
+def rows_of_one(logprobs: ArrayLike | Sequence[ArrayLike]) -> NDArray[Any]:
+    """Rows of one position as kernels take them, [L, K]; shorter ones of a list end with -inf."""
+    if not isinstance(logprobs, (list, tuple)):
+        dense = _floats(logprobs)
+        if dense.ndim != 2:
+            raise DdsimError(f"logprobs has shape {dense.shape}; one position needs [horizon, candidates]")
+        return dense
     rows = [numbers(row, f"logprobs at depth {depth + 1}") for depth, row in enumerate(logprobs)]
     if any(row.ndim != 1 for row in rows):
         raise DdsimError("logprobs must be rows of numbers, one row a depth")
-    offsets = np.cumsum([0, *(len(row) for row in rows)])
-    flat = np.concatenate(rows) if rows else np.empty(0, np.float32)
-    return _floats(flat), _frozen(offsets, np.int64), len(rows)
+    flat = _floats(np.concatenate(rows) if rows else np.empty(0, np.float32))
+    counts = np.array([len(row) for row in rows], np.int64)
+    dense = np.full((len(rows), counts.max(initial=0)), -np.inf, flat.dtype)
+    dense[np.arange(dense.shape[1]) < counts[:, None]] = flat
+    return dense
 
 
-def _compressed(flat: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Rows:
+def _compressed(flat: NDArray[Any], offsets: ArrayLike, horizon: int) -> _Compressed:
     """Check that offsets cut ``flat`` into whole positions; return both, and the number of positions."""
-    starts = _frozen(offsets, np.int64)
+    starts = plain(offsets, np.int64)
     if not isinstance(horizon, (int, np.integer)) or horizon < 1:
         raise DdsimError(f"horizon is {brief(horizon)}; it must be a whole number of at least 1")
     if flat.ndim != 1 or starts.ndim != 1 or len(starts) % horizon != 1 % horizon or len(starts) < 1:

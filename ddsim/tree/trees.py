@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim.tree.kernels import ancestor_mask
-from ddsim.tree.kernels import draft_tree as _draft_tree
-from ddsim.tree.kernels import packed_mask as _packed_mask
-from ddsim.tree.rows import _INT32, _budget, _check, _rows_of_one, gains_and_ranks
+from ddsim.tree.checked import checked_gains, checked_tree, even_offsets, first_fault
+from ddsim.tree.masks import ancestor_mask
+from ddsim.tree.masks import packed_mask as _packed_mask
+from ddsim.tree.rows import ROW_SUM_TOLERANCE, budget_of, refused, rows_of_one
+
+_FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)  # looked up faster than the types
 
 
-@dataclass(eq=False)  # frozen ones take longer to make than a small tree does
+@dataclass(eq=False, slots=True)  # frozen ones take longer to make than a small tree does
 class DraftTree:
     """A draft tree of n nodes below a root, best first; node 0 is the root.
 
@@ -81,18 +84,25 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     >>> draft_tree([[-0.5, -1.5], [-0.25, -2.0]], budget=4).logprobs.tolist()
     [0.0, -0.5, -0.75, -1.5, -1.75]
     """
-    most = _budget(budget, "budget")
-    flat, offsets, horizon = _rows_of_one(logprobs)
-    if check:
-        _check(flat, offsets, horizon)
-    parents = np.empty(most + 1, _INT32)
-    depths = np.empty(most + 1, _INT32)
-    ranks = np.empty(most + 1, _INT32)
-    values = np.empty(most + 1)
-    n = 1 + _draft_tree(flat, offsets, horizon, most, parents, depths, ranks, values)
-    if n <= most:
-        parents, depths, ranks, values = parents[:n], depths[:n], ranks[:n], values[:n]
-    return DraftTree(parents, depths, ranks, values)
+    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
+    most = budget_of(budget, "budget")
+    shape, values = np.empty((3, most + 1), _INT32), np.empty(most + 1)
+    n = checked_tree(rows, ROW_SUM_TOLERANCE if check else np.inf, shape, values)
+    if n < 0:
+        raise refused(-n, len(rows))
+    if n < most:
+        shape, values = shape[:, : n + 1], values[: n + 1]
+    return DraftTree(shape[0], shape[1], shape[2], values)
+
+
+def _fits(logprobs: Any) -> bool:
+    """Whether rows are as kernels take them already; most are, and then microseconds count."""
+    return (
+        type(logprobs) is np.ndarray
+        and logprobs.dtype is _FLOAT32
+        and logprobs.ndim == 2
+        and logprobs.flags.carray  # contiguous, aligned and writable
+    )
 
 
 def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
@@ -113,29 +123,16 @@ def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
     >>> draft_chain([[-0.5, -1.5], [-0.25, -2.0]]).logprobs.tolist()
     [0.0, -0.5, -0.75]
     """
-    flat, offsets, horizon = _rows_of_one(logprobs)
-    _check(flat, offsets, horizon)
-    depth = 0
-    while depth < horizon and offsets[depth] < offsets[depth + 1] and flat[offsets[depth]] > -np.inf:
-        depth += 1
-    best = flat[offsets[:depth]].astype(np.float64)
+    rows = rows_of_one(logprobs)
+    fault = first_fault(rows.reshape(-1), even_offsets(*rows.shape), ROW_SUM_TOLERANCE)
+    if fault:
+        raise refused(fault, len(rows))
+    best = rows[:, 0].astype(np.float64) if rows.shape[1] else np.full(len(rows), -np.inf)
+    depth = int(np.argmin(np.append(best, -np.inf) > -np.inf))
     steps = np.arange(depth + 1, dtype=np.int32)
     ranks = np.zeros(depth + 1, np.int32)
     ranks[0] = -1
-    return DraftTree(steps - np.int32(1), steps, ranks, np.concatenate([[0.0], np.cumsum(best)]))
-
-
-def chain_tree(horizon: int) -> DraftTree:
-    """Shape of the chain of ``horizon`` nodes when no marginals are at hand; its log-probabilities are NaN below the root.
-
-    Examples
-    --------
-    >>> chain_tree(2).parents.tolist()
-    [-1, 0, 1]
-    """
-    tree = draft_chain(np.zeros((horizon, 1)))
-    tree.logprobs[1:] = np.nan
-    return tree
+    return DraftTree(steps - np.int32(1), steps, ranks, np.concatenate([[0.0], np.cumsum(best[:depth])]))
 
 
 def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> NDArray[np.float32]:
@@ -164,7 +161,9 @@ def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> ND
     >>> [round(float(gain), 3) for gain in tree_gains([[-0.5, -1.5], [-0.2, -2.0]], 4)]
     [0.607, 0.497, 0.223, 0.183]
     """
-    flat, offsets, horizon = _rows_of_one(logprobs)
-    _check(flat, offsets, horizon)
-    truth = np.full((1, horizon), -1, np.int32)
-    return gains_and_ranks(flat, offsets, truth, horizon, max_budget, check=False)[0][0]
+    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
+    gains = np.empty(budget_of(max_budget, "max_budget"), _FLOAT32)
+    fault = checked_gains(rows, ROW_SUM_TOLERANCE, gains)
+    if fault:
+        raise refused(fault, len(rows))
+    return gains

@@ -81,14 +81,6 @@ def candidates_used(rows: Rows, budget: int) -> list[int]:
     return used
 
 
-def forest(requests: Sequence[Rows], total: int) -> list[list[Node]]:
-    """Nodes of each request among the ``total`` best of all; equal ones from the smaller request first."""
-    pool = [(-value, b, node) for b, rows in enumerate(requests) for value, node in best_first(rows, total)]
-    # Stable by value and request: the nodes of a request come in their own order.
-    pool.sort(key=lambda item: item[:2])
-    return [[node for _, owner, node in pool[:total] if owner == b] for b in range(len(requests))]
-
-
 def ancestors(parents: Sequence[int], node: int) -> set[int]:
     """The node and all above it."""
     found = set()

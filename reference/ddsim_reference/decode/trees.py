@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -59,12 +57,12 @@ class Trees:
         self.values = np.zeros(room)
         self.nodes = np.zeros(batch, np.int32)
         self.gains = np.zeros((batch, self.most), np.float32)
-        self.no_truth = _read_only(np.full((batch, horizon), -1, np.int32))
+        self.no_truth = np.full((batch, horizon), -1, np.int32)
         self.no_ranks, self.no_chain = np.zeros((batch, horizon), np.int32), np.zeros(batch, np.uint8)
         logprobs, ids = engine.drafted()
-        self.rows = _read_only(logprobs.reshape(-1))
-        self.ids = _read_only(ids.reshape(-1))
-        self.offsets = _read_only(np.arange(batch * horizon + 1, dtype=np.int64) * engine.candidates)
+        self.rows = logprobs.reshape(-1)
+        self.ids = ids.reshape(-1)
+        self.offsets = np.arange(batch * horizon + 1, dtype=np.int64) * engine.candidates
         if calibration is not None and calibration.kind == "temperature":
             wanted = len(calibration.temperatures)
             if wanted != horizon:
@@ -159,14 +157,7 @@ class Trees:
         inside = np.arange(logprobs.shape[2]) < kept[:, :, None]
         offsets = np.concatenate([[0], np.cumsum(kept.reshape(-1), dtype=np.int64)])
         rows = self.calibration.apply_rows(logprobs[inside], offsets)
-        return _read_only(rows), _read_only(offsets), _read_only(ids[inside])
-
-
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """The type of array that the kernels of ``ddsim.tree`` are compiled for."""
-    view = np.ascontiguousarray(array).view()
-    view.flags.writeable = False
-    return view
+        return rows, offsets, ids[inside]
 
 
 @njit(cache=True, nogil=True)
