@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import Costs
@@ -19,7 +18,6 @@ from ddsim.replay.replay import priced
 from ddsim.trace.rounds import Positions, node_counts
 from ddsim.trace.schema import TraceBlock
 from ddsim.trace.trace import Trace
-from ddsim.tree.rows import gains_and_ranks
 
 POSITIONS = 4096
 """Positions that are drawn for, by default: enough for a share to within a per cent."""
@@ -132,27 +130,14 @@ def _spent(texts: Positions, costs: Costs, policy: Any) -> float:
 
 def _drawn(block: TraceBlock, max_budget: int, rng: np.random.Generator) -> Positions:
     """A block whose true tokens are drawn anew at every position and depth."""
-    gains, ranks, chain = gains_and_ranks(
-        block.logprobs, block.offsets, drawn_ranks(block, rng), block.horizon, max_budget, check=False
-    )
+    paths = block.proposal.drawn_paths(block.starts, rng)
+    gains, ranks, chain, chain_expected = block.proposal.drafts(paths, max_budget)
     return Positions(
         gains,
         ranks,
         node_counts(gains),
         chain,
-        np.zeros(len(block), np.float32),  # what the chain expects is asked by no one here
+        chain_expected,
         np.asarray(block.context, np.int32),
         np.asarray(block.starts, np.int64),
     )
-
-
-def drawn_ranks(block: TraceBlock, rng: np.random.Generator) -> NDArray[np.int32]:
-    """int32 [P, L]: for each position and depth a candidate drawn from its marginal; -1 for none of them, and past the text's end."""
-    mass = np.concatenate([[0.0], np.cumsum(np.exp(block.logprobs.astype(np.float64)))])
-    first, last = block.offsets[:-1], block.offsets[1:]
-    drawn = np.searchsorted(mass[1:], mass[first] + rng.random(len(first)), side="right")
-    shape = (len(block), block.horizon)
-    ranks = np.where(drawn < last, drawn - first, -1).astype(np.int32).reshape(shape)
-    left = np.repeat(block.starts[1:], np.diff(block.starts)) - 1 - np.arange(len(block))
-    ranks[np.arange(1, block.horizon + 1) > left[:, None]] = -1
-    return ranks

@@ -20,12 +20,10 @@ from ddsim.trace.calibration import (
     _blocks,
     _node_counts,
     _scaled,
-    _truth,
     _uncensored,
 )
 from ddsim.trace.reliability import reliability
 from ddsim.trace.trace import Trace, check_trace
-from ddsim.tree.rows import gains_and_ranks
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
@@ -205,21 +203,21 @@ def _losses(trace: Trace, fold: NDArray[np.int64], count: int, progress: Progres
     count as the missing mass)."""
     total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
     for block in _blocks(trace, progress):
-        use, truth, where = _uncensored(block), _truth(block), fold[block.sequence]
-        sizes = np.diff(block.offsets).reshape(truth.shape)
-        _, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, truth, block.horizon, trace.max_budget)
+        rows, use, where = block.proposal, _uncensored(block), fold[block.sequence]
+        truth, sizes = rows.true_paths(block.tokens, block.starts), rows.counts
+        ranks = rows.drafts(truth, trace.max_budget).ranks
         judged = use[:, None] & (sizes > 0)
         judged[:, 1:] &= ranks[:, :-1] <= trace.max_budget  # the true path before the row is in the tree
         full = np.flatnonzero(sizes.ravel() > 0)
-        place = np.where(truth >= 0, block.offsets[:-1].reshape(truth.shape) + truth, 0)
+        place = np.where(truth >= 0, rows.offsets[:-1].reshape(truth.shape) + truth, 0)
         np.add.at(total[:, 0], where, judged)
         for i, temperature in enumerate(TEMPERATURES):
             power = np.full(truth.size, 1 / temperature)
-            scaled, normaliser = _scaled(block.logprobs, block.offsets, power)
+            scaled, normaliser = _scaled(rows.logprobs, rows.offsets, power)
             z = normaliser.reshape(truth.shape)
             mass = np.zeros(truth.size)
             if len(full):
-                mass[full] = np.add.reduceat(np.exp(scaled), block.offsets[:-1][full])
+                mass[full] = np.add.reduceat(np.exp(scaled), rows.offsets[:-1][full])
             rest = np.maximum(1 - mass.reshape(truth.shape) / np.exp(z), 1e-9)
             found = (scaled[place] if len(scaled) else np.zeros(place.shape)) - z
             loss = -np.where(judged, np.where(truth >= 0, found, np.log(rest)), 0)

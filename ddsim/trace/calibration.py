@@ -16,7 +16,7 @@ from ddsim.files.documents import array, mapping, need, number, read_document, w
 from ddsim.trace.checks import round_logprobs
 from ddsim.trace.schema import TraceBlock
 from ddsim.trace.trace import Trace
-from ddsim.tree.rows import gains_and_ranks, true_ranks
+from ddsim.tree.proposal import Rows
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
@@ -202,16 +202,17 @@ class CrossCalibration:
         return self.parts[self.fold[workload, prompt_id]]
 
 
-def calibrated_rows(block: TraceBlock, calibration: Calibration | CrossCalibration) -> NDArray[np.float32]:
-    """The log-probabilities of a block, [M], each sequence's by its own calibration."""
+def calibrated_proposal(block: TraceBlock, calibration: Calibration | CrossCalibration) -> Rows:
+    """The proposal of a block, each sequence's by its own calibration."""
+    proposal = block.proposal
     if calibration.kind != "temperature":
-        return block.logprobs
-    out = np.empty_like(block.logprobs)
+        return proposal
+    out = np.empty_like(proposal.logprobs)
     for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
-        edges = block.offsets[block.starts[s] * block.horizon : block.starts[s + 1] * block.horizon + 1]
+        edges = proposal.offsets[block.starts[s] * block.horizon : block.starts[s + 1] * block.horizon + 1]
         rows = slice(edges[0], edges[-1])
-        out[rows] = calibration.for_prompt(*names).apply_rows(block.logprobs[rows], edges - edges[0])
-    return out
+        out[rows] = calibration.for_prompt(*names).apply_rows(proposal.logprobs[rows], edges - edges[0])
+    return proposal.with_logprobs(out)
 
 
 def calibrated_gains(
@@ -233,10 +234,6 @@ def _uncensored(block: TraceBlock) -> NDArray[np.bool_]:
     return np.arange(len(block)) + block.horizon < ends
 
 
-def _truth(block: TraceBlock) -> NDArray[np.int32]:
-    return true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
-
-
 def _blocks(trace: Trace, progress: Progress | None) -> Iterator[TraceBlock]:
     """The blocks of a trace, each reported once it has been dealt with."""
     done = 0
@@ -255,7 +252,8 @@ def _node_counts(
     total = np.zeros((3, count * bins))
     for block in _blocks(trace, progress):
         use = _uncensored(block)
-        gains, ranks, _ = gains_and_ranks(block.logprobs, block.offsets, _truth(block), block.horizon, trace.max_budget)
+        paths = block.proposal.true_paths(block.tokens, block.starts)
+        gains, ranks, *_ = block.proposal.drafts(paths, trace.max_budget)
         gains, ranks, first = gains[use], ranks[use], fold[block.sequence[use]] * bins
         node_position = np.repeat(np.arange(len(gains)), (gains > 0).sum(axis=1))
         logs = np.log(gains[gains > 0].astype(np.float64))

@@ -14,13 +14,11 @@ from ddsim.trace.calibration import (
     Calibration,
     CrossCalibration,
     _blocks,
-    _truth,
     _uncensored,
     calibrated_gains,
-    calibrated_rows,
+    calibrated_proposal,
 )
 from ddsim.trace.trace import Trace, check_trace
-from ddsim.tree.rows import gains_and_ranks
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
@@ -74,14 +72,12 @@ def reliability(
         use = _uncensored(block)
         if not use.any():
             continue
-        truth = _truth(block)
-        logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
-        gains, ranks, _ = gains_and_ranks(logprobs, block.offsets, truth, horizon, most)
-        sizes = np.diff(block.offsets).reshape(-1, horizon)
-        has = (sizes > 0) & use[:, None]
+        rows = block.proposal if calibration is None else calibrated_proposal(block, calibration)
+        truth = rows.true_paths(block.tokens, block.starts)
+        gains, ranks, *_ = rows.drafts(truth, most)
+        has = (rows.counts > 0) & use[:, None]
         has[:, 1:] &= ranks[:, :-1] <= most
-        best = np.zeros(sizes.shape)
-        best[has] = np.exp(logprobs[block.offsets[:-1].reshape(-1, horizon)[has]].astype(np.float64))
+        best = np.where(has, np.exp(rows.best()), 0.0)
         depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
         if calibration is not None:
             gains = calibrated_gains(block, gains, calibration)
@@ -92,8 +88,8 @@ def reliability(
         positions += int(use.sum())
         flat = gains[gains > 0]
         bins = np.clip(np.searchsorted(edges, flat, side="left") - 1, 0, len(edges) - 2)
-        rows = np.broadcast_to(np.arange(len(ranks))[:, None], ranks.shape)[ranks <= most]
-        hits = gains[rows, hit]
+        at = np.broadcast_to(np.arange(len(ranks))[:, None], ranks.shape)[ranks <= most]
+        hits = gains[at, hit]
         hit_bins = np.clip(np.searchsorted(edges, hits, side="left") - 1, 0, len(edges) - 2)
         width = len(edges) - 1
         node_sums += np.stack(

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.arrays import Ints, _plain
+from ddsim.arrays import Ints, plain
 from ddsim.jit import njit
-from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_rows
-from ddsim.trace.schema import Progress, TraceBlock
+from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_proposal
+from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
-from ddsim.tree.rows import gains_and_ranks, true_ranks
 
 
 def _computed(
@@ -24,27 +23,16 @@ def _computed(
     """The arrays of one block after another."""
     low = 0
     for block in trace.blocks():
-        logprobs = block.logprobs if calibration is None else calibrated_rows(block, calibration)
-        truth = true_ranks(block.token_ids, block.offsets, block.tokens, block.starts, block.horizon)
-        gains, ranks, chain = gains_and_ranks(logprobs, block.offsets, truth, block.horizon, trace.max_budget)
+        proposal = block.proposal if calibration is None else calibrated_proposal(block, calibration)
+        paths = proposal.true_paths(block.tokens, block.starts)
+        gains, ranks, chain, chain_expected = proposal.drafts(paths, trace.max_budget)
         nodes = node_counts(gains)
         if calibration is not None:
             gains = calibrated_gains(block, gains, calibration)
-        chain_expected = _chain_expected(block, logprobs)
         yield {"nodes": nodes, "chain": chain, "chain_expected": chain_expected, "ranks": ranks, "gains": gains}
         low += len(block)
         if progress is not None:
             progress(low, len(trace))
-
-
-def _chain_expected(block: TraceBlock, logprobs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[P] the sum of the path probabilities of the chain of best candidates."""
-    shape = (len(block), block.horizon)
-    first = block.offsets[:-1].reshape(shape)
-    exists = np.diff(block.offsets).reshape(shape) > 0
-    best = np.full(shape, -np.inf)
-    best[exists] = logprobs[first[exists]]
-    return np.exp(np.cumsum(best, axis=1)).sum(axis=1).astype(np.float32)
 
 
 BLOCK = 32768  # positions held in memory at once: 64 MiB of gains at 512 nodes
@@ -171,5 +159,5 @@ def _count(gains):  # type: ignore[no-untyped-def]
 
 def node_counts(gains: NDArray[np.float32]) -> Ints:
     """int32 [P]: how many nodes exist at each position (gains above 0; ``gains`` [P, N] descending)."""
-    counts: Ints = _count(_plain(gains, np.float32))
+    counts: Ints = _count(plain(gains, np.float32))
     return counts

@@ -7,9 +7,8 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 from ddsim.errors import DdsimError
 from ddsim.files.documents import parse
 from ddsim.text import brief
+
+if TYPE_CHECKING:
+    from ddsim.tree.proposal import Rows
 
 SCHEMA_VERSION = 1
 
@@ -65,12 +67,7 @@ class SequenceInfo:
 
 @dataclass(frozen=True)
 class TraceBlock:
-    """Some whole sequences of a trace, in memory: S sequences, P positions, M kept (token, log-probability)
-    pairs.
-
-    The candidates of depth d at position p (row p·L + d − 1 of P·L) are ``token_ids[a:b]`` and
-    ``logprobs[a:b]`` with ``a, b = offsets[p * L + d - 1], offsets[p * L + d]``.
-    """
+    """Some whole sequences of a trace, in memory: S sequences, P positions."""
 
     horizon: int
     first_sequence: int
@@ -83,12 +80,8 @@ class TraceBlock:
     """[P] number of the sequence in the trace."""
     starts: NDArray[np.int64]
     """[S + 1] sequence s is positions starts[s] : starts[s + 1]."""
-    offsets: NDArray[np.int64]
-    """[P * L + 1] where each row of candidates starts in the next two."""
-    token_ids: NDArray[np.int32]
-    """[M] candidates."""
-    logprobs: NDArray[np.float32]
-    """[M] their log-probabilities, descending within a row."""
+    proposal: Rows
+    """What the drafter proposed at each position."""
     prompt_id: list[str]
     """[S]"""
     workload: list[str]
@@ -101,8 +94,22 @@ class TraceBlock:
 
     def rows(self, position: int) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """Candidates and log-probabilities of depths 1..L at a position of the block."""
-        edges = self.offsets[position * self.horizon : (position + 1) * self.horizon + 1]
-        return [(self.token_ids[a:b], self.logprobs[a:b]) for a, b in pairwise(edges)]
+        return self.proposal.at(position)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Of ``proposal``."""
+        return self.proposal.offsets
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """Of ``proposal``."""
+        return self.proposal.token_ids
+
+    @property
+    def logprobs(self) -> NDArray[np.float32]:
+        """Of ``proposal``."""
+        return self.proposal.logprobs
 
 
 @dataclass(frozen=True)

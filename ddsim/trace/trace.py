@@ -229,6 +229,8 @@ class Trace:
             i = j
 
     def _block(self, first: int, parts: list[_Rows]) -> TraceBlock:
+        from ddsim.tree.proposal import Rows  # loads Numba, which opening a trace can do without
+
         infos = self.sequences[first : first + len(parts)]
         lengths = np.array([info.length for info in infos])
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -241,9 +243,12 @@ class Trace:
             context=(here + np.repeat([info.prompt_tokens for info in infos], lengths)).astype(np.int32),
             sequence=np.repeat(np.arange(first, first + len(parts)), lengths).astype(np.int32),
             starts=starts,
-            offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
-            token_ids=np.concatenate([part.token_ids for part in parts]),
-            logprobs=np.concatenate([part.logprobs for part in parts]),
+            proposal=Rows(
+                self.horizon,
+                np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+                np.concatenate([part.token_ids for part in parts]),
+                np.concatenate([part.logprobs for part in parts]),
+            ),
             prompt_id=[info.prompt_id for info in infos],
             workload=[info.workload for info in infos],
             temperature=np.array([info.temperature for info in infos], np.float32),

@@ -81,20 +81,16 @@ def export_candidates(trace: Trace, path: str | Path, *, limit: int | None = Non
 
         left, writer = limit, None
         for block in trace.blocks(1024):
-            sizes = np.diff(block.offsets)
-            row = np.repeat(np.arange(len(sizes)), sizes)
-            p = row // block.horizon
+            listed = block.proposal.candidates()
+            p = listed.pop("position")
             part = pd.DataFrame(
                 {
                     "sequence": block.sequence[p],
                     "position": (p - block.starts[block.sequence[p] - block.first_sequence]).astype(np.int32),
                     "context": block.context[p],
                     "token": block.tokens[p],
-                    "depth": (row % block.horizon + 1).astype(np.int32),
-                    "rank": (np.arange(len(row)) - block.offsets[row]).astype(np.int32),
-                    "token_id": block.token_ids,
-                    "logprob": block.logprobs,
                 }
+                | listed
             )
             if left is not None:
                 part = part.iloc[:left]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
 from ddsim.trace.trace import Trace
-from ddsim.tree.trees import DraftTree, draft_tree
+from ddsim.tree.trees import DraftTree
 from ddsim.view.style import BLACK, ORANGE, SIZE, SKY, VERMILION, _axes, _figure, _mix, _settle
 
 
@@ -67,13 +67,8 @@ def drafted_round(trace: Trace, position: int = 0, budget: int = 64, sequence: i
     if not 0 <= position <= last:
         raise DdsimError(f"position {position}: rounds of sequence {sequence} start at positions 0 to {last}")
     block = next(trace.subset([sequence]).blocks())
-    rows = block.rows(position)
-    drafted = draft_tree([logprobs for _, logprobs in rows], budget)
-    tokens = np.array(
-        [block.tokens[position]]
-        + [rows[d - 1][0][k] for d, k in zip(drafted.depths[1:], drafted.ranks[1:], strict=True)],
-        np.int32,
-    )
+    drafted, proposed = block.proposal.tree(position, budget)
+    tokens = np.concatenate([block.tokens[position : position + 1], proposed])
     accepted = [0]
     while True:
         following = position + len(accepted)

@@ -12,7 +12,7 @@ import pytest
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
-from ddsim.replay.foresight import Foresight, drawn_ranks, without_foresight
+from ddsim.replay.foresight import Foresight, without_foresight
 from ddsim.replay.plan import plan
 from ddsim.replay.replay import replay
 from ddsim.trace.cache import positions_of
@@ -78,7 +78,7 @@ def test_shares_are_those_of_explicit_trees(seed: int) -> None:
 def test_truths_are_drawn_as_the_marginals_say() -> None:
     (block,) = made_trace(3, workloads=(("a", 0.5),), prompts=1, length=5, horizon=2, candidates=6).blocks()
     rng = np.random.default_rng(0)
-    drawn = np.stack([drawn_ranks(block, rng) for _ in range(4000)])
+    drawn = np.stack([block.proposal.drawn_paths(block.starts, rng) for _ in range(4000)])
     for p in range(len(block)):
         for d, row in enumerate(block.rows(p)):
             if p + d + 1 >= len(block):
