@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim.arrays import numbers, whole_numbers
+from ddsim.arrays import numbers, plain, whole_numbers
 from ddsim.errors import DdsimError
 from ddsim.trace.schema import _Rows
 
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
+
+
+MANY = 100_000  # candidates from which on a kernel looks whether any is bad at all, before NumPy finds out which
 
 
 def round_logprobs(logprobs: ArrayLike) -> NDArray[np.float32]:
@@ -184,6 +187,12 @@ def _first_bad_row(
     counts: NDArray[np.int32], ids: NDArray[Any], values: NDArray[np.float32], vocab: int, ties_ordered: bool
 ) -> tuple[int, int, str] | None:
     """The first (position, depth index, reason) whose kept candidates can't be a marginal, if any."""
+    if len(values) >= MANY:
+        from ddsim.tree.checked import sound_rows  # loads Numba
+
+        whole = plain(counts, np.int32), plain(ids, np.int64 if ids.dtype == np.int64 else np.int32)
+        if sound_rows(*whole, plain(values, np.float32), vocab, ties_ordered, ROW_SUM_TOLERANCE):
+            return None
     depths = counts.shape[1]
     sizes = counts.ravel().astype(np.int64)
     ends = np.cumsum(sizes)

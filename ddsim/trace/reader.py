@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ddsim.arrays import plain
 from ddsim.errors import DdsimError
 from ddsim.files.cache import is_known, remember
 from ddsim.files.documents import array, integer, mapping, need, parse
@@ -296,6 +297,7 @@ class _Shard:
             f"more candidates than a budget of {self.meta['max_budget']} can use",
         )
         values = half.astype(np.float32)
+        ids = plain(ids, np.int32)
         bad = _first_bad_row(counts, ids, values, vocab, ties_ordered=True)
         if bad is not None:
             raise self.fail(base + bad[0], f"depth {bad[1] + 1}: {bad[2]}")
@@ -303,9 +305,10 @@ class _Shard:
         for i in wanted:
             p, q = int(self.starts[i]) - base, int(self.starts[i + 1]) - base
             m, n = int(pair_edges[p]), int(pair_edges[q])
-            rows = _Rows(tokens[p:q].astype(np.int32), counts[p:q], ids[m:n].astype(np.int32), values[m:n])
+            rows = _Rows(tokens[p:q].astype(np.int32), counts[p:q], ids[m:n], values[m:n])
             info = self.infos[i]
-            if _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows) != info.digest:
+            name = info.workload, info.prompt_id, info.temperature, info.prompt_tokens
+            if _digest(*name, rows, half[m:n]) != info.digest:
                 raise self.fail(base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited")
             yield rows
 

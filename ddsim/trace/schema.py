@@ -165,10 +165,19 @@ def _check_name(where: str, what: str, name: Any) -> str:
     return name
 
 
-def _digest(workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows) -> str:
-    """Hash of a sequence's content, the same whether it lies in a file or in memory."""
-    half = rows.logprobs.astype(np.float16)
-    exact = np.array_equal(half.astype(np.float32), rows.logprobs)
+def _digest(
+    workload: str,
+    prompt_id: str,
+    temperature: float,
+    prompt_tokens: int,
+    rows: _Rows,
+    half: NDArray[np.float16] | None = None,
+) -> str:
+    """Hash of a sequence's content, the same whether it lies in a file or in memory; ``half``: its exact log-probabilities."""
+    exact = half is not None
+    if half is None:
+        half = rows.logprobs.astype(np.float16)
+        exact = np.array_equal(half.astype(np.float32), rows.logprobs)
     logprobs = half.astype("<f2") if exact else rows.logprobs.astype("<f4")
     head = [workload, prompt_id, temperature, prompt_tokens, len(rows.tokens), logprobs.dtype.str]
     digest = hashlib.sha256(json.dumps(head).encode())

@@ -108,6 +108,33 @@ def first_fault(logprobs, offsets, tolerance):
 
 
 @njit(cache=True, nogil=True)
+def sound_rows(counts, token_ids, logprobs, vocabulary, ties_ordered, tolerance):
+    """Whether candidates, ``counts`` [P, L] a row, are marginals that a trace may hold; ``ties_ordered``: by token id."""
+    at = 0
+    for p in range(counts.shape[0]):
+        for d in range(counts.shape[1]):
+            end = at + counts[p, d]
+            if at == end:
+                continue
+            if d > 0 and counts[p, d - 1] == 0:
+                return False
+            row = logprobs[at:end]
+            if row_fault(row, tolerance) > 0 or row[-1] == -np.inf:
+                return False
+            ids = token_ids[at:end]
+            wrong = False
+            for i in range(ids.shape[0]):
+                wrong |= (ids[i] < 0) | (ids[i] >= vocabulary)
+            if ties_ordered:
+                for i in range(ids.shape[0] - 1):
+                    wrong |= (row[i] == row[i + 1]) & (ids[i] >= ids[i + 1])
+            if wrong:
+                return False
+            at = end
+    return True
+
+
+@njit(cache=True, nogil=True)
 def even_offsets(rows, width):
     """Where each row starts, of rows of equal width."""
     offsets = np.empty(rows + 1, np.int64)

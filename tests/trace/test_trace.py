@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from ddsim.demo import demo_trace
 from ddsim.errors import DdsimError
+from ddsim.trace import checks as _checks
 from ddsim.trace import reader as _reader
 from ddsim.trace import schema as _schema
 from ddsim.trace import writer as _writer
@@ -428,3 +429,29 @@ def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_kernel_finds_bad_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2000):
+        counts = rng.integers(0, 4, (3, 3)).astype(np.int32)
+        ids = rng.integers(-1 if rng.random() < 0.1 else 0, 9, counts.sum())
+        values = rng.choice(np.float32([-1.2, -1.3, -1.3, -2.0, -9.0]), counts.sum())
+        if rng.random() < 0.1 and len(values):
+            values[rng.integers(len(values))] = rng.choice([-np.inf, np.nan, 0.0, 1e-6])
+        rows = np.repeat(np.arange(9), counts.ravel())
+        if rng.random() < 0.9:
+            order = np.lexsort((ids, -values, rows))
+            ids, values = ids[order], values[order]
+        if rng.random() < 0.9:
+            counts, keep = np.minimum(counts, 1), np.r_[True, np.diff(rows) > 0][: len(rows)]
+            ids, values = ids[keep], values[keep]
+        for ordered in (False, True):
+            answers = []
+            for many in (10**9, 0):
+                monkeypatch.setattr(_checks, "MANY", many)
+                answers.append(_checks._first_bad_row(counts, ids, values, 8, ordered))
+            assert answers[0] == answers[1]
+            found.append(answers[0] is None)
+    assert 0.05 < np.mean(found) < 0.95
