@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.table import Costs, CostTable
 from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, Decision, Policy, ask, decision_of, prepared
+from ddsim.policy.decide import calibrated, decide_batch, share_curve
 from ddsim.policy.rules import RoundRatio
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
@@ -148,28 +149,10 @@ class FairRatio(Policy):
         return self._ratio.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
-        batch, budget = gains.shape
-        mapped = calibrated(gains, self.calibration).astype(np.float64)
-        before = np.cumsum(np.column_stack([np.ones(batch), mapped[:, :-1]]), axis=1)  # 1 + Φ without the node
-        ratio = (mapped / before).reshape(-1)
-        order = np.argsort(-ratio, kind="stable")[: min(len(seconds) - 1, int((mapped > 0).sum()))]
-        value = np.concatenate([[0.0], np.cumsum(np.log1p(ratio[order]))]) - batch * np.log(seconds[: len(order) + 1])
-        return np.bincount(order[: int(np.argmax(value))] // budget, minlength=batch).astype(np.int32)
+        return decide_batch(self.decision(), gains, seconds)
 
-    def decision(self) -> Decision | None:
+    def decision(self) -> Decision:
         return Decision(FAIR, calibration=self.calibration)
-
-
-def calibrated(gains: NDArray[np.float32], calibration: Calibration | None) -> NDArray[np.float32]:
-    """Gains mapped by a calibration, or as they are."""
-    if calibration is None:
-        return gains
-    return np.ascontiguousarray(calibration.apply_gains(gains), np.float32)
-
-
-def share_curve(seconds: Floats, batch: int, max_budget: int) -> Floats:
-    """float64 [W + 1]: a request's share of a joint round in which all have n = 0 .. W nodes, W at most ``max_budget``."""
-    return np.ascontiguousarray(seconds[..., ::batch][..., : max_budget + 1] / batch)
 
 
 def _shared_costs(seconds: Floats, paid: Floats | None, batch: int, max_budget: int, *, rows: int) -> CostTable:

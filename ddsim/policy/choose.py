@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim.arrays import Floats, Ints, _plain, numbers
+from ddsim.arrays import Ints, _plain, numbers
 from ddsim.cost.table import Costs, _priced_context, cost_curve, curve_table, paid
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
@@ -193,41 +193,3 @@ def optimal_budget(
     curve = cost_curve(cost, values.shape[1], _priced_context(context))
     out = round_budgets(values, curve_table(curve, len(values)), rule, price or 0.0)
     return int(out[0]) if single else out
-
-
-def forest_budgets(
-    gains: NDArray[np.float32],
-    seconds: Floats,
-    rule: Rule = "price",
-    price: float = 0.0,
-    *,
-    fill: Floats | None = None,
-    calibration: Calibration | None = None,
-) -> Ints:
-    """Budgets of B requests verified together: the best n nodes of the forest, n chosen by a rule.
-
-    The n largest gains over all requests are the best n nodes of the forest, so the batch is one tree with merged
-    gains, a base of B tokens and cost ``seconds[n]`` for n nodes in all (n + B tokens).
-
-    Parameters
-    ----------
-    gains : float32 [B, N], descending, zero-padded
-    seconds : float64 [M + 1], a joint round with n = 0 .. M nodes; n never exceeds M
-    rule, price, calibration : as in `round_budgets`
-    fill : float64 [M + 1], what a joint round is charged; then n goes up to the largest number that is charged no more
-
-    Returns
-    -------
-    int32 [B], nodes given to each request
-    """
-    from ddsim.tree.forests import forest_gains
-
-    requests = len(gains)
-    if calibration is not None:
-        gains = calibration.apply_gains(gains)
-    merged, owner = forest_gains(gains, min(len(seconds) - 1, gains.size))
-    curve = _plain(np.atleast_2d(seconds), np.float64)
-    charged = curve if fill is None else _plain(np.atleast_2d(fill), np.float64)
-    rules = (RULES[rule], float(price), float(requests), fill is not None, charged)
-    best = _budgets(merged[None], curve, np.zeros(1, np.int32), *rules)[0]
-    return np.bincount(owner[:best], minlength=requests).astype(np.int32)

@@ -12,8 +12,9 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import Costs, cost_rows
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE, RULES, Rule, forest_budgets, round_budgets
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, RULES, Rule, round_budgets
 from ddsim.policy.contract import AR, CHAINS, FOREST, WIDTH, Decision, Gains, Policy
+from ddsim.policy.decide import decide_batch
 from ddsim.policy.price import solve_walk_price
 from ddsim.policy.walk import Walk, begin, fixed_seconds, hindsight_walk, online_walk, rule_walk, track, walk
 from ddsim.trace.calibration import Calibration
@@ -118,8 +119,8 @@ class _Rule(Policy):
         return round_budgets(gains, costs, self.rule, self._price, fill=self.fill, calibration=self.calibration)
 
     def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
-        fill = (seconds if paid is None else paid) if self.fill else None
-        return forest_budgets(gains, seconds, self.rule, self._price, fill=fill, calibration=self.calibration)
+        rule = Decision(FOREST, RULES[self.rule], self._price, fill=self.fill, calibration=self.calibration)
+        return decide_batch(rule, gains, seconds, paid)
 
     def walk(self, block: Positions, costs: Costs) -> Walk:
         if self.calibration is not None:
@@ -297,7 +298,7 @@ class LongRun(_Rule):
 
     def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
         if self.online and not self._state[2]:
-            best = forest_budgets(gains, seconds, "exhaustive", calibration=self.calibration)
+            best = decide_batch(Decision(FOREST, EXHAUSTIVE, calibration=self.calibration), gains, seconds)
             self._start(gains, best, float(seconds[best.sum()]))
         return super().choose_joint(gains, seconds, paid)
 

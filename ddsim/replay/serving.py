@@ -19,10 +19,11 @@ from ddsim.cost.model import CostModel, measured_grid
 from ddsim.cost.table import CONTEXT_STEP, CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import FairRatio, Share, Uniform, calibrated, share_curve
+from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE
 from ddsim.policy.contract import AR, CHAINS, Decision, Policy, ask_joint, decision_of, prepared
-from ddsim.policy.joint import JointTable, batches_of, curves_for, decide, decided_on, joint_table
+from ddsim.policy.decide import calibrated, decide, share_curve
+from ddsim.policy.joint import JointTable, batches_of, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track

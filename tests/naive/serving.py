@@ -7,8 +7,13 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ddsim.arrays import Floats, Ints, _plain
+from ddsim.policy.choose import RULES, Rule, _budgets
+from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
+from ddsim.tree.forests import forest_gains
 
 
 def best(gains: Sequence[float], curve: Sequence[float], base: float, rule: str, price: float) -> tuple[int, float]:
@@ -133,3 +138,39 @@ def closed_loop(
                 latency[slot["request"]] = now - slot["since"]
                 slots[i] = take()
     return now, tokens, rounds, nodes, [latency[k] for k in range(len(queue))]
+
+
+def forest_budgets(
+    gains: NDArray[np.float32],
+    seconds: Floats,
+    rule: Rule = "price",
+    price: float = 0.0,
+    *,
+    fill: Floats | None = None,
+    calibration: Calibration | None = None,
+) -> Ints:
+    """Budgets of B requests verified together, by sorting all gains: the best n nodes of the forest, n chosen by a rule.
+
+    The n largest gains over all requests are the best n nodes of the forest, so the batch is one tree with merged
+    gains, a base of B tokens and cost ``seconds[n]`` for n nodes in all (n + B tokens).
+
+    Parameters
+    ----------
+    gains : float32 [B, N], descending, zero-padded
+    seconds : float64 [M + 1], a joint round with n = 0 .. M nodes; n never exceeds M
+    rule, price, calibration : as in `round_budgets`
+    fill : float64 [M + 1], what a joint round is charged; then n goes up to the largest number that is charged no more
+
+    Returns
+    -------
+    int32 [B], nodes given to each request
+    """
+    requests = len(gains)
+    if calibration is not None:
+        gains = calibration.apply_gains(gains)
+    merged, owner = forest_gains(gains, min(len(seconds) - 1, gains.size))
+    curve = _plain(np.atleast_2d(seconds), np.float64)
+    charged = curve if fill is None else _plain(np.atleast_2d(fill), np.float64)
+    rules = (RULES[rule], float(price), float(requests), fill is not None, charged)
+    best = _budgets(merged[None], curve, np.zeros(1, np.int32), *rules)[0]
+    return np.bincount(owner[:best], minlength=requests).astype(np.int32)

@@ -17,6 +17,8 @@ from ddsim.errors import DdsimError
 from ddsim.policy import choose as _choose
 from ddsim.policy import price as _price
 from ddsim.policy import walk as _walk
+from ddsim.policy.contract import FOREST, Decision
+from ddsim.policy.decide import decide_batch
 from ddsim.trace import rounds as _rounds
 from ddsim.trace.rounds import Positions
 from ddsim.tree.trees import tree_gains
@@ -303,7 +305,7 @@ def the_forest_is_the_best_of_all_ways_to_share(data: Any) -> None:
     gains, price = data.draw(strategies.gains(requests, width)), data.draw(strategies.prices)
     curve = data.draw(strategies.curves(data.draw(numbers(1, requests * width + 1)), ("steps",)))
     for rule in ("exhaustive", "price"):
-        budgets = _choose.forest_budgets(gains, curve, rule, price)
+        budgets = decide_batch(Decision(FOREST, _choose.RULES[rule], price), gains, curve)
         tokens = requests + sum(naive.phi(row, n) for row, n in zip(gains, budgets, strict=True))
         cost = F(float(curve[budgets.sum()]))
         worth = tokens / cost if rule == "exhaustive" else tokens - F(price) * cost
@@ -321,7 +323,7 @@ def the_forest_beats_every_uniform_width(data: Any) -> None:
         kept = np.arange(width) < budgets[:, None]
         return float((requests + mapped[kept].sum(dtype=np.float64)) / curve[budgets.sum()])
 
-    best = ratio(_choose.forest_budgets(gains, curve, "exhaustive", calibration=calibration))
+    best = ratio(decide_batch(Decision(FOREST, _choose.EXHAUSTIVE, calibration=calibration), gains, curve))
     exists = _rounds.node_counts(gains)
     assert all(best >= ratio(np.minimum(n, exists)) * (1 - 1e-12) for n in range(width + 1))
 

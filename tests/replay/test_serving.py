@@ -18,9 +18,10 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.batch import FairRatio, Share, Uniform, share_curve
-from ddsim.policy.choose import _slopes_ahead, forest_budgets
+from ddsim.policy.batch import FairRatio, Share, Uniform
+from ddsim.policy.choose import _slopes_ahead
 from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, WIDTH, Decision, Policy, decision_of
+from ddsim.policy.decide import share_curve
 from ddsim.policy.joint import JointTable, decided_on, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.rules import (
     Autoregressive,
@@ -219,7 +220,10 @@ def test_forests_of_policies_are_forest_budgets(data: Any, seed: int, batch: int
     positions = made(seed, [batch + 1], budget)
     gains: Any = positions.gains[:batch]  # type: ignore[index]
     seconds = data.draw(curves(batch * budget + 1))
-    assert RoundRatio().choose_joint(gains, seconds).tolist() == forest_budgets(gains, seconds, "exhaustive").tolist()
+    assert (
+        RoundRatio().choose_joint(gains, seconds).tolist()
+        == naive_serving.forest_budgets(gains, seconds, "exhaustive").tolist()
+    )
 
 
 # theorems, under the surrogate
@@ -266,7 +270,7 @@ def test_forest_price_is_that_of_a_plain_loop(data: Any, seed: int, batch: int) 
     groups = np.random.default_rng(seed).permutation(40)[: 40 // batch * batch].reshape(-1, batch)
     price = better = 0.0
     while True:  # Dinkelbach: the ratio of a price's own budgets, until it no longer rises
-        chosen = [forest_budgets(roots[group], seconds, "price", better) for group in groups]
+        chosen = [naive_serving.forest_budgets(roots[group], seconds, "price", better) for group in groups]
         kept = [roots[group][np.arange(9) < budgets[:, None]] for group, budgets in zip(groups, chosen, strict=True)]
         tokens = groups.size + sum(float(gains.sum(dtype=np.float64)) for gains in kept)
         better = tokens / sum(float(seconds[budgets.sum()]) for budgets in chosen)
