@@ -20,7 +20,7 @@ from ddsim_reference.engine.buckets import Bucket, Proposal
 from ddsim_reference.generate import TextGenerator
 from ddsim_reference.model.forward import rope_table
 from ddsim_reference.model.sampling import choose
-from ddsim_reference.training import trainer
+from ddsim_reference.training import loss
 from tests.reference import tiny
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -348,7 +348,7 @@ def test_cross_entropy(vocab: int) -> None:
     losses = torch.nn.functional.cross_entropy(wanted, labels, reduction="none") * weights
     losses.sum().backward()
     out, hits, slopes = torch.empty(6), torch.empty(6), logits.clone()
-    trainer._cross_entropy[(6,)](slopes, labels, weights, out, hits, vocab, BLOCK=1024)
+    loss._cross_entropy[(6,)](slopes, labels, weights, out, hits, vocab, BLOCK=1024)
     close(out, losses.detach(), torch.float32)
     close(slopes, wanted.grad, torch.float32)
     assert torch.equal(hits, (logits.argmax(-1) == labels).float())

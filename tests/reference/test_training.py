@@ -21,7 +21,9 @@ from ddsim.errors import DdsimError
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_target, save_target
 from ddsim_reference.model.config import ModelConfig, Weights
-from ddsim_reference.training import data, run, trainer
+from ddsim_reference.training import attention as patterns
+from ddsim_reference.training import batches, data, run, trainer
+from ddsim_reference.training import loss as losses
 from ddsim_reference.training.data import PromptPool, looping
 
 CONFIG = ModelConfig(
@@ -171,7 +173,7 @@ def test_repetitions_are_found() -> None:
     rows[1][20:120] = [4] * 100
     rows[2][10:150] = [1, 2, 3, 4, 5, 6, 7] * 20
     rows[3][60:] = (generator.integers(0, 9, 13).tolist() * 8)[:100]
-    found = trainer.repeated(torch.tensor(rows), longest_period=20)
+    found = batches.repeated(torch.tensor(rows), longest_period=20)
     assert found.tolist() == [naive_repeated(row, 20) for row in rows]
     assert found[1].any() and found[2].any() and found[3].any() and not found[0].any()
     assert looping(torch.tensor(rows)[:, :110], 20).tolist() == [naive_repeated(row[:110], 20)[-1] for row in rows]
@@ -180,8 +182,8 @@ def test_repetitions_are_found() -> None:
 def test_labels_stop_at_the_documents_end() -> None:
     tokens = torch.arange(10)[None]
     starts = torch.tensor([[0, 0, 0, 0, 4, 4, 4, 4, 4, 4]])
-    batch = trainer.Batch(tokens, starts, torch.tensor([[1, 5, 8]]), torch.tensor([[True, True, False]]))
-    labels, weights = trainer.labels_and_weights(batch, 3, 7.0)
+    batch = batches.Batch(tokens, starts, torch.tensor([[1, 5, 8]]), torch.tensor([[True, True, False]]))
+    labels, weights = batches.labels_and_weights(batch, 3, 7.0)
     assert labels[0, :2].tolist() == [[2, 3, 4], [6, 7, 8]]
     assert (weights[0] > 0).tolist() == [[True, True, False], [True, True, True], [False, False, False]]
     assert weights[0, 1].tolist() == pytest.approx([1, np.exp(-1 / 7), np.exp(-2 / 7)])
@@ -191,7 +193,7 @@ def test_head_loss_matches_autograd() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(12, 8, requires_grad=True)
     head, labels, weights = torch.randn(20, 8), torch.randint(0, 20, (12,)), torch.rand(12)
-    loss, hits = trainer.HeadLoss.apply(hidden, head, labels, weights)
+    loss, hits = losses.HeadLoss.apply(hidden, head, labels, weights)
     loss.backward()
     mine = hidden.grad.clone()
     hidden.grad = None
@@ -212,10 +214,10 @@ def test_block_tables_of_a_gpu_cover_the_masks(seed: int) -> None:
     index = torch.arange(length)
     starts = torch.stack([sum((index >= cut) * (cut - last) for last, cut in pairs(cuts[r])) for r in range(rows)])
     picked = torch.stack([torch.randperm(length - 1)[:anchors].sort().values for _ in range(rows)])
-    batch = trainer.Batch(
+    batch = batches.Batch(
         torch.zeros(rows, length, dtype=torch.long), starts.long(), picked, torch.ones(rows, anchors) > 0
     )
-    attention = trainer.Attention(rows, length, anchors, block, "cpu")
+    attention = patterns.Attention(rows, length, anchors, block, "cpu")
     attention.flex = True
     attention.update(batch)
     q_target, q_drafter = torch.arange(length)[:, None], torch.arange(anchors * block)[:, None]

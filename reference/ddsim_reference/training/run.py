@@ -17,10 +17,11 @@ from ddsim_reference.limits import LARGEST_SEED, check_range
 from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, save_drafter
 from ddsim_reference.model.config import MOST_BLOCK, MOST_LAYERS, ModelConfig, Weights, drafter_config
 from ddsim_reference.model.device import device_name
+from ddsim_reference.training.batches import Corpus
 from ddsim_reference.training.data import PromptPool, build_pool, generate
 from ddsim_reference.training.instructions import training_instructions
 from ddsim_reference.training.processes import Processes
-from ddsim_reference.training.trainer import Corpus, Trainer
+from ddsim_reference.training.trainer import Trainer
 
 
 def train_drafter(
