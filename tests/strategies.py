@@ -147,7 +147,7 @@ def tables(draw: Draw, positions: int, width: int, shapes: tuple[str, ...] = SHA
     count = draw(st.integers(1, 2))
     seconds = np.stack([draw(curves(width, shapes)) for _ in range(count)])
     alone = draw(ints(1, 99, count)) / 64.0
-    return _table._Curves(seconds, alone, draw(ints(0, count - 1, positions)).astype(np.int32))
+    return _table.CostTable(seconds, alone, draw(ints(0, count - 1, positions)).astype(np.int32))
 
 
 prices: st.SearchStrategy[float] = st.just(0.0) | st.integers(0, 199).map(lambda n: n / 64)

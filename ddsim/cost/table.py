@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim.arrays import Floats, Ints, numbers
-from ddsim.cost.model import CostModel, FloatArray, IntArray
+from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
 from ddsim.text import brief
 
@@ -19,7 +19,7 @@ CONTEXT_STEP = 64  # contexts are rounded up to a multiple of this before they a
 
 @dataclass(frozen=True)
 class CostTable:
-    """Seconds of a round by budget, for every context that occurs.
+    """Seconds of a round by context and budget: what solvers weigh, and what walks charge.
 
     Attributes
     ----------
@@ -30,18 +30,61 @@ class CostTable:
     row : int32 [P]
         Which row of ``seconds`` prices each position.
     contexts : int64 [U]
-        The rounded contexts, ascending.
+        The rounded contexts, ascending; of one curve for any context, 0.
     batch : int
-    paid : CostTable or None
-        What the rounds are charged, if a policy decides on other costs than it pays; its rows are those of this table.
+    charged : CostTable or None
+        What rounds are charged, if a policy decides on other costs than it pays (see `paid`); it has the same rows.
     """
 
-    seconds: FloatArray
-    ar_seconds: FloatArray
-    row: NDArray[np.int32]
-    contexts: IntArray
+    seconds: Floats
+    ar_seconds: Floats
+    row: Ints
+    contexts: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(1, np.int64))
     batch: int = 1
-    paid: CostTable | None = None
+    charged: CostTable | None = None
+
+    @property
+    def paid(self) -> CostTable:
+        """The table that rounds are charged by: this one, unless a policy decides on other costs than it pays."""
+        return self if self.charged is None else self.charged
+
+    def take(self, index: slice | NDArray[Any]) -> CostTable:
+        """The same costs for a part of the positions.
+
+        Examples
+        --------
+        >>> CostTable.of_curve([1.0, 1.5], 4).take(slice(1, 3)).row.tolist()
+        [0, 0]
+        """
+        charged = None if self.charged is None else self.charged.take(index)
+        return dataclasses.replace(self, row=self.row[index], charged=charged)
+
+    @classmethod
+    def of_curve(cls, cost: Any, positions: int = 1, max_budget: int = 0, context: int | None = None) -> CostTable:
+        """One curve for all positions: seconds of a round with 0, 1, ... nodes; one without draft takes those of 0 nodes.
+
+        Parameters
+        ----------
+        cost : CostModel or array_like
+            A model is asked for the seconds of rounds of one request up to ``max_budget`` nodes; an array is the curve itself.
+        positions : int
+        max_budget : int
+        context : int, optional
+            Where a model is asked.
+
+        Raises
+        ------
+        DdsimError
+            The curve is too short, or not of positive finite seconds.
+
+        Examples
+        --------
+        >>> table = CostTable.of_curve([1.0, 1.5, 2.0], positions=3)
+        >>> table.seconds.tolist(), table.ar_seconds.tolist(), table.row.tolist()
+        ([[1.0, 1.5, 2.0]], [1.0], [0, 0, 0])
+        """
+        curve = _curve(cost, max_budget, context)
+        return cls(curve[None], curve[:1], np.zeros(positions, np.int32))
 
 
 def cost_table(cost: CostModel, contexts: ArrayLike, max_budget: int, batch: int = 1) -> CostTable:
@@ -86,65 +129,12 @@ def cost_table(cost: CostModel, contexts: ArrayLike, max_budget: int, batch: int
     )
 
 
-class Costs(Protocol):
-    """What the solvers need of a cost table: seconds of a round by context and budget (see `ddsim.cost.table.cost_table`)."""
-
-    @property
-    def seconds(self) -> Floats:
-        """float64 [U, M + 1], a drafted round with n nodes."""
-
-    @property
-    def ar_seconds(self) -> Floats:
-        """float64 [U], a round without draft."""
-
-    @property
-    def row(self) -> Ints:
-        """int32 [P], the row of each position."""
-
-
-def paid(costs: Costs) -> Costs:
-    """The table that rounds are charged by: ``costs.paid`` where a policy decides on other costs than it pays, else ``costs``."""
-    other: Costs | None = getattr(costs, "paid", None)
-    return costs if other is None else other
-
-
-def cost_rows(costs: Costs, index: slice | NDArray[Any]) -> Costs:
-    """The same cost table for a part of its positions."""
-    charged = paid(costs)
-    return _Curves(
-        costs.seconds, costs.ar_seconds, costs.row[index], None if charged is costs else cost_rows(charged, index)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Curves:
-    """The smallest cost table."""
-
-    seconds: Floats
-    ar_seconds: Floats
-    row: Ints
-    paid: Costs | None = None
-
-
-def curve_table(seconds: ArrayLike, positions: int, ar_seconds: float | None = None) -> Costs:
-    """A cost table with one curve for all positions: seconds of a round with 0, 1, ... nodes.
-
-    ``ar_seconds`` (default: those of a round with 0 nodes) is what a round without draft takes.
-    """
-    curve = cost_curve(seconds, 0)
-    alone = curve[0] if ar_seconds is None else float(ar_seconds)
-    return _Curves(curve[None], np.array([alone]), np.zeros(positions, np.int32))
-
-
-def cost_curve(cost: Any, max_budget: int, context: int | None = None, batch: int = 1) -> Floats:
-    """float64 [max_budget + 1]: seconds of a joint round of ``batch`` requests with n nodes in all, n + batch tokens.
-
-    ``cost`` is a CostModel, or the curve itself (seconds of a round with 0, 1, ... nodes).
-    """
+def _curve(cost: Any, max_budget: int, context: int | None) -> Floats:
+    """Seconds of a round of one request by nodes, at least [max_budget + 1]: a model's, or an array's as it is."""
     if hasattr(cost, "verify_seconds"):
-        tokens = np.arange(max_budget + 1) + batch
-        verify = np.asarray(cost.verify_seconds(tokens, context, batch), np.float64)
-        draft = float(np.asarray(cost.draft_seconds(batch, context=context)))
+        tokens = np.arange(max_budget + 1) + 1
+        verify = np.asarray(cost.verify_seconds(tokens, context, 1), np.float64)
+        draft = float(np.asarray(cost.draft_seconds(1, context=context)))
         return np.ascontiguousarray(np.broadcast_to(verify, tokens.shape) + draft)
     curve = numbers(cost, "cost curve").astype(np.float64).reshape(-1)
     if len(curve) < max_budget + 1:
@@ -154,12 +144,23 @@ def cost_curve(cost: Any, max_budget: int, context: int | None = None, batch: in
     return curve
 
 
-def _priced_context(context: int | None) -> int | None:
-    """Contexts are priced in steps (as in `ddsim.cost.table.cost_table`)."""
+def priced_context(context: int | None) -> int | None:
+    """A context as it is priced (see `cost_table`)."""
     if context is None:
         return None
     if isinstance(context, bool) or not isinstance(context, (int, np.integer)) or context < 0:
         raise DdsimError(f"context {brief(context)}: must be a whole number of tokens, 0 or more")
-    pass
-
     return -(-int(context) // CONTEXT_STEP) * CONTEXT_STEP
+
+
+# Names that rooms still move away from.
+Costs = CostTable
+curve_table = CostTable.of_curve
+
+
+def paid(costs: CostTable) -> CostTable:
+    return costs.paid
+
+
+def cost_rows(costs: CostTable, index: slice | NDArray[Any]) -> CostTable:
+    return costs.take(index)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
-from ddsim.cost.table import Costs, CostTable
+from ddsim.cost.table import CostTable
 from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, Decision, Policy, ask, decision_of, prepared
 from ddsim.policy.decide import calibrated, decide_batch, share_curve
 from ddsim.policy.rules import RoundRatio
@@ -31,13 +31,13 @@ class _Carried(Policy):
         self.drafts, self.adaptive, self.hindsight = policy.drafts, policy.adaptive, policy.hindsight
         self.solves, self.price, self.needs_trace = policy.solves, policy.price, policy.needs_trace
 
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+    def prepare(self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
         return type(self)(prepared(self.policy, positions, costs, sequences=sequences))
 
     def at(self, value: float) -> Policy:
         return type(self)(self.policy.at(value))
 
-    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+    def choose(self, gains: NDArray[np.float32], costs: CostTable) -> Ints:
         return self.policy.choose(gains, costs)
 
     def to_json(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class FairRatio(Policy):
         self.calibration = calibration
         self.name = self._ratio.name.replace(self._ratio.label, "FairRatio")
 
-    def choose(self, gains: NDArray[np.float32], costs: Costs) -> Ints:
+    def choose(self, gains: NDArray[np.float32], costs: CostTable) -> Ints:
         return self._ratio.choose(gains, costs)
 
     def choose_joint(self, gains: NDArray[np.float32], seconds: Floats) -> Ints:
@@ -159,4 +159,4 @@ def _shared_costs(seconds: Floats, paid: Floats | None, batch: int, max_budget: 
     """A cost table with a request's share of a joint round for all rows: of what is decided on, and of what is paid."""
     charged = None if paid is None else _shared_costs(paid, None, batch, max_budget, rows=rows)
     curve = share_curve(seconds, batch, max_budget)
-    return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64), paid=charged)
+    return CostTable(curve[None], curve[:1], np.zeros(rows, np.int32), np.zeros(1, np.int64), charged=charged)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim.arrays import Ints, _plain, numbers
-from ddsim.cost.table import Costs, _priced_context, cost_curve, curve_table, paid
+from ddsim.cost.table import CostTable, priced_context
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.text import brief
@@ -111,7 +111,7 @@ def _budgets(gains, seconds, row, rule, price, base, fill, charged):  # type: ig
 
 def round_budgets(
     gains: NDArray[np.float32],
-    costs: Costs,
+    costs: CostTable,
     rule: Rule,
     price: float = 0.0,
     *,
@@ -127,7 +127,7 @@ def round_budgets(
     rule : "greedy" (grow while (1 + Phi)/C improves), "exhaustive" (argmax of that ratio) or "price"
         (argmax of (1 + Phi(n)) - price * C(n)); ties go to the smallest n
     price : tokens per second, for "price"
-    fill : then the largest budget that is charged no more: up to the end of the step (see `paid`)
+    fill : then the largest budget that is charged no more: up to the end of the step (see `CostTable.paid`)
     calibration : applied to the gains first
 
     Returns
@@ -137,7 +137,7 @@ def round_budgets(
     if calibration is not None:
         gains = calibration.apply_gains(gains)
     gains = gains[:, : costs.seconds.shape[1] - 1]
-    arguments = (RULES[rule], float(price), 1.0, fill, paid(costs).seconds)
+    arguments = (RULES[rule], float(price), 1.0, fill, costs.paid.seconds)
     out: Ints = _budgets(_plain(gains, np.float32), costs.seconds, costs.row, *arguments)
     return out
 
@@ -190,6 +190,6 @@ def optimal_budget(
         raise DdsimError(f"price {brief(price)}: must be tokens per second, a finite number of 0 or more")
     if (price is None) == (rule == "price"):
         raise DdsimError("rule 'price' needs price=; the other rules take none")
-    curve = cost_curve(cost, values.shape[1], _priced_context(context))
-    out = round_budgets(values, curve_table(curve, len(values)), rule, price or 0.0)
+    costs = CostTable.of_curve(cost, len(values), values.shape[1], priced_context(context))
+    out = round_budgets(values, costs, rule, price or 0.0)
     return int(out[0]) if single else out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import Costs, CostTable, cost_table, paid
+from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE
 from ddsim.policy.walk import Walk, in_order, lockstep, walk
@@ -131,7 +131,7 @@ class Policy:
         """What it was made with."""
         return getattr(self, key, default)
 
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
+    def prepare(self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None) -> Policy:
         """A copy that is ready for a trace: it has solved what it needs of it (a price, the best fixed budget).
 
         Parameters
@@ -147,7 +147,7 @@ class Policy:
         """A copy that is ready, with a given number in place of what it `solves` for."""
         raise DdsimError(f"{self.name} solves for no price and no budget")
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
         """Budgets of k independent rounds of one request each.
 
         Parameters
@@ -188,7 +188,7 @@ class Policy:
         """How the kernels decide as this policy does, also for a batch; None: they can't, so the policy has to be asked."""
         return None
 
-    def walk(self, block: Positions, costs: Costs) -> Walk:
+    def walk(self, block: Positions, costs: CostTable) -> Walk:
         """Choose and tally in one pass over a block in memory.
 
         By default `choose` is asked about the positions that are reached: all sequences at a time, or round by round if the
@@ -197,7 +197,7 @@ class Policy:
         asked = functools.partial(ask, self)
         return in_order(block, costs, asked, self.observe) if self.online else lockstep(block, costs, asked)
 
-    def actions(self, block: Positions, costs: Costs) -> Ints:
+    def actions(self, block: Positions, costs: CostTable) -> Ints:
         """Actions int32 [P] at the positions of a block that this policy visits; where a class overrides this, replay walks them."""
         return self.walk(block, costs).actions
 
@@ -210,7 +210,7 @@ def _literal(value: Any) -> str:
     return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
-def ask(policy: Policy, gains: Gains, costs: Costs, *, most: int | None = None) -> Ints:
+def ask(policy: Policy, gains: Gains, costs: CostTable, *, most: int | None = None) -> Ints:
     """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
     most = gains.shape[1] if most is None else most
     try:
@@ -240,7 +240,7 @@ def _blame(error: Exception, policy: Policy) -> None:
 
 
 def prepared(
-    policy: Policy, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None
+    policy: Policy, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
 ) -> Policy:
     """`Policy.prepare`, its answer checked."""
     try:
@@ -255,7 +255,7 @@ def prepared(
     return ready
 
 
-def walk_of(policy: Policy, block: Positions, costs: Costs) -> Walk:
+def walk_of(policy: Policy, block: Positions, costs: CostTable) -> Walk:
     """`Policy.walk`, of actions that are checked and that the costs can pay.
 
     Where a class of a user's own overrides `choose` or `observe` but inherits a kernel's `walk`, `choose` is asked.
@@ -280,9 +280,9 @@ def walk_of(policy: Policy, block: Positions, costs: Costs) -> Walk:
     return done
 
 
-def _check_payable(policy: Policy, block: Positions, costs: Costs, actions: Ints) -> None:
+def _check_payable(policy: Policy, block: Positions, costs: CostTable, actions: Ints) -> None:
     """Refuse actions that the costs have no seconds for."""
-    charged = paid(costs)
+    charged = costs.paid
     width = charged.seconds.shape[1]
     if width > max(block.max_budget, block.horizon) and np.isfinite(charged.seconds[:, -1]).all():
         return
@@ -366,4 +366,4 @@ def decision_table(policy: Policy, cost: CostModel, costs: CostTable) -> CostTab
     seconds = np.full(costs.seconds.shape, np.inf)
     seconds[:, : most + 1] = table.seconds
     seconds[~known] = np.inf
-    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, paid=costs)
+    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, charged=costs)

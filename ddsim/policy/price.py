@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.cost.table import Costs, cost_rows
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import Rule
 from ddsim.policy.walk import rule_walk
@@ -37,7 +37,7 @@ class PriceSolution:
 
 def solve_walk_price(
     positions: Positions,
-    costs: Costs,
+    costs: CostTable,
     *,
     sequences: NDArray[np.bool_] | None = None,
     calibration: Calibration | None = None,
@@ -78,7 +78,7 @@ def solve_walk_price(
             inside = counted[first : first + block.sequences]
             if not inside.any():
                 continue
-            part = cost_rows(costs, slice(low, low + len(block)))
+            part = costs.take(slice(low, low + len(block)))
 
             if calibration is not None:
                 block = dataclasses.replace(block, gains=calibration.apply_gains(block.gains))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import Costs, cost_rows
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, RULES, Rule, round_budgets
 from ddsim.policy.contract import AR, CHAINS, FOREST, WIDTH, Decision, Gains, Policy
@@ -29,13 +29,13 @@ class _Fixed(Policy):
 
     adaptive = False
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
         return self._always(len(gains))
 
     def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
         return self._always(len(gains))
 
-    def walk(self, block: Positions, costs: Costs) -> Walk:
+    def walk(self, block: Positions, costs: CostTable) -> Walk:
         return walk(block, costs, self._always(1))
 
     def _always(self, count: int) -> Ints:
@@ -115,14 +115,14 @@ class _Rule(Policy):
     def _price(self) -> float:
         return 0.0
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
         return round_budgets(gains, costs, self.rule, self._price, fill=self.fill, calibration=self.calibration)
 
     def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
         rule = Decision(FOREST, RULES[self.rule], self._price, fill=self.fill, calibration=self.calibration)
         return decide_batch(rule, gains, seconds, paid)
 
-    def walk(self, block: Positions, costs: Costs) -> Walk:
+    def walk(self, block: Positions, costs: CostTable) -> Walk:
         if self.calibration is not None:
             return super().walk(block, costs)
         return rule_walk(block, costs, self.rule, self._price, fill=self.fill)
@@ -274,7 +274,7 @@ class LongRun(_Rule):
         tokens, seconds, rounds = self._state.tolist()
         return tokens / seconds if rounds else 0.0
 
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> Self:
+    def prepare(self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None) -> Self:
         if not self.solves:
             return self.at(self.price)
         return self.at(solve_walk_price(positions, costs, sequences=sequences, calibration=self.calibration).price)
@@ -290,7 +290,7 @@ class LongRun(_Rule):
         price = self.price or 0.0
         return Decision(FOREST, PRICE, price, fill=self.fill, memory=memory, calibration=self.calibration)
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
         if self.online and not self._state[2]:
             best = round_budgets(gains, costs, "exhaustive", calibration=self.calibration)
             self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
@@ -312,14 +312,14 @@ class LongRun(_Rule):
         if self.online and self._state[2]:
             track(self._state, self.memory, float(tokens), float(seconds))
 
-    def walk(self, block: Positions, costs: Costs) -> Walk:
+    def walk(self, block: Positions, costs: CostTable) -> Walk:
         if not self.online or self.calibration is not None:
             return super().walk(block, costs)
         roots = block.roots()
         if not len(roots):
             return Walk.begun(block)
         here = slice(roots[0], roots[0] + 1)
-        self.choose(block.gains[here], cost_rows(costs, here))  # starts the price
+        self.choose(block.gains[here], costs.take(here))  # starts the price
         return online_walk(block, costs, self._state, self.memory, fill=self.fill)
 
     def to_json(self) -> dict[str, Any]:
@@ -343,7 +343,9 @@ class BestFixed(_Fixed):
     def needs_trace(self) -> bool:  # type: ignore[override]
         return self.budget is None
 
-    def prepare(self, positions: Positions, costs: Costs, *, sequences: NDArray[np.bool_] | None = None) -> BestFixed:
+    def prepare(
+        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
+    ) -> BestFixed:
         return self.at(int(np.argmin(fixed_seconds(positions, costs, sequences))))
 
     def at(self, value: float) -> BestFixed:
@@ -362,8 +364,8 @@ class Hindsight(Policy):
     adaptive = False
     hindsight = True
 
-    def choose(self, gains: Gains, costs: Costs) -> Ints:
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
         raise DdsimError("Hindsight: knows the tokens to come, so it works in replay only")
 
-    def walk(self, block: Positions, costs: Costs) -> Walk:
+    def walk(self, block: Positions, costs: CostTable) -> Walk:
         return hindsight_walk(block, costs)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints, _plain
-from ddsim.cost.table import Costs, cost_rows, paid
+from ddsim.cost.table import CostTable
 from ddsim.jit import njit
 from ddsim.policy.choose import CHAIN, NO_DRAFT, RULES, Rule, _choose, _slopes_ahead, filled
 from ddsim.threads import split
@@ -66,7 +66,7 @@ class Walk(Tally):
         """What the kernels write to."""
         return (*self.sums().values(), self.actions, self.accepted)
 
-    def visits(self, block: Positions, costs: Costs) -> tuple[NDArray[np.int64], Ints, Floats]:
+    def visits(self, block: Positions, costs: CostTable) -> tuple[NDArray[np.int64], Ints, Floats]:
         """The rounds: position, nodes verified and seconds paid."""
         here = np.flatnonzero(self.accepted >= 0)
         chosen = self.actions[here]
@@ -74,16 +74,16 @@ class Walk(Tally):
         nodes[chosen == CHAIN] = block.horizon
         alone = chosen == NO_DRAFT
         nodes[alone] = 0
-        costs = paid(costs)
+        costs = costs.paid
         row = costs.row[here]
         seconds = costs.seconds[row, nodes]
         seconds[alone] = costs.ar_seconds[row[alone]]
         return here, nodes, seconds
 
-    def verification(self, block: Positions, costs: Costs, weights: Floats) -> Floats:
+    def verification(self, block: Positions, costs: CostTable, weights: Floats) -> Floats:
         """float64 [S, K]: seconds of verification alone, weighted by ``weights`` [N + 1, K] of the nodes verified."""
         out = np.zeros((block.sequences, weights.shape[1]))
-        costs = paid(costs)
+        costs = costs.paid
         arguments = (block.starts, block.nodes, block.horizon, costs.seconds, costs.ar_seconds, costs.row)
         _verification(*arguments, self.actions, self.accepted, weights, out)
         return out
@@ -234,9 +234,9 @@ def _advance(  # type: ignore[no-untyped-def]
     return after, seconds
 
 
-def _walked(block: Positions, costs: Costs) -> tuple[Any, ...]:
+def _walked(block: Positions, costs: CostTable) -> tuple[Any, ...]:
     """What kernels that walk take first: the block, and the seconds that are paid, whatever was decided on (`paid`)."""
-    costs = paid(costs)
+    costs = costs.paid
     return (
         block.gains,
         block.ranks,
@@ -250,7 +250,7 @@ def _walked(block: Positions, costs: Costs) -> tuple[Any, ...]:
     )
 
 
-def walk(block: Positions, costs: Costs, actions: Ints | int) -> Walk:
+def walk(block: Positions, costs: CostTable, actions: Ints | int) -> Walk:
     """Walk all sequences of a block in memory with given budgets (or NO_DRAFT, CHAIN): int32 [P], or one for all positions."""
     done = Walk.begun(block)
     arguments = (*_walked(block, costs), _plain(np.atleast_1d(actions), np.int32))
@@ -258,17 +258,17 @@ def walk(block: Positions, costs: Costs, actions: Ints | int) -> Walk:
     return done
 
 
-def rule_walk(block: Positions, costs: Costs, rule: Rule, price: float = 0.0, *, fill: bool = False) -> Walk:
+def rule_walk(block: Positions, costs: CostTable, rule: Rule, price: float = 0.0, *, fill: bool = False) -> Walk:
     """Choose by one of the rules and walk, in one pass."""
     return _rule_walked(block, costs, RULES[rule], fill, np.array([price, 1.0, 0.0]), 0.0)
 
 
-def online_walk(block: Positions, costs: Costs, state: Floats, memory: float, *, fill: bool = False) -> Walk:
+def online_walk(block: Positions, costs: CostTable, state: Floats, memory: float, *, fill: bool = False) -> Walk:
     """Choose at a price that is tracked from round to round, sequences in order, and walk; ``state`` is updated."""
     return _rule_walked(block, costs, RULES["price"], fill, state, memory)
 
 
-def _rule_walked(block: Positions, costs: Costs, rule: int, fill: bool, state: Floats, memory: float) -> Walk:
+def _rule_walked(block: Positions, costs: CostTable, rule: int, fill: bool, state: Floats, memory: float) -> Walk:
     done = Walk.begun(block)
     arguments = (*_walked(block, costs), costs.seconds, _slopes_ahead(costs.seconds), rule, fill, state, memory)
     smallest = 64 if memory == 0 else block.sequences + 1  # a price that is tracked knows one order
@@ -276,7 +276,7 @@ def _rule_walked(block: Positions, costs: Costs, rule: int, fill: bool, state: F
     return done
 
 
-def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float32], Costs], Ints]) -> Walk:
+def lockstep(block: Positions, costs: CostTable, choose: Callable[[NDArray[np.float32], CostTable], Ints]) -> Walk:
     """Walk while asking a stateless rule, all sequences advancing together.
 
     ``choose(gains [k, N], costs of k positions) -> int32 [k]`` is asked only about positions that are reached, as a
@@ -286,7 +286,7 @@ def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float3
     sequence = np.flatnonzero(np.diff(block.starts) > 1)
     here = block.starts[sequence]
     while len(here):
-        chosen = np.ascontiguousarray(choose(block.gains[here], cost_rows(costs, here)), np.int32)  # type: ignore[index]
+        chosen = np.ascontiguousarray(choose(block.gains[here], costs.take(here)), np.int32)  # type: ignore[index]
         here, _ = _advance(*arguments, sequence, here, chosen, *done.arrays())
         live = here < block.starts[sequence + 1] - 1
         if not live.all():
@@ -296,8 +296,8 @@ def lockstep(block: Positions, costs: Costs, choose: Callable[[NDArray[np.float3
 
 def in_order(
     block: Positions,
-    costs: Costs,
-    choose: Callable[[NDArray[np.float32], Costs], Ints],
+    costs: CostTable,
+    choose: Callable[[NDArray[np.float32], CostTable], Ints],
     observe: Callable[[float, float], None],
 ) -> Walk:
     """Walk while asking an online rule: one request after another, one round after another, each reported by ``observe``."""
@@ -307,7 +307,7 @@ def in_order(
         while p < last:
             here = np.array([p])
             chosen = np.ascontiguousarray(
-                choose(np.array(block.gains[p : p + 1]), cost_rows(costs, slice(p, p + 1))), np.int32
+                choose(np.array(block.gains[p : p + 1]), costs.take(slice(p, p + 1))), np.int32
             )
             after, seconds = _advance(*arguments, np.array([s]), here, chosen, *done.arrays())
             observe(min(int(after[0]), last) - p, float(seconds[0]))
@@ -351,20 +351,20 @@ def _fixed_walks(ranks, nodes, starts, seconds, row, first, last, spent, rounds)
                 here[:] = False
 
 
-def fixed_walks(positions: Positions, costs: Costs) -> tuple[Floats, Ints]:
+def fixed_walks(positions: Positions, costs: CostTable) -> tuple[Floats, Ints]:
     """Realised seconds, float64 [S, N + 1], and rounds, int32 [S, N + 1], of every fixed budget, sequence by sequence."""
-    costs = paid(costs)
+    costs = costs.paid
     spent = np.zeros((positions.sequences, positions.max_budget + 1))
     rounds = np.zeros(spent.shape, np.int32)
     for low, s, block in positions.blocks():
-        part = cost_rows(costs, slice(low, low + len(block)))
+        part = costs.take(slice(low, low + len(block)))
         arguments = (block.ranks, block.nodes, block.starts, part.seconds, part.row)
         sums = (spent[s : s + block.sequences], rounds[s : s + block.sequences])
         split(lambda first, last, a=arguments, b=sums: _fixed_walks(*a, first, last, *b), block.sequences, 8)  # type: ignore[misc]
     return spent, rounds
 
 
-def fixed_seconds(positions: Positions, costs: Costs, sequences: NDArray[np.bool_] | None = None) -> Floats:
+def fixed_seconds(positions: Positions, costs: CostTable, sequences: NDArray[np.bool_] | None = None) -> Floats:
     """float64 [N + 1]: realised seconds of every fixed budget, summed over the sequences counted (bool [S], default all)."""
     spent = fixed_walks(positions, costs)[0]
     out: Floats = (spent if sequences is None else spent[sequences]).sum(axis=0)
@@ -403,13 +403,13 @@ def _hindsight(ranks, nodes, chain, starts, seconds, ar_seconds, row, monotone, 
             actions[p] = action
 
 
-def hindsight_walk(block: Positions, costs: Costs) -> Walk:
+def hindsight_walk(block: Positions, costs: CostTable) -> Walk:
     """Walk with the budgets of least realised time, with the true tokens known: a shortest path over positions.
 
     At every position the choices are one autoregressive step (NO_DRAFT), the chain (CHAIN) and every tree budget
     n = 0 .. nodes, so no policy that chooses among these can be faster. Ties: autoregression first, then fewer nodes.
     """
-    costs = paid(costs)
+    costs = costs.paid
     curves = costs.seconds[:, : block.max_budget + 1]
     monotone = (curves[:, 1:] >= curves[:, :-1]).all(axis=1)
     actions = np.zeros(len(block), np.int32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import Costs
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Hindsight, RoundRatio
 from ddsim.policy.walk import fixed_seconds
@@ -110,7 +110,7 @@ def without_foresight(
     fixed: Any = 0.0
     ratio = hindsight = 0.0
     for block in part.blocks():
-        costs: Costs | None = None  # contexts, and so costs, are the same in all draws
+        costs: CostTable | None = None  # contexts, and so costs, are the same in all draws
         for _ in range(replicates):
             texts = _drawn(block, part.max_budget, rng)
             if costs is None:
@@ -124,7 +124,7 @@ def without_foresight(
     return Foresight(float(hindsight / fixed[best]), hindsight / ratio, best, len(part), replicates, seed)
 
 
-def _spent(texts: Positions, costs: Costs, policy: Any) -> float:
+def _spent(texts: Positions, costs: CostTable, policy: Any) -> float:
     return float(policy.walk(texts, costs).seconds.sum())
 
 

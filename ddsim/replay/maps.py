@@ -11,7 +11,7 @@ import pandas as pd
 from ddsim import limits
 from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel, measured_grid
-from ddsim.cost.table import curve_table
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import PRICE
 from ddsim.policy.contract import FOREST, SHARE, UNIFORM, WIDTH, Decision
@@ -148,7 +148,7 @@ def best_widths(
         contexts = measured_grid(MAP_CONTEXTS, cost.range.contexts)
     if not contexts or min(contexts) < 0:
         raise DdsimError(f"contexts: must be whole numbers of tokens, at least 0, are {list(contexts)}")
-    rounds = fixed_walks(positions, curve_table(np.ones(positions.max_budget + 1), len(positions)))[1]
+    rounds = fixed_walks(positions, CostTable.of_curve(np.ones(positions.max_budget + 1), len(positions)))[1]
     accepted = positions.tokens.sum() / rounds.sum(axis=0)
     rows = []
     with cost.one_warning():

@@ -16,7 +16,7 @@ import ddsim
 from ddsim import limits
 from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import CostTable, cost_rows, cost_table
+from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.contract import Policy, calibration_matters, decision_table, prepared, walk_of
 from ddsim.policy.parse import policies_of, policy_of
@@ -110,7 +110,7 @@ def _outcomes(runs: Sequence[tuple[Policy, CostTable]], positions: Positions, kn
     tallies: list[list[dict[str, NDArray[Any]]]] = [[] for _ in runs]
     for low, _, block in positions.blocks():
         for (policy, costs), tally in zip(runs, tallies, strict=True):
-            part = cost_rows(costs, slice(low, low + len(block)))
+            part = costs.take(slice(low, low + len(block)))
             done = walk_of(policy, block, part)
             tally.append(done.sums() | {"verify": done.verification(block, part, knots)})
     return [
@@ -516,7 +516,7 @@ def replay_rounds(
     ready = prepared(policy, positions, costs)
     parts = []
     for low, first, block in positions.blocks():
-        part = cost_rows(costs, slice(low, low + len(block)))
+        part = costs.take(slice(low, low + len(block)))
         done = walk_of(ready, block, part)
         here, nodes, seconds = done.visits(block, part)
         sequence = np.searchsorted(block.starts, here, side="right") - 1

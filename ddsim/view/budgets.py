@@ -98,14 +98,14 @@ def round_throughput(
     >>> ax.get_ylabel()
     'expected throughput θ(n), tokens/s'
     """
-    from ddsim.cost.table import cost_curve as round_seconds
+    from ddsim.cost.table import CostTable
     from ddsim.policy.choose import optimal_budget
 
     row = np.asarray(values, np.float64)
     if row.ndim != 1 or len(row) == 0:
         raise DdsimError(f"gains have shape {row.shape}; give those of one position, [N] with N at least 1")
     exist = int((row > 0).sum())
-    seconds = round_seconds(cost, len(row), context)
+    seconds = CostTable.of_curve(cost, 1, len(row), context).seconds[0]
     best, greedy = (optimal_budget(row, seconds, rule=rule) for rule in ("exhaustive", "greedy"))  # type: ignore[arg-type]
     n = np.arange(exist + 1)
     theta = (1 + np.concatenate([[0.0], np.cumsum(row[:exist])])) / seconds[: exist + 1]

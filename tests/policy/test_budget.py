@@ -52,7 +52,7 @@ def budgets_are_those_of_a_plain_scan(data: Any) -> None:
         expected = [naive.choose(g, table.seconds[u], rule, price) for g, u in zip(gains, table.row, strict=True)]
         assert _choose.round_budgets(gains, table, rule, price).tolist() == expected
         single = [
-            int(_choose.round_budgets(gains[i : i + 1], _table.cost_rows(table, slice(i, i + 1)), rule, price)[0])
+            int(_choose.round_budgets(gains[i : i + 1], table.take(slice(i, i + 1)), rule, price)[0])
             for i in range(count)
         ]
         assert single == expected
@@ -175,7 +175,9 @@ def one_cost_is_decided_on_and_another_paid(data: Any) -> None:
     positions, paid = data.draw(strategies.cases())
     other = data.draw(strategies.tables(len(positions), paid.seconds.shape[1]))
     seconds = other.seconds[data.draw(strategies.ints(0, len(other.seconds) - 1, len(paid.seconds)))]
-    decided = _table._Curves(np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, paid)
+    decided = _table.CostTable(
+        np.where(np.isfinite(paid.seconds), seconds, np.inf), paid.ar_seconds / 2, paid.row, charged=paid
+    )
     rule, price, fill = data.draw(rules), data.draw(strategies.prices), data.draw(st.booleans())
     expected = naive.choose_and_pay(positions, decided, paid, rule, price, fill)
     done = _walk.rule_walk(positions, decided, rule, price, fill=fill)  # type: ignore[arg-type]
@@ -269,7 +271,7 @@ def test_prices_that_go_round_in_a_circle(gains: Any, ranks: Any, lengths: list[
     """No price is the throughput of its own budgets here; the slower half of the circle was returned."""
     positions = strategies.rounds(np.array(gains, np.float32) / 64, np.array(ranks)[:, None], lengths)
     curve = np.arange(32.0, 33 + 2 * len(gains[0]), 2) / 64
-    table = _table._Curves(curve[None], np.array([1 / 64]), np.zeros(len(positions), np.int32))
+    table = _table.CostTable(curve[None], np.array([1 / 64]), np.zeros(len(positions), np.int32))
     visited = visited_prices(positions, table)
     assert len(visited) == 30 and visited[-1] in visited[:-1]
     solution = _price.solve_walk_price(positions, table)
@@ -350,7 +352,7 @@ def some_rounds(rng: np.random.Generator, lengths: Any, horizon: int, width: int
 def test_threads_change_nothing() -> None:
     rng = np.random.default_rng(0)
     positions = some_rounds(rng, rng.integers(1, 60, 300), 5, 16)
-    table = _table._Curves(
+    table = _table.CostTable(
         0.01 + rng.random((3, 17)), 0.01 + rng.random(3), rng.integers(0, 3, len(positions)).astype(np.int32)
     )
     answers = []
@@ -405,4 +407,4 @@ def test_optimal_budget() -> None:
 
 def test_costs_of_fewer_nodes_than_gains_bound_the_budget() -> None:
     gains = np.full((3, 8), 0.9, np.float32)
-    assert _choose.round_budgets(gains, _table.curve_table([1.0, 1.0, 1.0], 3), "price").tolist() == [2, 2, 2]
+    assert _choose.round_budgets(gains, _table.CostTable.of_curve([1.0, 1.0, 1.0], 3), "price").tolist() == [2, 2, 2]

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.cost import table as _table
 from ddsim.cost.model import CostModel, open_cost
-from ddsim.cost.table import curve_table
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy import names
 from ddsim.policy.batch import FairRatio, Share, Uniform
@@ -54,7 +53,7 @@ def trace() -> Trace:
 
 
 def test_choices_of_one_round() -> None:
-    table = curve_table(CURVE, 2)
+    table = CostTable.of_curve(CURVE, 2)
     chosen = {
         Autoregressive(): [NO_DRAFT, NO_DRAFT],
         DFlash(): [CHAIN, CHAIN],
@@ -101,9 +100,9 @@ def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy
         p, end = int(positions.starts[s]), int(positions.starts[s + 1]) - 1
         while p < end:
             here = slice(p, p + 1)
-            (budget,) = again.choose(np.asarray(positions.gains[here]), _table.cost_rows(costs, here))
+            (budget,) = again.choose(np.asarray(positions.gains[here]), costs.take(here))
             assert budget == actions[p]
-            _, accepted, seconds = naive.round_at(positions, _table.paid(costs), p, int(budget))
+            _, accepted, seconds = naive.round_at(positions, costs.paid, p, int(budget))
             after = p + accepted + 1
             again.observe(min(after, end) - p, seconds)
             p = after
@@ -112,7 +111,7 @@ def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy
 def test_calibration_maps_gains() -> None:
     values = np.unique(GAINS[GAINS > 0]).astype(np.float64)
     halves = Calibration("isotonic", np.log(values), values / 2, np.ones(0), {})
-    table = curve_table(CURVE, 2)
+    table = CostTable.of_curve(CURVE, 2)
     for policy in (CaDDTree, RoundRatio):
         expected = policy().choose(GAINS / 2, table)
         assert policy(calibration=halves).choose(GAINS, table).tolist() == expected.tolist()
@@ -223,7 +222,7 @@ def shuffled(trace: Trace, seed: int = 0) -> Trace:
 
 
 def test_online_state() -> None:
-    policy, table = LongRun(), curve_table(CURVE, 1)
+    policy, table = LongRun(), CostTable.of_curve(CURVE, 1)
     policy.observe(3, 1.0)  # nothing was chosen yet
     first = policy.choose(GAINS[:1], table)
     assert first.tolist() == RoundRatio().choose(GAINS[:1], table).tolist()
@@ -242,7 +241,7 @@ def test_online_state() -> None:
 
 
 def test_the_step_rule_is_the_one_that_is_documented() -> None:
-    policy, table = LongRun(online=True, memory=3), curve_table(CURVE, 1)
+    policy, table = LongRun(online=True, memory=3), CostTable.of_curve(CURVE, 1)
     policy.choose(GAINS[:1], table)
     best = int(RoundRatio().choose(GAINS[:1], table)[0])
     tokens, seconds = 8 * (1 + GAINS[0, :best].astype(float).sum()), 8 * float(table.seconds[0, best])
@@ -337,9 +336,9 @@ def test_refused(text: str, reason: str) -> None:
 
 def test_replay_only() -> None:
     with pytest.raises(DdsimError, match="replay only"):
-        Hindsight().choose(GAINS, curve_table(CURVE, 2))
+        Hindsight().choose(GAINS, CostTable.of_curve(CURVE, 2))
     with pytest.raises(DdsimError, match="on a trace only"):
-        BestFixed().choose(GAINS, curve_table(CURVE, 2))
+        BestFixed().choose(GAINS, CostTable.of_curve(CURVE, 2))
     with pytest.raises(DdsimError, match="no rule"):
         Hindsight().choose_joint(GAINS, np.ones(3))
 

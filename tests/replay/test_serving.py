@@ -672,7 +672,7 @@ def test_best_widths_by_what_was_accepted() -> None:
     positions = positions_of(made_trace(8, prompts=4, length=30, sharper=0.6, max_budget=24))
     cost = CostModel.from_table([1, 16, 33, 200], [0.010, 0.0104, 0.0115, 0.05], draft_seconds=0.001)
     table = best_widths(positions, cost, batch=(1, 3, 7), contexts=(64, 640)).set_index(["batch", "context"])
-    costs = _table.curve_table(np.ones(25), len(positions))
+    costs = _table.CostTable.of_curve(np.ones(25), len(positions))
     counts = [sum(d["rounds"] for d in naive_budget.walk(positions, costs, [n] * len(positions))) for n in range(25)]
     for (batch, context), row in table.iterrows():
         rates = {

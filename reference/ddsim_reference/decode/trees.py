@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ddsim.cost.model import CostModel
-from ddsim.cost.table import CONTEXT_STEP, Costs, CostTable, cost_rows, cost_table, paid
+from ddsim.cost.table import CONTEXT_STEP, CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.contract import Policy, ask, ask_joint, decision_table
@@ -122,12 +122,12 @@ class Trees:
             return ask(policy, gains, self._costs(int(context[live[0]])), most=NO_RANK)
         return ask_joint(policy, gains, *self._joint_seconds(live, context), most=NO_RANK)
 
-    def _costs(self, context: int) -> Costs:
+    def _costs(self, context: int) -> CostTable:
         if self.cost is None:
             return _FREE
         table = self._table(1)
         step = -(-context // CONTEXT_STEP)
-        return cost_rows(table, slice(step, step + 1))
+        return table.take(slice(step, step + 1))
 
     def _joint_seconds(
         self, live: list[int], context: NDArray[np.int64]
@@ -137,7 +137,7 @@ class Trees:
             return _FREE.seconds[0], _FREE.seconds[0]
         table = self._table(len(live))
         row = -(-int(context[live].sum()) // (len(live) * CONTEXT_STEP))
-        return table.seconds[row], paid(table).seconds[row]
+        return table.seconds[row], table.paid.seconds[row]
 
     def _table(self, requests: int) -> CostTable:
         """Prices at every multiple of the context step, worked out once, by the costs that the policy decides on."""
