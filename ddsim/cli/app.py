@@ -12,6 +12,7 @@ import typer
 from ddsim import __version__, limits
 from ddsim.cli.console import Out, progress
 from ddsim.cli.console import progress as _progress
+from ddsim.cost import kinds
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT, write_stdout
 from ddsim.policy import names
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
 
-KINDS = ("auto", "steps", "roofline", "convex", "isotonic", "table")  # of ddsim.cost, which takes NumPy to import
+KINDS = ("auto", *kinds.KINDS)
 
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")

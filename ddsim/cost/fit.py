@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.cost.interpolation import Curve, RoundPoint, Surface
+from ddsim.cost.kinds import KINDS, shape_of
 from ddsim.cost.profile import Points, Profile, check_buckets, doubts
-from ddsim.cost.shapes import (
-    bucket_levels,
-    convex_curve,
-    find_buckets,
-    fit_roofline,
-    isotonic_curve,
-    padded_range,
-    robust,
-    spikes,
-)
+from ddsim.cost.shapes import find_buckets, padded_range, spikes
 from ddsim.errors import DdsimError
 from ddsim.files.documents import LARGEST, array, integer, mapping, need, number, text
 from ddsim.text import brief
-
-Kind = Literal["steps", "roofline", "convex", "isotonic", "table"]
-
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
 
 FOLDS = 10
 
@@ -150,10 +135,10 @@ def _figures(raw: Any, where: str) -> dict[str, float]:
     return dict(entry)
 
 
-def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[Surface, CostReport]:
+def fit(profile: Profile, kind: str, seed: int = 0) -> tuple[Surface, CostReport]:
     """One kind, or the one with the least held-out error, fitted to a profile; and how it was judged and picked."""
     points = profile.points(seed)
-    tried: tuple[Kind, ...] = KINDS if kind == "auto" else (kind,)
+    tried = KINDS if kind == "auto" else (kind,)
     tests = _left_out(points, profile.buckets)
     errors = {name: _held_out_errors(name, points, tests, profile) for name in tried}
     reports = {name: _kind_report(tests, e) for name, e in errors.items()}
@@ -166,7 +151,7 @@ def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[
         kind=picked,
         asked=kind,
         reason=reason,
-        kinds={str(name): r for name, r in reports.items()},
+        kinds=reports,
         points=len(points),
         noise=float(np.median(points.error / points.seconds)),
         buckets=None if buckets is None else list(buckets),
@@ -177,7 +162,7 @@ def fit(profile: Profile, kind: Kind | Literal["auto"], seed: int = 0) -> tuple[
     return surface, report
 
 
-def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[int, ...] | None]:
+def _fit(kind: str, points: Points, profile: Profile) -> tuple[Surface, tuple[int, ...] | None]:
     """One kind fitted to points; of the profile only buckets and physical constants are used. Also the buckets, if it has any."""
     x, y = points.tokens.astype(np.float64), points.seconds
     relative = np.hypot(points.error / y, FLOOR)
@@ -186,8 +171,8 @@ def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[i
         for b, c in sorted(set(zip(points.batch.tolist(), points.context.tolist(), strict=True)))
     ]
     groups = [g for g in groups if len(g) > 1] or groups
-    buckets = None if profile.buckets is None else tuple(profile.buckets)
-    if kind == "steps" and buckets is None:
+    buckets, shape = None if profile.buckets is None else tuple(profile.buckets), shape_of(kind)
+    if shape.stepped and buckets is None:
         counts = np.unique(x)
         grid = np.full((2, len(counts), len(groups)), np.nan)
         groups = [g[~_spikes(points, g)] for g in groups]  # one would be taken for a bucket of its own
@@ -195,32 +180,17 @@ def _fit(kind: Kind, points: Points, profile: Profile) -> tuple[Surface, tuple[i
             grid[:, np.searchsorted(counts, x[g]), j] = y[g], np.hypot(points.error[g] / y[g], STEP_FLOOR)
         buckets = find_buckets(counts, grid[0], grid[1])
 
-    curves, roofline = [], None
+    curves = []
     for g in groups:
-        knots, values = x[g], y[g]
-        if kind == "convex":
-            values = robust(partial(convex_curve, knots, values), values, (values * relative[g]) ** -2.0)
-        elif kind == "isotonic":
-            values = robust(partial(isotonic_curve, values), values, (values * relative[g]) ** -2.0)
-        elif kind == "steps":
-            assert buckets is not None
-            knots, values = bucket_levels(knots, values, buckets)
         low, high = float(x[g[0]]), float(x[g[-1]])
-        if kind in ("steps", "roofline") and buckets is not None:  # a padded size is measured with its bucket
+        if shape.pads and buckets is not None:  # a padded size is measured with its bucket
             low, high = padded_range(low, high, buckets)
-        shape = ((), ()) if kind == "roofline" else (tuple(knots.tolist()), tuple(values.tolist()))
-        curves.append(Curve(int(points.context[g[0]]), int(points.batch[g[0]]), low, high, *shape))
-    if kind == "roofline":
-        roofline = fit_roofline(
-            x,
-            points.context.astype(np.float64),
-            points.batch.astype(np.float64),
-            y,
-            relative,
-            buckets,
-            _data_sheet(profile),
-        )
-    return Surface(kind, curves, roofline), buckets if kind in ("steps", "roofline") else None
+        knots, values = shape.fit(x[g], y[g], (y[g] * relative[g]) ** -2.0, buckets)
+        context, batch = int(points.context[g[0]]), int(points.batch[g[0]])
+        curves.append(Curve(context, batch, low, high, tuple(knots.tolist()), tuple(values.tolist())))
+    at = (points.context.astype(np.float64), points.batch.astype(np.float64))
+    formula = shape.fit_formula(x, *at, y, relative, buckets, _data_sheet(profile))
+    return Surface(kind, curves, formula), buckets if shape.pads else None
 
 
 def _data_sheet(p: Profile) -> tuple[float, float, float] | None:
@@ -368,7 +338,7 @@ def _raw(points: Points) -> Surface:
     return Surface("table", curves, None)
 
 
-def _held_out_errors(kind: Kind, points: Points, folds: Sequence[_Fold], profile: Profile) -> list[FloatArray]:
+def _held_out_errors(kind: str, points: Points, folds: Sequence[_Fold], profile: Profile) -> list[FloatArray]:
     """Signed relative errors of one kind on every fold, each from a fit that never saw the fold."""
     return [
         _fit(kind, points.take(f.kept), profile)[0].seconds(f.tokens, f.context, f.batch)[0] / f.truth - 1.0
@@ -403,13 +373,13 @@ def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindRe
     )
 
 
-def _pick(reports: dict[Kind, KindReport], declared: bool, evident: bool = False) -> tuple[Kind, str]:
+def _pick(reports: dict[str, KindReport], declared: bool, evident: bool = False) -> tuple[str, str]:
     """The kind with the least held-out error; among equally good ones, the one that assumes what is known to be so."""
-    order: tuple[Kind, ...] = ("roofline", "convex", "isotonic", "table", "steps")
-    if declared or evident:  # the engine pads, so a model that does too is preferred
-        order = ("steps", "roofline", "convex", "isotonic", "table")
+    order = KINDS
+    if not (declared or evident):  # where the engine pads, a model that does too is preferred
+        order = tuple(sorted(KINDS, key=lambda kind: shape_of(kind).stepped))
     if not any(r.points for r in reports.values()):
-        kind: Kind = "steps" if declared or evident else "table"
+        kind = "steps" if declared or evident else "table"
         return kind, "picked unjudged: too few token counts and contexts to leave any out"
     least = min(r.score for r in reports.values())
     if evident and reports["steps"].score <= EVIDENT * least:

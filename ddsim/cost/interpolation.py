@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddsim.cost.kinds import shape_of
+from ddsim.cost.profile import LIMITS, MOST_SECONDS, MOST_TOKENS, bounded
 from ddsim.cost.shapes import Roofline
+from ddsim.errors import DdsimError
+from ddsim.files.documents import array, integer, mapping, need, number
 
 FloatArray = NDArray[np.float64]
 
@@ -30,6 +36,32 @@ class Curve:
     tokens: tuple[float, ...] = ()
     seconds: tuple[float, ...] = ()
 
+    @classmethod
+    def from_json(cls, raw: Any, where: str, formula: bool) -> Curve:
+        """A curve in a document, checked; with a formula it has no points of its own."""
+        entry = mapping(raw, where, ("context", "batch", "low", "high", "tokens", "seconds"))
+        low, high = (number(need(entry, k, where), f"{where}.{k}", positive=True) for k in ("low", "high"))
+        tokens, seconds = (
+            [number(v, f"{where}.{k}[{i}]", positive=True) for i, v in enumerate(array(need(entry, k, where), where))]
+            for k in ("tokens", "seconds")
+        )
+        if len(tokens) != len(seconds) or (not tokens and not formula):
+            raise DdsimError(
+                f"{where}: needs as many seconds as tokens and at least one, has {len(seconds)} and {len(tokens)}"
+            )
+        bounded(max([high, *tokens]), MOST_TOKENS, f"{where}.tokens", LIMITS["tokens"][1])
+        bounded(max([0.0, *seconds]), MOST_SECONDS, f"{where}.seconds", "pass takes, in seconds")
+        if any(b <= a for a, b in pairwise(tokens)) or high < low:
+            raise DdsimError(f"{where}: tokens must ascend, and low be at most high")
+        return cls(
+            _optional(entry, "context", where, 0),
+            _optional(entry, "batch", where, 1),
+            low,
+            high,
+            tuple(tokens),
+            tuple(seconds),
+        )
+
 
 @dataclass(frozen=True)
 class RoundPoint:
@@ -38,6 +70,29 @@ class RoundPoint:
     context: int | None
     batch: int | None
     seconds: float
+
+    @classmethod
+    def from_json(cls, raw: Any, where: str) -> RoundPoint:
+        """A point in a document, checked."""
+        entry = mapping(raw, where, ("context", "batch", "seconds"))
+        seconds = number(need(entry, "seconds", where), f"{where}.seconds", positive=False)
+        return cls(_optional(entry, "context", where, 0), _optional(entry, "batch", where, 1), seconds)
+
+
+def _optional(entry: dict[str, Any], key: str, where: str, minimum: int) -> int | None:
+    value = need(entry, key, where)
+    return None if value is None else integer(value, f"{where}.{key}", minimum)
+
+
+def check_grid(points: Sequence[Curve | RoundPoint], where: str) -> None:
+    """Refuse points of which some name a context or batch and others don't, and two at one place."""
+    for axis in ("context", "batch"):
+        if len({getattr(point, axis) is None for point in points}) > 1:
+            raise DdsimError(f"{where}: some name a {axis} and others don't")
+    places = [(point.context, point.batch) for point in points]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise DdsimError(f"{where}[{i}]: context {place[0]} and batch {place[1]} stand twice")
 
 
 class Grid:
@@ -134,30 +189,16 @@ class RoundTimes:
         return value, out_context, out_batch
 
 
-def _at(curve: Curve, tokens: FloatArray, kind: str) -> FloatArray:
-    """One curve at any token counts: flat below its first point, a straight line past its last.
-
-    The line has the slope of the upper half of the range: two neighbouring points may lie in one bucket, or on both sides of a
-    step, and say nothing about the trend. A convex curve goes on with its last slope, so that it stays convex.
-    """
-    x, y = np.array(curve.tokens), np.array(curve.seconds)
-    back = len(x) - 2 if kind == "convex" else int(np.searchsorted(x, x[-1] / 2, side="right")) - 1
-    back = max(back, 0)
-    slope = max(0.0, (y[-1] - y[back]) / (x[-1] - x[back])) if len(x) > 1 else 0.0
-    if kind == "steps":
-        inside = y[np.minimum(np.searchsorted(x, tokens, side="left"), len(x) - 1)]
-    else:
-        inside = np.interp(tokens, x, y)
-    return np.where(tokens > x[-1], y[-1] + slope * (tokens - x[-1]), inside)
-
-
 class Surface:
     """Verification seconds over (tokens, context, batch): curves on a grid, or a roofline that knows where it was fitted."""
 
     def __init__(self, kind: str, curves: Sequence[Curve], roofline: Roofline | None) -> None:
-        self.kind, self.curves, self.roofline = kind, tuple(curves), roofline
+        self.shape, self.curves, self.roofline = shape_of(kind), tuple(curves), roofline
         self.grid = Grid([(c.context, c.batch) for c in curves])
         self.slopes = [self._context_slope(index) for index, _ in self.grid.nodes] if roofline is None else []
+
+    def _at(self, curve: Curve, tokens: FloatArray) -> FloatArray:
+        return self.shape.at(curve.tokens, curve.seconds, tokens)
 
     def _context_slope(self, index: IntArray) -> tuple[float, float]:
         """What contexts longer by a token cost past the last one: seconds to read them, and seconds per verified token.
@@ -170,7 +211,7 @@ class Surface:
         a, b = self.curves[index[-2]], self.curves[index[-1]]
         assert a.context is not None and b.context is not None
         x = np.array([t for t in b.tokens if a.low <= t <= a.high] or [b.low])
-        rise = (_at(b, x, self.kind) - _at(a, x, self.kind)) / (b.context - a.context)
+        rise = (self._at(b, x) - self._at(a, x)) / (b.context - a.context)
         read = max(0.0, float(np.median(rise[: -(-len(x) // 4)])))
         return read, max(0.0, float((x * (rise - read)).sum() / (x * x).sum()))
 
@@ -196,7 +237,7 @@ class Surface:
         if self.roofline is None:
             for node, w in pairs:
                 used = w > 0
-                value[used] += w[used] * _at(self.curves[node], tokens[used], self.kind)
+                value[used] += w[used] * self._at(self.curves[node], tokens[used])
             for k, past, more in beyond:
                 read, attend = self.slopes[k]
                 # The curve reads the context of each of its requests, so its slope is that of a token in all of them; a

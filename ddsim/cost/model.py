@@ -7,21 +7,21 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import limits
-from ddsim.cost.fit import KINDS, CostReport, Kind, fit, median_points, read_report
-from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface
+from ddsim.cost.fit import CostReport, fit, median_points, read_report
+from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface, check_grid
+from ddsim.cost.kinds import KINDS, shape_of
 from ddsim.cost.profile import KIND as PROFILE_KIND
 from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, Profile, bounded, check_buckets
 from ddsim.cost.profile import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.cost.shapes import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
-from ddsim.files.documents import array, integer, mapping, need, number, read_document, write_document
+from ddsim.files.documents import array, mapping, need, number, read_document, write_document
 from ddsim.text import brief
 
 SCHEMA_VERSION = 1
@@ -279,7 +279,7 @@ class CostModel:
         >>> stepped.is_convex(), stepped.convex().is_convex()
         (False, True)
         """
-        if self.kind == "convex":
+        if self._surface.shape.convex:
             return self
         if self._convex is None:
             curves = [self._convex_curve(curve) for curve in self._surface.curves]
@@ -290,22 +290,13 @@ class CostModel:
 
     def _convex_curve(self, curve: Curve) -> Curve:
         """One curve made convex."""
-        sizes = np.array(curve.tokens, np.float64)
-        roofline = self._surface.roofline
-        if roofline is not None and roofline.buckets is not None:
-            ends = np.array(roofline.buckets, np.float64)
-            sizes = np.append(ends[(ends >= curve.low) & (ends < curve.high)], curve.high)
-        if self.kind == "steps" or (roofline is not None and roofline.buckets is not None):
-            sizes = np.concatenate(
-                [[curve.low], sizes[:-1] + 1, sizes]
-            )  # a step costs the same from its first size to its last
-        elif roofline is not None:
-            sizes = np.geomspace(curve.low, curve.high, 64).round()
+        knots, surface = np.array(curve.tokens, np.float64), self._surface
+        sizes = surface.shape.sizes(knots, curve.low, curve.high, surface.roofline)
         sizes = np.unique(sizes[(sizes >= curve.low) & (sizes <= curve.high)])
         if not len(sizes):
             sizes = np.array([curve.high])
         context, batch = np.full(len(sizes), curve.context or 0.0), np.full(len(sizes), curve.batch or 1.0)
-        seconds = self._surface.seconds(sizes, context, batch)[0]
+        seconds = surface.seconds(sizes, context, batch)[0]
         if len(sizes) > 1:
             seconds = convex_curve(sizes, seconds, seconds**-2.0)
         return Curve(curve.context, curve.batch, curve.low, curve.high, tuple(sizes.tolist()), tuple(seconds.tolist()))
@@ -504,7 +495,7 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
     limits.check("seed", seed)
     if kind != "auto" and kind not in KINDS:
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
-    surface, report = fit(profile, cast(Kind, kind), seed)
+    surface, report = fit(profile, kind, seed)
     if report.notes:
         warnings.warn(f"profile: {'; '.join(report.notes)}", ProfileWarning, stacklevel=2)
     draft = median_points([(s.context, s.batch, s.seconds) for s in profile.draft])
@@ -571,18 +562,23 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
     kind = document["fit"]
     if kind not in KINDS:
         raise DdsimError(f"{where}: fit: must be one of {', '.join(KINDS)}, is {brief(kind)}")
-    if (kind == "roofline") != (document["roofline"] is not None):
+    formula = shape_of(kind).formula
+    if (formula is None) != (document["roofline"] is None):
         raise DdsimError(f'{where}: "roofline" must hold parameters for a roofline fit, and null for any other')
     curves = [
-        _curve(c, f"{where}: curves[{i}]", kind) for i, c in enumerate(array(document["curves"], f"{where}: curves", 1))
+        Curve.from_json(c, f"{where}: curves[{i}]", formula is not None)
+        for i, c in enumerate(array(document["curves"], f"{where}: curves", 1))
     ]
-    roofline = None if document["roofline"] is None else _roofline_of(document["roofline"], f"{where}: roofline")
+    roofline = None if formula is None else formula.from_json(document["roofline"], f"{where}: roofline")
     draft, host = (
-        [_round_point(p, f"{where}: {name}[{i}]") for i, p in enumerate(array(document[name], f"{where}: {name}"))]
+        [
+            RoundPoint.from_json(p, f"{where}: {name}[{i}]")
+            for i, p in enumerate(array(document[name], f"{where}: {name}"))
+        ]
         for name in ("draft", "host")
     )
     for name, points in (("curves", curves), ("draft", draft), ("host", host)):
-        _check_grid(points, f"{where}: {name}")
+        check_grid(points, f"{where}: {name}")
     report = read_report(document["report"], f"{where}: report")
     return CostModel(
         kind,
@@ -593,60 +589,3 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
         report,
         mapping(document["provenance"], f"{where}: provenance"),
     )
-
-
-def _check_grid(points: Sequence[Curve | RoundPoint], where: str) -> None:
-    """Refuse points of which some name a context or batch and others don't, and two at one place."""
-    for axis in ("context", "batch"):
-        if len({getattr(point, axis) is None for point in points}) > 1:
-            raise DdsimError(f"{where}: some name a {axis} and others don't")
-    places = [(point.context, point.batch) for point in points]
-    for i, place in enumerate(places):
-        if place in places[:i]:
-            raise DdsimError(f"{where}[{i}]: context {place[0]} and batch {place[1]} stand twice")
-
-
-def _optional(entry: dict[str, Any], key: str, where: str, minimum: int) -> int | None:
-    value = need(entry, key, where)
-    return None if value is None else integer(value, f"{where}.{key}", minimum)
-
-
-def _curve(raw: Any, where: str, kind: str) -> Curve:
-    entry = mapping(raw, where, ("context", "batch", "low", "high", "tokens", "seconds"))
-    low, high = (number(need(entry, k, where), f"{where}.{k}", positive=True) for k in ("low", "high"))
-    tokens, seconds = (
-        [number(v, f"{where}.{k}[{i}]", positive=True) for i, v in enumerate(array(need(entry, k, where), where))]
-        for k in ("tokens", "seconds")
-    )
-    if len(tokens) != len(seconds) or (not tokens and kind != "roofline"):
-        raise DdsimError(
-            f"{where}: needs as many seconds as tokens and at least one, has {len(seconds)} and {len(tokens)}"
-        )
-    bounded(max([high, *tokens]), MOST_TOKENS, f"{where}.tokens", LIMITS["tokens"][1])
-    bounded(max([0.0, *seconds]), MOST_SECONDS, f"{where}.seconds", "pass takes, in seconds")
-    if any(b <= a for a, b in pairwise(tokens)) or high < low:
-        raise DdsimError(f"{where}: tokens must ascend, and low be at most high")
-    return Curve(
-        _optional(entry, "context", where, 0),
-        _optional(entry, "batch", where, 1),
-        low,
-        high,
-        tuple(tokens),
-        tuple(seconds),
-    )
-
-
-def _round_point(raw: Any, where: str) -> RoundPoint:
-    entry = mapping(raw, where, ("context", "batch", "seconds"))
-    seconds = number(need(entry, "seconds", where), f"{where}.seconds", positive=False)
-    return RoundPoint(_optional(entry, "context", where, 0), _optional(entry, "batch", where, 1), seconds)
-
-
-def _roofline_of(raw: Any, where: str) -> Roofline:
-    names = ("launch", "weights", "kv", "token", "attention", "sharpness")
-    entry = mapping(raw, where, (*names, "buckets"))
-    values = {k: number(need(entry, k, where), f"{where}.{k}", positive=k == "sharpness") for k in names}
-    buckets = entry.get("buckets")
-    if buckets is not None:
-        buckets = tuple(integer(b, f"{where}.buckets[{i}]", 1) for i, b in enumerate(array(buckets, where, 1)))
-    return Roofline(**values, buckets=buckets)

@@ -1,12 +1,16 @@
-"""Shapes that a latency curve can take, fitted to points with SciPy: convex, isotonic, buckets, roofline."""
+"""Shapes that a latency curve can take, fitted to points with SciPy: table, convex, isotonic, steps, roofline."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ddsim.files.documents import array, integer, mapping, need, number
 
 FloatArray = NDArray[np.float64]
 
@@ -178,6 +182,17 @@ class Roofline:
         """Parameters in seconds (launch, weights), seconds per context token (kv), per token, per token and context token."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, raw: Any, where: str) -> Roofline:
+        """The parameters in a document, checked."""
+        names = ("launch", "weights", "kv", "token", "attention", "sharpness")
+        entry = mapping(raw, where, (*names, "buckets"))
+        values = {k: number(need(entry, k, where), f"{where}.{k}", positive=k == "sharpness") for k in names}
+        buckets = entry.get("buckets")
+        if buckets is not None:
+            buckets = tuple(integer(b, f"{where}.buckets[{i}]", 1) for i, b in enumerate(array(buckets, where, 1)))
+        return cls(**values, buckets=buckets)
+
 
 def pad(tokens: FloatArray, buckets: Sequence[int] | None) -> FloatArray:
     """Every token count as its bucket; counts past the last bucket as they are."""
@@ -273,3 +288,145 @@ def fit_roofline(
     ]  # fmt: skip
     x = min(fits, key=lambda f: float(f.cost)).x * unit
     return Roofline(float(x[0]), float(x[1]), float(x[2]), float(x[3]), float(x[4]), float(1.0 / x[5]), buckets)
+
+
+class Shape:
+    """A kind of cost curve, here the table: medians joined by lines.
+
+    A kind of its own overrides what differs, and gets a line in `ddsim.cost.kinds`.
+
+    Attributes
+    ----------
+    pads : bool
+        Whether a size costs its bucket, where the profile has buckets.
+    stepped : bool
+        Whether its curves are made of buckets; they are looked for where the profile declares none.
+    convex : bool
+        Whether its curves are convex.
+    formula : type or None
+        One formula over tokens, context and batch in place of curves.
+    """
+
+    pads = False
+    stepped = False
+    convex = False
+    formula: type[Roofline] | None = None
+
+    def fit(
+        self, x: FloatArray, y: FloatArray, weights: FloatArray, buckets: Sequence[int] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Knots and their seconds, from the points of one context and batch."""
+        return x, y
+
+    def fit_formula(
+        self,
+        tokens: FloatArray,
+        context: FloatArray,
+        batch: FloatArray,
+        seconds: FloatArray,
+        errors: FloatArray,
+        buckets: tuple[int, ...] | None,
+        guess: tuple[float, float, float] | None,
+    ) -> Roofline | None:
+        """The formula's parameters, from all points (see `fit_roofline`); None without a formula."""
+        return None
+
+    def between(self, x: FloatArray, y: FloatArray, tokens: FloatArray) -> FloatArray:
+        """Seconds at token counts up to the last knot; flat below the first one."""
+        return np.interp(tokens, x, y)
+
+    def trend_from(self, x: FloatArray) -> int:
+        """The knot whose line to the last one goes on past it.
+
+        The upper half of the range by default: two neighbouring points may lie in one bucket, or on both sides of a step, and say
+        nothing about the trend.
+        """
+        return int(np.searchsorted(x, x[-1] / 2, side="right")) - 1
+
+    def at(self, knots: Sequence[float], seconds: Sequence[float], tokens: FloatArray) -> FloatArray:
+        """Seconds at any token counts: past the last knot on a straight line that doesn't fall."""
+        x, y = np.array(knots), np.array(seconds)
+        back = max(self.trend_from(x), 0)
+        slope = max(0.0, (y[-1] - y[back]) / (x[-1] - x[back])) if len(x) > 1 else 0.0
+        return np.where(tokens > x[-1], y[-1] + slope * (tokens - x[-1]), self.between(x, y, tokens))
+
+    def sizes(self, knots: FloatArray, low: float, high: float, formula: Roofline | None) -> FloatArray:
+        """Token counts that say all about a curve measured from ``low`` to ``high``."""
+        return knots
+
+
+class Convex(Shape):
+    """Non-decreasing and convex in tokens."""
+
+    convex = True
+
+    def fit(
+        self, x: FloatArray, y: FloatArray, weights: FloatArray, buckets: Sequence[int] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        return x, robust(partial(convex_curve, x, y), y, weights)
+
+    def trend_from(self, x: FloatArray) -> int:
+        return len(x) - 2  # goes on with its last slope, so that it stays convex
+
+
+class Isotonic(Shape):
+    """Non-decreasing in tokens."""
+
+    def fit(
+        self, x: FloatArray, y: FloatArray, weights: FloatArray, buckets: Sequence[int] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        return x, robust(partial(isotonic_curve, y), y, weights)
+
+
+class Steps(Shape):
+    """A size costs its bucket."""
+
+    pads = True
+    stepped = True
+
+    def fit(
+        self, x: FloatArray, y: FloatArray, weights: FloatArray, buckets: Sequence[int] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        assert buckets is not None
+        return bucket_levels(x, y, buckets)
+
+    def between(self, x: FloatArray, y: FloatArray, tokens: FloatArray) -> FloatArray:
+        return np.asarray(y[np.minimum(np.searchsorted(x, tokens, side="left"), len(x) - 1)])
+
+    def sizes(self, knots: FloatArray, low: float, high: float, formula: Roofline | None) -> FloatArray:
+        return _both_ends(knots, low)
+
+
+class OneRoofline(Shape):
+    """One parametric formula over tokens, context and batch."""
+
+    pads = True
+    formula = Roofline
+
+    def fit(
+        self, x: FloatArray, y: FloatArray, weights: FloatArray, buckets: Sequence[int] | None
+    ) -> tuple[FloatArray, FloatArray]:
+        return x[:0], y[:0]
+
+    def fit_formula(
+        self,
+        tokens: FloatArray,
+        context: FloatArray,
+        batch: FloatArray,
+        seconds: FloatArray,
+        errors: FloatArray,
+        buckets: tuple[int, ...] | None,
+        guess: tuple[float, float, float] | None,
+    ) -> Roofline | None:
+        return fit_roofline(tokens, context, batch, seconds, errors, buckets, guess)
+
+    def sizes(self, knots: FloatArray, low: float, high: float, formula: Roofline | None) -> FloatArray:
+        if formula is None or formula.buckets is None:
+            return np.geomspace(low, high, 64).round()
+        ends = np.array(formula.buckets, np.float64)
+        return _both_ends(np.append(ends[(ends >= low) & (ends < high)], high), low)
+
+
+def _both_ends(last: FloatArray, low: float) -> FloatArray:
+    """The first and the last size of each bucket, by their last ones: a step costs the same from one to the other."""
+    return np.concatenate([[low], last[:-1] + 1, last])

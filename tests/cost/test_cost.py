@@ -15,11 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.cost.fit import KINDS
+from ddsim.cli import app
+from ddsim.cost import kinds
+from ddsim.cost.fit import CostReport
 from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface
+from ddsim.cost.kinds import KINDS
 from ddsim.cost.model import CostModel, ExtrapolationWarning, ProfileWarning, fit_cost, open_cost
 from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, read_profile, write_profile
-from ddsim.cost.shapes import Roofline, pad
+from ddsim.cost.shapes import Roofline, Shape, pad
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from tests import strategies
@@ -899,3 +902,22 @@ def test_scipy_is_imported_by_fits_only() -> None:
 
     code = "import sys, ddsim.cost.model; ddsim.cost.model.CostModel.from_table([1, 2], [1, 2]); print('scipy.optimize' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+class Parabola(Shape):
+    """A kind of its own: seconds rise with the square of the tokens."""
+
+    def fit(self, x: Any, y: Any, weights: Any, buckets: Any) -> tuple[Any, Any]:
+        return x, np.polyval(np.polyfit(x**2, y, 1, w=weights**0.5), x**2)
+
+
+def test_a_kind_is_added_by_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kinds._SHAPES, "parabola", f"{__name__}:Parabola")
+    shape = kinds.shape_of("parabola")
+    x = np.array([1.0, 8, 64, 256])
+    knots, seconds = shape.fit(x, 0.01 + 1e-7 * x**2, np.ones(4), None)
+    curves = [Curve(256, 1, 1.0, 256.0, tuple(knots.tolist()), tuple(seconds.tolist()))]
+    model = CostModel("parabola", curves, None, [], [], CostReport("parabola", "parabola", "tried"))
+    assert model.verify_seconds(64) == pytest.approx(0.01 + 1e-7 * 64**2)
+    assert model.verify_seconds(36) == pytest.approx(0.01 + 1e-7 * (8**2 + 64**2) / 2)
+    assert app.KINDS[1:] == KINDS  # the command line's list
