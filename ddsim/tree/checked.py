@@ -3,6 +3,8 @@
 A fault is ``row * FAULTS + reason``; 0 is none.
 """
 
+# mypy: disable-error-code="no-untyped-def, assignment"
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Numba kernels for attention inside a tree: who is whose ancestor, as booleans and in bits."""
 
+# mypy: disable-error-code="no-untyped-def, assignment"
+
 from __future__ import annotations
 
 import numpy as np

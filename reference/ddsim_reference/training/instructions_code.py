@@ -326,7 +326,7 @@ def with_body(rng: np.random.Generator) -> str:
     full = (signature(idea) + "\n" + idea.body) if rng.random() < 0.5 else bare
     bugs = [(a, b) for a, b in CODE.bugs if a in idea.body]
     bug = pick(rng, bugs) if bugs else ("return ", "print(")
-    broken = bare.replace(*bug, 1) if bugs else bare.replace("    return ", "    ", 1)
+    broken = bare.replace(bug[0], bug[1], 1) if bugs else bare.replace("    return ", "    ", 1)
     example, result = idea.examples[0]
     return pick(rng, CODE.with_body).format(
         full=full,
