@@ -89,7 +89,7 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     shape, values = np.empty((3, most + 1), _INT32), np.empty(most + 1)
     n = checked_tree(rows, ROW_SUM_TOLERANCE if check else np.inf, shape, values)
     if n < 0:
-        raise refused(-n, len(rows))
+        raise refused(-n, len(rows))  # type: ignore[arg-type]
     if n < most:
         shape, values = shape[:, : n + 1], values[: n + 1]
     return DraftTree(shape[0], shape[1], shape[2], values)
