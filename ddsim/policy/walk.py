@@ -58,9 +58,9 @@ class Walk(Tally):
     def begun(cls, block: Positions) -> Self:
         """A walk that has made no step yet."""
         count = block.sequences
-        whole_numbers = (np.zeros(count, np.int64) for _ in range(4))
-        rounds = np.zeros(len(block), np.int32), np.full(len(block), -1, np.int16)
-        return cls(np.zeros(count), *whole_numbers, np.zeros(count), *rounds)
+        rounds, budget, whole, drawn = (np.zeros(count, np.int64) for _ in range(4))
+        actions, accepted = np.zeros(len(block), np.int32), np.full(len(block), -1, np.int16)
+        return cls(np.zeros(count), rounds, budget, whole, drawn, np.zeros(count), actions, accepted)
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What the kernels write to."""

@@ -113,10 +113,11 @@ def _outcomes(runs: Sequence[tuple[Policy, CostTable]], positions: Positions, kn
             part = costs.take(slice(low, low + len(block)))
             done = walk_of(policy, block, part)
             tally.append(done.sums() | {"verify": done.verification(block, part, knots)})
-    return [
-        Outcome(policy=policy, **{name: np.concatenate([one[name] for one in tally]) for name in tally[0]})
-        for (policy, _), tally in zip(runs, tallies, strict=True)
-    ]
+    found = []
+    for (policy, _), tally in zip(runs, tallies, strict=True):
+        sums: dict[str, Any] = {name: np.concatenate([one[name] for one in tally]) for name in tally[0]}
+        found.append(Outcome(policy=policy, **sums))
+    return found
 
 
 class ReplayResult:
