@@ -317,38 +317,19 @@ def in_order(
 
 @njit(cache=True, nogil=True)
 def _fixed_walks(ranks, nodes, starts, seconds, row, first, last, spent, rounds):  # type: ignore[no-untyped-def]
-    """All budgets side by side, position after position: at each, some of them start a round."""
-    horizon, width = ranks.shape[1], spent.shape[1]
+    horizon = ranks.shape[1]
     for s in range(first, last):
-        starting = np.zeros((horizon + 1, width), np.bool_)  # [position modulo L + 1, budget]
-        starting[starts[s] % (horizon + 1)] = True
-        tally, count = spent[s], rounds[s]
-        for p in range(starts[s], starts[s + 1] - 1):
-            here = starting[p % (horizon + 1)]
-            curve = seconds[row[p]]
-            most = min(nodes[p], width - 1)
-            for n in range(most):
-                cost = curve[n]
-                tally[n] += cost if here[n] else 0.0
-                count[n] += here[n]
-            cost = curve[most]
-            for n in range(most, width):
-                tally[n] += cost if here[n] else 0.0
-                count[n] += here[n]
-            low = 0  # budgets low .. high - 1 accept a tokens
-            for a in range(horizon + 1):
-                high = min(ranks[p, a], width) if a < horizon and ranks[p, a] <= most else width
-                after = starting[(p + a + 1) % (horizon + 1)]
-                if a == horizon:  # the place of p itself, which is free from here on
-                    here[:low] = False
-                else:
-                    for n in range(low, high):
-                        after[n] |= here[n]
-                low = high
-                if high == width:
-                    break
-            if a < horizon:
-                here[:] = False
+        end = starts[s + 1] - 1
+        for n in range(spent.shape[1]):
+            p = starts[s]
+            while p < end:
+                m = min(n, nodes[p])
+                a = 0
+                while a < horizon and ranks[p, a] <= m:
+                    a += 1
+                spent[s, n] += seconds[row[p], m]
+                rounds[s, n] += 1
+                p += a + 1
 
 
 def fixed_walks(positions: Positions, costs: CostTable) -> tuple[Floats, Ints]:
