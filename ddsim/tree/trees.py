@@ -165,5 +165,5 @@ def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> ND
     gains = np.empty(budget_of(max_budget, "max_budget"), _FLOAT32)
     fault = checked_gains(rows, ROW_SUM_TOLERANCE, gains)
     if fault:
-        raise refused(fault, len(rows))
+        raise refused(fault, len(rows))  # type: ignore[arg-type]
     return gains
