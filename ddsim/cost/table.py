@@ -151,16 +151,3 @@ def priced_context(context: int | None) -> int | None:
     if isinstance(context, bool) or not isinstance(context, (int, np.integer)) or context < 0:
         raise DdsimError(f"context {brief(context)}: must be a whole number of tokens, 0 or more")
     return -(-int(context) // CONTEXT_STEP) * CONTEXT_STEP
-
-
-# Names that rooms still move away from.
-Costs = CostTable
-curve_table = CostTable.of_curve
-
-
-def paid(costs: CostTable) -> CostTable:
-    return costs.paid
-
-
-def cost_rows(costs: CostTable, index: slice | NDArray[Any]) -> CostTable:
-    return costs.take(index)
