@@ -352,3 +352,12 @@ def test_cross_entropy(vocab: int) -> None:
     close(out, losses.detach(), torch.float32)
     close(slopes, wanted.grad, torch.float32)
     assert torch.equal(hits, (logits.argmax(-1) == labels).float())
+
+
+def test_tiles_fit_into_shared_memory() -> None:
+    for rows, columns, padded in products.TUNED:
+        for itemsize in (2, 4):
+            for whole in (False, True):
+                tile = products.tile_for(rows, columns, padded, whole, itemsize)
+                held = (tile.rows + padded) * tile.columns * itemsize * (tile.stages - 1)
+                assert held <= 227 * 1024, (rows, columns, padded, itemsize)  # of a Hopper's multiprocessor

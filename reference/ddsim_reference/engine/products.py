@@ -57,7 +57,7 @@ TUNED: dict[tuple[int, int, int], Tile] = {
     (151936, 4096, 64): Tile(64, 128, 1, 3, 4),
     (4096, 20480, 64): Tile(128, 128, 4, 4, 8),
 }
-"""Measured choices by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
+"""Measured choices in bfloat16 by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
 
 
 def padded_tokens(tokens: int) -> int:
@@ -78,6 +78,18 @@ def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
     step = 64
     stages = max(2, min(6, 74_000 // ((64 + padded) * step * 2)))
     return Tile(64, step, 1 if whole else default_split(rows, columns, 64, step, 3), stages)
+
+
+def tile_for(rows: int, columns: int, padded: int, whole: bool, itemsize: int) -> Tile:
+    """The tuned tile, or the default one: also for numbers of four bytes, whose steps would fill the shared memory twice.
+
+    Examples
+    --------
+    >>> tile_for(24576, 4096, 64, True, 2).columns, tile_for(24576, 4096, 64, True, 4).columns
+    (128, 64)
+    """
+    tuned = TUNED.get((rows, columns, padded)) if itemsize == 2 else None
+    return tuned or default_tile(rows, columns, padded, whole)
 
 
 if triton is not None:
@@ -173,7 +185,7 @@ def streamed_product(
     padded = padded_tokens(tokens)
     whole = gated or out is not None
     if tile is None:
-        tile = TUNED.get((weight.shape[0], k, padded)) or default_tile(weight.shape[0], k, padded, whole)
+        tile = tile_for(weight.shape[0], k, padded, whole, weight.element_size())
     split = 1 if whole else tile.split
     if gated:
         out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
