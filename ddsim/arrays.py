@@ -122,6 +122,3 @@ def plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     except (TypeError, ValueError, OverflowError):
         out = np.ascontiguousarray(numbers(array, "array"), dtype)
     return out if out.flags.writeable else out.copy()
-
-
-_plain = plain

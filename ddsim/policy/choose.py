@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ddsim.arrays import Ints, _plain, numbers
+from ddsim.arrays import Ints, numbers, plain
 from ddsim.cost.table import CostTable, priced_context
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
@@ -138,7 +138,7 @@ def round_budgets(
         gains = calibration.apply_gains(gains)
     gains = gains[:, : costs.seconds.shape[1] - 1]
     arguments = (RULES[rule], float(price), 1.0, fill, costs.paid.seconds)
-    out: Ints = _budgets(_plain(gains, np.float32), costs.seconds, costs.row, *arguments)
+    out: Ints = _budgets(plain(gains, np.float32), costs.seconds, costs.row, *arguments)
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.arrays import Floats, Ints, _plain
+from ddsim.arrays import Floats, Ints, plain
 from ddsim.jit import njit
 from ddsim.policy.choose import CHAIN, GREEDY, PRICE, _choose, _slopes_ahead, filled
 from ddsim.policy.contract import AR, CHAINS, FAIR, FOREST, SHARE, UNIFORM, Decision
@@ -26,17 +26,17 @@ def decide_batch(decision: Decision, gains: NDArray[np.float32], seconds: Floats
         What it is charged, where that is something else.
     """
     batch, budget = gains.shape
-    mapped = _plain(calibrated(gains, decision.calibration), np.float32)
-    curve = _plain(np.atleast_2d(seconds), np.float64)
-    charged = curve if paid is None else _plain(np.atleast_2d(paid), np.float64)
-    share = _plain(share_curve(curve, batch, budget), np.float64)
+    mapped = plain(calibrated(gains, decision.calibration), np.float32)
+    curve = plain(np.atleast_2d(seconds), np.float64)
+    charged = curve if paid is None else plain(np.atleast_2d(paid), np.float64)
+    share = plain(share_curve(curve, batch, budget), np.float64)
     own, ahead = weighed(decision.mode, curve, _slopes_ahead(curve))
     budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
     key, rate = np.zeros(batch), np.zeros(batch)
     order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(budget, np.float32)
     n, _ = decide(
         decision.mode, decision.rule, decision.price, decision.fill, 0, mapped, node_counts(mapped), np.zeros(0, np.float32),
-        np.arange(batch), 0, charged[0], _plain(own, np.float64)[0], ahead[0], share[0], _slopes_ahead(share)[0], budgets, order,
+        np.arange(batch), 0, charged[0], plain(own, np.float64)[0], ahead[0], share[0], _slopes_ahead(share)[0], budgets, order,
         heap, key, rate, mean,
     )  # fmt: skip
     return np.full(batch, n // batch, np.int32) if decision.mode == UNIFORM else budgets

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.arrays import Floats, Ints, _plain
+from ddsim.arrays import Floats, Ints, plain
 from ddsim.cost.table import CostTable
 from ddsim.jit import njit
 from ddsim.policy.choose import CHAIN, NO_DRAFT, RULES, Rule, _choose, _slopes_ahead, filled
@@ -253,7 +253,7 @@ def _walked(block: Positions, costs: CostTable) -> tuple[Any, ...]:
 def walk(block: Positions, costs: CostTable, actions: Ints | int) -> Walk:
     """Walk all sequences of a block in memory with given budgets (or NO_DRAFT, CHAIN): int32 [P], or one for all positions."""
     done = Walk.begun(block)
-    arguments = (*_walked(block, costs), _plain(np.atleast_1d(actions), np.int32))
+    arguments = (*_walked(block, costs), plain(np.atleast_1d(actions), np.int32))
     split(lambda first, last: _walk(*arguments, first, last, *done.arrays()), block.sequences, 1024)
     return done
 

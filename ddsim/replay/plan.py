@@ -20,6 +20,7 @@ from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error
 from ddsim.replay.outcome import Outcome, TunedOn
 from ddsim.replay.replay import CALIBRATED, Fixed, ReplayResult, _records, _Replayer
+from ddsim.text import listed
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -392,7 +393,7 @@ def said_runs(runs: Sequence[tuple[int, int]]) -> str:
     '62 to 63, 116 to 127 and 255'
     """
     words = [f"{first} to {last}" if last > first else f"{first}" for first, last in runs]
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+    return listed(words)
 
 
 def _sentence(advice: Plan) -> str:

@@ -27,7 +27,7 @@ from ddsim.files.atomic import write_text
 from ddsim.replay.plan import Plan, said_runs
 from ddsim.replay.plan import plan as make_plan
 from ddsim.replay.replay import CALIBRATED, replay_rounds
-from ddsim.text import printable
+from ddsim.text import listed, printable
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
@@ -518,7 +518,7 @@ def _subject(trace: Trace, model: CostModel) -> str:
     """Which models, texts and device the page is about, on a line."""
     recording = trace.meta["provenance"]
     parts = [f"{key} {recording[key]}" for key in ("target", "drafter") if recording.get(key)]
-    parts.append(f"{_and(trace.workloads)} ({len(trace):,} positions of {len(trace.sequences):,} texts)")
+    parts.append(f"{listed(trace.workloads)} ({len(trace):,} positions of {len(trace.sequences):,} texts)")
     costs = [str(model.provenance[key]) for key in ("target", "device") if model.provenance.get(key)]
     if costs:
         parts.append(f"costs of {' on '.join(costs)}")
@@ -536,8 +536,8 @@ def _provenance(trace: Trace, model: CostModel, plan: Plan) -> list[tuple[str, l
                 "fingerprint": trace.fingerprint,
                 "positions": len(trace),
                 "texts": len(trace.sequences),
-                "workloads": _and(trace.workloads),
-                "temperatures": _and([f"{t:g}" for t in trace.temperatures]),
+                "workloads": listed(trace.workloads),
+                "temperatures": listed([f"{t:g}" for t in trace.temperatures]),
                 "exact up to budget": trace.max_budget,
             },
         ),
@@ -588,7 +588,3 @@ def _percent(value: float) -> str:
 
 def _whole_percent(value: float) -> str:
     return f"{100 * value:.0f} %"
-
-
-def _and(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write
-from ddsim.text import printable
+from ddsim.text import listed, printable
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -99,7 +98,7 @@ def save_figure(ax: Axes, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     kind = target.suffix.lower().lstrip(".")
     if kind not in SUFFIXES:
-        raise DdsimError(f"{target}: figures are written as {_or(SUFFIXES)}; choose one of these suffixes")
+        raise DdsimError(f"{target}: figures are written as {listed(SUFFIXES, 'or')}; choose one of these suffixes")
     # Dates, and names that SVG draws at random, would make equal figures differ.
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     drawn = io.BytesIO()
@@ -201,10 +200,6 @@ def _mix(colour: str, share: float) -> tuple[float, float, float]:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f} tokens/s" if value >= 99.5 else f"{value:.3g} tokens/s"
-
-
-def _or(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
 def _list(values: NDArray[Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddsim.arrays import Floats, Ints, _plain
+from ddsim.arrays import Floats, Ints, plain
 from ddsim.policy.choose import RULES, Rule, _budgets
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
@@ -169,8 +169,8 @@ def forest_budgets(
     if calibration is not None:
         gains = calibration.apply_gains(gains)
     merged, owner = forest_gains(gains, min(len(seconds) - 1, gains.size))
-    curve = _plain(np.atleast_2d(seconds), np.float64)
-    charged = curve if fill is None else _plain(np.atleast_2d(fill), np.float64)
+    curve = plain(np.atleast_2d(seconds), np.float64)
+    charged = curve if fill is None else plain(np.atleast_2d(fill), np.float64)
     rules = (RULES[rule], float(price), float(requests), fill is not None, charged)
     best = _budgets(merged[None], curve, np.zeros(1, np.int32), *rules)[0]
     return np.bincount(owner[:best], minlength=requests).astype(np.int32)
