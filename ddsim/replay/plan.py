@@ -199,11 +199,15 @@ def plan(
     (2, DFlash())
     """
     check_given("plan", trace, cost)
-    from ddsim.replay.foresight import without_foresight
-
     limits.check("bootstrap", bootstrap)
     limits.check("seed", seed)
-    replayed = _Replayer(trace, cost, calibration, progress)
+    return planned(_Replayer(trace, cost, calibration, progress), bootstrap=bootstrap, seed=seed)
+
+
+def planned(replayed: _Replayer, *, bootstrap: int, seed: int) -> Plan:
+    """`plan` for whoever asks the replayer for more."""
+    from ddsim.replay.foresight import without_foresight
+
     plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
     tuned = [policy for policy in plain if policy.solves]
     whole = replayed.outcomes(plain)
@@ -249,7 +253,7 @@ def plan(
         by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
         notes=(),
         _curve=_fixed_curve(result, walked, every),
-        foresight=without_foresight(trace, cost, seed=seed),
+        foresight=without_foresight(replayed.trace, replayed.cost, seed=seed),
         _judged=judged,
     )
     return dataclasses.replace(

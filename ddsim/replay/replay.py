@@ -391,6 +391,11 @@ class _Replayer:
             return "same prompts"
         return "other prompts" if seen else None
 
+    def rounds(self, name: str, policy: Policy) -> pd.DataFrame:
+        """`replay_rounds` of a policy that was replayed under a name."""
+        ending = CALIBRATED if name.endswith(CALIBRATED) else ""
+        return _rounds(policy, self._on(ending), decision_table(policy, self.cost, self.costs))
+
     def fixed(self, ending: str = "") -> Fixed:
         """Every fixed budget, on the trees as recorded or, with ``ending`` CALIBRATED, on calibrated ones."""
         if ending not in self._fixed:
@@ -513,7 +518,11 @@ def replay_rounds(
     check_given("replay_rounds", trace, cost)
     positions = positions_of(trace, calibration=calibration)
     policy = _ready(policy, trace, cost)
-    costs = decision_table(policy, cost, priced(positions, cost))
+    return _rounds(policy, positions, decision_table(policy, cost, priced(positions, cost)))
+
+
+def _rounds(policy: Policy, positions: Positions, costs: CostTable) -> pd.DataFrame:
+    """`replay_rounds`, with the costs that the policy decides on."""
     ready = prepared(policy, positions, costs)
     parts = []
     for low, first, block in positions.blocks():

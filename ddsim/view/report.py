@@ -24,11 +24,9 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
-from ddsim.replay.plan import Plan, said_runs
-from ddsim.replay.plan import plan as make_plan
-from ddsim.replay.replay import CALIBRATED, replay_rounds
+from ddsim.replay.plan import Plan, planned, said_runs
+from ddsim.replay.replay import CALIBRATED, _Replayer
 from ddsim.text import listed, printable
-from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.reliability import Reliability, reliability
@@ -145,11 +143,12 @@ def report(
     done(1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        plan = make_plan(trace, model, calibration=calibration, bootstrap=bootstrap, seed=seed)
+        replayed = _Replayer(trace, model, calibration, None)
+        plan = planned(replayed, bootstrap=bootstrap, seed=seed)
         done(2)
         sections = {
             "recommendation": _recommendation(plan),
-            "policies": _policies(trace, model, plan, calibration),
+            "policies": _policies(replayed, plan),
         }
         done(3)
         sections["cost"] = _cost(model, profile)
@@ -243,24 +242,18 @@ def _recommendation(plan: Plan) -> Section:
     return items
 
 
-def _rounds(
-    trace: Trace, model: CostModel, plan: Plan, name: str, calibration: Calibration | CrossCalibration | None
-) -> pd.DataFrame:
-    """Rounds of one of the plan's policies, on the marginals that it was replayed on."""
-    return replay_rounds(
-        trace, model, plan.result.outcomes[name].policy, calibration=calibration if name.endswith(CALIBRATED) else None
-    )
-
-
-def _policies(
-    trace: Trace, model: CostModel, plan: Plan, calibration: Calibration | CrossCalibration | None
-) -> Section:
+def _policies(replayed: _Replayer, plan: Plan) -> Section:
     outcomes = plan.result.outcomes
     rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in outcomes]
     # What the chosen rule picks is of interest as it is chosen, on calibrated marginals where that is better.
     rules += [plan.choice] if plan.choice.removesuffix(CALIBRATED) in rules and plan.choice not in rules else []
-    rounds = {n: _rounds(trace, model, plan, n, calibration) for n in {*rules, plan.choice}}
-    budgets = {n: rounds[n]["budget"].to_numpy() for n in rules}
+    budgets = {}
+    for name in dict.fromkeys([*rules, plan.choice]):
+        rounds = replayed.rounds(name, outcomes[name].policy)
+        if name in rules:
+            budgets[name] = rounds["budget"].to_numpy()
+        if name == plan.choice:
+            of_choice = rounds
     items: Section = [
         _figure(
             "distribution",
@@ -287,27 +280,27 @@ def _policies(
     }
     items.append(_table("All prompts", plan.table(), columns))
     workload: Columns = {"workload": ("workload", str)}
-    if len(trace.workloads) > 1:
+    if len(replayed.trace.workloads) > 1:
         items.append(_table("By workload", plan.table("workload"), workload | columns))
-    drawn = _round(trace, rounds[plan.choice])
+    drawn = _round(replayed, of_choice)
     if drawn is not None:
         items.append(drawn)
     return items
 
 
-def _round(trace: Trace, rounds: pd.DataFrame) -> Figure | None:
+def _round(replayed: _Replayer, rounds: pd.DataFrame) -> Figure | None:
     """The tree of a typical round of the recommended policy, small enough to be read."""
     rounds = rounds[rounds["budget"] > 0]
     if not len(rounds):
         return None
     # As much accepted as on average, where the tree went further than the chain would have, if there is such a round.
-    positions = positions_of(trace)
+    positions = replayed.positions
     at = positions.starts[rounds["sequence"].to_numpy()] + rounds["position"].to_numpy()
     accepted = rounds["accepted"].to_numpy()
     helped = accepted > positions.chain[at]
     pick = _records(rounds.iloc[[int((np.abs(accepted - accepted.mean()) + 1000 * ~helped).argmin())]])[0]
     budget = min(int(pick["budget"]), LARGEST_TREE)
-    drafted = drafted_round(trace, int(pick["position"]), budget, int(pick["sequence"]))
+    drafted = drafted_round(replayed.trace, int(pick["position"]), budget, int(pick["sequence"]))
     path = " ".join(repr(t)[1:-1] for t in [drafted.texts[i] for i in drafted.accepted])
     where = f"{pick['workload']} {pick['prompt_id']}, position {pick['position']}".strip()
     less = "" if budget == int(pick["budget"]) else f" (its best {budget} of {int(pick['budget'])} nodes)"
