@@ -507,16 +507,11 @@ def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks
 
 
 @njit(cache=True, nogil=True)
-def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values):
-    """Fill the arrays [most + 1] of the best-first tree, root first; return how many nodes there are without the root."""
+def write_tree(s, n, parents, depths, ranks):
+    """Fill arrays [>= n + 1] with the tree of the n nodes in order, root first."""
     parents[0] = -1
     depths[0] = 0
     ranks[0] = -1
-    values[0] = 0.0
-    if most == 0:
-        return 0
-    s = make_scratch(horizon, most)
-    n = first_nodes(logprobs, offsets, 0, horizon, most, s)[1]
     place = s.bucket_of
     place[0] = 0
     for i in range(n):
@@ -527,7 +522,16 @@ def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values)
         parents[i + 1] = above
         depths[i + 1] = depths[above] + 1
         ranks[i + 1] = code & 0xFFFFFFFF
-        values[i + 1] = s.sorted_values[i]
+
+
+@njit(cache=True, nogil=True)
+def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values):
+    """Fill the arrays [most + 1] of the best-first tree, root first; return how many nodes there are without the root."""
+    s = make_scratch(horizon, most)
+    n = first_nodes(logprobs, offsets, 0, horizon, most, s)[1] if most > 0 else 0
+    write_tree(s, n, parents, depths, ranks)
+    values[0] = 0.0
+    values[1 : n + 1] = s.sorted_values[:n]
     return n
 
 

@@ -67,6 +67,12 @@ class Anything(Policy):
         return self.choose(gains, None)
 
 
+class Adaptive(Anything):
+    """The same budgets, after a look at the gains: its trees are grown whole, then cut."""
+
+    adaptive = True
+
+
 def small_vocabulary(arch: str = "qwen3", **options: Any) -> Engine:
     """Nine tokens, so that trees of up to 64 nodes are often right for several steps."""
     return tiny.engine(arch, changes={"vocab_size": 9}, **options)
@@ -193,6 +199,17 @@ def test_a_batch_is_its_requests_alone(batch: int) -> None:
     """Also with more prompts than places, so that places are filled again, and with fewer."""
     check_batch(batch, tiny.prompts(11, 9, seed=batch))
     check_batch(batch, tiny.prompts(batch - 1, 9, seed=batch))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_tree_cut_is_the_tree_grown(batch: int) -> None:
+    """Every budget, no draft and chains: the same rounds whether the budget comes before the tree or after it."""
+    engine = small_vocabulary(batch=batch, max_tokens=65 * batch)
+    prompts = tiny.prompts(5, 9, seed=3)
+    grown = decode(engine, prompts, Anything(20, 1), COST, max_new_tokens=14)
+    cut = decode(engine, prompts, Adaptive(20, 1), COST, max_new_tokens=14)
+    assert [(d.tokens, d.rounds) for d in cut] == [(d.tokens, d.rounds) for d in grown]
+    assert {r.budget for d in cut for r in d.rounds} >= {0, engine.drafter.horizon}
 
 
 @pytest.mark.slow

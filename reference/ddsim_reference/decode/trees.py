@@ -1,4 +1,4 @@
-"""A round's budgets and trees: the policy is asked, the trees are grown and packed for the target."""
+"""A round's budgets and trees: the trees are grown once, the policy is asked, the trees are cut and packed for the target."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.contract import Policy, ask, ask_joint, decision_table
 from ddsim.trace.calibration import Calibration
-from ddsim.tree import kernels as _kernels
 from ddsim.tree.kernels import NO_RANK
-from ddsim.tree.rows import kept_pairs
+from ddsim_reference.decode.rows import DraftedRows, Grown
 from ddsim_reference.engine.buckets import Bucket
 from ddsim_reference.engine.engine import Engine
 
@@ -22,7 +21,7 @@ _FREE = CostTable(np.ones((1, 1)), np.ones(1), np.zeros(1, np.int32), np.zeros(1
 
 
 class Trees:
-    """What a policy makes of the drafter's marginals, round by round.
+    """What a policy makes of what was drafted, round by round.
 
     Attributes
     ----------
@@ -50,74 +49,47 @@ class Trees:
         self.most = most if max_budget is None else max_budget
         if cost is None and policy.adaptive:
             raise DdsimError(f"policy {policy.name}: needs a cost model; give a profile")
-        batch, horizon = engine.batch, engine.drafter.horizon
-        self.horizon = horizon
-        room = max(self.most, horizon) + 1
-        self.parents, self.depths, self.ranks = (np.zeros((batch, room), np.int32) for _ in range(3))
-        self.values = np.zeros(room)
-        self.nodes = np.zeros(batch, np.int32)
+        self.draft = DraftedRows(engine, calibration, self.most)
+        batch = engine.batch
+        room = max(self.most, engine.drafter.horizon) + 1
+        self.grown = Grown(np.zeros(batch, np.int32), *(np.zeros((batch, room), np.int32) for _ in range(3)))
+        self.nodes = self.grown.nodes
         self.gains = np.zeros((batch, self.most), np.float32)
-        self.no_truth = np.full((batch, horizon), -1, np.int32)
-        self.no_ranks, self.no_chain = np.zeros((batch, horizon), np.int32), np.zeros(batch, np.uint8)
-        logprobs, ids = engine.drafted()
-        self.rows = logprobs.reshape(-1)
-        self.ids = ids.reshape(-1)
-        self.offsets = np.arange(batch * horizon + 1, dtype=np.int64) * engine.candidates
-        if calibration is not None and calibration.kind == "temperature":
-            wanted = len(calibration.temperatures)
-            if wanted != horizon:
-                raise DdsimError(f"calibration: made for horizon {wanted}, but the drafter's is {horizon}")
+        self.whole = np.full(batch, self.most, np.int32)
         self.tables: dict[int, CostTable] = {}  # by number of requests in the round
 
     def plant(self, live: list[int], context: NDArray[np.int64], roots: NDArray[np.int32]) -> Bucket:
         """Budgets, trees and a packed bucket for the requests in these slots, whose contexts and roots are given."""
         engine = self.engine
-        rows, offsets, ids = self.rows, self.offsets, self.ids
-        if self.calibration is not None and self.calibration.kind == "temperature":
-            rows, offsets, ids = self._calibrated()
+        self.draft.read()
         slots = np.array(live, np.int64)
-        budgets = self._budgets(live, slots, rows, offsets, context)
-        if len(budgets) and max(budgets) > self.most:
+        gains = self.gains[: len(live)]
+        if self.policy.adaptive:
+            self.draft.grow(slots, self.whole[: len(live)], self.grown, gains)
+        budgets = self._budgets(live, gains, context)
+        asked = budgets.tolist()
+        if max(asked) > self.most:
             raise DdsimError(
-                f"policy {self.policy.name}: a tree of {max(budgets)} nodes, but the engine holds {self.most}; "
+                f"policy {self.policy.name}: a tree of {max(asked)} nodes, but the engine holds {self.most}; "
                 "raise max_tokens and candidates"
             )
-        total = grow(
-            rows, offsets, self.horizon, slots, np.asarray(budgets, np.int32), self.parents, self.depths, self.ranks,
-            self.values, self.nodes,
-        )  # fmt: skip
+        if self.policy.adaptive and CHAIN not in asked:  # the first nodes of a best-first tree are the smaller tree
+            total = cut(slots, budgets, self.nodes)
+        else:
+            total = self.draft.grow(slots, budgets, self.grown, gains[:0])
         if total > engine.max_tokens:
             raise DdsimError(
                 f"policy {self.policy.name}: {len(live)} requests ask for {total} tokens in one forward pass, but the "
                 f"engine was built for {engine.max_tokens}; raise max_tokens or lower the budget"
             )
         bucket = engine.bucket_for(total)
-        pack(
-            offsets, ids, self.horizon, slots, self.nodes, self.parents, self.depths, self.ranks, roots,
-            bucket.per_tile, *bucket.fields,
-        )  # fmt: skip
+        pack(slots, roots, *self.grown, bucket.per_tile, *bucket.fields)
         return bucket
 
-    def _budgets(
-        self,
-        live: list[int],
-        slots: NDArray[np.int64],
-        rows: NDArray[np.float32],
-        offsets: NDArray[np.int64],
-        context: NDArray[np.int64],
-    ) -> NDArray[np.int32]:
+    def _budgets(self, live: list[int], gains: NDArray[np.float32], context: NDArray[np.int64]) -> NDArray[np.int32]:
         policy = self.policy
-        gains = self.gains
-        if policy.adaptive:
-            _kernels.gains_and_ranks(
-                rows, offsets, self.no_truth, self.horizon, 0, len(gains), gains, self.no_ranks, self.no_chain
-            )  # fmt: skip
-            if len(live) < len(gains):
-                gains = gains[slots]
-            if self.calibration is not None:
-                gains = self.calibration.apply_gains(gains)
-        else:
-            gains = gains[: len(live)]
+        if policy.adaptive and self.calibration is not None:
+            gains = self.calibration.apply_gains(gains)
         if len(live) == 1:
             return ask(policy, gains, self._costs(int(context[live[0]])), most=NO_RANK)
         return ask_joint(policy, gains, *self._joint_seconds(live, context), most=NO_RANK)
@@ -149,47 +121,21 @@ class Trees:
             self.tables[requests] = decision_table(self.policy, self.cost, costs)
         return self.tables[requests]
 
-    def _calibrated(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]]:
-        """Marginals pruned as in a trace, then corrected: rows, offsets, ids."""
-        assert self.calibration is not None
-        logprobs, ids = self.engine.drafted()
-        kept = np.maximum(kept_pairs(logprobs, self.most, check=False), logprobs[:, :, 0] > -np.inf)
-        inside = np.arange(logprobs.shape[2]) < kept[:, :, None]
-        offsets = np.concatenate([[0], np.cumsum(kept.reshape(-1), dtype=np.int64)])
-        rows = self.calibration.apply_rows(logprobs[inside], offsets)
-        return rows, offsets, ids[inside]
-
 
 @njit(cache=True, nogil=True)
-def grow(rows, offsets, horizon, slots, budgets, parents, depths, ranks, values, nodes):  # type: ignore[no-untyped-def]
-    """Build the tree of each slot into its row of parents, depths, ranks [batch, >= budget + 1]; tokens in all, roots too."""
+def cut(slots, budgets, nodes):  # type: ignore[no-untyped-def]
+    """Keep the first nodes of each slot's tree; return tokens in all, roots too."""
     total = 0
     for i in range(len(slots)):
         b = slots[i]
-        if budgets[i] == CHAIN:
-            n = 0
-            parents[b, 0], depths[b, 0], ranks[b, 0] = -1, 0, -1
-            while n < horizon:
-                first = offsets[b * horizon + n]
-                if first == offsets[b * horizon + n + 1] or rows[first] == -np.inf:
-                    break
-                parents[b, n + 1], depths[b, n + 1], ranks[b, n + 1] = n, n + 1, 0
-                n += 1
-        else:
-            own = offsets[b * horizon : (b + 1) * horizon + 1]
-            most = max(budgets[i], 0)
-            n = _kernels_draft_tree(rows, own, horizon, most, parents[b], depths[b], ranks[b], values)
-        nodes[b] = n
-        total += n + 1
+        nodes[b] = min(nodes[b], max(budgets[i], 0))
+        total += nodes[b] + 1
     return total
-
-
-_kernels_draft_tree = _kernels.draft_tree
 
 
 @njit(cache=True, nogil=True)
 def pack(  # type: ignore[no-untyped-def]
-    offsets, ids, horizon, slots, nodes, parents, depths, ranks, roots, per_tile,
+    slots, roots, nodes, parents, depths, tokens, per_tile,
     token, request, index, depth, parent, mask, tiles, start, size,
 ):  # fmt: skip
     """Fill a bucket's staging fields as ``Bucket.pack`` does."""
@@ -206,19 +152,18 @@ def pack(  # type: ignore[no-untyped-def]
         for j in range(m):
             t = at + j
             above = parents[b, j]
-            level = depths[b, j]
             if j == 0:
                 token[t] = roots[b]
                 for w in range(words):
                     mask[t, w] = 0
             else:
-                token[t] = ids[offsets[b * horizon + level - 1] + ranks[b, j]]
+                token[t] = tokens[b, j]
                 for w in range(words):
                     mask[t, w] = mask[at + above, w]
             mask[t, j >> 5] |= np.uint32(1) << np.uint32(j & 31)
             request[t] = b
             index[t] = j
-            depth[t] = level
+            depth[t] = depths[b, j]
             parent[t] = above
         for first in range(0, m, per_tile):
             tiles[tile, 0] = b
