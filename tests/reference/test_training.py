@@ -20,7 +20,7 @@ import torch
 from ddsim.errors import DdsimError
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_target, save_target
-from ddsim_reference.model.config import ModelConfig, Weights
+from ddsim_reference.model.config import ModelConfig, Weights, drafter_config
 from ddsim_reference.training import attention as patterns
 from ddsim_reference.training import batches, data, run, trainer
 from ddsim_reference.training import loss as losses
@@ -85,11 +85,12 @@ def test_phases_continue_and_the_drafter_learns(target: str, tmp_path: Path, mon
     work.mkdir()
     tiny_pool().save(work / "pool.npz")
     lines: list[str] = []
-    options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 3, "progress": lines.append}
-    assert run.train_drafter(train_seconds=30, stop_after=8, **options) is None
+    options = OPTIONS | {"target": target, "out": out, "work": work, "data_seconds": 2, "progress": lines.append}
+    options["rate"] = 1e-2
+    assert run.train_drafter(train_seconds=10, stop_after=5, **options) is None
     text = (work / "text.npz").read_bytes()
     assert not out.exists()
-    assert run.train_drafter(train_seconds=30, **options) == out
+    assert run.train_drafter(train_seconds=10, **options) == out
     assert (work / "text.npz").read_bytes() == text  # the second call went on where the first stopped
     config, weights = load_drafter(str(out))
     assert (config.block_size, config.mask_token_id, config.target_layer_ids) == (4, 3, (1, 3))
@@ -155,6 +156,47 @@ def test_no_gpu_is_said_in_one_line(target: str, tmp_path: Path) -> None:
     options = OPTIONS | {"device": "cuda"}
     with pytest.raises(DdsimError, match="finds no GPU"):
         run.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
+
+
+def test_the_same_seed_writes_the_same_text(target: str) -> None:
+    """Whatever else in this process draws random numbers: a run that went wrong can be had again."""
+    config, weights, _ = load_target(target, with_tokenizer=False)
+    written = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        written.append(
+            data.generate(config, weights, tiny_pool(), seconds=0, slots=8, length=32, longest=20, progress=str)
+        )
+    assert all(np.array_equal(written[0][name], written[1][name]) for name in written[0])
+    other = data.generate(config, weights, tiny_pool(), seconds=0, slots=8, length=32, longest=20, seed=1, progress=str)
+    assert not np.array_equal(written[0]["tokens"], other["tokens"])
+
+
+def tiny_trainer(target: str, answers: np.ndarray) -> trainer.Trainer:
+    """A trainer on rows of made-up text; ``answers``, bool [rows], says which hold tokens of an answer."""
+    config, weights, _ = load_target(target, with_tokenizer=False)
+    tokens = np.random.default_rng(0).integers(3, 48, (len(answers), 32)).astype(np.uint16)
+    generated = np.repeat(answers[:, None], 32, axis=1)
+    text = {"tokens": tokens, "starts": np.zeros_like(tokens), "generated": generated}
+    shape = drafter_config(config, layers=2, block_size=4, mask_token_id=3)
+    return trainer.Trainer(config, weights, shape, batches.Corpus(text, "cpu"), rows=2, anchors=4, held_out=4)
+
+
+def test_rows_without_an_answer_teach_nothing(target: str) -> None:
+    """A batch of them once had a loss of 0 / 0, and the drafter was NaN from there on."""
+    answers = np.arange(8) < 2  # the first two rows held out, and none that is trained on
+    taught = tiny_trainer(target, answers)
+    before = {name: parameter.detach().clone() for name, parameter in taught.parameters.items()}
+    lines: list[str] = []
+    taught.run(0.2, 1, lines.append, every=1)
+    assert taught.step > 0 and float(taught.last_loss) == 0
+    assert all(torch.equal(parameter, before[name]) for name, parameter in taught.parameters.items())
+    assert np.isfinite(taught.evaluate()).all() and lines and not any("nan" in line for line in lines)
+
+
+def test_held_out_rows_have_something_to_judge_by(target: str) -> None:
+    with pytest.raises(DdsimError, match="no token of an answer in the 4 rows held out; generate more"):
+        tiny_trainer(target, np.arange(8) >= 4)
 
 
 def naive_repeated(tokens: list[int], longest_period: int) -> list[bool]:

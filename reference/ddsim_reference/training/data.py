@@ -94,6 +94,8 @@ class Writer:
         self.model = TextGenerator(config, weights, slots, length)
         self.slots, self.length, self.longest, self.device = slots, length, longest, device
         self.seed = seed
+        # A CUDA graph draws from the device's own generator, which `_capture` seeds.
+        self.generator = None if device.type == "cuda" else torch.Generator(device).manual_seed(seed)
         generator = np.random.default_rng(seed)
         count = len(pool.lengths)
         # Row ``count`` of the pool is the opening of an assistant turn: a self-written question continues there.
@@ -139,7 +141,7 @@ class Writer:
         logits = self.model.logits(hidden)
         chosen = logits.argmax(-1)
         temperature = torch.where(self.answering, self.reply_temperature, 1.0)
-        noise = torch.empty_like(logits).exponential_().log_()
+        noise = torch.empty_like(logits).exponential_(generator=self.generator).log_()
         sampled = (logits / temperature.clamp_min(1e-3)[:, None] - noise).argmax(-1)
         chosen = torch.where(temperature > 0, sampled, chosen)
 

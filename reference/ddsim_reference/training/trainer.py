@@ -51,6 +51,10 @@ class Trainer:
     ) -> None:
         if len(corpus.tokens) <= held_out:
             raise DdsimError(f"training text: {len(corpus.tokens)} rows, but {held_out} are held out; generate more")
+        if held_out < rows:
+            raise DdsimError(f"held_out: {held_out} rows, but a batch takes {rows}; hold out as many at least")
+        if not bool(corpus.usable[: held_out // rows * rows].any()):
+            raise DdsimError(f"training text: no token of an answer in the {held_out} rows held out; generate more")
         self.target, self.drafter, self.corpus, self.target_weights = target, drafter, corpus, target_weights
         self.rows, self.anchors, self.held_out, self.decay = rows, anchors, held_out, decay
         self.device = str(corpus.tokens.device)
@@ -162,7 +166,7 @@ class Trainer:
         )
         drafted = hidden.unflatten(1, (-1, self.drafter.block_size))[:, :, 1:]
         labels, label_weights = labels_and_weights(batch, self.drafter.horizon, self.decay)
-        total = label_weights.sum()
+        total = label_weights.sum().clamp_min(1e-30)  # rows without a token of an answer teach nothing, and no NaN
         loss, hits = HeadLoss.apply(
             drafted.flatten(0, 2), self.target_weights["lm_head.weight"], labels.flatten(),
             (label_weights / total).flatten(),
@@ -186,6 +190,8 @@ class Trainer:
         with torch.no_grad():
             for first in range(0, self.held_out - self.rows + 1, self.rows):
                 batch = self._held_out(first)
+                if not bool(batch.valid.any()):  # nothing to be judged on
+                    continue
                 loss, hits, _ = self.loss(batch)
                 losses.append(float(loss))
                 lengths.append(float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean()))
