@@ -475,6 +475,16 @@ def train_drafter(
         str | None, typer.Option(metavar="DRAFTER", help="Go on from this drafter, not from the target's layers.")
     ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Largest learning rate of matrices.")] = 3e-3,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM", help="Train a head that knows the token before: static, gated, gated_low_rank, swiglu."
+        ),
+    ] = None,
+    head_width: Annotated[int | None, typer.Option(min=1, help="Inner width of the head.")] = None,
+    head_only: Annotated[
+        bool, typer.Option("--head-only", help="Leave the drafter given by --start as it is; train its head alone.")
+    ] = False,
     block_size: Annotated[int, typer.Option(min=2, help="Horizon + 1.")] = 16,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the drafter.")] = 5,
     device: DeviceOption = "cuda",
@@ -487,7 +497,8 @@ def train_drafter(
     module = _reference("training.run")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
-        start=start, rate=rate, mask_token_id=mask_token, block_size=block_size, layers=layers, device=device, seed=seed,
+        start=start, rate=rate, head=head, head_width=head_width, head_only=head_only, mask_token_id=mask_token,
+        block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(printable(line), file=sys.stderr),
     )  # fmt: skip
     if _reference("training.processes").Processes().rank > 0:

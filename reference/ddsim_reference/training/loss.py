@@ -1,4 +1,4 @@
-"""The loss of training: cross-entropy through the target's frozen head, without keeping logits."""
+"""The losses of training: cross-entropy through the target's frozen head, without keeping logits, and among candidates."""
 
 from __future__ import annotations
 
@@ -86,3 +86,27 @@ class HeadLoss(torch.autograd.Function):
         """Scale the kept gradient."""
         (slopes,) = ctx.saved_tensors
         return slopes * grads[0], None, None, None
+
+
+def candidate_loss(logits: Tensor, rest: Tensor, ids: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted cross-entropy among candidates and all other tokens as one.
+
+    Parameters
+    ----------
+    logits, ids : Tensor [..., C]
+        The candidates.
+    rest, labels, weights : Tensor [...]
+        ``rest`` is the logarithm of all other tokens' summed exponentials.
+
+    Returns
+    -------
+    loss : Tensor, scalar
+    hits : float32 Tensor [...]
+        Where the best candidate is the label.
+    """
+    match = ids == labels[..., None]
+    found = match.any(-1)
+    place = torch.where(found, match.int().argmax(-1), ids.shape[-1])
+    every = torch.cat((logits, rest[..., None]), -1)
+    losses = every.logsumexp(-1) - every.gather(-1, place[..., None])[..., 0]
+    return (losses * weights).sum(), (found & (logits.argmax(-1) == place)).float()

@@ -1,4 +1,4 @@
-"""The optimiser of training: Muon for matrices, AdamW for the rest."""
+"""The optimiser of training: Muon for matrices, AdamW for vectors and for tables of the vocabulary's size."""
 
 from __future__ import annotations
 
@@ -22,12 +22,17 @@ class Muon:
     def __init__(self, parameters: Weights, matrix_rate: float, vector_rate: float) -> None:
         self.matrix_rate, self.vector_rate = matrix_rate, vector_rate
         self.parameters = parameters
-        self.matrices = [name for name, p in parameters.items() if p.ndim == 2]
+        # A step sees few rows of a table: orthogonalised, it would move the others as far.
+        tables = [name for name in parameters if name.endswith(".table")]
+        self.matrices = [name for name, p in parameters.items() if p.ndim == 2 and name not in tables]
         self.momentum = {name: torch.zeros_like(parameters[name]) for name in self.matrices}
         vectors = [p for p in parameters.values() if p.ndim != 2]
         on_gpu = vectors[0].is_cuda
+        groups = [{"params": vectors, "rate": vector_rate}]
+        if tables:
+            groups.append({"params": [parameters[name] for name in tables], "rate": matrix_rate})
         self.adam = torch.optim.AdamW(
-            vectors,
+            groups,
             lr=torch.tensor(vector_rate),
             betas=(0.9, 0.99),
             weight_decay=0.0,
@@ -67,5 +72,5 @@ class Muon:
                 parameter = self.parameters[name]
                 parameter.add_((update if parameter.shape[0] >= parameter.shape[1] else update.T) * rate)
         for group in self.adam.param_groups:
-            group["lr"] = self.vector_rate * self.scale
+            group["lr"] = group["rate"] * self.scale
         self.adam.step()

@@ -14,9 +14,18 @@ import torch
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write
 from ddsim_reference.limits import LARGEST_SEED, check_range
-from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, save_drafter
+from ddsim_reference.model.checkpoint import (
+    checkpoint_folder,
+    load_drafter,
+    load_head,
+    load_target,
+    save_drafter,
+    save_head,
+    weight_files,
+)
 from ddsim_reference.model.config import MOST_BLOCK, MOST_LAYERS, ModelConfig, Weights, drafter_config
 from ddsim_reference.model.device import device_name
+from ddsim_reference.model.heads import FORMS, MOST_WIDTH, HeadConfig
 from ddsim_reference.training.batches import Corpus
 from ddsim_reference.training.data import PromptPool, build_pool, generate
 from ddsim_reference.training.instructions import training_instructions
@@ -34,6 +43,9 @@ def train_drafter(
     stop_after: float | None = None,
     start: str | None = None,
     rate: float = 3e-3,
+    head: str | HeadConfig | None = None,
+    head_width: int | None = None,
+    head_only: bool = False,
     instructions: int = 80_000,
     self_written_share: float = 0.4,
     mask_token_id: int,
@@ -72,6 +84,12 @@ def train_drafter(
         A drafter to go on from, as ``load_drafter`` takes it; by default training starts at the target's own last layers.
     rate : float
         Largest learning rate of matrices (Muon, scaled to AdamW's typical step); vectors take a third of it (AdamW).
+    head : str or HeadConfig, optional
+        Train a head that knows the token before, too: "static", "gated", "gated_low_rank" or "swiglu" (see `HeadConfig`).
+    head_width : int, optional
+        Its inner width, by default the target's hidden size.
+    head_only : bool
+        Leave the drafter ``start`` as it is and train a head for it alone; ``out`` gets the drafter's own files and the head.
     instructions : int
         Templated instructions, HumanEval kept out of them.
     self_written_share : float
@@ -97,7 +115,8 @@ def train_drafter(
     Raises
     ------
     DdsimError
-        The target can't be read, has no such layers or mask token, ``start`` has another shape, or the device is missing.
+        The target can't be read, has no such layers or mask token, ``start`` has another shape, the head is unknown, or the
+        device is missing.
 
     Examples
     --------
@@ -132,10 +151,13 @@ def train_drafter(
     shape = drafter_config(
         config, layers=layers, block_size=block_size, mask_token_id=mask_token_id, layer_ids=target_layer_ids
     )
+    path_head = _head(head, head_width or config.hidden_size)
+    if head_only and (start is None or path_head is None):
+        raise DdsimError("head_only: needs the drafter to train a head for (start), and the head's form (head)")
     earlier: Weights | None = None
     earlier_provenance: object = None
     if start is not None:
-        earlier_shape, earlier = load_drafter(start, device=device)
+        earlier_shape, earlier = load_drafter(start, dtype=dtype if head_only else torch.float32, device=device)
         if earlier_shape != shape:
             raise DdsimError(
                 f"{start}: its config.json describes another drafter than the one to train: {earlier_shape}"
@@ -161,12 +183,13 @@ def train_drafter(
         corpus = Corpus({name: file[name] for name in file.files}, device)
     trainer = Trainer(
         config, weights, shape, corpus, rows=rows, anchors=anchors, held_out=held_out, matrix_rate=rate,
-        vector_rate=rate / 3, seed=seed, ranks=ranks,
+        vector_rate=rate / 3, seed=seed, ranks=ranks, heads=() if path_head is None else (path_head,),
+        frozen=earlier if head_only else None,
     )  # fmt: skip
     state = folder / "state.safetensors"
     if state.exists():
         trainer.load(state)
-    elif earlier is not None:
+    elif earlier is not None and not head_only:
         trainer.start_from(earlier)
     left = train_seconds - trainer.elapsed
     if stop_after is not None:
@@ -175,11 +198,9 @@ def train_drafter(
     ranks.wait()  # all have read the state by now
     if ranks.rank == 0:
         trainer.save(state)
-    loss, length = trainer.evaluate()
-    progress(
-        f"step {trainer.step}, {trainer.elapsed:.0f} s of training: held out {loss:.3f}, chain {length:.3f} at uniform anchors"
-    )
-    text_tokens, shared = torch.tensor([float(corpus.tokens.numel())]), torch.tensor([loss])
+    progress(f"step {trainer.step}, {trainer.elapsed:.0f} s of training: {trainer.report()}")
+    text_tokens = torch.tensor([float(corpus.tokens.numel())])
+    shared = torch.tensor([loss for loss, _ in trainer.evaluate()])
     ranks.mean_(text_tokens)
     ranks.mean_(shared)
     if trainer.elapsed < train_seconds:
@@ -199,13 +220,48 @@ def train_drafter(
         "blocks_per_step": rows * anchors * ranks.count,
         "rate": rate,
         "self_written_share": self_written_share,
-        "held_out_loss": round(float(shared), 4),
+        "held_out_loss": round(float(shared[0]), 4),
     }
-    if earlier_provenance is not None:
-        provenance["started_from"] = earlier_provenance
-    save_drafter(out, shape, trainer.exported(), provenance)
+    if path_head is not None:
+        own = provenance | {
+            "held_out_loss": round(float(shared[1]), 4),
+            "held_out_loss_of_marginals": provenance["held_out_loss"],
+        }
+    if head_only:
+        assert start is not None
+        _copy_drafter(checkpoint_folder(start), Path(out))
+    else:
+        if earlier_provenance is not None:
+            provenance["started_from"] = earlier_provenance
+        save_drafter(out, shape, trainer.exported(), provenance)
+    if path_head is not None:
+        save_head(out, path_head, trainer.head_weights(0), own)
+        load_head(str(out), shape)
     load_drafter(str(out))
     return Path(out)
+
+
+def _head(form: str | HeadConfig | None, width: int) -> HeadConfig | None:
+    if form is None or isinstance(form, HeadConfig):
+        return form
+    if form not in FORMS:
+        raise DdsimError(f"head {form!r}: unknown; use one of {', '.join(FORMS)}")
+    check_range("head_width", width, 1, MOST_WIDTH)
+    return HeadConfig(form, width)
+
+
+def _copy_drafter(source: Path, out: Path) -> None:
+    """The files of a drafter as they are."""
+    if out.resolve() == source.resolve():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for file in [source / "config.json", *weight_files(source)]:
+        _copy(file, out / file.name)
+
+
+def _copy(source: Path, path: Path) -> None:
+    content = source.read_bytes()
+    write(path, lambda file: file.write(content))
 
 
 def _say_nothing(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Train a DFlash drafter for a target on text that the target wrote."""
+"""Train a DFlash drafter, or heads for one, for a target on text that the target wrote."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ddsim.errors import DdsimError
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import write_tensors
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from ddsim_reference.model.heads import HeadConfig, Marginals, conditional, initial_head, marginals
 from ddsim_reference.training.attention import Attention
 from ddsim_reference.training.batches import Batch, Corpus, draw, labels_and_weights
-from ddsim_reference.training.loss import HeadLoss
+from ddsim_reference.training.loss import HeadLoss, candidate_loss
 from ddsim_reference.training.optimiser import Muon
 from ddsim_reference.training.processes import Processes
 
@@ -28,7 +29,9 @@ from ddsim_reference.training.processes import Processes
 class Trainer:
     """Everything that one training run keeps between steps and phases.
 
-    With several processes (`Processes`), each draws from its own corpus and their gradients are averaged.
+    With several processes (`Processes`), each draws from its own corpus and their gradients are averaged. Heads that know the token
+    before are trained side by side on the same hidden states, each as if it were alone; with ``frozen``, the weights of a
+    drafter that stays as it is, nothing else is trained. A head's loss is taken among ``candidates`` of the drafter.
     """
 
     def __init__(
@@ -48,6 +51,9 @@ class Trainer:
         seed: int = 0,
         compiled: bool | None = None,
         ranks: Processes | None = None,
+        heads: Sequence[HeadConfig] = (),
+        frozen: Weights | None = None,
+        candidates: int = 32,
     ) -> None:
         if len(corpus.tokens) <= held_out:
             raise DdsimError(f"training text: {len(corpus.tokens)} rows, but {held_out} are held out; generate more")
@@ -69,8 +75,20 @@ class Trainer:
         self.drafter_layer = wrap(forward.drafter_layer)
         self.elapsed, self.step = 0.0, 0
         torch.manual_seed(seed)
-        self.scale = self._feature_scale()
-        self.parameters = self._initial(warm_start)
+        self.heads, self.candidates = tuple(heads), min(candidates, target.vocab_size)
+        self.frozen = None
+        if frozen is None:
+            self.scale = self._feature_scale()
+            self.parameters = self._initial(warm_start)
+        else:
+            dtype = target_weights["model.embed_tokens.weight"].dtype
+            self.frozen = {name: weight.to(self.device, dtype) for name, weight in frozen.items()}
+            self.scale = torch.ones(drafter.hidden_size * len(drafter.target_layer_ids), device=self.device)
+            self.parameters = {}
+        for i, head in enumerate(self.heads):
+            generator = torch.Generator().manual_seed(seed)
+            initial = initial_head(head, drafter, generator, self.device)
+            self.parameters |= {f"heads.{i}.{name}": weight for name, weight in initial.items()}
         self.ranks.first_(self.scale, *self.parameters.values())
         # All gradients lie in one buffer, which processes average at once; backward adds to what it finds there.
         self.gradients = torch.zeros(sum(p.numel() for p in self.parameters.values()), device=self.device)
@@ -142,36 +160,81 @@ class Trainer:
         weights["hidden_norm.weight"] = torch.stack(norms).mean(0)
         return weights
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Weighted cross-entropy of a batch, hits [rows, anchors, horizon] and their weights."""
+    def _drafted(self, batch: Batch) -> Tensor:
+        """The drafter's hidden states of a batch's blocks [blocks, block size, hidden]."""
         dtype = self.target_weights["model.embed_tokens.weight"].dtype
         self.attention.update(batch)
-        features = (self._features(batch, self.drafter.target_layer_ids) * self.scale).to(dtype)
+        features = self._features(batch, self.drafter.target_layer_ids)
         positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device) - batch.starts
         roots = batch.tokens.gather(1, batch.anchors)
         tokens, block_positions = forward.block_inputs(
             self.drafter, roots, batch.anchors - batch.starts.gather(1, batch.anchors)
         )
         noise = F.embedding(tokens, self.target_weights["model.embed_tokens.weight"])
-        weights = {name: parameter.to(dtype) for name, parameter in self.parameters.items()}
-        hidden = forward.drafter_hidden(
-            self.drafter,
-            weights,
-            features,
-            positions,
-            noise,
-            block_positions,
-            self.attention.drafter,
-            self.drafter_layer,
-        )
-        drafted = hidden.unflatten(1, (-1, self.drafter.block_size))[:, :, 1:]
+        weights = self.frozen
+        if weights is None:
+            weights = {name: self.parameters[name].to(dtype) for name in drafter_shapes(self.drafter)}
+            features = (features * self.scale).to(dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen is None):
+            hidden = forward.drafter_hidden(
+                self.drafter,
+                weights,
+                features,
+                positions,
+                noise,
+                block_positions,
+                self.attention.drafter,
+                self.drafter_layer,
+            )
+        return hidden.unflatten(1, (-1, self.drafter.block_size)).flatten(0, 1)
+
+    def losses(self, batch: Batch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Of the marginals, then of each head: weighted cross-entropy and hits [rows, anchors, horizon]; and the labels' weights."""
+        hidden = self._drafted(batch)
+        drafted = hidden[:, 1:]
         labels, label_weights = labels_and_weights(batch, self.drafter.horizon, self.decay)
-        total = label_weights.sum().clamp_min(1e-30)  # rows without a token of an answer teach nothing, and no NaN
-        loss, hits = HeadLoss.apply(
-            drafted.flatten(0, 2), self.target_weights["lm_head.weight"], labels.flatten(),
-            (label_weights / total).flatten(),
-        )  # fmt: skip
-        return loss, hits.view(labels.shape), label_weights
+        # Rows without a token of an answer teach nothing, and no NaN.
+        shares = (label_weights / label_weights.sum().clamp_min(1e-30)).flatten(0, 1)
+        found = []
+        if not self.heads:
+            found.append(self._marginal_loss(drafted, labels, shares))
+        else:
+            roots = batch.tokens.gather(1, batch.anchors)
+            before = torch.cat((roots[..., None], labels[..., :-1]), -1).flatten(0, 1)[..., None]
+            reach = max(head.reach for head in self.heads)
+            cut = marginals(hidden, self.target_weights["lm_head.weight"], self.candidates, before, reach)
+            rows = F.embedding(cut.ids, self.target_weights["lm_head.weight"])
+            if self.frozen is None:
+                found.append(self._marginal_loss(drafted, labels, shares))
+            else:
+                found.append(candidate_loss(cut.logits, cut.rest, cut.ids, labels.flatten(0, 1), shares))
+            for i in range(len(self.heads)):
+                found.append(self.head_loss(i, cut, rows, labels.flatten(0, 1), shares))
+        return [(loss, hits.view(labels.shape)) for loss, hits in found], label_weights
+
+    def _marginal_loss(self, drafted: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = HeadLoss.apply(
+            drafted.flatten(0, 1), self.target_weights["lm_head.weight"], labels.flatten(), shares.flatten()
+        )
+        return found
+
+    def head_loss(self, i: int, cut: Marginals, rows: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and hits [blocks, L] of a head behind the true tokens before; ``rows`` are the candidates' of the target's head."""
+        head, embedding = self.heads[i], self.target_weights["model.embed_tokens.weight"]
+        weights = {name: weight.to(embedding.dtype) for name, weight in self.head_weights(i).items()}
+        logits, rest = conditional(head, weights, cut, embedding, rows)
+        logits, rest = logits[:, :, 0], rest[:, :, 0]
+        if (
+            self.frozen is None
+        ):  # the candidates' logits as a function of the drafter's output; ``cut`` holds their values only
+            drafted = cut.hidden[:, 1:]
+            logits = logits + ((drafted - drafted.detach())[:, :, None] @ rows.mT)[:, :, 0].float()
+        return candidate_loss(logits, rest, cut.ids, labels, shares)
+
+    def head_weights(self, i: int) -> Weights:
+        """The parameters of a head, by their names in its file."""
+        start = f"heads.{i}."
+        return {name.removeprefix(start): p for name, p in self.parameters.items() if name.startswith(start)}
 
     def _draws(self, step: int) -> int:
         """Seed of the draws that begin at a step, another one in each process."""
@@ -184,30 +247,43 @@ class Trainer:
         rows, self.order = self.order[: self.rows], self.order[self.rows :]
         return rows
 
-    def evaluate(self) -> tuple[float, float]:
-        """Held-out loss, and mean tokens a round of the chain at uniformly placed anchors (which flatters a walk)."""
-        losses, lengths = [], []
+    def evaluate(self) -> list[tuple[float, float]]:
+        """Held-out loss, and mean tokens a round of the chain at uniformly placed anchors (which flatters a walk).
+
+        Of the marginals, then of each head, whose loss is taken behind the true tokens before.
+        """
+        values: list[list[tuple[float, float]]] = []
         with torch.no_grad():
             for first in range(0, self.held_out - self.rows + 1, self.rows):
                 batch = self._held_out(first)
                 if not bool(batch.valid.any()):  # nothing to be judged on
                     continue
-                loss, hits, _ = self.loss(batch)
-                losses.append(float(loss))
-                lengths.append(float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean()))
-        return float(np.mean(losses)), float(np.mean(lengths))
+                found, _ = self.losses(batch)
+                values.append(
+                    [(float(loss), float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean())) for loss, hits in found]
+                )
+        return [(float(loss), float(length)) for loss, length in np.mean(values, 0)]
+
+    def report(self) -> str:
+        """The held-out figures in words, the marginals' first."""
+        return ", ".join(
+            f"{'' if i == 0 else f'head {i}: '}held out {loss:.3f}, chain {length:.3f} at uniform anchors"
+            for i, (loss, length) in enumerate(self.evaluate())
+        )
 
     def _differentiate(self) -> None:
         self.gradients.zero_()
-        loss, _, _ = self.loss(self.batch)
+        found, _ = self.losses(self.batch)
+        loss = torch.stack([loss for loss, _ in found]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.last_loss.copy_(loss.detach())
+        self.last_loss.copy_(found[-1][0].detach())
 
     def _move(self) -> None:
-        fc = self.parameters["fc.weight"].grad
-        assert fc is not None
-        # Documents' first tokens reach fc a thousand times larger than the rest and would drown its momentum.
-        fc.mul_((1.0 / fc.norm().clamp_min(1e-6)).clamp_max(1.0))
+        if self.frozen is None:
+            fc = self.parameters["fc.weight"].grad
+            assert fc is not None
+            # Documents' first tokens reach fc a thousand times larger than the rest and would drown its momentum.
+            fc.mul_((1.0 / fc.norm().clamp_min(1e-6)).clamp_max(1.0))
         self.optimizer.step()
 
     def _update(self) -> None:
@@ -247,22 +323,20 @@ class Trainer:
                 self._capture()
             self.step += 1
             if self.step % every == 0:
-                held_out, length = self.evaluate()
-                progress(f"step {self.step}, {self.elapsed:.0f} s: loss {float(self.last_loss):.3f}, held out {held_out:.3f}, "
-                         f"chain {length:.3f} at uniform anchors")  # fmt: skip
+                progress(f"step {self.step}, {self.elapsed:.0f} s: loss {float(self.last_loss):.3f}, {self.report()}")
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
 
     def start_from(self, weights: Weights) -> None:
         """Begin at an exported drafter of the same shape in place of the target's own layers."""
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
+            for name, weight in weights.items():
+                self.parameters[name].copy_(weight)
             self.parameters["fc.weight"] /= self.scale
 
     def exported(self) -> Weights:
         """The drafter as the published loader reads it: the features' scale folded into ``fc``."""
-        weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        weights = {name: self.parameters[name].detach().clone() for name in drafter_shapes(self.drafter)}
         weights["fc.weight"] *= self.scale
         return weights
 

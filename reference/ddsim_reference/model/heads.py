@@ -1,0 +1,255 @@
+"""Heads that know the token before: what a drafter's marginals become behind each candidate of the depth above.
+
+A drafter's last hidden state h_d gives one distribution a depth. A head turns it into one a parent: it adds to the marginal's
+logits, and with ``rest`` to the log-mass of all tokens that are no candidates, so that nothing but the candidates' rows of the
+target's head is read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddsim_reference.model.config import DrafterConfig, Weights
+from ddsim_reference.model.forward import head_logits
+
+FORMS = ("static", "gated", "gated_low_rank", "swiglu")
+MOST_WIDTH = 1 << 16
+MOST_REACH = 4
+FLOOR = -20.0
+"""Log-probability below which a token counts as not to be expected at a depth."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A head that conditions on the token before.
+
+    Its inner values i, ``width`` of them, come from the token before, a = We·embedding(previous), and from the drafter,
+    b = Wh·h: ``static`` has i = a, ``gated`` i = silu(a + b), ``gated_low_rank`` i = a ⊙ sigmoid(b). They change the logits by
+    head·(Wo·i), with the target's own head. With ``tables`` two tables of the vocabulary's size stand for We and Wo: a =
+    W1[previous], and the logits change by W2·i (static: DSpark's Markov head).
+
+    With ``reach`` r > 0 it sees drifting text: b reads the hidden states of depths d - r to d + r, a how likely the token before was at
+    each of the depths d - 1 - r to d - 1 + r (a token that comes early takes the rest of the draft with it), and i mixes those
+    hidden states into h_d. A static head has no reach, one with tables no mixing.
+    """
+
+    form: str
+    width: int
+    tables: bool = False
+    reach: int = 0
+
+    @property
+    def window(self) -> int:
+        """Depths that it looks at around its own."""
+        return 2 * self.reach + 1
+
+
+def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a head, with its shape."""
+    hidden, width = drafter.hidden_size, head.width
+    rows = 2 * width if head.form == "swiglu" else width
+    shapes: dict[str, tuple[int, ...]] = {"rest.weight": (width,)}
+    if head.tables:
+        shapes |= {"previous.table": (drafter.vocab_size, rows), "out.table": (drafter.vocab_size, width)}
+    else:
+        shapes |= {"previous.weight": (rows, hidden), "out.weight": (hidden, width)}
+    if head.form != "static":
+        shapes |= {"hidden.weight": (rows, hidden * head.window), "bias": (rows,)}
+        if head.reach:
+            shapes["likely.weight"] = (rows, 2 * head.window)
+            if not head.tables:
+                shapes["shift.weight"] = (head.window, width)
+    return shapes
+
+
+def initial_head(head: HeadConfig, drafter: DrafterConfig, generator: torch.Generator, device: str) -> Weights:
+    """A head that changes nothing yet."""
+    weights: Weights = {}
+    for name, shape in head_shapes(head, drafter).items():
+        if name in ("previous.weight", "hidden.weight", "likely.weight", "previous.table"):
+            spread = 0.3 if name == "previous.table" else 0.7 / math.sqrt(shape[1])
+            weights[name] = torch.randn(shape, generator=generator, device=generator.device).to(device) * spread
+        else:
+            weights[name] = torch.zeros(shape, device=device)
+    return weights
+
+
+@dataclass
+class Marginals:
+    """The drafter's marginals of blocks, cut to candidates, and how likely parents are: tensors [blocks, L, ...].
+
+    ``hidden`` [blocks, L + 1, hidden] is the drafter's output with the root's, ``ids`` and ``logits`` (float32) [blocks, L, C] are
+    the candidates, best first, ``rest`` [blocks, L] the logarithm of all other tokens' summed exponentials, ``parents``
+    [blocks, L, K] tokens before each depth, and ``likely`` [blocks, L, K, window] their log-probabilities at depths d - 1 - reach to
+    d - 1 + reach (``FLOOR`` where there is no such depth).
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    logits: Tensor
+    rest: Tensor
+    parents: Tensor
+    likely: Tensor
+
+
+def largest(logits: Tensor, count: int, group: int = 64) -> tuple[Tensor, Tensor]:
+    """``topk`` along the last dimension; of many values by way of the groups that hold the largest, which is many times faster."""
+    if logits.shape[-1] % group or logits.shape[-1] < 4 * group * count:
+        top = logits.topk(count)
+        return top.values, top.indices
+    groups = logits.unflatten(-1, (-1, group))
+    best = groups.amax(-1).topk(count).indices  # no group outside can hold one of the ``count`` largest
+    top = groups.gather(-2, best[..., None].expand(*best.shape, group)).flatten(-2).topk(count)
+    return top.values, best.gather(-1, top.indices // group) * group + top.indices % group
+
+
+@torch.no_grad()
+def marginals(
+    hidden: Tensor, target_head: Tensor, count: int, parents: Tensor, reach: int = 0, chunk: int = 512
+) -> Marginals:
+    """The marginals of blocks.
+
+    Parameters
+    ----------
+    hidden : Tensor [blocks, L + 1, hidden]
+        After the drafter's final norm, the root's first.
+    target_head : Tensor [vocabulary, hidden]
+    count : int
+        Candidates a depth.
+    parents : int Tensor [blocks, L, K] or [blocks]
+        Tokens before each depth; or the roots alone: then all candidates of the depth above are parents.
+    reach : int
+        Depths before and after its own at which a parent's log-probability is wanted.
+    chunk : int
+        Blocks whose logits are held at a time.
+    """
+    depths = hidden.shape[1] - 1
+    found: list[tuple[Tensor, ...]] = []
+    for states, before in zip(hidden.split(chunk), parents.split(chunk), strict=True):
+        logits = head_logits(states[:, 1:], target_head)
+        values, ids = largest(logits, count)
+        total = logits.logsumexp(-1)
+        share = (values - total[..., None]).exp().sum(-1)
+        rest = total + torch.log1p(-share.clamp_max(1 - 1e-6))
+        if before.ndim == 1:
+            before = torch.cat((before[:, None, None].expand(-1, 1, count), ids[:, :-1]), 1)
+        likely = values.new_full((*before.shape, 2 * reach + 1), FLOOR)
+        for i in range(2 * reach + 1):
+            shift = i - reach - 1  # a parent of depth d stands at d - 1
+            low, high = max(0, -shift), min(depths, depths - shift)
+            at = slice(low + shift, high + shift)
+            likely[:, low:high, :, i] = logits[:, at].gather(-1, before[:, low:high]) - total[:, at, None]
+        found.append((ids, values, rest, before, likely.clamp_min_(FLOOR)))
+    return Marginals(hidden, *(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+def around(x: Tensor, reach: int) -> Tensor:
+    """Depths 1 to L of x [blocks, L + 1, ...] with their neighbours: [blocks, L, window, ...], zero where there is none."""
+    padded = torch.cat((x.new_zeros(len(x), reach, *x.shape[2:]), x, x.new_zeros(len(x), reach, *x.shape[2:])), 1)
+    depths = x.shape[1] - 1
+    return torch.stack([padded[:, 1 + i : 1 + i + depths] for i in range(2 * reach + 1)], 2)
+
+
+def conditional(
+    head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor, candidate_rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits behind parents.
+
+    Parameters
+    ----------
+    marginals : Marginals
+        Of blocks: candidates C and parents K a depth.
+    embedding : Tensor [vocabulary, hidden]
+        The target's.
+    candidate_rows : Tensor [blocks, L, C, hidden]
+        The candidates' rows of the target's head.
+
+    Returns
+    -------
+    logits : float32 Tensor [blocks, L, K, C]
+    rest : float32 Tensor [blocks, L, K]
+        Logarithm of the summed exponentials of all tokens that are no candidates.
+    """
+    change, inner = changes(head, weights, marginals, embedding)
+    if head.tables:
+        candidate_rows, change = F.embedding(marginals.ids, weights["out.table"]), inner
+    logits = marginals.logits[:, :, None] + (change @ candidate_rows.mT).float()
+    rest = marginals.rest[:, :, None] + (inner @ weights["rest.weight"]).float()
+    return logits, rest
+
+
+def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """What a head adds to h_d behind parents, and its inner values: [blocks, L, K, hidden] and [blocks, L, K, width].
+
+    With ``tables`` both are the inner values.
+    """
+    if head.tables:
+        inner = F.embedding(marginals.parents, weights["previous.table"])
+    else:
+        inner = F.linear(_unit(F.embedding(marginals.parents, embedding)), weights["previous.weight"])
+    near = around(marginals.hidden, head.reach)
+    if head.form != "static":
+        seen = F.linear(_unit(near).flatten(2), weights["hidden.weight"], weights["bias"])[:, :, None]
+        if head.reach:
+            spare = (marginals.likely.shape[-1] - head.window) // 2
+            likely = marginals.likely[..., spare : spare + head.window]
+            features = torch.cat((1 - likely / FLOOR, likely.exp()), -1)
+            inner = inner + F.linear(features.to(inner.dtype), weights["likely.weight"])
+        if head.form == "gated":
+            inner = F.silu(inner + seen)
+        elif head.form == "swiglu":
+            gate, value = (inner + seen).chunk(2, -1)
+            inner = F.silu(gate) * value
+        else:
+            inner = inner * torch.sigmoid(seen)
+    if head.tables:
+        return inner, inner
+    change = F.linear(inner, weights["out.weight"])
+    if "shift.weight" in weights:
+        change = change + F.linear(inner, weights["shift.weight"]) @ near * 0.125
+    return change, inner
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+@torch.no_grad()
+def lattice(
+    head: HeadConfig,
+    weights: Weights,
+    hidden: Tensor,
+    roots: Tensor,
+    embedding: Tensor,
+    target_head: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The lattice of drafted blocks: candidates, and their log-probabilities behind each candidate of the depth above.
+
+    Parameters
+    ----------
+    hidden : Tensor [blocks, L + 1, hidden]
+        The drafter's output after its final norm, the root's first.
+    roots : int Tensor [blocks]
+    embedding, target_head : Tensor [vocabulary, hidden]
+    count : int
+        Candidates K a depth.
+
+    Returns
+    -------
+    token_ids : int Tensor [blocks, L, K]
+        Best first by the drafter's marginals.
+    first : float32 Tensor [blocks, K]
+        Log-probabilities of depth 1.
+    transitions : float32 Tensor [blocks, L - 1, K, K]
+        [b, d - 1, i, j]: candidate j of depth d + 1 behind candidate i of depth d.
+    """
+    found = marginals(hidden, target_head, count, roots, head.reach)
+    logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
+    logprobs = logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
+    return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]

@@ -1,0 +1,276 @@
+"""Heads that know the token before: against a naive twin, in files, and trained on the CPU."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddsim.errors import DdsimError
+from ddsim_reference.model.checkpoint import load_drafter, load_head, save_drafter, save_head, save_target
+from ddsim_reference.model.heads import FORMS, HeadConfig, head_shapes, largest, lattice, marginals
+from ddsim_reference.training import data, run, trainer
+from ddsim_reference.training.loss import candidate_loss
+from tests.naive import heads as naive
+from tests.reference import tiny
+from tests.reference.test_training import CONFIG, OPTIONS, tiny_pool, tiny_weights
+
+EVERY = [HeadConfig(form, 12, tables, reach) for form in FORMS for tables in (False, True) for reach in (0, 1, 2)]
+
+
+def random_head(head: HeadConfig, seed: int) -> dict[str, torch.Tensor]:
+    shape = tiny.drafter_config(tiny.target_config())
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(size, generator=generator) * (0.5 if len(size) == 1 else size[-1] ** -0.5)
+        for name, size in head_shapes(head, shape).items()
+    }
+
+
+@given(st.sampled_from(EVERY), st.integers(0, 2**31 - 1), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_lattices_match_the_naive_twin(head: HeadConfig, seed: int, count: int) -> None:
+    config, target = tiny.target(seed=seed % 3)
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(3, 6, config.hidden_size, generator=generator)
+    roots = torch.randint(0, config.vocab_size, (3,), generator=generator)
+    weights = random_head(head, seed)
+    embedding, target_head = target["model.embed_tokens.weight"], target["lm_head.weight"] * 0.3
+    ids, first, transitions = lattice(head, weights, hidden, roots, embedding, target_head, count)
+    arrays = {name: weight.double().numpy() for name, weight in weights.items()}
+    for b in range(3):
+        wanted = naive.lattice(
+            head, arrays, hidden[b].double().numpy(), int(roots[b]), embedding.double().numpy(),
+            target_head.double().numpy(), count,
+        )  # fmt: skip
+        assert ids[b].tolist() == wanted[0].tolist()
+        np.testing.assert_allclose(first[b], wanted[1], atol=2e-4)
+        np.testing.assert_allclose(transitions[b], wanted[2], atol=2e-4)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_the_largest_by_groups_are_the_largest(seed: int, count: int) -> None:
+    logits = torch.randn(3, 2, 40 * count, generator=torch.Generator().manual_seed(seed))
+    values, ids = largest(logits, count, group=8)
+    wanted = logits.topk(count)
+    assert torch.equal(values, wanted.values) and torch.equal(ids, wanted.indices)
+
+
+def test_candidates_and_the_rest_are_a_distribution() -> None:
+    config, target = tiny.target()
+    hidden = torch.randn(2, 6, config.hidden_size, generator=torch.Generator().manual_seed(5))
+    head = target["lm_head.weight"] * 0.2
+    cut = marginals(hidden, head, 7, torch.tensor([3, 4]), chunk=1)
+    logits = hidden[:, 1:] @ head.T
+    torch.testing.assert_close(torch.logaddexp(cut.logits.logsumexp(-1), cut.rest), logits.logsumexp(-1))
+    assert cut.parents[:, 0].unique(dim=1).tolist() == [[3], [4]]
+    assert torch.equal(cut.parents[:, 1:], cut.ids[:, :-1])
+    labels = torch.stack((cut.ids[:, :, 2], logits.argmin(-1)))
+    weights = torch.rand(2, 5)
+    logprobs = logits.log_softmax(-1)
+    loss, hits = candidate_loss(cut.logits, cut.rest, cut.ids, labels[0], weights)
+    wanted = -(logprobs.gather(-1, labels[0][..., None])[..., 0] * weights).sum()
+    torch.testing.assert_close(loss, wanted)
+    assert not hits.any()
+    other, _ = candidate_loss(cut.logits, cut.rest, cut.ids, labels[1], weights)
+    share = 1 - logprobs.gather(-1, cut.ids).exp().sum(-1)
+    torch.testing.assert_close(other, -(share.log() * weights).sum())
+
+
+@pytest.mark.parametrize("head", EVERY[::5], ids=str)
+def test_a_head_is_read_as_it_was_written(head: HeadConfig, tmp_path: Path) -> None:
+    config, _ = tiny.target()
+    shape, weights = tiny.drafter(config)
+    save_drafter(tmp_path, shape, weights, {})
+    assert load_head(str(tmp_path), shape) is None
+    before = (tmp_path / "model.safetensors").read_bytes()
+    mine = {name: weight.bfloat16().float() for name, weight in random_head(head, 0).items()}
+    save_head(tmp_path, head, mine, {"made_by": "a test"})
+    found = load_head(str(tmp_path), shape)
+    assert found is not None and found[0] == head
+    assert found[1].keys() == mine.keys() and all(torch.equal(found[1][name], mine[name]) for name in mine)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert load_drafter(str(tmp_path))[0] == shape  # the drafter's own loader doesn't take it for the drafter's
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"form": "magic"}, "form is 'magic', but must be one of static, gated"),
+        ({"form": None}, "'form' is missing"),
+        ({"width": 0}, "width is 0"),
+        ({"width": 13}, "has shape"),
+        ({"reach": 99}, "reach is 99"),
+        ({"tables": 3}, "tables is 3"),
+        ({"layers": 2}, "field 'layers' that this version doesn't know"),
+    ],
+)
+def test_heads_that_are_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    config, _ = tiny.target()
+    shape, weights = tiny.drafter(config)
+    save_drafter(tmp_path, shape, weights, {})
+    save_head(tmp_path, EVERY[0], random_head(EVERY[0], 0), {})
+    document = json.loads((tmp_path / "config.json").read_text())
+    document["ddsim_head"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(DdsimError, match=message) as caught:
+        load_head(str(tmp_path), shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_a_head_is_refused(tmp_path: Path) -> None:
+    config, _ = tiny.target()
+    shape, weights = tiny.drafter(config)
+    save_drafter(tmp_path, shape, weights, {})
+    plain = (tmp_path / "config.json").read_text()
+    save_head(tmp_path, EVERY[0], random_head(EVERY[0], 0), {})
+    described = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(plain)
+    with pytest.raises(DdsimError, match=r"has no ddsim_head, but head\.safetensors is there"):
+        load_head(str(tmp_path), shape)
+    (tmp_path / "config.json").write_text(described)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(DdsimError, match=r"head\.safetensors: is missing"):
+        load_head(str(tmp_path), shape)
+
+
+@pytest.fixture(scope="module")
+def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """A target, a drafter that some steps have trained, and the folder with the text."""
+    folder = tmp_path_factory.mktemp("heads")
+    save_target(folder / "target", CONFIG, tiny_weights())
+    work = folder / "work"
+    work.mkdir()
+    tiny_pool().save(work / "pool.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        _steady_clock(patch)
+        run.train_drafter(
+            target=str(folder / "target"), out=folder / "drafter", work=work, data_seconds=3, train_seconds=20,
+            progress=lambda line: None, **OPTIONS,
+        )  # fmt: skip
+    (work / "state.safetensors").unlink()
+    return str(folder / "target"), folder / "drafter", work
+
+
+def _steady_clock(patch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()  # every look takes a twentieth of a second, however busy the machine is
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) / 20, strftime=time.strftime)
+    for module in (trainer, run, data):
+        patch.setattr(module, "time", clock)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_head_learns_what_follows_and_leaves_the_drafter_alone(
+    form: str, drafted: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, drafter, work = drafted
+    _steady_clock(monkeypatch)
+    out = tmp_path / "out"
+    run.train_drafter(
+        target=target, out=out, work=work, train_seconds=12, start=str(drafter), head=form, head_only=True, rate=1e-2,
+        progress=lambda line: None, **OPTIONS,
+    )  # fmt: skip
+    (work / "state.safetensors").unlink()
+    assert (out / "model.safetensors").read_bytes() == (drafter / "model.safetensors").read_bytes()
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (drafter, out))
+    described = after.pop("ddsim_head")
+    assert after == before
+    assert (described["form"], described["width"]) == (form, CONFIG.hidden_size)
+    known = described["provenance"]
+    # Text of a random target follows its last token closely: what the marginals can't know a head learns in few steps.
+    assert known["held_out_loss"] < known["held_out_loss_of_marginals"] - 0.1
+    assert load_head(str(out), load_drafter(str(out))[0]) is not None
+
+
+def test_several_heads_train_as_if_alone(drafted: tuple[str, Path, Path]) -> None:
+    """One pass of the drafter serves several heads, and each gets the steps that it would get by itself."""
+    target, drafter, work = drafted
+    config, weights, _ = run.load_target(target, with_tokenizer=False)
+    shape, frozen = load_drafter(str(drafter))
+    with np.load(work / "text.npz") as file:
+        corpus = trainer.Corpus({name: file[name] for name in file.files}, "cpu")
+    heads = [HeadConfig("gated", 16, reach=1), HeadConfig("static", 8, tables=True), HeadConfig("gated", 24)]
+
+    def trained(which: list[HeadConfig]) -> list[dict[str, torch.Tensor]]:
+        mine = trainer.Trainer(
+            config, weights, shape, corpus, rows=4, anchors=8, held_out=4, heads=which, frozen=frozen
+        )
+        for _ in range(4):
+            mine.batch = trainer.draw(corpus, mine._next_rows(), mine.anchors, mine.generator)
+            mine._update()
+        return [mine.head_weights(i) for i in range(len(which))]
+
+    together = trained(heads)
+    for head, mine in zip(heads, together, strict=True):
+        (alone,) = trained([head])
+        for name in mine:
+            torch.testing.assert_close(mine[name], alone[name], rtol=1e-5, atol=1e-6)
+
+
+def test_drafter_and_head_train_together(
+    drafted: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, drafter, work = drafted
+    _steady_clock(monkeypatch)
+    lines: list[str] = []
+    run.train_drafter(
+        target=target, out=tmp_path / "out", work=work, train_seconds=8, start=str(drafter), head="gated",
+        head_width=16, progress=lines.append, **OPTIONS,
+    )  # fmt: skip
+    (work / "state.safetensors").unlink()
+    shape, weights = load_drafter(str(tmp_path / "out"))
+    found = load_head(str(tmp_path / "out"), shape)
+    assert found is not None and found[0] == HeadConfig("gated", 16)
+    assert not torch.equal(weights["fc.weight"], load_drafter(str(drafter))[1]["fc.weight"])
+    assert "head 1: held out" in lines[-1]
+
+
+def test_the_joint_gradient_reaches_the_drafter_through_candidates(drafted: tuple[str, Path, Path]) -> None:
+    target, _, work = drafted
+    config, weights, _ = run.load_target(target, with_tokenizer=False)
+    with np.load(work / "text.npz") as file:
+        corpus = trainer.Corpus({name: file[name] for name in file.files}, "cpu")
+    shape = tiny_shape(config)
+    mine = trainer.Trainer(
+        config, weights, shape, corpus, rows=4, anchors=8, held_out=4, heads=[HeadConfig("gated", 16)], candidates=48
+    )
+    found, _ = mine.losses(mine.batch)
+    (slopes,) = torch.autograd.grad(found[1][0], [mine.parameters["norm.weight"]], retain_graph=True)
+    (wanted,) = torch.autograd.grad(found[0][0], [mine.parameters["norm.weight"]])
+    # A head that changes nothing yet, with all tokens as candidates, is the marginals: the same loss, and the same gradient.
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slopes, wanted, rtol=1e-3, atol=1e-5)
+
+
+def tiny_shape(config: trainer.ModelConfig) -> trainer.DrafterConfig:
+    from ddsim_reference.model.config import drafter_config
+
+    return drafter_config(config, layers=2, block_size=4, mask_token_id=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "magic"}, "head 'magic': unknown; use one of static, gated"),
+        ({"head_only": True}, "head_only: needs the drafter"),
+        ({"head": "gated", "head_only": True}, "head_only: needs the drafter"),
+        ({"head": "gated", "head_width": 10**9}, "head_width 1000000000"),
+    ],
+)
+def test_training_options_that_are_refused(
+    options: dict[str, object], message: str, drafted: tuple[str, Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DdsimError, match=message):
+        run.train_drafter(target=drafted[0], out=tmp_path / "o", work=tmp_path / "w", **(OPTIONS | options))
