@@ -22,7 +22,7 @@ from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, r
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import DDTree
 from ddsim_reference.decode import decode
-from ddsim_reference.engine.buckets import Proposal, pack_mask
+from ddsim_reference.engine.buckets import TokenTree, pack_mask
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
 from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
@@ -138,7 +138,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def random_tree(
     tokens: int, horizon: int, vocabulary: int, rng: np.random.Generator, near: int | None = None
-) -> Proposal:
+) -> TokenTree:
     """A root and a draft tree of random shape and tokens; each parent is one of the ``near`` tokens before its child, if given."""
     parents, depths = np.full(tokens, -1, np.int32), np.zeros(tokens, np.int32)
     seen = np.zeros((tokens, tokens), bool)
@@ -150,7 +150,7 @@ def random_tree(
         parents[i], depths[i] = parent, depths[parent] + 1
         seen[i] = seen[parent]
         seen[i, i] = True
-    return Proposal(rng.integers(0, vocabulary, tokens).astype(np.int32), parents, depths, pack_mask(seen))
+    return TokenTree(rng.integers(0, vocabulary, tokens).astype(np.int32), parents, depths, pack_mask(seen))
 
 
 def profiled_tokens(engine: Engine, most: int) -> list[int]:

@@ -26,7 +26,7 @@ from ddsim.trace.trace import Trace
 from ddsim.view import checks as _checks
 from ddsim.view import style as _style
 from ddsim_reference.decode import Decoded, decode
-from ddsim_reference.engine.buckets import Proposal
+from ddsim_reference.engine.buckets import TokenTree
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
 from ddsim_reference.model import forward
@@ -113,7 +113,7 @@ def engine_marginals(
         engine.draft()
         engine.wait()
         logprobs, ids = (x[0].copy() for x in engine.drafted())
-        bucket = engine.stage([Proposal.chain([here])])
+        bucket = engine.stage([TokenTree.chain([here])])
         best, second = engine.verify(bucket)[0].topk(2).values.tolist()
         found.append((logprobs, ids, np.float32(best - second)))
         engine.commit(bucket)

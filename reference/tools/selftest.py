@@ -28,7 +28,7 @@ from torch import Tensor
 import checkout  # noqa: F401
 from ddsim.files.atomic import write_text
 from ddsim_reference.engine import attention, kernels
-from ddsim_reference.engine.buckets import Bucket, Proposal
+from ddsim_reference.engine.buckets import Bucket, TokenTree
 from ddsim_reference.engine.engine import Engine, project_head
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_config
@@ -256,7 +256,7 @@ def check_attention(report: Report, device: torch.device, heads: int, kv_heads: 
 
 
 def tree_forward(
-    config: ModelConfig, weights: Weights, prompt: Sequence[int], tree: Proposal, auxiliary_layers: Sequence[int]
+    config: ModelConfig, weights: Weights, prompt: Sequence[int], tree: TokenTree, auxiliary_layers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Features and float32 logits of a prompt's tokens followed by a tree's, by the dense forward pass."""
     device = weights["model.embed_tokens.weight"].device
@@ -274,7 +274,7 @@ def tree_forward(
     return features[0], head_logits(hidden[0], weights["lm_head.weight"])
 
 
-def decoy_tree(path: Sequence[int], vocab: int, size: int, rng: np.random.Generator) -> tuple[Proposal, list[int]]:
+def decoy_tree(path: Sequence[int], vocab: int, size: int, rng: np.random.Generator) -> tuple[TokenTree, list[int]]:
     """A tree of ``size`` tokens that holds ``path`` (its root first) among random others; and where the path lies in it."""
     while True:
         tree = random_tree(size, len(path), vocab, rng)
@@ -337,7 +337,7 @@ def check_engine(
         if graphs and device.type == "cuda":
             engine.gemv = True
             engine.set_context(len(prompt))
-            one = engine.stage([Proposal.chain(tree.tokens[:1])])
+            one = engine.stage([TokenTree.chain(tree.tokens[:1])])
             with_gemv = engine.verify(one)[:1].clone()
             report.check(f"{label} one token through gemv against the tree's root", error(with_gemv, logits[:1]), limit)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ddsim_reference.engine import attention, kernels, products
-from ddsim_reference.engine.buckets import Bucket, Proposal
+from ddsim_reference.engine.buckets import Bucket, TokenTree
 from ddsim_reference.generate import TextGenerator
 from ddsim_reference.model.forward import rope_table
 from ddsim_reference.model.sampling import choose
@@ -61,7 +61,7 @@ def close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(a.float(), b.float(), rtol=tolerance, atol=tolerance)
 
 
-def random_tree(m: int, depth: int, vocab: int, rng: np.random.Generator) -> Proposal:
+def random_tree(m: int, depth: int, vocab: int, rng: np.random.Generator) -> TokenTree:
     """A random tree of m tokens, the root included, none deeper than ``depth``; siblings differ."""
     parents, depths = np.full(m, -1, np.int32), np.zeros(m, np.int32)
     seen = np.eye(m, dtype=bool)
@@ -77,7 +77,7 @@ def random_tree(m: int, depth: int, vocab: int, rng: np.random.Generator) -> Pro
         tokens[children] = rng.permutation(max(vocab, len(children)))[: len(children)]
     bits = np.zeros((m, 32 * -(-m // 32)), np.uint8)
     bits[:, :m] = seen
-    return Proposal(tokens, parents, depths, np.packbits(bits, axis=1, bitorder="little").view(np.uint32))
+    return TokenTree(tokens, parents, depths, np.packbits(bits, axis=1, bitorder="little").view(np.uint32))
 
 
 @interpreted

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-from ddsim_reference.engine.buckets import Bucket, Proposal, causal_mask
+from ddsim_reference.engine.buckets import Bucket, TokenTree, causal_mask
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.generate import TextGenerator
 from ddsim_reference.model import forward
@@ -69,7 +69,7 @@ def test_logits_are_those_of_transformers(arch: str, shards: int, tmp_path: Path
         last = engine.prefill(b, tokens[b, :17].tolist())  # two chunks of nine
         torch.testing.assert_close(last[0], wanted[b, 16], rtol=1e-4, atol=1e-4)
     for t in range(17, 23):
-        bucket = engine.stage([Proposal.chain([int(tokens[b, t])]) for b in range(2)])
+        bucket = engine.stage([TokenTree.chain([int(tokens[b, t])]) for b in range(2)])
         torch.testing.assert_close(engine.verify(bucket), wanted[:, t], rtol=1e-4, atol=1e-4)
         engine.commit(bucket)
 
@@ -94,11 +94,11 @@ def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> N
     for b, prompt in enumerate(prompts):
         engine.prefill(b, prompt)
     parents = ([-1, 0, 0, 1, 1, 3, 2, 5], None, [-1, 0, 1])
-    proposals: list[Proposal | None] = []
+    trees: list[TokenTree | None] = []
     rng = np.random.default_rng(0)
     for up in parents:
         if up is None:
-            proposals.append(None)
+            trees.append(None)
             continue
         depths, seen = np.zeros(len(up), np.int32), np.zeros((len(up), 32), np.uint8)
         for j, parent in enumerate(up):
@@ -106,17 +106,17 @@ def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> N
                 depths[j], seen[j] = depths[parent] + 1, seen[parent]
             seen[j, j] = 1
         mask = np.packbits(seen, axis=1, bitorder="little").view(np.uint32)
-        proposals.append(Proposal(rng.integers(0, 61, len(up)).astype(np.int32), np.array(up, np.int32), depths, mask))
-    logits = engine.verify(engine.stage(proposals))
+        trees.append(TokenTree(rng.integers(0, 61, len(up)).astype(np.int32), np.array(up, np.int32), depths, mask))
+    logits = engine.verify(engine.stage(trees))
     row = 0
-    for prompt, proposal in zip(prompts, proposals, strict=True):
-        if proposal is None:
+    for prompt, tree in zip(prompts, trees, strict=True):
+        if tree is None:
             continue
-        for j in range(len(proposal.tokens)):
+        for j in range(len(tree.tokens)):
             path, node = [], j
             while node >= 0:
-                path.insert(0, int(proposal.tokens[node]))
-                node = int(proposal.parents[node])
+                path.insert(0, int(tree.tokens[node]))
+                node = int(tree.parents[node])
             text = torch.tensor([[*prompt, *path]])
             _, hidden = forward.target_features(
                 config, weights, forward.target_layers(config, weights), text, torch.arange(text.shape[1])[None],
@@ -214,7 +214,7 @@ def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> No
             assert np.all(np.diff(logprobs[b], axis=1) <= 0)
         if turn_ == 0:
             # The target is made to agree with a chain of one for the first request, and with nothing for the second.
-            bucket = engine.stage([Proposal.chain([roots[0], 30]), Proposal.chain([roots[1], 31])])
+            bucket = engine.stage([TokenTree.chain([roots[0], 30]), TokenTree.chain([roots[1], 31])])
             engine.verify(bucket)
             engine.choices[:4] = torch.tensor([30, 19, 32, 0])
             engine._commit(bucket)
@@ -273,7 +273,7 @@ def test_masks_of_chains() -> None:
 
 def test_buckets_hold_what_is_packed() -> None:
     bucket = Bucket(70, 3, 3, torch.device("cpu"))
-    bucket.pack([Proposal.chain(list(range(40))), None, Proposal.chain([7])])
+    bucket.pack([TokenTree.chain(list(range(40))), None, TokenTree.chain([7])])
     forest = bucket.metadata(torch.tensor([10, 20, 30], dtype=torch.int32))
     assert forest.position[:41].tolist() == [*range(10, 50), 30]
     assert forest.slot[:42].tolist() == [*range(10, 50), 30, -1]
@@ -319,7 +319,7 @@ def test_engines_refuse_what_they_cannot_hold(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DdsimError, match="prompt: it is empty"):
         engine.prefill(0, [])
     with pytest.raises(DdsimError, match="5 tokens in one forward pass: the engine was built for 4"):
-        engine.stage([Proposal.chain([1] * 5)])
+        engine.stage([TokenTree.chain([1] * 5)])
     with pytest.raises(DdsimError, match="context 9: the cache holds 8"):
         engine.set_context(9)
     with pytest.raises(DdsimError, match="this engine has no drafter"):

@@ -17,7 +17,7 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512
 
 
 @dataclass(frozen=True)
-class Proposal:
+class TokenTree:
     """The tokens that one request sends to the target: its root and a draft tree, best first.
 
     Attributes
@@ -34,11 +34,11 @@ class Proposal:
     mask: NDArray[np.uint32]
 
     @staticmethod
-    def chain(tokens: Sequence[int] | NDArray[np.int32]) -> Proposal:
+    def chain(tokens: Sequence[int] | NDArray[np.int32]) -> TokenTree:
         """Tokens in a row, each the next one's parent."""
         m = len(tokens)
         index = np.arange(m, dtype=np.int32)
-        return Proposal(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
+        return TokenTree(np.asarray(tokens, np.int32), index - 1, index, causal_mask(m))
 
 
 def pack_mask(seen: NDArray[np.bool_]) -> NDArray[np.uint32]:
@@ -95,7 +95,7 @@ class Bucket:
         self.verify_graph: torch.cuda.CUDAGraph | None = None
         self.commit_graphs: dict[float, torch.cuda.CUDAGraph] = {}  # by temperature
 
-    def pack(self, proposals: Sequence[Proposal | None]) -> None:
+    def pack(self, trees: Sequence[TokenTree | None]) -> None:
         """Fill the staging block; None is a request that takes no part."""
         host = self.host
         for name in ("token", "request", "depth", "tiles", "start", "size"):
@@ -103,17 +103,17 @@ class Bucket:
         host["index"][...] = -1  # padding keeps no keys
         host["parent"][...] = -1
         at = tile = 0
-        for b, proposal in enumerate(proposals):
-            if proposal is None:
+        for b, tree in enumerate(trees):
+            if tree is None:
                 continue
-            m = len(proposal.tokens)
+            m = len(tree.tokens)
             own = slice(at, at + m)
-            host["token"][own] = proposal.tokens
+            host["token"][own] = tree.tokens
             host["request"][own] = b
             host["index"][own] = np.arange(m)
-            host["depth"][own] = proposal.depths
-            host["parent"][own] = proposal.parents
-            host["mask"][own, : proposal.mask.shape[1]] = proposal.mask.view(np.int32)
+            host["depth"][own] = tree.depths
+            host["parent"][own] = tree.parents
+            host["mask"][own, : tree.mask.shape[1]] = tree.mask.view(np.int32)
             host["start"][b], host["size"][b] = at, m
             firsts = np.arange(0, m, self.per_tile)
             rows = host["tiles"][tile : tile + len(firsts)]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ddsim.errors import DdsimError
 from ddsim_reference.engine import kernels
 from ddsim_reference.engine.attention import TreeMetadata
-from ddsim_reference.engine.buckets import BUCKETS, Bucket, Proposal
+from ddsim_reference.engine.buckets import BUCKETS, Bucket, TokenTree
 from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
 from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
@@ -138,7 +138,7 @@ class Engine:
         if self.device.type == "cuda":
             self.ready, self.committed = torch.cuda.Event(), torch.cuda.Event()
         self.step_bucket = Bucket(batch, batch, self.group, self.device)
-        self.step_bucket.pack([Proposal.chain([0])] * batch)
+        self.step_bucket.pack([TokenTree.chain([0])] * batch)
         self.step_bucket.uploaded.copy_(self.step_bucket.staging)
         self.step_graphs: dict[float, torch.cuda.CUDAGraph] = {}
 
@@ -247,10 +247,10 @@ class Engine:
 
     # One round.
 
-    def stage(self, proposals: Sequence[Proposal | None]) -> Bucket:
+    def stage(self, trees: Sequence[TokenTree | None]) -> Bucket:
         """Pack the requests' trees and start their upload; None leaves a request out."""
-        bucket = self.bucket_for(sum(len(p.tokens) for p in proposals if p is not None))
-        bucket.pack(proposals)
+        bucket = self.bucket_for(sum(len(tree.tokens) for tree in trees if tree is not None))
+        bucket.pack(trees)
         bucket.upload()
         return bucket
 
@@ -353,9 +353,9 @@ class Engine:
         last = None
         for first in range(0, len(prompt), self.max_tokens):
             part = prompt[first : first + self.max_tokens]
-            proposals: list[Proposal | None] = [None] * self.batch
-            proposals[request] = Proposal.chain(part)
-            bucket = self.stage(proposals)
+            trees: list[TokenTree | None] = [None] * self.batch
+            trees[request] = TokenTree.chain(part)
+            bucket = self.stage(trees)
             last = self.verify(bucket)[len(part) - 1 : len(part)]
             if self.drafter is not None:
                 with torch.inference_mode():
