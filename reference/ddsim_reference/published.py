@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,48 +83,36 @@ class PublishedDrafter:
 
     def __init__(self, config: DrafterConfig, weights: Weights) -> None:
         self.config, self.weights = config, weights
-        self.layers = forward.drafter_layers(config, weights)
         self.reset()
 
     def reset(self) -> None:
         """Forget the context."""
         self.fed = 0
-        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
+        self.cache: list[tuple[Tensor, Tensor] | None] = [None] * self.config.num_layers
 
     def hidden(self, features: Tensor, noise: Tensor) -> Tensor:
         """Hidden states [1, block_size, hidden] of a block after the context that these features [1, n, ...] complete."""
-        config, eps, device = self.config, self.config.rms_norm_eps, noise.device
-        outside = forward.rms_norm(
-            F.linear(features, self.weights["fc.weight"]), self.weights["hidden_norm.weight"], eps
-        )
+        block, device = self.config.block_size, noise.device
         context_at = torch.arange(self.fed, self.fed + features.shape[1], device=device)[None]
         self.fed += features.shape[1]
-        block_at = torch.arange(self.fed, self.fed + config.block_size, device=device)[None]
-        context_rope = forward.rope_table(context_at, config.head_dim, config.rope_theta)
-        block_rope = forward.rope_table(block_at, config.head_dim, config.rope_theta)
-        x = noise
-        for i, layer in enumerate(self.layers):
-            norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down = layer
-            normed = forward.rms_norm(x, norm1, eps)
+        block_at = torch.arange(self.fed, self.fed + block, device=device)[None]
+        layers = iter(range(self.config.num_layers))
 
-            def heads(inputs: Tensor, weight: Tensor) -> Tensor:
-                return forward.split_heads(F.linear(inputs, weight), config.head_dim)
-
-            query = forward.rotate(forward.rms_norm(heads(normed, q_weight), q_norm, eps), *block_rope)
-            own_key = forward.rotate(forward.rms_norm(heads(normed, k_weight), k_norm, eps), *block_rope)
-            key = forward.rotate(forward.rms_norm(heads(outside, k_weight), k_norm, eps), *context_rope)
-            value = heads(outside, v_weight)
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            i = next(layers)
             before = self.cache[i]
             if before is not None:
                 key, value = torch.cat((before[0], key), 2), torch.cat((before[1], value), 2)
-            self.cache[i] = key, value
-            attended = F.scaled_dot_product_attention(
-                query, torch.cat((key, own_key), 2), torch.cat((value, heads(normed, v_weight)), 2), enable_gqa=True
-            )
-            x = x + F.linear(attended.transpose(1, 2).flatten(2), o_weight)
-            normed = forward.rms_norm(x, norm2, eps)
-            x = x + F.linear(F.silu(F.linear(normed, gate)) * F.linear(normed, up), down)
-        return forward.rms_norm(x, self.weights["norm.weight"], eps)
+            self.cache[i] = key[:, :, :-block], value[:, :, :-block]
+            return F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+
+        return forward.drafter_hidden(
+            self.config, self.weights, features, context_at, noise, block_at, attend, _published_layer
+        )  # fmt: skip
+
+
+_published_layer = partial(forward.drafter_layer, pair=forward.separate)
+"""Its products are launched one by one, as in the public code: joined ones would copy the weights each round."""
 
 
 def published_loop(

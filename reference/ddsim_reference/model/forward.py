@@ -13,6 +13,9 @@ from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of query, key and value, each [batch, heads, length, head_dim], to [batch, heads, length, head_dim]."""
 
+Pair = Callable[[Tensor], Sequence[Tensor]]
+"""Of hidden states [..., hidden], their products with two weight matrices: key and value, or gate and up."""
+
 TargetLayer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 DrafterLayer = tuple[Tensor, ...]
 
@@ -68,6 +71,54 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
 
+def transformer_layer(
+    x: Tensor,
+    norm1: Tensor,
+    attention: Callable[[Tensor], Tensor],
+    o_weight: Tensor,
+    norm2: Tensor,
+    gate_up: Pair,
+    down: Tensor,
+    eps: float,
+    norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm,
+) -> Tensor:
+    """One pre-norm layer with SwiGLU over the residual stream x [..., hidden]: what all plain passes are made of.
+
+    Parameters
+    ----------
+    attention : callable
+        Of the normed stream, to [..., heads * head_dim].
+    norm : callable
+        RMSNorm of x, weight and eps.
+    """
+    x = x + F.linear(attention(norm(x, norm1, eps)), o_weight)
+    gate, up = gate_up(norm(x, norm2, eps))
+    return x + F.linear(F.silu(gate) * up, down)
+
+
+def halves(weight: Tensor) -> Pair:
+    """Products with the two halves of a stacked matrix, in one launch."""
+
+    def products(x: Tensor) -> Sequence[Tensor]:
+        return F.linear(x, weight).chunk(2, -1)
+
+    return products
+
+
+def joined(first: Tensor, second: Tensor) -> Pair:
+    """Products with two matrices of one shape, stacked for it."""
+    return halves(torch.cat((first, second)))
+
+
+def separate(first: Tensor, second: Tensor) -> Pair:
+    """Products with two matrices, one launch each."""
+
+    def products(x: Tensor) -> Sequence[Tensor]:
+        return F.linear(x, first), F.linear(x, second)
+
+    return products
+
+
 def target_layers(config: ModelConfig, weights: Weights) -> list[TargetLayer]:
     """Per-layer weights of a target with query/key/value and gate/up fused into one matrix each."""
     layers = []
@@ -94,15 +145,16 @@ def target_layer(
 ) -> Tensor:
     """One transformer layer of the target over whole sequences x [batch, length, hidden]."""
     norm1, qkv_weight, o_weight, norm2, gate_up, down, q_norm, k_norm = layer
-    qkv = F.linear(rms_norm(x, norm1, eps), qkv_weight)
-    head_dim = qkv.shape[-1] // (heads + 2 * kv_heads)
-    query, key, value = split_heads(qkv, head_dim).split((heads, kv_heads, kv_heads), 1)
-    if q_norm is not None and k_norm is not None:
-        query, key = rms_norm(query, q_norm, eps), rms_norm(key, k_norm, eps)
-    attended = attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
-    x = x + F.linear(attended.transpose(1, 2).flatten(2), o_weight)
-    gate, up = F.linear(rms_norm(x, norm2, eps), gate_up).chunk(2, -1)
-    return x + F.linear(F.silu(gate) * up, down)
+
+    def attention(normed: Tensor) -> Tensor:
+        qkv = F.linear(normed, qkv_weight)
+        head_dim = qkv.shape[-1] // (heads + 2 * kv_heads)
+        query, key, value = split_heads(qkv, head_dim).split((heads, kv_heads, kv_heads), 1)
+        if q_norm is not None and k_norm is not None:
+            query, key = rms_norm(query, q_norm, eps), rms_norm(key, k_norm, eps)
+        return attend(rotate(query, cos, sin), rotate(key, cos, sin), value).transpose(1, 2).flatten(2)
+
+    return transformer_layer(x, norm1, attention, o_weight, norm2, halves(gate_up), down, eps)
 
 
 def target_features(
@@ -154,22 +206,23 @@ def drafter_layer(
     head_dim: int,
     eps: float,
     attend: Attend,
+    pair: Callable[[Tensor, Tensor], Pair] = joined,
 ) -> Tensor:
     """One DFlash layer: blocks x [batch, blocks * block_size, hidden] attend to the context's keys and to their own."""
     norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down = layer
-    normed = rms_norm(x, norm1, eps)
-    kv_weight = torch.cat((k_weight, v_weight))
-    query = split_heads(F.linear(normed, q_weight), head_dim)
-    own_key, own_value = split_heads(F.linear(normed, kv_weight), head_dim).chunk(2, 1)
-    context_key, context_value = split_heads(F.linear(context, kv_weight), head_dim).chunk(2, 1)
-    query = rotate(rms_norm(query, q_norm, eps), *block_rope)
-    own_key = rotate(rms_norm(own_key, k_norm, eps), *block_rope)
-    context_key = rotate(rms_norm(context_key, k_norm, eps), *context_rope)
-    attended = attend(query, torch.cat((context_key, own_key), 2), torch.cat((context_value, own_value), 2))
-    x = x + F.linear(attended.transpose(1, 2).flatten(2), o_weight)
-    gated = F.linear(rms_norm(x, norm2, eps), torch.cat((gate, up)))
-    first, second = gated.chunk(2, -1)
-    return x + F.linear(F.silu(first) * second, down)
+    key_value = pair(k_weight, v_weight)
+
+    def attention(normed: Tensor) -> Tensor:
+        query = split_heads(F.linear(normed, q_weight), head_dim)
+        own_key, own_value = (split_heads(y, head_dim) for y in key_value(normed))
+        context_key, context_value = (split_heads(y, head_dim) for y in key_value(context))
+        query = rotate(rms_norm(query, q_norm, eps), *block_rope)
+        own_key = rotate(rms_norm(own_key, k_norm, eps), *block_rope)
+        context_key = rotate(rms_norm(context_key, k_norm, eps), *context_rope)
+        attended = attend(query, torch.cat((context_key, own_key), 2), torch.cat((context_value, own_value), 2))
+        return attended.transpose(1, 2).flatten(2)
+
+    return transformer_layer(x, norm1, attention, o_weight, norm2, pair(gate, up), down, eps)
 
 
 def drafter_hidden(
