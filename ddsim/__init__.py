@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.trace.trace import Trace as Trace
     from ddsim.trace.trace import open_trace as open_trace
     from ddsim.trace.writer import TraceWriter as TraceWriter
+    from ddsim.tree.lattice import Lattice as Lattice
     from ddsim.tree.trees import DraftTree as DraftTree
     from ddsim.tree.trees import draft_chain as draft_chain
     from ddsim.tree.trees import draft_tree as draft_tree
@@ -58,6 +59,7 @@ __version__ = "0.1.0"
 _HOME = {
     "DdsimError": "errors",
     "DraftTree": "tree.trees",
+    "Lattice": "tree.lattice",
     "draft_chain": "tree.trees",
     "draft_tree": "tree.trees",
     "tree_gains": "tree.trees",

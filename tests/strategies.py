@@ -24,6 +24,7 @@ from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace
 from ddsim.tree import kernels as _kernels
+from tests.naive import lattice as naive_lattice
 
 CASES = pytest.mark.parametrize("cases", [200, pytest.param(100_000, marks=pytest.mark.slow)])
 Rows = list[list[float]]
@@ -103,6 +104,21 @@ def several_rows(draw: Draw, most: int = 3, deepest: int = 5, widths: Sequence[i
     """Rows of one kind and one horizon at several positions."""
     kind, horizon, width = draw(st.sampled_from(KINDS)), draw(st.integers(1, deepest)), draw(st.sampled_from(widths))
     return draw(st.lists(rows(kind, horizon, width), min_size=1, max_size=most))
+
+
+@st.composite
+def lattices(
+    draw: Draw, deepest: int = 4, widths: Sequence[int] = (1, 2, 3, 4), kinds: Sequence[str] = KINDS
+) -> naive_lattice.Lattice:
+    """Lattices whose rows are of a kind, in any order; absent candidates are -inf."""
+    kind, horizon, width = draw(st.sampled_from(kinds)), draw(st.integers(1, deepest)), draw(st.sampled_from(widths))
+    count = 1 + (horizon - 1) * width
+    values = draw(rows(kind, count, width))
+    places = np.argsort(draw(ints(0, 255, count, width)), axis=1, kind="stable").tolist()
+    table = [[(row + [-math.inf] * width)[i] for i in place] for row, place in zip(values, places, strict=True)]
+    ids = np.argsort(draw(ints(0, 255, horizon, width + 1)), axis=1, kind="stable")[:, :width].tolist()
+    steps = [table[1 + d * width : 1 + (d + 1) * width] for d in range(horizon - 1)]
+    return naive_lattice.Lattice(ids, table[0], steps)
 
 
 # --- gains and costs ------------------------------------------------------------------------------------------------

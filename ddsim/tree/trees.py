@@ -10,11 +10,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim.tree.checked import checked_gains, checked_tree, even_offsets, first_fault
+from ddsim.tree.lattice import Lattice
+from ddsim.tree.lattice_tables import dense_gains, dense_tree
 from ddsim.tree.masks import ancestor_mask
 from ddsim.tree.masks import packed_mask as _packed_mask
 from ddsim.tree.rows import ROW_SUM_TOLERANCE, budget_of, refused, rows_of_one
 
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)  # looked up faster than the types
+
+
+_NOTHING = np.empty(0, np.int64)
 
 
 @dataclass(eq=False, slots=True)  # frozen ones take longer to make than a small tree does
@@ -35,9 +40,12 @@ class DraftTree:
     depths: NDArray[np.int32]
     """[n + 1] 0 for the root."""
     ranks: NDArray[np.int32]
-    """[n + 1] rank of the node's candidate in the row of its depth, from 0; -1 for the root."""
+    """[n + 1] rank of the node's candidate in the row of its depth, of a lattice among those that follow its parent, from 0; -1 for
+    the root."""
     logprobs: NDArray[np.float64]
     """[n + 1] path log-probability; 0 for the root."""
+    tokens: NDArray[np.int32] | None = None
+    """[n + 1] token of each node, -1 for the root; None where the proposal is rows of numbers only."""
 
     def __len__(self) -> int:
         """Nodes with the root: tokens that verification sends through the target."""
@@ -57,13 +65,13 @@ class DraftTree:
         return mask
 
 
-def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check: bool = True) -> DraftTree:
+def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, budget: int, *, check: bool = True) -> DraftTree:
     """Build the best-first tree of one position.
 
     Parameters
     ----------
-    logprobs : [L, K] array or list of L rows, float32 or float64
-        Marginals of the next L positions, each row descending; -inf marks absent candidates.
+    logprobs : [L, K] array or list of L rows, float32 or float64, or Lattice
+        Marginals of the next L positions, each row descending; -inf marks absent candidates. Or a lattice, which is checked when made.
     budget : int
         Nodes without the root. The tree is smaller if no more nodes exist.
     check : bool
@@ -84,6 +92,8 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     >>> draft_tree([[-0.5, -1.5], [-0.25, -2.0]], budget=4).logprobs.tolist()
     [0.0, -0.5, -0.75, -1.5, -1.75]
     """
+    if type(logprobs) is Lattice:
+        return _lattice_tree(logprobs, budget_of(budget, "budget"))
     rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
     most = budget_of(budget, "budget")
     shape, values = np.empty((3, most + 1), _INT32), np.empty(most + 1)
@@ -93,6 +103,15 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike], budget: int, *, check:
     if n < most:
         shape, values = shape[:, : n + 1], values[: n + 1]
     return DraftTree(shape[0], shape[1], shape[2], values)
+
+
+def _lattice_tree(lattice: Lattice, most: int) -> DraftTree:
+    shape, values = np.empty((4, most + 1), _INT32), np.empty(most + 1)
+    rows, width = lattice.rows, lattice.token_ids.shape[1]
+    n = dense_tree(rows.reshape(-1), _NOTHING, width, lattice.token_ids.reshape(-1), shape, values)
+    if n < most:
+        shape, values = shape[:, : n + 1], values[: n + 1]
+    return DraftTree(shape[0], shape[1], shape[2], values, shape[3])
 
 
 def _fits(logprobs: Any) -> bool:
@@ -105,13 +124,14 @@ def _fits(logprobs: Any) -> bool:
     )
 
 
-def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
+def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice) -> DraftTree:
     """Build the chain of best candidates, DFlash's draft: the tree restricted to one node a depth.
 
     Parameters
     ----------
-    logprobs : [L, K] array or list of L rows, float32 or float64
-        As for `draft_tree`. The chain ends before the first row without candidates.
+    logprobs : [L, K] array or list of L rows, float32 or float64, or Lattice
+        As for `draft_tree`. The chain ends before the first row without candidates; of a lattice, each candidate is the best given the
+        one before.
 
     Returns
     -------
@@ -123,24 +143,33 @@ def draft_chain(logprobs: ArrayLike | Sequence[ArrayLike]) -> DraftTree:
     >>> draft_chain([[-0.5, -1.5], [-0.25, -2.0]]).logprobs.tolist()
     [0.0, -0.5, -0.75]
     """
+    if isinstance(logprobs, Lattice):
+        path = logprobs.chain()
+        best = np.append(logprobs.first[path[:1]], logprobs.transitions[np.arange(len(path) - 1), path[:-1], path[1:]])
+        tokens = np.append(-1, logprobs.token_ids[np.arange(len(path)), path]).astype(np.int32)
+        return _chain(best.astype(np.float64), tokens)
     rows = rows_of_one(logprobs)
     fault = first_fault(rows.reshape(-1), even_offsets(*rows.shape), ROW_SUM_TOLERANCE)
     if fault:
         raise refused(fault, len(rows))
     best = rows[:, 0].astype(np.float64) if rows.shape[1] else np.full(len(rows), -np.inf)
-    depth = int(np.argmin(np.append(best, -np.inf) > -np.inf))
-    steps = np.arange(depth + 1, dtype=np.int32)
-    ranks = np.zeros(depth + 1, np.int32)
+    return _chain(best[: int(np.argmin(np.append(best, -np.inf) > -np.inf))])
+
+
+def _chain(best: NDArray[np.float64], tokens: NDArray[np.int32] | None = None) -> DraftTree:
+    """The chain of nodes with these log-probabilities, each given the one before."""
+    steps = np.arange(len(best) + 1, dtype=np.int32)
+    ranks = np.zeros(len(best) + 1, np.int32)
     ranks[0] = -1
-    return DraftTree(steps - np.int32(1), steps, ranks, np.concatenate([[0.0], np.cumsum(best[:depth])]))
+    return DraftTree(steps - np.int32(1), steps, ranks, np.concatenate([[0.0], np.cumsum(best)]), tokens)
 
 
-def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> NDArray[np.float32]:
+def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, max_budget: int) -> NDArray[np.float32]:
     """Gains g[1..N] of one position: what each further node adds to the expected acceptance length.
 
     Parameters
     ----------
-    logprobs : [L, K] array or list of L rows, float32 or float64
+    logprobs : [L, K] array or list of L rows, float32 or float64, or Lattice
         As for `draft_tree`.
     max_budget : int
         N.
@@ -161,8 +190,11 @@ def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike], max_budget: int) -> ND
     >>> [round(float(gain), 3) for gain in tree_gains([[-0.5, -1.5], [-0.2, -2.0]], 4)]
     [0.607, 0.497, 0.223, 0.183]
     """
-    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
     gains = np.empty(budget_of(max_budget, "max_budget"), _FLOAT32)
+    if isinstance(logprobs, Lattice):
+        dense_gains(logprobs.rows.reshape(-1), _NOTHING, logprobs.width, logprobs.horizon, gains)
+        return gains
+    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
     fault = checked_gains(rows, ROW_SUM_TOLERANCE, gains)
     if fault:
         raise refused(fault, len(rows))  # type: ignore[arg-type]

@@ -1,0 +1,309 @@
+"""Numba kernels for what lattices come to: trees, gains, ranks of paths, the candidates worth keeping, and faults.
+
+Lattices lie in memory as ``lattice_kernels`` says.
+"""
+
+# mypy: disable-error-code="no-untyped-def, assignment"
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ddsim.jit import njit
+from ddsim.tree.checked import FAULTS, MARGIN, NOT_A_NUMBER, POSITIVE, SUM, exp_roughly, sum_exp
+from ddsim.tree.kernels import NO_RANK, write_gains
+from ddsim.tree.lattice_kernels import PLACE, first_nodes, largest, make_scratch, next_row
+
+
+@njit(cache=True, nogil=True)
+def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, horizon, token_ids, shape, values):
+    """Fill parents, depths, ranks and tokens, ``shape`` [4, most + 1], and ``values`` [most + 1]; return the nodes but the root.
+
+    ``token_ids``: [L, K] flat of a dense position, one a candidate of sparse ones.
+    """
+    most = values.shape[0] - 1
+    shape[0, 0] = -1
+    shape[1, 0] = 0
+    shape[2, 0] = -1
+    shape[3, 0] = -1
+    values[0] = 0.0
+    candidates = rows * width if width > 0 else offsets[first_row + rows] - offsets[first_row]
+    if most == 0 or candidates == 0:
+        return 0
+    s, m = make_scratch(horizon, most, rows, candidates)
+    n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m)[1]
+    place = s.bucket_of
+    place[0] = 0
+    for i in range(n):
+        node = s.order[i]
+        place[node] = i + 1
+        code = s.codes[node]
+        parent = code >> 32
+        at = code & PLACE
+        above = place[parent]
+        depth = shape[1, above] + 1
+        origin = m.origins[at]
+        shape[0, i + 1] = above
+        shape[1, i + 1] = depth
+        shape[2, i + 1] = at - s.starts[s.codes[parent] & PLACE]
+        shape[3, i + 1] = token_ids[(depth - 1) * width + origin % width if width > 0 else origin]
+        values[i + 1] = s.sorted_values[i]
+    return n
+
+
+@njit(cache=True, nogil=True)
+def dense_tree(logprobs, nothing, width, token_ids, shape, values):
+    """`lattice_tree` of one dense position; ``nothing`` stands for the offsets and next rows that it lacks."""
+    rows = logprobs.shape[0] // width if width > 0 else 0
+    horizon = token_ids.shape[0] // width if width > 0 else 0
+    return lattice_tree(logprobs, nothing, nothing, width, 0, rows, horizon, token_ids, shape, values)
+
+
+@njit(cache=True, nogil=True)
+def dense_gains(logprobs, nothing, width, horizon, gains):
+    """Fill ``gains`` [N] of one dense position."""
+    most = gains.shape[0]
+    gains[:] = 0.0
+    if most == 0 or logprobs.shape[0] == 0:
+        return
+    rows = logprobs.shape[0] // width
+    s, m = make_scratch(horizon, most, rows, rows * width)
+    write_gains(s, first_nodes(logprobs, nothing, nothing, width, 0, rows, horizon, most, s, m)[1], gains)
+
+
+@njit(cache=True, nogil=True)
+def gains_and_ranks(logprobs, offsets, nexts, positions, truth, first, last, gains, ranks, chain):
+    """Fill gains [P, N], ranks [P, L] and chain [P] for the sparse positions first..last-1; ``positions`` [P + 1]: first rows."""
+    most = gains.shape[1]
+    horizon = truth.shape[1]
+    rows, candidates = largest(positions, offsets, first, last)
+    s, m = make_scratch(horizon, most, rows, candidates)
+    place = s.bucket_of
+    for p in range(first, last):
+        listed, n = first_nodes(
+            logprobs, offsets, nexts, 0, positions[p], positions[p + 1] - positions[p], horizon, most, s, m
+        )
+        write_gains(s, n, gains[p])
+        matched = 0
+        while matched < horizon and truth[p, matched] == 0:
+            matched += 1
+        chain[p] = min(matched, 255)
+
+        ranks[p, :] = NO_RANK
+        if truth[p, 0] < 0:
+            continue
+        place[:listed] = NO_RANK
+        for i in range(n):
+            place[s.order[i]] = i + 1
+        node = 0
+        at = 1
+        for d in range(horizon):
+            if truth[p, d] < 0:
+                break
+            wanted = (node << 32) + s.starts[s.codes[node] & PLACE] + np.int64(truth[p, d])
+            while at < listed and s.codes[at] != wanted:
+                at += 1
+            if at == listed or place[at] == NO_RANK:
+                break
+            ranks[p, d] = place[at]
+            node = at
+
+
+@njit(cache=True, nogil=True)
+def best_of_row(logprobs, offsets, width, row):
+    """Where the best candidate of a row stands, the first of equal ones; -1 if there is none."""
+    first = row * width if width > 0 else offsets[row]
+    last = first + width if width > 0 else offsets[row + 1]
+    found = -1
+    best = -np.inf
+    for i in range(first, last):
+        if logprobs[i] > best:
+            best = logprobs[i]
+            found = i
+    return found
+
+
+@njit(cache=True, nogil=True)
+def kept_candidates(
+    logprobs, offsets, nexts, width, positions, horizon, most, first, last, counts, origins, row_of, after
+):
+    """For positions first..last-1: the candidates that the ``most`` best nodes use, and the chain of best ones to full depth.
+
+    Fill counts [P], and for each of so many candidates, row by row, best first: where it stands in ``logprobs``, the number of its row
+    among the rows kept, and that of its next row (-1: none), all [P, most + L].
+    """
+    if width > 0:
+        rows = 1 + (horizon - 1) * width
+        candidates = rows * width
+    else:
+        rows, candidates = largest(positions, offsets, first, last)
+    s, m = make_scratch(horizon, most, rows, candidates)
+    used = np.empty(s.rows.shape[0], np.uint8)
+    chain = np.empty(rows + 1, np.int64)  # of rows on the chain: where the best candidate stands; else -1
+    number = np.empty(rows + 1, np.int32)
+    for p in range(first, last):
+        first_row = p * rows
+        if width == 0:
+            first_row = positions[p]
+            rows = positions[p + 1] - first_row
+        n = 0
+        if most > 0:
+            n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m)[1]
+        else:
+            m.begins[:rows] = 0
+        used[:] = 0
+        for i in range(n):
+            used[s.codes[s.order[i]] & PLACE] = 1
+        chain[: rows + 1] = -1
+        row = np.int64(0)
+        while row < rows:
+            found = best_of_row(logprobs, offsets, width, first_row + row)
+            if found < 0:
+                break
+            chain[row] = found
+            row = next_row(nexts, width, rows, row, found)
+        kept = 0
+        for row in range(rows):
+            number[row] = -1
+            if chain[row] >= 0 or used[m.begins[row]] > 0:  # place 0, the root's, is never used
+                number[row] = kept
+                kept += 1
+        number[rows] = -1
+        count = 0
+        for row in range(rows):
+            if number[row] < 0:
+                continue
+            at = m.begins[row]
+            more = True
+            while more:
+                if used[at] > 0:
+                    found = m.origins[at]
+                    at += 1
+                else:
+                    found = chain[row]  # beyond all nodes wanted: the only one of its row
+                origins[p, count] = found
+                row_of[p, count] = number[row]
+                after[p, count] = number[next_row(nexts, width, rows, row, found)]
+                count += 1
+                more = used[at] > 0
+        counts[p] = count
+
+
+@njit(cache=True, nogil=True)
+def true_paths(token_ids, offsets, nexts, positions, tokens, starts, first, last, paths):
+    """Fill paths [P, L] for sequences first..last-1: rank of x[p + d] in the row behind the true tokens before it, -1 from where one
+    is absent or past the end."""
+    for q in range(first, last):
+        for p in range(starts[q], starts[q + 1]):
+            paths[p, :] = -1
+            row = np.int64(0)
+            for d in range(min(paths.shape[1], starts[q + 1] - p - 1)):
+                begin = offsets[positions[p] + row]
+                end = offsets[positions[p] + row + 1]
+                at = begin
+                while at < end and token_ids[at] != tokens[p + d + 1]:
+                    at += 1
+                if at == end:
+                    break
+                paths[p, d] = at - begin
+                row = np.int64(nexts[at])
+                if row < 0:
+                    break
+
+
+@njit(cache=True, nogil=True)
+def drawn_paths(logprobs, offsets, nexts, positions, uniforms, paths):
+    """Fill paths [P, L]: at each depth the candidate whose share of the row holds the uniform number, -1 from where none does."""
+    for p in range(paths.shape[0]):
+        paths[p, :] = -1
+        row = np.int64(0)
+        for d in range(paths.shape[1]):
+            begin = offsets[positions[p] + row]
+            end = offsets[positions[p] + row + 1]
+            mass = 0.0
+            at = begin
+            while at < end:
+                mass += math.exp(np.float64(logprobs[at]))
+                if uniforms[p, d] < mass:
+                    break
+                at += 1
+            if at == end:
+                break
+            paths[p, d] = at - begin
+            row = np.int64(nexts[at])
+            if row < 0:
+                break
+
+
+@njit(cache=True, nogil=True)
+def chain_logprobs(logprobs, offsets, nexts, positions, best):
+    """Fill best [P, L] with the log-probabilities of the chain of best candidates, each given those before it; -inf past its end."""
+    for p in range(best.shape[0]):
+        best[p, :] = -np.inf
+        row = np.int64(0)
+        for d in range(best.shape[1]):
+            at = offsets[positions[p] + row]
+            if at == offsets[positions[p] + row + 1]:
+                break
+            best[p, d] = logprobs[at]
+            row = np.int64(nexts[at])
+            if row < 0:
+                break
+
+
+@njit(cache=True, nogil=True)
+def row_depths(offsets, nexts, positions, depths):
+    """Fill depths [R]: that of its deepest place, 1 for the root's; 0 where nothing leads."""
+    depths[:] = 0
+    for p in range(positions.shape[0] - 1):
+        depths[positions[p]] = 1
+        for row in range(positions[p], positions[p + 1]):
+            for at in range(offsets[row], offsets[row + 1]):
+                if nexts[at] >= 0:
+                    after = positions[p] + nexts[at]
+                    depths[after] = max(depths[after], depths[row] + 1)
+
+
+@njit(cache=True, nogil=True)
+def row_fault(row, tolerance):
+    """Why an unsorted row can't be conditional log-probabilities; 0 if it can."""
+    for i in range(row.shape[0]):
+        if not row[i] <= 0.0:
+            return NOT_A_NUMBER if np.isnan(row[i]) else POSITIVE
+    return SUM if sum_exp(row) > 1.0 + tolerance else 0
+
+
+@njit(cache=True, nogil=True)
+def roughly(logprobs, chances):
+    """Fill ``chances`` with rough exponentials; say whether any log-probability is NaN or positive."""
+    wrong = False
+    for i in range(chances.shape[0]):
+        wrong |= not logprobs[i] <= 0.0
+    for i in range(chances.shape[0]):
+        chances[i] = exp_roughly(np.float32(logprobs[i]))
+    return wrong
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc"})
+def sum_of(row):
+    """Sum of a row, added in any order."""
+    total = np.float32(0.0)
+    for i in range(row.shape[0]):
+        total += row[i]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def first_fault(logprobs, width, tolerance):
+    """The first fault of dense rows."""
+    chances = np.empty(logprobs.shape[0], np.float32)
+    wrong = roughly(logprobs, chances)
+    for row in range(logprobs.shape[0] // width if width > 0 else 0):
+        at = row * width
+        if wrong or not sum_of(chances[at : at + width]) <= 1.0 + tolerance - MARGIN:
+            reason = row_fault(logprobs[at : at + width], tolerance)
+            if reason > 0:
+                return row * FAULTS + reason
+    return 0
