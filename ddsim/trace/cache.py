@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import ddsim
 from ddsim.errors import DdsimError
 from ddsim.files.cache import cache_folder, made, tidy
 from ddsim.trace.calibration import Calibration, CrossCalibration
-from ddsim.trace.rounds import Positions, StoredRows, _computed
+from ddsim.trace.rounds import Positions, StoredRows, drafted
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
 from ddsim.tree.kernels import NO_RANK
@@ -106,10 +105,18 @@ def positions_of(
     arrays = {field: np.zeros(shape, dtype) for field, (dtype, shape) in shapes.items()}
     low = 0
     for part in _computed(trace, calibration, progress):
-        for field, values in part.items():
-            arrays[field][low : low + len(values)] = values
-        low += len(part["nodes"])
+        for field, values in arrays.items():
+            values[low : low + len(part)] = getattr(part, field)
+        low += len(part)
     return _positions(trace, arrays)
+
+
+def _computed(
+    trace: Trace, calibration: Calibration | CrossCalibration | None, progress: Progress | None
+) -> Iterator[Positions]:
+    """One block after another."""
+    for block in drafted(trace, calibration, progress=progress):
+        yield block.rounds
 
 
 def _shapes(positions: int, budget: int, horizon: int) -> _Shapes:
@@ -240,9 +247,7 @@ def _checksums(path: Path) -> list[int]:
         return list(pool.map(piece, range(0, path.stat().st_size, _PIECE)))
 
 
-def _write(
-    entry: Path, key: dict[str, Any], shapes: _Shapes, parts: Iterator[dict[str, NDArray[Any]]]
-) -> dict[str, Any] | None:
+def _write(entry: Path, key: dict[str, Any], shapes: _Shapes, parts: Iterator[Positions]) -> dict[str, Any] | None:
     """Compute into a cache entry, which appears whole or not at all; None if it can't be written."""
     try:
         tidy(made(entry.parent))
@@ -268,7 +273,7 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(folder: Path, shapes: _Shapes, parts: Iterator[dict[str, NDArray[Any]]]) -> None:
+def _fill(folder: Path, shapes: _Shapes, parts: Iterator[Positions]) -> None:
     """Write the arrays' files, a block of rows after another."""
     with contextlib.ExitStack() as stack:
         files = {field: stack.enter_context(open(_file(folder, field), "wb")) for field in shapes}
@@ -276,5 +281,5 @@ def _fill(folder: Path, shapes: _Shapes, parts: Iterator[dict[str, NDArray[Any]]
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(files[field], header)
         for part in parts:
-            for field, values in part.items():
-                files[field].write(np.ascontiguousarray(values, shapes[field][0]).data)
+            for field, (dtype, _) in shapes.items():
+                files[field].write(np.ascontiguousarray(getattr(part, field), dtype).data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,22 +11,29 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from ddsim import limits
+from ddsim.arrays import plain
 from ddsim.errors import DdsimError
+from ddsim.jit import njit
 from ddsim.trace.calibration import (
     _PRIOR,
     TEMPERATURES,
     Calibration,
     CrossCalibration,
-    _blocks,
-    _node_counts,
     _scaled,
     _uncensored,
 )
-from ddsim.trace.reliability import reliability
+from ddsim.trace.reliability import lengths_by_budget
+from ddsim.trace.rounds import Positions, drafted, rounds_of
 from ddsim.trace.trace import Trace, check_trace
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
+
+
+_LOWEST = -24.0  # log-gain below which all nodes share a bin
+
+
+_BINS_PER_NAT = 16
 
 
 def fit_calibration(
@@ -35,6 +42,7 @@ def fit_calibration(
     *,
     train_share: float = 0.5,
     seed: int = 0,
+    positions: Positions | None = None,
     progress: Progress | None = None,
 ) -> tuple[Calibration, pd.DataFrame]:
     """Fit a calibration on some prompts and judge it on the others.
@@ -47,6 +55,8 @@ def fit_calibration(
         Share of the prompts to fit on; all sequences of a prompt go to one side.
     seed : int
         Of the split.
+    positions : Positions, optional
+        `ddsim.positions_of` the trace, where they are there already: an isotonic fit then reads no trace and builds no tree.
     progress : callable, optional
         Called with (positions done, positions in all); held-out ones are read twice.
 
@@ -65,13 +75,17 @@ def fit_calibration(
     check_trace("fit_calibration", trace)
     limits.check("seed", seed)
     fit = _fitter(kind)
-    train, test = split_prompts(trace, train_share, seed)
+    inside = _chosen_prompts(trace, train_share, seed)
+    train, test = (trace.subset(np.flatnonzero(chosen)) for chosen in (inside, ~inside))
+    known = positions if kind == "isotonic" else None
+    to_fit, to_judge = (None if known is None else known.subset(chosen) for chosen in (inside, ~inside))
     provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
     whole = len(train) + 2 * len(test)
     all_of = np.zeros(len(train.sequences), np.int64)
-    calibration = fit(_statistics(train, kind, all_of, 1, _part(progress, 0, whole))[0], provenance)
-    before = reliability(test, progress=_part(progress, len(train), whole)).by_budget
-    after = reliability(test, calibration, progress=_part(progress, len(train) + len(test), whole)).by_budget
+    statistics = _statistics(train, kind, all_of, 1, _part(progress, 0, whole), to_fit)
+    calibration = fit(statistics[0], provenance)
+    before = lengths_by_budget(test, None, to_judge, _part(progress, len(train), whole))
+    after = lengths_by_budget(test, calibration, to_judge, _part(progress, len(train) + len(test), whole))
     report = before[["budget", "count", "realised"]].assign(
         predicted_before=before["predicted"], predicted_after=after["predicted"]
     )
@@ -134,6 +148,12 @@ def _origin(trace: Trace) -> dict[str, Any]:
 
 def split_prompts(trace: Trace, train_share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
     """Two disjoint parts of a trace; sequences that share a workload and prompt stay together."""
+    inside = _chosen_prompts(trace, train_share, seed)
+    return trace.subset(np.flatnonzero(inside)), trace.subset(np.flatnonzero(~inside))
+
+
+def _chosen_prompts(trace: Trace, train_share: float, seed: int) -> NDArray[np.bool_]:
+    """[S] which sequences are of the prompts to fit on."""
     prompts = sorted({(info.workload, info.prompt_id) for info in trace.sequences})
     if len(prompts) < 2:
         raise DdsimError(
@@ -144,8 +164,7 @@ def split_prompts(trace: Trace, train_share: float = 0.5, seed: int = 0) -> tupl
     order = np.random.default_rng(seed).permutation(len(prompts))
     count = min(max(round(train_share * len(prompts)), 1), len(prompts) - 1)
     chosen = {prompts[i] for i in order[:count]}
-    inside = [(info.workload, info.prompt_id) in chosen for info in trace.sequences]
-    return trace.subset(np.flatnonzero(inside)), trace.subset(np.flatnonzero(~np.array(inside)))
+    return np.array([(info.workload, info.prompt_id) in chosen for info in trace.sequences])
 
 
 def fit_isotonic(
@@ -192,20 +211,59 @@ def _part(progress: Progress | None, before: int, whole: int) -> Progress | None
 
 
 def _statistics(
-    trace: Trace, kind: str, fold: NDArray[np.int64], count: int, progress: Progress | None = None
+    trace: Trace,
+    kind: str,
+    fold: NDArray[np.int64],
+    count: int,
+    progress: Progress | None = None,
+    positions: Positions | None = None,
 ) -> NDArray[np.float64]:
     """What a fit needs, summed over the sequences of each fold (``fold`` int64 [S]): [count, ...]."""
-    return (_node_counts if kind == "isotonic" else _losses)(trace, fold, count, progress)
+    if kind == "isotonic":
+        return _node_counts(rounds_of(trace, positions, progress), fold, count)
+    return _losses(trace, fold, count, progress)
+
+
+def _node_counts(blocks: Iterator[tuple[int, Positions]], fold: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """[count, 3, J]: nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
+    total = np.zeros((count, 3, int(-_LOWEST * _BINS_PER_NAT)))
+    for first, block in blocks:
+        gains, ranks = plain(np.asarray(block.gains), np.float32), plain(np.asarray(block.ranks), np.int32)
+        logs = np.full(gains.shape, _LOWEST)
+        np.log(gains, where=gains > 0, out=logs, dtype=np.float64)
+        of = np.repeat(fold[first : first + block.sequences], np.diff(block.starts))
+        part = np.zeros(total.shape)
+        _bin_nodes(gains, logs, ranks, _uncensored(block), of, part)
+        total += part
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _bin_nodes(gains, logs, ranks, use, of, total):  # type: ignore[no-untyped-def]
+    """Count the nodes of the positions in use into the bins of their folds, ``of`` [P]."""
+    last = total.shape[2] - 1
+    for p in range(gains.shape[0]):
+        if not use[p]:
+            continue
+        nodes, accepted, sums = total[of[p]]
+        for i in range(gains.shape[1]):
+            if gains[p, i] > 0:
+                at = min(max(int((logs[p, i] - _LOWEST) * _BINS_PER_NAT), 0), last)
+                nodes[at] += 1
+                sums[at] += logs[p, i]
+        for d in range(ranks.shape[1]):
+            if ranks[p, d] <= gains.shape[1]:
+                at = min(max(int((logs[p, ranks[p, d] - 1] - _LOWEST) * _BINS_PER_NAT), 0), last)
+                accepted[at] += 1
 
 
 def _losses(trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None) -> NDArray[np.float64]:
     """[count, 1 + temperatures, L]: rows judged, then -log-likelihood of the true tokens at every temperature (those not kept
     count as the missing mass)."""
     total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
-    for block in _blocks(trace, progress):
-        rows, use, where = block.proposal, _uncensored(block), fold[block.sequence]
-        truth, sizes = rows.true_paths(block.tokens, block.starts), rows.counts
-        ranks = rows.drafts(truth, trace.max_budget).ranks
+    for rows, truth, block, first in drafted(trace, progress=progress):
+        use, sizes, ranks = _uncensored(block), rows.counts, np.asarray(block.ranks)
+        where = np.repeat(fold[first : first + block.sequences], np.diff(block.starts))
         judged = use[:, None] & (sizes > 0)
         judged[:, 1:] &= ranks[:, :-1] <= trace.max_budget  # the true path before the row is in the tree
         full = np.flatnonzero(sizes.ravel() > 0)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddsim.arrays import plain
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, mapping, need, number, read_document, write_document
+from ddsim.jit import njit
 from ddsim.trace.checks import round_logprobs
 from ddsim.trace.schema import TraceBlock
-from ddsim.trace.trace import Trace
 from ddsim.tree.proposal import Rows
 
 if TYPE_CHECKING:
-    from ddsim.trace.schema import Progress
+    from ddsim.trace.rounds import Positions
 
 KIND = "ddsim-calibration"
 
@@ -31,13 +31,34 @@ TEMPERATURES = np.geomspace(0.5, 2.0, 57)
 """Tried for every depth; the best is refined by a parabola through its neighbours."""
 
 
-_LOWEST = -24.0  # log-gain below which all nodes share a bin
-
-
-_BINS_PER_NAT = 16
+_TINY = np.finfo(np.float32).tiny
 
 
 _PRIOR = 1.0  # nodes' worth of belief in the raw gain, which keeps every calibrated gain above 0
+
+
+@njit(cache=True, nogil=True)
+def _interpolate(gains, logs, knots, values, out):  # type: ignore[no-untyped-def]
+    """Fill ``out`` [n] with `np.interp` of ``logs``, at least the least number above 0, 0 where the gain is 0.
+
+    Each search starts from the one before, since gains descend.
+    """
+    last = len(knots) - 1
+    j = last
+    for i in range(len(logs)):
+        if not gains[i] > 0:
+            out[i] = 0.0
+            continue
+        x = logs[i]
+        while j < last and knots[j + 1] <= x:
+            j += 1
+        while j > 0 and knots[j] > x:
+            j -= 1
+        if j == last or x <= knots[j]:
+            value = values[j]
+        else:
+            value = (values[j + 1] - values[j]) / (knots[j + 1] - knots[j]) * (x - knots[j]) + values[j]
+        out[i] = max(value, _TINY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +102,13 @@ class Calibration:
             return raw
         exists = raw > 0
         logs = np.log(raw, where=exists, out=np.full(raw.shape, -np.inf))
+        fitted = np.empty(raw.shape, np.float32)
+        knots = plain(self.log_gains, np.float64), plain(self.acceptance, np.float64)
+        _interpolate(plain(raw, np.float32).reshape(-1), logs.reshape(-1), *knots, fitted.reshape(-1))
         # Below the lowest knot the ratio to the gain stays, so that no node falls to 0.
-        values = np.interp(logs, self.log_gains, self.acceptance)
-        below = logs < self.log_gains[0]
-        values = np.where(below, self.acceptance[0] * np.exp(np.minimum(logs - self.log_gains[0], 0)), values)
-        tiny = np.finfo(np.float32).tiny
-        fitted = np.where(exists, np.maximum(values, tiny), 0.0).astype(np.float32)
+        below = exists & (logs < self.log_gains[0])
+        if below.any():
+            fitted[below] = np.maximum(self.acceptance[0] * np.exp(logs[below] - self.log_gains[0]), _TINY)
         # Interpolation may break the order in the last digit.
         result: NDArray[np.float32] = np.minimum.accumulate(fitted, axis=-1) if fitted.ndim else fitted
         return result
@@ -216,7 +238,7 @@ def calibrated_proposal(block: TraceBlock, calibration: Calibration | CrossCalib
 
 
 def calibrated_gains(
-    block: TraceBlock, gains: NDArray[np.float32], calibration: Calibration | CrossCalibration
+    block: TraceBlock | Positions, gains: NDArray[np.float32], calibration: Calibration | CrossCalibration
 ) -> NDArray[np.float32]:
     """The gains of a block, [P, N], each sequence's by its own calibration."""
     if calibration.kind != "isotonic":
@@ -228,46 +250,10 @@ def calibrated_gains(
     return out
 
 
-def _uncensored(block: TraceBlock) -> NDArray[np.bool_]:
+def _uncensored(block: TraceBlock | Positions) -> NDArray[np.bool_]:
     """[P] whether all L next tokens are known."""
     ends = np.repeat(block.starts[1:], np.diff(block.starts))
     return np.arange(len(block)) + block.horizon < ends
-
-
-def _blocks(trace: Trace, progress: Progress | None) -> Iterator[TraceBlock]:
-    """The blocks of a trace, each reported once it has been dealt with."""
-    done = 0
-    for block in trace.blocks():
-        yield block
-        done += len(block)
-        if progress is not None:
-            progress(done, len(trace))
-
-
-def _node_counts(
-    trace: Trace, fold: NDArray[np.int64], count: int, progress: Progress | None = None
-) -> NDArray[np.float64]:
-    """[count, 3, J]: nodes, accepted nodes and sums of log-gains, binned by log-gain ascending."""
-    bins = int(-_LOWEST * _BINS_PER_NAT)
-    total = np.zeros((3, count * bins))
-    for block in _blocks(trace, progress):
-        use = _uncensored(block)
-        paths = block.proposal.true_paths(block.tokens, block.starts)
-        gains, ranks, *_ = block.proposal.drafts(paths, trace.max_budget)
-        gains, ranks, first = gains[use], ranks[use], fold[block.sequence[use]] * bins
-        node_position = np.repeat(np.arange(len(gains)), (gains > 0).sum(axis=1))
-        logs = np.log(gains[gains > 0].astype(np.float64))
-        position, depth = np.nonzero(ranks <= trace.max_budget)
-        hits = np.log(gains[position, ranks[position, depth] - 1].astype(np.float64))
-        where, hit = (
-            np.clip(((v - _LOWEST) * _BINS_PER_NAT).astype(np.int64), 0, bins - 1) + first[at]
-            for v, at in ((logs, node_position), (hits, position))
-        )
-        size = count * bins
-        total += np.stack(
-            [np.bincount(where, None, size), np.bincount(hit, None, size), np.bincount(where, logs, size)]
-        )
-    return total.reshape(3, count, bins).swapaxes(0, 1)
 
 
 def _scaled(

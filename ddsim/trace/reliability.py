@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from ddsim.arrays import plain
 from ddsim.errors import DdsimError
-from ddsim.trace.calibration import (
-    Calibration,
-    CrossCalibration,
-    _blocks,
-    _uncensored,
-    calibrated_gains,
-    calibrated_proposal,
-)
+from ddsim.jit import njit
+from ddsim.trace.calibration import Calibration, CrossCalibration, _uncensored, calibrated_gains
+from ddsim.trace.rounds import Positions, drafted, rounds_of
 from ddsim.trace.trace import Trace, check_trace
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
+
+
+EDGES = np.concatenate([[0.0], np.geomspace(1e-4, 1, 17)])
+"""Of the bins of path probability."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class Reliability:
 
 
 def reliability(
-    trace: Trace, calibration: Calibration | CrossCalibration | None = None, *, progress: Progress | None = None
+    trace: Trace,
+    calibration: Calibration | CrossCalibration | None = None,
+    *,
+    positions: Positions | None = None,
+    progress: Progress | None = None,
 ) -> Reliability:
     """Compare predicted with realised acceptance over a trace, optionally after a calibration.
 
@@ -50,6 +55,8 @@ def reliability(
     ----------
     trace : Trace
     calibration : Calibration or CrossCalibration, optional
+    positions : Positions, optional
+        `ddsim.positions_of` the trace, with the calibration, where they are there already: no tree is built again.
     progress : callable, optional
         Called with (positions done, positions in all).
 
@@ -63,60 +70,109 @@ def reliability(
         No position has a full horizon of truth.
     """
     check_trace("reliability", trace)
-    horizon, most = trace.horizon, trace.max_budget
-    edges = np.concatenate([[0.0], np.geomspace(1e-4, 1, 17)])
-    depth_sums = np.zeros((3, horizon))  # rows, predicted, realised
-    node_sums = np.zeros((3, len(edges) - 1))
-    predicted, realised, positions = np.zeros(most), np.zeros(most), 0
-    for block in _blocks(trace, progress):
-        use = _uncensored(block)
-        if not use.any():
-            continue
-        rows = block.proposal if calibration is None else calibrated_proposal(block, calibration)
-        truth = rows.true_paths(block.tokens, block.starts)
-        gains, ranks, *_ = rows.drafts(truth, most)
-        has = (rows.counts > 0) & use[:, None]
-        has[:, 1:] &= ranks[:, :-1] <= most
+    nodes = _Nodes(trace.max_budget)
+    depth_sums = np.zeros((3, trace.horizon))  # rows, predicted, realised
+    for rows, truth, block, _ in drafted(trace, calibration, positions, progress):
+        has = (rows.counts > 0) & _uncensored(block)[:, None]
+        has[:, 1:] &= np.asarray(block.ranks)[:, :-1] <= trace.max_budget
         best = np.where(has, np.exp(rows.best()), 0.0)
-        depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
-        if calibration is not None:
-            gains = calibrated_gains(block, gains, calibration)
-        gains, ranks = gains[use], ranks[use]
-        predicted += gains.sum(0, dtype=np.float64)
-        hit = ranks[ranks <= most] - 1
-        realised += np.bincount(hit, minlength=most)
-        positions += int(use.sum())
-        flat = gains[gains > 0]
-        bins = np.clip(np.searchsorted(edges, flat, side="left") - 1, 0, len(edges) - 2)
-        at = np.broadcast_to(np.arange(len(ranks))[:, None], ranks.shape)[ranks <= most]
-        hits = gains[at, hit]
-        hit_bins = np.clip(np.searchsorted(edges, hits, side="left") - 1, 0, len(edges) - 2)
-        width = len(edges) - 1
-        node_sums += np.stack(
-            [
-                np.bincount(bins, minlength=width),
-                np.bincount(bins, flat, width),
-                np.bincount(hit_bins, minlength=width),
-            ]
-        )
-    if positions == 0:
-        raise DdsimError("calibration: no position of these sequences has a full horizon of truth")
-    budgets = np.array(sorted({n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if n <= most} | {most}))
-    forecast = 1 + np.cumsum(predicted)[budgets - 1] / positions
-    outcome = 1 + np.cumsum(realised)[budgets - 1] / positions
+        if nodes.add(block):
+            depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
+    by_budget = nodes.by_budget()
     return Reliability(
-        by_depth=_rates({"depth": np.arange(1, horizon + 1)}, depth_sums),
-        by_probability=_rates({"above": edges[:-1], "upto": edges[1:]}, node_sums),
-        by_budget=pd.DataFrame(
+        by_depth=_rates({"depth": np.arange(1, trace.horizon + 1)}, depth_sums),
+        by_probability=_rates({"above": EDGES[:-1], "upto": EDGES[1:]}, nodes.bins),
+        by_budget=by_budget,
+    )
+
+
+def lengths_by_budget(
+    trace: Trace,
+    calibration: Calibration | CrossCalibration | None,
+    positions: Positions | None,
+    progress: Progress | None,
+) -> pd.DataFrame:
+    """`Reliability.by_budget` alone; ``positions``, if they are there, are those of the trace as recorded."""
+    nodes = _Nodes(trace.max_budget)
+    if positions is None:
+        for drafts in drafted(trace, calibration, progress=progress):
+            nodes.add(drafts.rounds)
+    else:
+        for _, block in rounds_of(trace, positions, progress):
+            gains = np.asarray(block.gains)
+            if calibration is not None:
+                gains = calibrated_gains(block, gains, calibration)
+            nodes.add(dataclasses.replace(block, gains=gains))
+    return nodes.by_budget()
+
+
+class _Nodes:
+    """Sums over the nodes of trees whose whole horizon of truth is known."""
+
+    def __init__(self, most: int) -> None:
+        self.bins = np.zeros((3, len(EDGES) - 1))
+        """By path probability: nodes, their probabilities, accepted ones."""
+        self.budgets = np.zeros((2, most))
+        """By place in the tree: their probabilities, accepted ones."""
+        self.positions = 0
+
+    def add(self, block: Positions) -> bool:
+        """Add a block, if it has such a position."""
+        use = _uncensored(block)
+        self.positions += int(use.sum())
+        bins, budgets = np.zeros(self.bins.shape), np.zeros(self.budgets.shape)
+        tables = plain(np.asarray(block.gains), np.float32), plain(np.asarray(block.ranks), np.int32)
+        _add_nodes(*tables, use, EDGES, bins, budgets)
+        self.bins += bins
+        self.budgets += budgets
+        return bool(use.any())
+
+    def by_budget(self) -> pd.DataFrame:
+        """Acceptance lengths of a few budgets."""
+        if self.positions == 0:
+            raise DdsimError("calibration: no position of these sequences has a full horizon of truth")
+        most = self.budgets.shape[1]
+        budgets = np.array(sorted({n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if n <= most} | {most}))
+        predicted, realised = 1 + np.cumsum(self.budgets, axis=1)[:, budgets - 1] / self.positions
+        return pd.DataFrame(
             {
                 "budget": budgets,
-                "count": positions,
-                "predicted": forecast,
-                "realised": outcome,
-                "ratio": forecast / outcome,
+                "count": self.positions,
+                "predicted": predicted,
+                "realised": realised,
+                "ratio": predicted / realised,
             }
-        ),
-    )
+        )
+
+
+@njit(cache=True, nogil=True)
+def _add_nodes(gains, ranks, use, edges, bins, budgets):  # type: ignore[no-untyped-def]
+    """Add the positions in use; ``edges`` of the bins ascend, gains descend."""
+    predicted, realised = budgets
+    nodes, sums, accepted = bins
+    most = gains.shape[1]
+    for p in range(gains.shape[0]):
+        if not use[p]:
+            continue
+        for i in range(most):
+            predicted[i] += gains[p, i]
+        b = len(nodes) - 1
+        for i in range(most):
+            if not gains[p, i] > 0:
+                break
+            while b > 0 and gains[p, i] <= edges[b]:
+                b -= 1
+            nodes[b] += 1
+            sums[b] += gains[p, i]
+        b = len(nodes) - 1
+        for d in range(ranks.shape[1]):
+            if ranks[p, d] > most:
+                break
+            i = ranks[p, d] - 1
+            while b > 0 and gains[p, i] <= edges[b]:
+                b -= 1
+            realised[i] += 1
+            accepted[b] += 1
 
 
 def wilson(successes: ArrayLike, count: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,9 @@ from ddsim.jit import njit
 from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_proposal
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
+from ddsim.tree.proposal import Rows
 
-
-def _computed(
-    trace: Trace, calibration: Calibration | CrossCalibration | None, progress: Progress | None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """The arrays of one block after another."""
-    low = 0
-    for block in trace.blocks():
-        proposal = block.proposal if calibration is None else calibrated_proposal(block, calibration)
-        paths = proposal.true_paths(block.tokens, block.starts)
-        gains, ranks, chain, chain_expected = proposal.drafts(paths, trace.max_budget)
-        nodes = node_counts(gains)
-        if calibration is not None:
-            gains = calibrated_gains(block, gains, calibration)
-        yield {"nodes": nodes, "chain": chain, "chain_expected": chain_expected, "ranks": ranks, "gains": gains}
-        low += len(block)
-        if progress is not None:
-            progress(low, len(trace))
+READ = 8192  # positions read and drafted at once
 
 
 BLOCK = 32768  # positions held in memory at once: 64 MiB of gains at 512 nodes
@@ -58,6 +43,27 @@ class StoredRows:
 
 
 @dataclasses.dataclass(frozen=True)
+class PickedRows:
+    """Some rows of a two-dimensional array, gathered a slice at a time."""
+
+    rows: NDArray[Any] | StoredRows | PickedRows
+    index: NDArray[np.int64]
+    """Ascending."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.index), self.rows.shape[1]
+
+    def __getitem__(self, index: slice) -> NDArray[Any]:
+        picked = self.index[index]
+        low, high = (int(picked[0]), int(picked[-1]) + 1) if len(picked) else (0, 0)
+        return np.asarray(self.rows[low:high])[picked - low]
+
+
+Table = NDArray[Any] | StoredRows | PickedRows
+
+
+@dataclasses.dataclass(frozen=True)
 class Positions:
     """What a trace comes down to for the solvers: gains and true-path ranks at every position.
 
@@ -73,8 +79,8 @@ class Positions:
     prompt_id, workload : tuples of S strings; temperature : float32 [S]
     """
 
-    gains: NDArray[np.float32] | StoredRows
-    ranks: Ints | StoredRows
+    gains: Table
+    ranks: Table
     nodes: Ints
     chain: NDArray[np.uint8]
     chain_expected: NDArray[np.float32]
@@ -132,6 +138,24 @@ class Positions:
             yield int(self.starts[first]), first, self.block(first, last)
             first = last
 
+    def subset(self, chosen: NDArray[np.bool_]) -> Positions:
+        """The sequences chosen, bool [S]; their gains and ranks are gathered as blocks are read."""
+        lengths = np.diff(self.starts)
+        at = np.flatnonzero(np.repeat(chosen, lengths))
+        numbers = np.flatnonzero(chosen)
+        return Positions(
+            PickedRows(self.gains, at),
+            PickedRows(self.ranks, at),
+            self.nodes[at],
+            self.chain[at],
+            self.chain_expected[at],
+            self.context[at],
+            np.concatenate([[0], np.cumsum(lengths[chosen])]),
+            tuple(self.prompt_id[i] for i in numbers),
+            tuple(self.workload[i] for i in numbers),
+            self.temperature[numbers],
+        )
+
     def roots(self, sequences: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
         """Positions that can start a round (all but each sequence's last), of the chosen sequences."""
         keep = np.ones(len(self), np.bool_)
@@ -161,3 +185,56 @@ def node_counts(gains: NDArray[np.float32]) -> Ints:
     """int32 [P]: how many nodes exist at each position (gains above 0; ``gains`` [P, N] descending)."""
     counts: Ints = _count(plain(gains, np.float32))
     return counts
+
+
+class Drafted(NamedTuple):
+    """A block of a trace, read, and what its drafts come to."""
+
+    proposal: Rows
+    paths: Ints
+    """[P, L] as `Proposal.true_paths`."""
+    rounds: Positions
+    first: int
+    """Number of its first sequence."""
+
+
+def drafted(
+    trace: Trace,
+    calibration: Calibration | CrossCalibration | None = None,
+    positions: Positions | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Drafted]:
+    """Read a trace block by block; trees are built unless their ``positions``, of this calibration, are there."""
+    tables = None if positions is None else positions.blocks(READ)
+    done = 0
+    for block in trace.blocks(READ):
+        proposal = block.proposal if calibration is None else calibrated_proposal(block, calibration)
+        paths = proposal.true_paths(block.tokens, block.starts)
+        if tables is None:
+            gains, ranks, chain, chain_expected = proposal.drafts(paths, trace.max_budget)
+            nodes = node_counts(gains)
+            if calibration is not None:
+                gains = calibrated_gains(block, gains, calibration)
+            names = tuple(block.prompt_id), tuple(block.workload)
+            rounds = Positions(
+                gains, ranks, nodes, chain, chain_expected, block.context, block.starts, *names, block.temperature
+            )
+        else:
+            _, _, rounds = next(tables)
+        yield Drafted(proposal, paths, rounds, block.first_sequence)
+        done += len(block)
+        if progress is not None:
+            progress(done, len(trace))
+
+
+def rounds_of(
+    trace: Trace, positions: Positions | None = None, progress: Progress | None = None
+) -> Iterator[tuple[int, Positions]]:
+    """(first sequence, block), of ``positions`` if they are there, else as `drafted` reads the trace."""
+    if positions is None:
+        yield from ((block.first, block.rounds) for block in drafted(trace, progress=progress))
+        return
+    for low, first, block in positions.blocks(READ):
+        yield first, block
+        if progress is not None:
+            progress(low + len(block), len(positions))

@@ -152,7 +152,7 @@ def report(
         }
         done(3)
         sections["cost"] = _cost(model, profile)
-        sections["acceptance"] = _acceptance(trace, calibration, seed)
+        sections["acceptance"] = _acceptance(replayed, seed)
         done(4)
     notes = list(plan.notes)
     for w in caught:  # what was extrapolated belongs on the page; anything else to whoever called
@@ -350,12 +350,13 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
     return items
 
 
-def _acceptance(trace: Trace, calibration: Calibration | CrossCalibration | None, seed: int) -> Section:
+def _acceptance(replayed: _Replayer, seed: int) -> Section:
+    trace, positions, calibration = replayed.trace, replayed.positions, replayed.calibration
     try:
-        before = reliability(trace)
+        before = reliability(trace, positions=positions)
     except DdsimError:  # every text is shorter than the horizon
         return []
-    after = None if calibration is None else reliability(trace, calibration)
+    after = None if calibration is None else reliability(trace, calibration, positions=replayed.better)
     last = before.by_budget.iloc[-1]
     items: Section = [
         _figure(
@@ -386,7 +387,7 @@ def _acceptance(trace: Trace, calibration: Calibration | CrossCalibration | None
         "count": ("positions", "{:,.0f}".format),
     }
     try:
-        _, judged = fit_calibration(trace, seed=seed)
+        _, judged = fit_calibration(trace, seed=seed, positions=positions)
         items.append(_table("What a calibration fitted on half of the prompts does on the others", judged, columns))
     except DdsimError:  # one prompt only, or a half whose texts are shorter than the horizon
         pass

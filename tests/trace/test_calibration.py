@@ -11,19 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsim.errors import DdsimError
+from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import (
     _fitter,
     _losses,
+    _node_counts,
     _statistics,
     cross_calibrate,
     fit_calibration,
     fit_isotonic,
     split_prompts,
 )
-from ddsim.trace.calibration import Calibration
-from ddsim.trace.reliability import reliability, wilson
+from ddsim.trace.calibration import Calibration, _uncensored
+from ddsim.trace.reliability import EDGES, _Nodes, reliability, wilson
+from ddsim.trace.rounds import rounds_of
 from ddsim.trace.trace import Trace
+from tests import strategies as some
 from tests.made_up import made_trace
+from tests.naive import trace as naive
 
 L, V = 3, 16
 
@@ -188,3 +193,55 @@ def test_progress_goes_from_nothing_to_all(trace: Trace, kind: str) -> None:
         run(lambda done, whole, said=said: said.append((done, whole)))
         assert said == sorted(said) and said[-1][0] == said[-1][1], name
         assert len({whole for _, whole in said}) == 1 and (name == "fit" or said[-1][1] == len(trace))
+
+
+def sums_over_nodes_are_those_of_their_twins(data: Any) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
+    table = data.draw(some.positions(lengths, data.draw(st.integers(1, 3)), data.draw(st.integers(1, 6))))
+    use, arrays = _uncensored(table), (table.gains, table.ranks)
+    nodes = _Nodes(table.max_budget)
+    assert nodes.add(table) == use.any() and nodes.positions == use.sum()
+    bins, budgets = naive.by_probability(*arrays, use, EDGES)
+    assert np.array_equal(nodes.bins, bins) and np.array_equal(nodes.budgets, budgets)
+    fold = data.draw(some.ints(0, 1, len(lengths)))
+    expected = naive.by_log_gain(*arrays, use, np.repeat(fold, lengths), 2)
+    assert np.array_equal(_node_counts(iter([(0, table)]), fold, 2), expected)
+
+
+@some.CASES
+def test_sums_over_nodes_are_those_of_their_twins(cases: int) -> None:
+    some.run(cases, sums_over_nodes_are_those_of_their_twins, st.data())
+
+
+def calibrated_gains_are_those_of_their_twin(calibration: Calibration | None, gains: Any) -> None:
+    if calibration is not None:
+        each = [[naive.acceptance(calibration.log_gains, calibration.acceptance, g) for g in row] for row in gains]
+        assert np.array_equal(calibration.apply_gains(gains), np.minimum.accumulate(each, axis=1))
+
+
+@some.CASES
+def test_calibrated_gains_are_those_of_their_twin(cases: int) -> None:
+    some.run(cases, calibrated_gains_are_those_of_their_twin, some.calibrations(), some.gains(2, 6))
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_tables_that_are_there_give_the_same_answers(trace: Trace, kind: str) -> None:
+    known, cross = positions_of(trace), cross_calibrate(trace, kind)
+    for calibration, table in ((None, known), (cross, positions_of(trace, calibration=cross))):
+        fresh, again = reliability(trace, calibration), reliability(trace, calibration, positions=table)
+        for name in ("by_depth", "by_probability", "by_budget"):
+            assert getattr(fresh, name).equals(getattr(again, name))
+    (fitted, report), (again, judged) = (fit_calibration(trace, kind, positions=table) for table in (None, known))
+    assert judged.equals(report)
+    for name in ("log_gains", "acceptance", "temperatures"):
+        assert np.array_equal(getattr(fitted, name), getattr(again, name))
+
+
+def test_a_subset_of_a_table_is_the_table_of_the_subset(trace: Trace) -> None:
+    chosen = np.arange(len(trace.sequences)) % 3 == 1
+    expected = positions_of(trace.subset(np.flatnonzero(chosen)))
+    (_, found), *more = rounds_of(trace, positions_of(trace).subset(chosen))
+    assert not more
+    for name in ("gains", "ranks", "nodes", "chain", "chain_expected", "context", "starts", "temperature"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert (found.prompt_id, found.workload) == (expected.prompt_id, expected.workload)
