@@ -99,7 +99,7 @@ if triton is not None:
 
 
 def _one_launch_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``rms_norm`` in one launch in place of six: two norms a layer would be a third of all launches of a step."""
+    """``rms_norm`` in one launch: as ``rms_norm`` does it, norms would be most of a step's launches."""
     return F.rms_norm(x, weight.shape, weight, eps)
 
 

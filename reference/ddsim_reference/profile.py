@@ -318,7 +318,7 @@ def profile_of(
         draft=[DraftSample(key[1], key[2], tuple(seconds)) for key, seconds in order if key[0] == "draft"],
         host=host,
         provenance=provenance,
-        buckets=[b for b in engine.sizes if b <= max(s.tokens for s in verify)] if engine.graphs else None,
+        buckets=[b for b in engine.sizes if b <= max(s.tokens for s in verify)] if engine.graphs.on else None,
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=rate,
         weight_bytes=float(element * engine.target.parameters),

@@ -269,7 +269,7 @@ def time_forward(
 
     def verify_seconds(tokens: int, context: int) -> float:
         bucket = engine.bucket_for(tokens)
-        bucket.verify_graph = None
+        engine.graphs.captured.pop(("verify", bucket.tokens), None)
         engine.set_context(context)
         return statistics.median(event_seconds(partial(engine.verify, bucket), device, 12))
 
@@ -303,7 +303,8 @@ def time_forward(
 
     def draft() -> None:
         for streamed in (False, True):
-            engine.streamed, engine.draft_graph = streamed, None
+            engine.streamed = streamed
+            engine.graphs.captured.pop("draft", None)
             engine.set_context(contexts[0])
             seconds = statistics.median(event_seconds(engine.draft, device, 12))
             floor = max(draft_floor(config, drafter, contexts[0], bandwidth, rate))

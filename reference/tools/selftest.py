@@ -431,7 +431,7 @@ def matrix_times(engine: Engine, tokens: int) -> float:
                 F.linear(inputs[name], getattr(layer, name))
         project_head(inputs["qkv"], engine.head, engine.logits[:tokens])
 
-    graph = engine._graph(body)
+    graph = engine.graphs.capture(body)
     return statistics.median(event_seconds(graph.replay, engine.device, 8))
 
 
@@ -516,7 +516,8 @@ def time_engine(
             seconds = event_seconds(partial(engine.verify, bucket), device, 12)
             add("verify", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
         if m == 1 and device.type == "cuda":
-            engine.gemv, bucket.verify_graph = True, None
+            engine.gemv = True
+            engine.graphs.captured.pop(("verify", bucket.tokens), None)
             for context in contexts:
                 engine.set_context(context)
                 seconds = event_seconds(partial(engine.verify, bucket), device, 12)

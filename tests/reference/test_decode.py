@@ -36,6 +36,7 @@ from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference.decode import Decoded, Event, Piece, decode, stream
 from ddsim_reference.decode.text import pieces
 from ddsim_reference.engine.engine import Engine
+from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import ModelConfig, Weights
 from ddsim_reference.model.sampling import uniforms
@@ -210,6 +211,39 @@ def test_a_tree_cut_is_the_tree_grown(batch: int) -> None:
     cut = decode(engine, prompts, Adaptive(20, 1), COST, max_new_tokens=14)
     assert [(d.tokens, d.rounds) for d in cut] == [(d.tokens, d.rounds) for d in grown]
     assert {r.budget for d in cut for r in d.rounds} >= {0, engine.drafter.horizon}
+
+
+class Replayed:
+    """A graph in name only: what it replays is launched anew."""
+
+    def __init__(self, body: Any) -> None:
+        self.body = body
+
+    def replay(self) -> None:
+        with torch.inference_mode():
+            self.body()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_warming_up_a_graph_changes_no_answer(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each graph's body runs once more before its first replay."""
+
+    def capture(self: Graphs, body: Any) -> Replayed:
+        graph = Replayed(body)
+        graph.replay()
+        return graph
+
+    monkeypatch.setattr(Graphs, "capture", capture)
+    plain, graphs = (small_vocabulary(batch=2, max_tokens=65 * 2) for _ in range(2))
+    graphs.graphs.on = True
+    prompts = tiny.prompts(5, 9, seed=3)
+    for policy in (Autoregressive, lambda: Anything(20, 1), DFlash):
+        wanted, got = (
+            decode(engine, prompts, policy(), max_new_tokens=14, temperature=temperature) for engine in (plain, graphs)
+        )
+        assert [(d.tokens, d.rounds) for d in got] == [(d.tokens, d.rounds) for d in wanted]
+    kinds = {key if isinstance(key, str) else key[0] for key in graphs.graphs.captured}
+    assert kinds == {"step", "verify", "commit", "draft"}
 
 
 @pytest.mark.slow

@@ -92,8 +92,6 @@ class Bucket:
             self.on[name] = self.uploaded[own].view(shape)
         unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
         self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
-        self.verify_graph: torch.cuda.CUDAGraph | None = None
-        self.commit_graphs: dict[float, torch.cuda.CUDAGraph] = {}  # by temperature
 
     def pack(self, trees: Sequence[TokenTree | None]) -> None:
         """Fill the staging block; None is a request that takes no part."""

@@ -8,8 +8,9 @@ and timeable alone: ``set_context`` pretends that any number of tokens is commit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ddsim.errors import DdsimError
 from ddsim_reference.engine import kernels
 from ddsim_reference.engine.attention import TreeMetadata
 from ddsim_reference.engine.buckets import BUCKETS, Bucket, TokenTree
+from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
 from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
@@ -99,7 +101,7 @@ class Engine:
         self.steps = 16 if drafter_config is None else power_of_two(drafter_config.block_size)
         self.length = max_context + max(max_tokens, 2 * self.steps)
         self.candidates = min(candidates, target_config.vocab_size)
-        self.graphs = cuda_graphs and self.device.type == "cuda"
+        self.graphs = Graphs(cuda_graphs and self.device.type == "cuda")
         self.gemv = gemv and self.device.type == "cuda"
         self.streamed = streamed and self.device.type == "cuda"
         self.auxiliary_layers = () if drafter_config is None else drafter_config.target_layer_ids
@@ -130,7 +132,6 @@ class Engine:
         self.group = target_config.num_heads // target_config.num_kv_heads
         self.buckets: dict[int, Bucket] = {}
         self.sizes = sorted({b for b in buckets if b < max_tokens} | {max_tokens})
-        self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
         self.host_report = self._pinned(self.report)
         if drafter_config is not None and drafter_weights is not None:
             self._build_drafter(drafter_config, here(drafter_weights))
@@ -140,7 +141,6 @@ class Engine:
         self.step_bucket = Bucket(batch, batch, self.group, self.device)
         self.step_bucket.pack([TokenTree.chain([0])] * batch)
         self.step_bucket.uploaded.copy_(self.step_bucket.staging)
-        self.step_graphs: dict[float, torch.cuda.CUDAGraph] = {}
 
     def _zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(*shape, dtype=dtype or self.dtype, device=self.device)
@@ -163,7 +163,6 @@ class Engine:
         self.host_draft = self._pinned(self.draft_out)
         self.draft_logprobs, self.draft_ids = self.draft_out[0].view(torch.float32), self.draft_out[1]
         self.host_logprobs, self.host_ids = self.host_draft[0].view(torch.float32).numpy(), self.host_draft[1].numpy()
-        self.draft_graph: torch.cuda.CUDAGraph | None = None
         # What the same draft pass needs every round, made once: a launch saved is two microseconds saved.
         rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)
         self.block_tokens = torch.full((self.batch, block), config.mask_token_id, dtype=torch.int32, device=self.device)
@@ -263,25 +262,26 @@ class Engine:
             Logits in a buffer that the next pass overwrites. ``choices`` holds their argmax, ``features`` the drafter's
             view of the tokens; keys and values lie after each request's context.
         """
-        if self.graphs:
-            self.capture(bucket)
-            assert bucket.verify_graph is not None
-            bucket.verify_graph.replay()
-        else:
-            with torch.inference_mode():
-                self._verify(bucket)
+        key, verify = ("verify", bucket.tokens), partial(self._verify, bucket)
+        self.graphs.prepare(key, verify)
+        self._prepare_commit(bucket)
+        self.graphs.run(key, verify)
         return self.logits[: bucket.tokens]
+
+    def _prepare_commit(self, bucket: Bucket) -> None:
+        """Before anything is verified: warming up walks whatever is staged, and moves rows that lie after the context."""
+        if self.graphs.on:
+            state = [self.context, self.roots, self.report]
+            if self.drafter is not None:
+                state += [self.fed, self.pending, self.fresh]
+            self.graphs.prepare(("commit", bucket.tokens, self.temperature), partial(self._commit, bucket), state)
 
     def commit(self, bucket: Bucket) -> None:
         """Follow the target's choices down the verified trees and move the accepted rows; ``collect`` tells the outcome.
 
         Choices are greedy at temperature 0 (``set_temperature``), otherwise samples drawn with each answer's ``uniforms``.
         """
-        if self.graphs:
-            bucket.commit_graphs[self.temperature].replay()
-        else:
-            with torch.inference_mode():
-                self._commit(bucket)
+        self.graphs.run(("commit", bucket.tokens, self.temperature), partial(self._commit, bucket))
         if self.committed is not None:
             self.host_report.copy_(self.report, non_blocking=True)
             self.committed.record()
@@ -290,13 +290,8 @@ class Engine:
         """Draft after the roots; ``drafted`` tells the marginals."""
         if self.drafter is None:
             raise DdsimError("this engine has no drafter: only autoregressive decoding is possible")
-        if self.graphs:
-            self.capture_draft()
-            assert self.draft_graph is not None
-            self.draft_graph.replay()
-        else:
-            with torch.inference_mode():
-                self._draft()
+        self.graphs.prepare("draft", self._draft)
+        self.graphs.run("draft", self._draft)
         if self.ready is not None:
             self.host_draft.copy_(self.draft_out, non_blocking=True)
 
@@ -305,17 +300,9 @@ class Engine:
 
         ``roots`` holds the new tokens. Nothing is fed to the drafter: ``draft`` needs a fresh ``prefill`` after it.
         """
-        if self.graphs:
-            if self.temperature not in self.step_graphs:
-                state = [self.context, self.roots]
-                before = [x.clone() for x in state]
-                self.step_graphs[self.temperature] = self._graph(self._step)
-                for x, old in zip(state, before, strict=True):
-                    x.copy_(old)
-            self.step_graphs[self.temperature].replay()
-        else:
-            with torch.inference_mode():
-                self._step()
+        key = "step", self.temperature
+        self.graphs.prepare(key, self._step, [self.context, self.roots])
+        self.graphs.run(key, self._step)
 
     def wait(self) -> None:
         """Wait until everything asked for has arrived on the host."""
@@ -488,41 +475,6 @@ class Engine:
         values, ids = top_candidates(logits, self.candidates)
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
-
-    # Graphs.
-
-    def _graph(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode():
-            with torch.cuda.stream(side):
-                body()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                body()
-        return graph
-
-    def capture(self, bucket: Bucket) -> None:
-        """Capture a bucket's two graphs unless they exist. The requests' state is left as it was, but for what lies
-        beyond their contexts."""
-        if bucket.verify_graph is None:
-            bucket.verify_graph = self._graph(lambda: self._verify(bucket))
-        if self.temperature in bucket.commit_graphs:
-            return
-        state = [self.context, self.roots, self.report]
-        if self.drafter is not None:
-            state += [self.fed, self.pending, self.fresh]
-        before = [x.clone() for x in state]
-        # Warming up walks whatever is staged; the rows that it moves lie after the context and are overwritten.
-        bucket.commit_graphs[self.temperature] = self._graph(lambda: self._commit(bucket))
-        for x, old in zip(state, before, strict=True):
-            x.copy_(old)
-
-    def capture_draft(self) -> None:
-        """Capture the drafter's graph unless it exists."""
-        if self.draft_graph is None:
-            self.draft_graph = self._graph(self._draft)
 
 
 def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = False) -> None:
