@@ -17,6 +17,23 @@ def brief(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names, all different: those that were there before get a number.
+
+    Examples
+    --------
+    >>> distinct(["Half", "AR", "Half"])
+    ['Half', 'AR', 'Half (2)']
+    """
+    found: list[str] = []
+    for name in names:
+        shown, number = name, 2
+        while shown in found or (shown != name and shown in names):
+            shown, number = f"{name} ({number})", number + 1
+        found.append(shown)
+    return found
+
+
 _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 

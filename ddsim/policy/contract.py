@@ -304,6 +304,11 @@ def decision_of(policy: Policy) -> Decision | None:
     return policy.decision() if nearest["decision"] == min(nearest.values()) else None
 
 
+def is_rule(policy: Policy) -> bool:
+    """Whether it can choose another budget in every round, and could be run."""
+    return policy.fixed is None and policy.solves != "budget" and not policy.hindsight
+
+
 def knows_batches(policy: Policy) -> bool:
     """Whether it has a rule of its own for requests that are verified together."""
     return type(policy).choose_joint is not Policy.choose_joint or "choose_joint" in vars(policy)

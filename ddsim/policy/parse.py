@@ -46,6 +46,17 @@ _KINDS = {"int": int, "bool": bool, "float": float, "float | None": float}  # of
 LONGEST_NAME = 200  # characters: each level of Share(Share(... is a call deeper
 
 
+def kind_of(name: str) -> type[Policy]:
+    """The class that a policy's name in a table stands for, to be asked what it can; Policy itself where it isn't known.
+
+    Examples
+    --------
+    >>> kind_of("AR").drafts, kind_of("Hindsight").hindsight, kind_of("Half") is Policy
+    (False, True, True)
+    """
+    return _KNOWN.get(name, Policy)
+
+
 def policy_of(policy: Any, *, joint: bool = False) -> Policy:
     """A policy from what a caller gave: an object, or its name as `parse_policy` takes it.
 
@@ -77,7 +88,7 @@ def _for_batches(policy: Policy) -> Policy:
 
 
 def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
-    """Policies from what a caller gave, one or several (`policy_of`), each name once.
+    """Policies from what a caller gave, one or several (`policy_of`), each once.
 
     Examples
     --------
@@ -90,11 +101,25 @@ def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
         raise DdsimError(f"policies: expected policies or their names, got {type(policies).__name__}")
     found = [policy_of(parse_policy(policy, joint=joint) if isinstance(policy, str) else policy) for policy in policies]
     for shown in (found, [_for_batches(policy) for policy in found] if joint else []):
-        names = [policy.name for policy in shown]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise DdsimError(f"two policies are called {twice[0]!r}; give each a name of its own")
+        for i, policy in enumerate(shown):
+            if any(same_policy(policy, other) for other in shown[:i]):
+                raise DdsimError(f"two policies are called {policy.name!r} and are the same; give it once")
     return shown or found
+
+
+def same_policy(one: Policy, other: Policy) -> bool:
+    """Whether two policies decide alike for all that can be told: one object, or made by the same call.
+
+    Examples
+    --------
+    >>> same_policy(DDTree(8), DDTree(8)), same_policy(LongRun(), LongRun(500))
+    (True, False)
+    """
+    if one is other:
+        return True
+    said = repr(one)
+    alike = type(one) is type(other) and one.name == other.name and one.calibration is other.calibration
+    return alike and said == repr(other) and not said.startswith("<")
 
 
 def parse_policy(text: str, *, joint: bool = False) -> Policy:

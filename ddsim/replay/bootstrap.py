@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
 from ddsim.cost.shapes import pad
-from ddsim.policy.contract import Policy
 from ddsim.replay.outcome import Outcome
 from ddsim.trace.rounds import Positions
 
@@ -144,11 +144,11 @@ class _Bootstrap:
         return out
 
 
-def _dealt(policy: Policy, parts: Sequence[Outcome], folds: NDArray[np.int64]) -> Outcome:
-    """Outcomes of which each was tuned without one part of the sequences, [S], put together from these parts."""
+def _dealt(whole: Outcome, parts: Sequence[Outcome], folds: NDArray[np.int64]) -> Outcome:
+    """``whole``, but each part of the sequences, [S], as by the outcome that was tuned without it."""
 
     def each(name: str) -> NDArray[Any]:
         return np.stack([getattr(outcome, name) for outcome in parts])[folds, np.arange(len(folds))]
 
-    sums = {name: each(name) for name in parts[0].sums()}
-    return Outcome(**sums, policy=policy, verify=each("verify"), tuned_on="other prompts")
+    sums: dict[str, Any] = {name: each(name) for name in parts[0].sums()}
+    return dataclasses.replace(whole, **sums, verify=each("verify"), tuned_on="other prompts")

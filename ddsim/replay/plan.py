@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.cost.model import CostModel
-from ddsim.policy.choose import CHAIN
-from ddsim.policy.contract import Policy
+from ddsim.policy.choose import CHAIN, NO_DRAFT
+from ddsim.policy.contract import Policy, is_rule
+from ddsim.policy.parse import policies_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error
-from ddsim.replay.outcome import Outcome, TunedOn
-from ddsim.replay.replay import CALIBRATED, Fixed, ReplayResult, _records, _Replayer
+from ddsim.replay.outcome import Key, Outcome, TunedOn
+from ddsim.replay.replay import Fixed, ReplayResult, _ready, _records, _Replayer
 from ddsim.text import listed
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
@@ -82,6 +83,8 @@ class Plan:
     judged_on: TunedOn = "same prompts"
     fold_choices: tuple[str, ...] = ()
     """What was chosen without each of the parts."""
+    baselines: tuple[str, ...] = ("AR", "DFlash", "BestFixed")
+    """Names in `result` of what doesn't draft, of the chain and of the best fixed budget."""
     foresight: Foresight | None = None
     """What a planner without foresight could reach of hindsight: most of the distance is chance."""
     _judged: Outcome | None = None
@@ -113,7 +116,6 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as one JSON-able object."""
-        over = [name for name in ("AR", "DFlash", "BestFixed") if name in self.result.outcomes]
         return {
             "schema_version": 1,
             "kind": "ddsim-plan",
@@ -121,7 +123,7 @@ class Plan:
             "details": list(self.details),
             "policy": self.policy.to_json(),
             "choice": self.choice,
-            "gains": [{"over": name, **_named(self.gain(name))} for name in over],
+            "gains": [{"over": name, **_named(self.gain(name))} for name in self.baselines],
             "judged": _records(pd.DataFrame([self.judged()]))[0],
             "judged_on": self.judged_on,
             "fold_choices": list(self.fold_choices),
@@ -158,6 +160,7 @@ def _named(interval: Interval) -> dict[str, float | None]:
 def plan(
     trace: Trace,
     cost: CostModel,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
     *,
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
@@ -167,8 +170,8 @@ def plan(
     """Recommend a budget or an adaptive rule for what was recorded, at these costs.
 
     The simplest policy wins unless a less simple one is faster by at least half a per cent, and beyond its paired 95 % interval:
-    AR, then the chain, then one fixed budget, then one on calibrated marginals, then the fastest of CaDDTree, RoundRatio and
-    LongRun, then the fastest of these on calibrated marginals. The fixed budget is the smallest within 1 % of the best that isn't
+    AR, then the chain, then one fixed budget, then one on calibrated marginals, then the fastest rule of ``policies``, then the
+    fastest of these on calibrated marginals. The fixed budget is the smallest within 1 % of the best that isn't
     significantly worse, so a rule has to pass one more test: it must beat the best fixed budget on prompts that neither was tuned
     on, by a 95 % interval above 0. Otherwise the simplest of the others is recommended. With one prompt there are no intervals, and
     the fastest wins.
@@ -180,6 +183,9 @@ def plan(
     Parameters
     ----------
     trace, cost, calibration, bootstrap, seed, progress : as in `replay`
+    policies : list of Policy or of names (see `parse_policy`), or one, optional
+        Rules to choose from, of your own too; default CaDDTree, RoundRatio and LongRun. AR, the chain, every fixed budget and
+        Hindsight are always there. What always has the same budget is replayed beside them.
 
     Returns
     -------
@@ -201,55 +207,60 @@ def plan(
     check_given("plan", trace, cost)
     limits.check("bootstrap", bootstrap)
     limits.check("seed", seed)
-    return planned(_Replayer(trace, cost, calibration, progress), bootstrap=bootstrap, seed=seed)
+    return planned(_Replayer(trace, cost, calibration, progress), policies, bootstrap=bootstrap, seed=seed)
 
 
-def planned(replayed: _Replayer, *, bootstrap: int, seed: int) -> Plan:
+def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) -> Plan:
     """`plan` for whoever asks the replayer for more."""
     from ddsim.replay.foresight import without_foresight
 
-    plain: list[Policy] = [Autoregressive(), DFlash(), BestFixed(), CaDDTree(), RoundRatio(), LongRun(), Hindsight()]
-    tuned = [policy for policy in plain if policy.solves]
-    whole = replayed.outcomes(plain)
+    contest = _Contest.of(policies, replayed)
+    whole = replayed.outcomes(contest.everyone)
     draws = replayed.result(whole, bootstrap=bootstrap, seed=seed)._draws
     every = np.ones(replayed.positions.sequences, bool)
     folds = draws.folds(FOLDS)
     shown, without = dict(whole), []
     if folds is not None:
+        tuned = [policy for policy in contest.everyone if policy.solves]
         without = [whole | replayed.outcomes(tuned, folds != part) for part in range(int(folds.max()) + 1)]
-        for name in shown:
-            if any(name.removesuffix(CALIBRATED) == policy.name for policy in tuned):
-                shown[name] = _dealt(whole[name].policy, [outcomes[name] for outcomes in without], folds)
-    for rules in (True, False):
-        chosen = _choose(replayed, draws, whole, every, rules)
+        for key in whole:
+            if any(key[0] == id(policy) for policy in tuned):
+                shown[key] = _dealt(whole[key], [outcomes[key] for outcomes in without], folds)
+    for adaptive in (True, False):
+        chosen = _choose(replayed, draws, whole, every, contest, adaptive)
         judged, picks, fixed = chosen.outcome, [], chosen.fixed
         if folds is not None:
-            picks = [_choose(replayed, draws, part, folds != k, rules) for k, part in enumerate(without)]
-            judged = _dealt(chosen.outcome.policy, [pick.outcome for pick in picks], folds)
-            fixed = {
-                ending: _dealt(outcome.policy, [pick.fixed[ending] for pick in picks], folds)
-                for ending, outcome in chosen.fixed.items()
-            }
-        if chosen.name != chosen.rule or _beats_fixed(draws, shown, chosen.rule, every):
+            picks = [_choose(replayed, draws, part, folds != k, contest, adaptive) for k, part in enumerate(without)]
+            judged = _dealt(chosen.outcome, [pick.outcome for pick in picks], folds)
+            fixed = {on: _dealt(outcome, [pick.fixed[on] for pick in picks], folds) for on, outcome in fixed.items()}
+        if chosen.outcome is not chosen.rule or _beats_fixed(draws, shown, chosen.rule, contest, every):
             break
-    name = chosen.name
-    if _is_tree(chosen.outcome.policy):
-        shown[name] = fixed[CALIBRATED if name.endswith(CALIBRATED) else ""]
-        shown["Hindsight"] = shown.pop("Hindsight")  # stays last
+    if _is_tree(chosen.outcome.asked):
+        beside = [key for key, outcome in shown.items() if _alike(outcome, chosen.outcome)]
+        shown[(*beside, chosen.outcome.key)[0]] = fixed[chosen.outcome.calibrated]
+        last = id(contest.hindsight), False
+        shown[last] = shown.pop(last)
     result = replayed.result(shown, bootstrap=bootstrap, seed=seed)
+
+    def name_of(outcome: Outcome) -> str:
+        names = zip(shown.values(), result.outcomes, strict=True)
+        return next((name for other, name in names if _alike(other, outcome)), outcome.name)
+
+    name = name_of(chosen.outcome)
     walked = replayed.fixed()
     best, runs = walked.best()
     advice = Plan(
         sentence="",
         choice=name,
         policy=chosen.outcome.policy,
+        baselines=tuple(name_of(whole[id(policy), False]) for policy in contest.baselines),
         result=result,
         best_budget=best,
         budget=chosen.budget,
         flat=next(run for run in runs if run[0] <= best <= run[1]),
         near_best=runs,
         judged_on="same prompts" if folds is None else "other prompts",
-        fold_choices=tuple(pick.name for pick in picks),
+        fold_choices=tuple(name_of(pick.outcome) for pick in picks),
         by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
         notes=(),
         _curve=_fixed_curve(result, walked, every),
@@ -259,56 +270,99 @@ def planned(replayed: _Replayer, *, bootstrap: int, seed: int) -> Plan:
     return dataclasses.replace(
         advice,
         sentence=_sentence(advice),
-        details=_details(advice, chosen.rule, not rules, replayed.cost),
+        details=_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
         notes=_notes(advice, replayed),
     )
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Who takes part."""
+
+    alone: Policy
+    chain: Policy
+    best: Policy
+    hindsight: Policy
+    given: list[Policy]
+
+    @classmethod
+    def of(cls, policies: Any, replayed: _Replayer) -> _Contest:
+        always = Autoregressive(), DFlash(), BestFixed(), Hindsight()
+        given = policies_of([CaDDTree(), RoundRatio(), LongRun()] if policies is None else policies)
+        others = [policy for policy in given if not any(same_policy(policy, other) for other in always)]
+        return cls(*always, given=[_ready(policy, replayed.trace, replayed.cost) for policy in others])
+
+    @property
+    def everyone(self) -> list[Policy]:
+        return [*self.baselines, *self.given, self.hindsight]
+
+    @property
+    def baselines(self) -> tuple[Policy, ...]:
+        return self.alone, self.chain, self.best
+
+    @property
+    def rules(self) -> list[Policy]:
+        return [policy for policy in self.given if is_rule(policy)]
 
 
 @dataclass(frozen=True)
 class _Choice:
     """What was chosen on some sequences, and what it does on all."""
 
-    name: str
     outcome: Outcome
     budget: int
     """The fixed budget to take."""
-    fixed: dict[str, Outcome]
-    """What it does, and, by the ending of their names, what those on calibrated trees do."""
-    rule: str
+    fixed: dict[bool, Outcome]
+    """What it does and, if calibrated trees differ, what the one for these does."""
+    rule: Outcome | None
     """The fastest adaptive rule, or the chosen one."""
 
 
-def _beats_fixed(draws: _Bootstrap, outcomes: dict[str, Outcome], rule: str, counted: NDArray[np.bool_]) -> bool:
+def _alike(one: Outcome, other: Outcome) -> bool:
+    """Whether both are of one policy on the same trees."""
+    return one.calibrated == other.calibrated and same_policy(one.asked, other.asked)
+
+
+def _beats_fixed(
+    draws: _Bootstrap, outcomes: dict[Key, Outcome], rule: Outcome, contest: _Contest, counted: NDArray[np.bool_]
+) -> bool:
     """Whether a rule is faster than every best fixed budget, beyond noise."""
-    best = [outcome for outcome in outcomes.values() if outcome.policy.solves == "budget"]
-    gains = [draws.ratios(other, [outcomes[rule]], counted)[:, 0] - 1 for other in best]
+    mine = outcomes[rule.key]
+    best = [outcome for (policy, _), outcome in outcomes.items() if policy == id(contest.best)]
+    gains = [draws.ratios(other, [mine], counted)[:, 0] - 1 for other in best]
     return all((low if np.isfinite(low) else gain) > 0 for gain, low, _ in gains)
 
 
 def _choose(
-    replayed: _Replayer, draws: _Bootstrap, outcomes: dict[str, Outcome], counted: NDArray[np.bool_], adaptive: bool
+    replayed: _Replayer,
+    draws: _Bootstrap,
+    outcomes: dict[Key, Outcome],
+    counted: NDArray[np.bool_],
+    contest: _Contest,
+    adaptive: bool,
 ) -> _Choice:
     """The simplest policy that no less simple one beats on the sequences counted, an ``adaptive`` one if it may be.
 
     ``outcomes`` are tuned on these sequences.
     """
-    candidates = {name: outcomes[name] for name in ("AR", "DFlash")}
-    fixed, budgets = {}, {}
-    for ending in ("", CALIBRATED):
-        if "BestFixed" + ending in outcomes:
-            budgets[ending] = _smallest(replayed.fixed(ending), draws, counted)
-            fixed[ending] = replayed.outcomes_of_budget(budgets[ending], ending)
-            candidates[fixed[ending].policy.name + ending] = fixed[ending]
-    rules = []
-    for ending in ("", CALIBRATED):
-        names = [name + ending for name in ("CaDDTree", "RoundRatio", "LongRun") if name + ending in outcomes]
-        if names:
-            rules.append(min(names, key=lambda name: float(outcomes[name].seconds[counted].sum())))
-            if adaptive:
-                candidates[rules[-1]] = outcomes[rules[-1]]
+
+    def on(calibrated: bool, policies: Sequence[Policy]) -> list[Outcome]:
+        keys = [(id(policy), calibrated) for policy in policies]
+        return [outcomes[key] for key in keys if key in outcomes]
+
+    def spent(outcome: Outcome) -> float:
+        return float(outcome.seconds[counted].sum())
+
+    fixed = {
+        calibrated: replayed.outcome_of_budget(_smallest(replayed.fixed(calibrated), draws, counted), calibrated)
+        for calibrated in (False, True)
+        if on(calibrated, [contest.best])
+    }
+    rules = [min(found, key=spent) for calibrated in (False, True) if (found := on(calibrated, contest.rules))]
+    candidates = [*on(False, [contest.alone, contest.chain]), *fixed.values(), *(rules if adaptive else [])]
     value, drawn = draws.seconds(
-        np.column_stack([outcome.seconds for outcome in candidates.values()]),
-        np.stack([outcome.mix(counted) for outcome in candidates.values()]),
+        np.column_stack([outcome.seconds for outcome in candidates]),
+        np.stack([outcome.mix(counted) for outcome in candidates]),
         counted,
     )
     choice = 0
@@ -318,9 +372,11 @@ def _choose(
         )
         if gain >= WORTHWHILE and (low if np.isfinite(low) else gain) > 0:
             choice = k
-    name = list(candidates)[choice]
-    rule = name if name in rules else min(rules, key=lambda name: float(outcomes[name].seconds[counted].sum()))
-    return _Choice(name, candidates[name], budgets[""], fixed, rule)
+    chosen = candidates[choice]
+    rule = next((rule for rule in rules if rule is chosen), min(rules, key=spent, default=None))
+    budget = fixed[False].asked.fixed
+    assert budget is not None
+    return _Choice(chosen, budget, fixed, rule)
 
 
 def _smallest(fixed: Fixed, draws: _Bootstrap, counted: NDArray[np.bool_]) -> int:
@@ -364,11 +420,11 @@ def _workloads(
         counted = result.workload == workload
         best, runs = fixed.best(counted)
         flat = next(run for run in runs if run[0] <= best <= run[1])
-        own = replayed.outcomes_of_budget(best)
+        own = replayed.outcome_of_budget(best)
         held_out = folds is not None and len(np.unique(folds[counted])) > 1
         if folds is not None and held_out:
             others = [counted & (folds != part) for part in range(int(folds.max()) + 1)]
-            own = _dealt(own.policy, [replayed.outcomes_of_budget(fixed.best(other)[0]) for other in others], folds)
+            own = _dealt(own, [replayed.outcome_of_budget(fixed.best(other)[0]) for other in others], folds)
         share = result._gain(judged, own, workload)
         rows.append(
             {
@@ -418,9 +474,10 @@ def said_runs(runs: Sequence[tuple[int, int]]) -> str:
 
 def _sentence(advice: Plan) -> str:
     """The recommendation, its throughput, and its gains over AR and over the chain."""
-    result, choice, policy = advice.result, advice.choice, advice.policy
+    result, policy = advice.result, advice.policy
+    alone, chain, _ = advice.baselines
     speed = f"{result.tokens.sum() / advice._outcome.seconds.sum():,.0f} tokens/s"
-    if choice == "AR":
+    if policy.fixed == NO_DRAFT:
         return f"Don't draft: at these costs autoregressive decoding, {speed}, isn't beaten beyond noise."
     if policy.fixed == CHAIN:
         head = "Verify DFlash's chain"
@@ -428,32 +485,37 @@ def _sentence(advice: Plan) -> str:
         head = f"Verify trees of {policy.fixed} nodes"
     else:
         head = f"Let {policy.name} choose each tree's size"
-    if choice.endswith(CALIBRATED):
+    if advice._outcome.calibrated:
         head += " from calibrated marginals"
-    gains = f"{_about(advice.gain('AR'))} over AR"
-    if choice != "DFlash":
-        gains += f" and {_about(advice.gain('DFlash'))} over DFlash"
+    gains = f"{_about(advice.gain(alone))} over {alone}"
+    if policy.fixed != CHAIN:
+        gains += f" and {_about(advice.gain(chain))} over {chain}"
     return f"{head}: {speed}, {gains}."
 
 
-def _details(advice: Plan, rule: str, dropped: bool, cost: CostModel) -> tuple[str, ...]:
+def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> tuple[str, ...]:
     """How sure the gains are, and how little it would matter to miss the recommendation.
 
     ``dropped``: the best rule was faster than the budget to take, but not than the best budget.
     """
     choice, best, policy, outcomes = advice.choice, advice.best_budget, advice.policy, advice.result.outcomes
+    alone, chain, best_fixed = advice.baselines
 
     def gain(over: str) -> str:
         return _percent(advice.gain(over))
 
-    if choice == "AR":
+    def between(name: str, over: Outcome) -> str:
+        return _percent(advice.result._gain(outcomes[name], over))
+
+    if policy.fixed == NO_DRAFT:
         lines = [
-            f"Over AR, 95 % intervals in brackets: best fixed budget, {best} nodes, "
-            f"{_percent(advice.result.gain('BestFixed', 'AR'))}; {rule} {_percent(advice.result.gain(rule, 'AR'))}."
+            f"Over {alone}, 95 % intervals in brackets: best fixed budget, {best} nodes, "
+            f"{between(best_fixed, outcomes[alone])}"
         ]
+        lines[0] += "." if rule is None else f"; {rule} {between(rule, outcomes[alone])}."
         return (*lines, _judgement(advice, cost))
-    lines = [f"Gains, 95 % intervals in brackets: over AR {gain('AR')}"]
-    lines[0] += "." if choice == "DFlash" else f", over DFlash {gain('DFlash')}."
+    lines = [f"Gains, 95 % intervals in brackets: over {alone} {gain(alone)}"]
+    lines[0] += "." if policy.fixed == CHAIN else f", over {chain} {gain(chain)}."
     lines.append(_judgement(advice, cost))
     if choice == rule:
         mean = outcomes[choice].budget.sum() / outcomes[choice].rounds.sum()
@@ -467,17 +529,16 @@ def _details(advice: Plan, rule: str, dropped: bool, cost: CostModel) -> tuple[s
             line += f"; {advice.budget} is the smallest of them that isn't significantly worse"
         lines.append(line + ".")
     if choice == rule:
-        over = _percent(advice.result._gain(outcomes[rule], outcomes["BestFixed"]))
-        lines.append(f"Over the best fixed budget {rule} gains {over}.")
-    elif dropped:
-        over = _percent(advice.result._gain(outcomes[rule], outcomes["BestFixed"]))
-        lines.append(f"No adaptive rule beats the best fixed budget beyond noise; the best, {rule}: {over}.")
-    elif _is_tree(policy):
-        over = _percent(advice.result._gain(outcomes[rule], advice._outcome))
-        lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
-    else:
-        over = _percent(advice.result._gain(outcomes["BestFixed"], advice._outcome))
+        lines.append(f"Over the best fixed budget {rule} gains {between(rule, outcomes[best_fixed])}.")
+    elif not _is_tree(policy) and not dropped:
+        over = between(best_fixed, advice._outcome)
         lines.append(f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {over}.")
+    elif rule is not None and dropped:
+        over = between(rule, outcomes[best_fixed])
+        lines.append(f"No adaptive rule beats the best fixed budget beyond noise; the best, {rule}: {over}.")
+    elif rule is not None:
+        over = between(rule, advice._outcome)
+        lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
     if advice.foresight is not None:
         lines.append(
             f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text. On texts drawn from the "

@@ -19,21 +19,17 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.contract import Policy, calibration_matters, decision_table, prepared, walk_of
-from ddsim.policy.parse import policies_of, policy_of
+from ddsim.policy.parse import policies_of, policy_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error
-from ddsim.replay.outcome import Outcome, TunedOn
+from ddsim.replay.outcome import Key, Outcome, TunedOn, named
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
-
-#: How the name of a policy ends that was replayed on calibrated marginals.
-CALIBRATED = " calibrated"
-
 
 BUDGETS = (8, 16, 32, 64, 128, 256, 512)
 """Fixed budgets of the default policies where passes aren't padded; see `default_budgets`."""
@@ -105,7 +101,9 @@ def priced(positions: Positions, cost: CostModel) -> CostTable:
     return table
 
 
-def _outcomes(runs: Sequence[tuple[Policy, CostTable]], positions: Positions, knots: Floats) -> list[Outcome]:
+def _tallies(
+    runs: Sequence[tuple[Policy, CostTable]], positions: Positions, knots: Floats
+) -> list[dict[str, NDArray[Any]]]:
     """What policies that are ready do, each with the costs that it decides on (`decision_table`): all in one pass over the trace."""
     tallies: list[list[dict[str, NDArray[Any]]]] = [[] for _ in runs]
     for low, _, block in positions.blocks():
@@ -113,11 +111,7 @@ def _outcomes(runs: Sequence[tuple[Policy, CostTable]], positions: Positions, kn
             part = costs.take(slice(low, low + len(block)))
             done = walk_of(policy, block, part)
             tally.append(done.sums() | {"verify": done.verification(block, part, knots)})
-    found = []
-    for (policy, _), tally in zip(runs, tallies, strict=True):
-        sums: dict[str, Any] = {name: np.concatenate([one[name] for one in tally]) for name in tally[0]}
-        found.append(Outcome(policy=policy, **sums))
-    return found
+    return [{name: np.concatenate([one[name] for one in tally]) for name in tally[0]} for tally in tallies]
 
 
 class ReplayResult:
@@ -135,7 +129,8 @@ class ReplayResult:
 
     Attributes
     ----------
-    outcomes : dict, policy name -> Outcome
+    outcomes : dict, shown name -> Outcome
+        By policy and calibration; names that would be the same are numbered, as in "Half" and "Half (2)".
     tokens : int64 [S], tokens that the rounds of each sequence commit
     workload : [S] names; workloads : list of those with a round
     """
@@ -240,10 +235,21 @@ class ReplayResult:
         return pd.DataFrame(rows, columns=["policy", "rounds", "predicted", "realised", "ratio"])
 
     def _find(self, policy: str | Policy) -> Outcome:
-        name = policy if isinstance(policy, str) else policy.name
-        if name not in self.outcomes:
-            raise DdsimError(f"policy {name!r} was not replayed; there are {', '.join(self.outcomes)}")
-        return self.outcomes[name]
+        if isinstance(policy, str):
+            found = [self.outcomes[policy]] if policy in self.outcomes else []
+        else:
+            plain = [outcome for outcome in self.outcomes.values() if not outcome.calibrated]
+            alike = [
+                [o for o in plain if policy is o.asked or policy is o.policy],
+                [o for o in plain if same_policy(policy, o.asked)],
+                [o for o in plain if policy.name == o.asked.name],
+            ]
+            found = next((outcomes for outcomes in alike if outcomes), [])
+        if len(found) != 1:
+            name = policy if isinstance(policy, str) else policy.name
+            how = "was replayed more than once" if found else "was not replayed"
+            raise DdsimError(f"policy {name!r} {how}; there are {', '.join(self.outcomes)}")
+        return found[0]
 
     def to_json(self) -> dict[str, Any]:
         """Tables and provenance as one JSON-able object."""
@@ -303,7 +309,7 @@ def replay(
     Raises
     ------
     DdsimError
-        A budget above what trace or cost model answer, two policies of one name, an empty trace.
+        A budget above what trace or cost model answer, a policy given twice, an empty trace.
 
     Examples
     --------
@@ -346,75 +352,76 @@ class _Replayer:
         self.knots = _knots(cost, self.costs.seconds.shape[1])
         self.most = measured_budget(cost, self.positions.max_budget)
         self.better = None if calibration is None else positions_of(trace, calibration=calibration, progress=progress)
-        self._fixed: dict[str, Fixed] = {}
-        self._of_budget: dict[tuple[int, str], Outcome] = {}
+        self._fixed: dict[bool, Fixed] = {}
+        self._of_budget: dict[tuple[int, bool], Outcome] = {}
 
-    def outcomes(self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None = None) -> dict[str, Outcome]:
+    def outcomes(self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None = None) -> dict[Key, Outcome]:
         """What policies do, tuned on some of the sequences (default all), and again calibrated where that matters."""
         out = self._run(policies, sequences)
         if self.calibration is None:
             return out
         kind = self.calibration.kind
         again = [policy for policy in policies if policy.calibration is None and calibration_matters(policy, kind)]
-        for name in (policy.name for policy in again if policy.name + CALIBRATED in out):
-            raise DdsimError(
-                f"two policies are called {name + CALIBRATED!r}: {name} is replayed calibrated too; rename one"
-            )
-        return out | self._run(again, sequences, CALIBRATED)
+        return out | self._run(again, sequences, calibrated=True)
 
     def _run(
-        self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None, ending: str = ""
-    ) -> dict[str, Outcome]:
-        """Outcomes by shown name, on the trees as recorded or, with ``ending`` CALIBRATED, on calibrated ones."""
-        positions, calibration = self._on(ending), self.calibration if ending else None
+        self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None, calibrated: bool = False
+    ) -> dict[Key, Outcome]:
+        """Outcomes on the trees as recorded or on calibrated ones."""
+        positions = self._on(calibrated)
         tables = [decision_table(policy, self.cost, self.costs) for policy in policies]
         runs = []
         for policy, costs in zip(policies, tables, strict=True):
             if policy.solves == "budget":  # the walks that say it are kept
-                runs.append((policy.at(self.fixed(ending).best(sequences)[0]), costs))
+                runs.append((policy.at(self.fixed(calibrated).best(sequences)[0]), costs))
             else:
                 runs.append((prepared(policy, positions, costs, sequences=sequences), costs))
-        found = zip(policies, _outcomes(runs, positions, self.knots), strict=True)
-        return {
-            policy.name + ending: dataclasses.replace(outcome, tuned_on=self._tuned_on(policy, calibration))
-            for policy, outcome in found
-        }
+        tallies = _tallies(runs, positions, self.knots)
+        found: dict[Key, Outcome] = {}
+        for policy, (ready, _), sums in zip(policies, runs, tallies, strict=True):
+            tuned_on = self._tuned_on(policy, calibrated)
+            found[id(policy), calibrated] = Outcome(
+                **sums, policy=ready, asked=policy, calibrated=calibrated, tuned_on=tuned_on
+            )
+        return found
 
-    def _on(self, ending: str) -> Positions:
-        return self.better if ending and self.better is not None else self.positions
+    def _on(self, calibrated: bool) -> Positions:
+        return self.better if calibrated and self.better is not None else self.positions
 
-    def _tuned_on(self, policy: Policy, calibration: Calibration | CrossCalibration | None) -> TunedOn | None:
+    def _tuned_on(self, policy: Policy, calibrated: bool) -> TunedOn | None:
         if policy.solves:
             return "same prompts"
-        seen = [c for c in (policy.calibration, calibration) if c is not None]
+        seen = [c for c in (policy.calibration, self.calibration if calibrated else None) if c is not None]
         if any(not isinstance(c, CrossCalibration) and _fitted_here(c, self.trace) for c in seen):
             return "same prompts"
         return "other prompts" if seen else None
 
-    def rounds(self, name: str, policy: Policy) -> pd.DataFrame:
-        """`replay_rounds` of a policy that was replayed under a name."""
-        ending = CALIBRATED if name.endswith(CALIBRATED) else ""
-        return _rounds(policy, self._on(ending), decision_table(policy, self.cost, self.costs))
+    def rounds(self, outcome: Outcome) -> pd.DataFrame:
+        """`replay_rounds` of what was replayed."""
+        return _rounds(
+            outcome.policy, self._on(outcome.calibrated), decision_table(outcome.policy, self.cost, self.costs)
+        )
 
-    def fixed(self, ending: str = "") -> Fixed:
-        """Every fixed budget, on the trees as recorded or, with ``ending`` CALIBRATED, on calibrated ones."""
-        if ending not in self._fixed:
-            self._fixed[ending] = Fixed.walked(self._on(ending), self.costs, self.knots)
-        return self._fixed[ending]
+    def fixed(self, calibrated: bool = False) -> Fixed:
+        """Every fixed budget, on the trees as recorded or on calibrated ones."""
+        if calibrated not in self._fixed:
+            self._fixed[calibrated] = Fixed.walked(self._on(calibrated), self.costs, self.knots)
+        return self._fixed[calibrated]
 
-    def outcomes_of_budget(self, budget: int, ending: str = "") -> Outcome:
+    def outcome_of_budget(self, budget: int, calibrated: bool = False) -> Outcome:
         """What one fixed budget does; its number counts as tuned on the trace."""
-        key = budget, ending
+        key = budget, calibrated
         if key not in self._of_budget:
-            (outcome,) = _outcomes([(DDTree(budget), self.costs)], self._on(ending), self.knots)
+            (outcome,) = self._run([DDTree(budget)], None, calibrated).values()
             self._of_budget[key] = dataclasses.replace(outcome, tuned_on="same prompts")
         return self._of_budget[key]
 
-    def result(self, outcomes: dict[str, Outcome], *, bootstrap: int, seed: int) -> ReplayResult:
+    def result(self, outcomes: dict[Key, Outcome], *, bootstrap: int, seed: int) -> ReplayResult:
         """Outcomes with their intervals and where they come from."""
 
         def alone(policy: Policy) -> Outcome:
-            return outcomes.get(policy.name) or _outcomes([(policy, self.costs)], self.positions, self.knots)[0]
+            plain = [o for o in outcomes.values() if not o.calibrated and same_policy(o.asked, policy)]
+            return plain[0] if plain else self._run([policy], None)[id(policy), False]
 
         trace, cost, error = self.trace, self.cost, cost_error(self.cost)
         provenance = {
@@ -436,7 +443,7 @@ class _Replayer:
         }
         return ReplayResult(
             self.positions,
-            outcomes,
+            named(outcomes.values()),
             alone(Autoregressive()),
             alone(Hindsight()),
             bootstrap=bootstrap,

@@ -28,6 +28,7 @@ from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
 from ddsim.replay.arguments import check_given
+from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
@@ -302,6 +303,8 @@ def simulate(
             raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
     for size in sizes:
         limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
+    names = distinct([policy.name for policy in asked])
+    baseline = next(name for name, policy in zip(names, asked, strict=True) if policy.fixed == NO_DRAFT)
     contexts = int(positions.context.min()), int(positions.context.max())
     widest = max(0, *(policy.fixed or 0 for policy in asked))
     runs: dict[tuple[int, str], Run] = {}
@@ -315,15 +318,16 @@ def simulate(
             table = joint_table(
                 cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
             )
-            if any(p.fixed == CHAIN for p in asked) and table.seconds.shape[1] <= size * positions.horizon:
+            chain = next((policy.name for policy in asked if policy.fixed == CHAIN), None)
+            if chain is not None and table.seconds.shape[1] <= size * positions.horizon:
                 raise DdsimError(
-                    f"DFlash: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
+                    f"{chain}: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
                 )
             tables = [decided_on(policy, cost, table, positions.max_budget) for policy in asked]
-            for policy, own in zip(asked, tables, strict=True):
-                ready[size, policy.name] = _prepared(policy, positions, own, queues[size][:SHUFFLES])
-            for policy, own in zip(asked, tables, strict=True):
-                key = size, policy.name
+            for name, policy, own in zip(names, asked, tables, strict=True):
+                ready[size, name] = _prepared(policy, positions, own, queues[size][:SHUFFLES])
+            for name, own in zip(names, tables, strict=True):
+                key = size, name
                 decision = decision_of(ready[key])
                 if decision is None:  # the kernel can't decide as the policy does
                     one = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
@@ -348,7 +352,8 @@ def simulate(
         "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
     }
     lengths = positions.tokens
-    return ServingResult(runs, {size: lengths[queue] for size, queue in queues.items()}, provenance, extrapolated)
+    counts = {size: lengths[queue] for size, queue in queues.items()}
+    return ServingResult(runs, counts, provenance, extrapolated, baseline)
 
 
 def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:
@@ -464,9 +469,12 @@ class ServingResult:
     Attributes
     ----------
     runs : dict, (batch, policy name) -> Run
+        Names that would be the same are numbered, as in "Half" and "Half (2)".
     provenance : dict
     extrapolated : dict, (batch, policy name) -> bool
         Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
+    baseline : str
+        The policy that speed-ups are over: autoregressive decoding.
     """
 
     def __init__(
@@ -475,8 +483,10 @@ class ServingResult:
         lengths: dict[int, NDArray[np.int64]],
         provenance: dict[str, Any],
         extrapolated: dict[tuple[int, str], bool],
+        baseline: str,
     ) -> None:
         self.runs = runs
+        self.baseline = baseline
         self.extrapolated = extrapolated
         self.provenance = provenance
         self._lengths = lengths
@@ -514,7 +524,7 @@ class ServingResult:
             row["tokens_per_second_user"] = rate[0] / batch
             row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
             row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
-            row |= _columns("speedup", rate / _rates(self.runs[batch, self._baseline(batch)]))
+            row |= _columns("speedup", rate / _rates(self.runs[batch, self.baseline]))
             row["extrapolated"] = self.extrapolated[batch, name]
             rows.append(row)
         return pd.DataFrame(rows)
@@ -553,9 +563,6 @@ class ServingResult:
             ]
         note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
         return shown.to_string(index=False) + note
-
-    def _baseline(self, batch: int) -> str:
-        return next(name for b, name in self.runs if b == batch)
 
 
 def _rates(run: Run) -> Floats:

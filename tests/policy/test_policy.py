@@ -563,9 +563,41 @@ def test_no_row_overwrites_another(trace: Trace) -> None:
     )
     assert list(result.outcomes) == ["RoundRatio", "RoundRatio isotonic", "RoundRatio calibrated"]
     named = Answers(lambda k: [0] * k)
-    named.name = "RoundRatio calibrated"
-    with pytest.raises(DdsimError, match="two policies are called 'RoundRatio calibrated'"):
-        replay(trace, COST, [named, RoundRatio()], calibration=calibration, bootstrap=1)
+    named.name, named.adaptive = "RoundRatio calibrated", False
+    plain = RoundRatio()
+    clash = replay(trace, COST, [named, plain], calibration=calibration, bootstrap=1)
+    assert list(clash.outcomes) == ["RoundRatio calibrated", "RoundRatio", "RoundRatio calibrated (2)"]
+    rows = clash.table().set_index("policy")
+    assert rows.loc["RoundRatio calibrated", "budget_mean"] == 0
+    for name in ("RoundRatio", "RoundRatio calibrated"):
+        assert (
+            clash.outcomes[name + " (2)" * name.endswith("d")].seconds.tolist()
+            == result.outcomes[name].seconds.tolist()
+        )
+    assert clash.gain(named, plain)[0] == clash.gain("RoundRatio calibrated", "RoundRatio")[0] < 0
+    assert clash.gain(RoundRatio(), plain)[0] == 0  # made by the same call
+
+
+def test_two_policies_of_one_name_keep_a_row_each(trace: Trace) -> None:
+    few, many = Answers(lambda k: [1] * k), Answers(lambda k: [9] * k)
+    result = replay(trace, COST, [few, "DDTree:1", many, "DDTree:9"], bootstrap=1)
+    assert list(result.outcomes) == ["Answers", "DDTree(1)", "Answers (2)", "DDTree(9)"]
+    seconds = {name: outcome.seconds.tolist() for name, outcome in result.outcomes.items()}
+    assert seconds["Answers"] == seconds["DDTree(1)"] and seconds["Answers (2)"] == seconds["DDTree(9)"]
+    assert result.gain(many, "DDTree(1)") == result.gain("DDTree(9)", "DDTree(1)")
+    with pytest.raises(DdsimError, match=r"'Answers' was replayed more than once; there are Answers, .*Answers \(2\)"):
+        result.gain(Answers(lambda k: [1] * k), few)
+    served = simulate(trace, COST, [few, many, "AR"], batch=2, bootstrap=0)
+    assert list(served.runs) == [(2, "Answers"), (2, "Answers (2)"), (2, "AR")] and served.baseline == "AR"
+    table = served.table().set_index("policy")
+    assert table["budget_mean"].tolist() == pytest.approx([1, 9, 0], rel=0.2) and table.loc["AR", "speedup"] == 1
+    first, second = fit_calibration(trace)[0], fit_calibration(trace, seed=1)[0]
+    rules = [RoundRatio(calibration=first), RoundRatio(calibration=second)]
+    assert list(replay(trace, COST, rules, bootstrap=1).outcomes) == ["RoundRatio isotonic", "RoundRatio isotonic (2)"]
+    with pytest.raises(
+        DdsimError, match="two policies are called 'RoundRatio isotonic' and are the same; give it once"
+    ):
+        replay(trace, COST, [rules[0], RoundRatio(calibration=first)], bootstrap=1)
 
 
 def test_the_ratio_of_one_round_can_beat_the_price_of_many() -> None:
