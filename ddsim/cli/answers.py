@@ -18,6 +18,7 @@ from ddsim.cli.app import (
     PlotOption,
     PolicyOption,
     ProfileOption,
+    RuleOption,
     SeedOption,
     ServingPolicyOption,
     TemperatureOption,
@@ -103,6 +104,7 @@ def demo(
 def plan(
     trace: TraceArgument,
     profile: ProfileOption,
+    policy: RuleOption = None,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -117,13 +119,15 @@ def plan(
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     _check_plot(plot)
+    from ddsim.policy.parse import policies_of
     from ddsim.replay.plan import plan as solve
 
+    policies = policies_of(policy) if policy else None
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Replaying") as progress:
         answer = solve(
-            recording, cost, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
+            recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
         )  # fmt: skip
     _show_plan(show, answer, len(recording.workloads) > 1)
     _show_replay(show, answer.table(), None)
@@ -149,7 +153,7 @@ def _show_plan(show: Out, answer: Plan, several: bool) -> None:
 def _plot_plan(show: Out, name: str, answer: Plan) -> None:
     from ddsim.view.budgets import fixed_budgets
 
-    plain = answer.table().set_index("policy")["tokens_per_second"].get("AR")
+    plain = answer.table().set_index("policy")["tokens_per_second"][answer.baselines[0]]
     _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.near_best, baseline=plain, ax=ax))
 
 
@@ -237,6 +241,7 @@ def report(
     trace: TraceArgument,
     profile: ProfileOption,
     out: Annotated[str, _out_option("The page")],
+    policy: RuleOption = None,
     kind: KindOption = "auto",
     calibrate: CalibrateOption = None,
     workload: WorkloadOption = None,
@@ -250,8 +255,10 @@ def report(
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     from ddsim.cost.model import read_costs
+    from ddsim.policy.parse import policies_of
     from ddsim.view.report import report as write_report
 
+    policies = policies_of(policy) if policy else None
     show.reads(profile.expanduser())
     recording, cost = _open(show, trace, workload, temperature), read_costs(profile.expanduser(), kind)
     calibration = _calibration(recording, calibrate, seed)
@@ -259,7 +266,7 @@ def report(
         _write(
             out, ".html",
             lambda path: write_report(
-                recording, cost, path, kind=kind, calibration=calibration, bootstrap=bootstrap, seed=seed,
+                recording, cost, path, policies=policies, kind=kind, calibration=calibration, bootstrap=bootstrap, seed=seed,
                 progress=progress,
             ),
         )  # fmt: skip

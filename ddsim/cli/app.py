@@ -121,6 +121,18 @@ PolicyOption = Annotated[
 ]
 
 
+RuleOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"Rule to choose from: {', '.join(names.RULES)}, or your own: {names.OWN} (repeatable). "
+        "Default: CaDDTree, RoundRatio, LongRun. Beside them always AR, DFlash, every fixed budget, Hindsight.",
+        autocompletion=_complete(*names.RULES),
+    ),
+]
+
+
 ServingPolicyOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -444,7 +444,8 @@ def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> f
     if len(parts):
         far = max(parts.to_dict("records"), key=lambda row: abs(row["error"]))
         show.say(f"By workload the worst error is {100 * far['error']:+.1f} % ({far['policy']}, {far['workload']}).")
-    found = [counts for name, counts in document["agreement"].items() if name != "AR"]
+    baseline = document.get("baseline", "AR")
+    found = [counts for name, counts in document["agreement"].items() if name != baseline]
     answers, texts, rounds = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
     show.say(
         f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {rounds} have the replayed rounds."

@@ -5,17 +5,10 @@ Plain text, so that help and completion needn't load a policy.
 
 from __future__ import annotations
 
-RUN = (
-    "AR",
-    "DFlash",
-    "DDTree:63",
-    "CaDDTree",
-    "CaDDTree:fill",
-    "GreedySteps",
-    "RoundRatio",
-    "LongRun",
-    "LongRun:online",
-)
+RULES = ("CaDDTree", "CaDDTree:fill", "GreedySteps", "RoundRatio", "LongRun", "LongRun:online")
+"""Policies that choose anew each round."""
+
+RUN = ("AR", "DFlash", "DDTree:63", *RULES)
 """Policies that can choose without having seen a trace."""
 
 TRACE = ("BestFixed",)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
+from ddsim.policy.parse import kind_of
 from ddsim.replay.plan import said_runs
 from ddsim.view.style import (
     _TEXT,
@@ -202,6 +203,7 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     groups = [("", table)] if "workload" not in table else list(table.groupby("workload", sort=False))
     lines = sum(len(part) + (1 if name else 0) for name, part in groups)
     ax = _axes(ax, (SIZE[0], 0.8 + 0.22 * lines))
+    ceilings = {name for name in table["policy"] if kind_of(name).hindsight}
     labels: list[str] = []
     bold: list[int] = []
     most = float(table["tokens_per_second"].max())
@@ -216,8 +218,8 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         top = y
         for row in part.sort_values("tokens_per_second", ascending=False).to_dict("records"):
             rate = row["tokens_per_second"]
-            ceiling = row["policy"] == "Hindsight"
-            colour = GREY if ceiling else VERMILION if row["policy"] == "AR" else BLUE
+            ceiling = row["policy"] in ceilings
+            colour = GREY if ceiling else BLUE if kind_of(row["policy"]).drafts else VERMILION
             low, high = row.get("tokens_per_second_low", rate), row.get("tokens_per_second_high", rate)
             ax.plot([low, high], [y, y], color=colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
             ax.plot(rate, y, "|" if ceiling else "o", ms=9 if ceiling else 6, mew=2.5 if ceiling else 1, color=colour)
@@ -229,9 +231,9 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             ax.text(most * 1.03, y, ", ".join(facts), va="center", fontsize=_TEXT)
             labels.append(_label(row["policy"]))
             y += 1
-        ceilings = part.loc[part["policy"] == "Hindsight", "tokens_per_second"]
-        if len(ceilings):
-            ax.plot([float(ceilings.iloc[0])] * 2, [top - 0.4, y - 0.6], color=GREY, lw=1, ls=STYLES[1], zorder=0)
+        highest = part.loc[part["policy"].isin(ceilings), "tokens_per_second"]
+        if len(highest):
+            ax.plot([float(highest.iloc[0])] * 2, [top - 0.4, y - 0.6], color=GREY, lw=1, ls=STYLES[1], zorder=0)
     ax.set_ylim(y - 0.4, -0.6)
     ax.set_xlabel("throughput, tokens/s")
     _dress(ax)

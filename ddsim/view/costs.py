@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from ddsim.cost.model import CostModel
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
+from ddsim.policy.parse import kind_of
 from ddsim.view.style import (
     _TEXT,
     BLACK,
@@ -249,7 +250,7 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         rate = part["speedup"].to_numpy(float)
         # Side by side, so that intervals at one batch size don't hide each other.
         x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
-        colour = GREY if name == "AR" else COLOURS[i % len(COLOURS)]
+        colour = COLOURS[i % len(COLOURS)] if kind_of(name).drafts else GREY
         style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": _label(name)}
         bars = None
         if {"speedup_low", "speedup_high"} <= set(part):

@@ -24,8 +24,9 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
+from ddsim.policy.contract import Policy, is_rule
 from ddsim.replay.plan import Plan, planned, said_runs
-from ddsim.replay.replay import CALIBRATED, _Replayer
+from ddsim.replay.replay import _Replayer
 from ddsim.text import listed, printable
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
@@ -88,6 +89,7 @@ def report(
     cost: Profile | CostModel,
     out: str | os.PathLike[str] | None = None,
     *,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
     kind: str = "auto",
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
@@ -103,6 +105,8 @@ def report(
         With a profile the page shows its points and residuals.
     out : path, optional
         Where to write the page.
+    policies : list of Policy or of names, or one, optional
+        Rules to choose from, as in `ddsim.plan`.
     kind : str
         Of the cost model fitted to a profile (see `ddsim.fit_cost`).
     calibration : Calibration or CrossCalibration, optional
@@ -144,7 +148,7 @@ def report(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         replayed = _Replayer(trace, model, calibration, None)
-        plan = planned(replayed, bootstrap=bootstrap, seed=seed)
+        plan = planned(replayed, policies, bootstrap=bootstrap, seed=seed)
         done(2)
         sections = {
             "recommendation": _recommendation(plan),
@@ -170,6 +174,7 @@ def report(
             details=plan.details,
             notes=list(dict.fromkeys(notes)),
             cards=_cards(plan),
+            policies=_said_of_policies(plan),
             sections=sections,
             explanation=model.explain(),
             provenance=_provenance(trace, model, plan),
@@ -200,7 +205,7 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
 
 def _recommendation(plan: Plan) -> Section:
     curve = plan.curve()
-    alone = float(_row(plan, "AR")["tokens_per_second"])
+    alone = float(_row(plan, plan.baselines[0])["tokens_per_second"])
     best = float(curve["tokens_per_second"].max())
     items: Section = [
         _figure(
@@ -242,14 +247,20 @@ def _recommendation(plan: Plan) -> Section:
     return items
 
 
+def _said_of_policies(plan: Plan) -> list[tuple[str, str]]:
+    """Name of each policy, and the first line of what its class says of itself."""
+    plain = {name: outcome.asked for name, outcome in plan.result.outcomes.items() if not outcome.calibrated}
+    said = {name: (type(policy).__doc__ or "").strip().partition("\n")[0] for name, policy in plain.items()}
+    return [(name, line.replace("`", "")) for name, line in said.items() if line]
+
+
 def _policies(replayed: _Replayer, plan: Plan) -> Section:
     outcomes = plan.result.outcomes
-    rules: list[str] = [n for n in ("CaDDTree", "RoundRatio", "LongRun") if n in outcomes]
     # What the chosen rule picks is of interest as it is chosen, on calibrated marginals where that is better.
-    rules += [plan.choice] if plan.choice.removesuffix(CALIBRATED) in rules and plan.choice not in rules else []
+    rules = [n for n, o in outcomes.items() if is_rule(o.asked) and (not o.calibrated or n == plan.choice)]
     budgets = {}
     for name in dict.fromkeys([*rules, plan.choice]):
-        rounds = replayed.rounds(name, outcomes[name].policy)
+        rounds = replayed.rounds(outcomes[name])
         if name in rules:
             budgets[name] = rounds["budget"].to_numpy()
         if name == plan.choice:

@@ -21,6 +21,7 @@ from ddsim.policy.contract import Policy, decision_table, prepared
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, LongRun, RoundRatio
 from ddsim.replay.replay import priced, replay, replay_rounds
+from ddsim.text import distinct
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
 from ddsim.view import checks as _checks
@@ -194,6 +195,8 @@ def validate(
     ar = next((rule for rule in rules if rule.fixed == NO_DRAFT), None)
     if ar is None:
         raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
+    called = distinct([rule.name for rule in rules])
+    plain = called[rules.index(ar)]
     if widen is not None and widen not in SHAPES:
         raise DdsimError(f"widen {widen!r}: unknown shape; use one of {', '.join(SHAPES)}")
     check_sampling(max_new_tokens=max_new_tokens, temperature=0.0, seed=seed, batch=1)
@@ -236,12 +239,12 @@ def validate(
 
     everyone = range(len(chosen))
     run(ar, [0])  # captures
-    answers = {"AR": run(ar, everyone)}
-    keep = [i for i in everyone if len(answers["AR"][i].tokens) >= 2]
-    progress("decoded AR")
-    pairs = [engine_marginals(engine, ids[i], answers["AR"][i].tokens) for i in keep]
+    answers = {plain: run(ar, everyone)}
+    keep = [i for i in everyone if len(answers[plain][i].tokens) >= 2]
+    progress(f"decoded {plain}")
+    pairs = [engine_marginals(engine, ids[i], answers[plain][i].tokens) for i in keep]
     trace = Trace.from_arrays(
-        [np.array(answers["AR"][i].tokens) for i in keep],
+        [np.array(answers[plain][i].tokens) for i in keep],
         [p[1] for p in pairs],
         [p[0] for p in pairs],
         workload=[chosen[i].workload for i in keep],
@@ -260,19 +263,19 @@ def validate(
         w: next(i for i in keep if chosen[i].workload == w) for w in dict.fromkeys(chosen[i].workload for i in keep)
     }
     parts = {}
-    for rule, policy in zip(rules, ready, strict=True):
+    for name, rule, policy in zip(called, rules, ready, strict=True):
         if rule is not ar:
             run(policy, list(first.values())[:1])  # captures
-            answers[rule.name] = run(policy, keep)
-            parts[rule.name] = _parts(run(policy, list(first.values()), timings=True))
-            progress(f"decoded {rule.name}")
-    answers["AR"] = [answers["AR"][i] for i in keep]
+            answers[name] = run(policy, keep)
+            parts[name] = _parts(run(policy, list(first.values()), timings=True))
+            progress(f"decoded {name}")
+    answers[plain] = [answers[plain][i] for i in keep]
 
     rows = _rows(
-        predicted.table(), predicted.table("workload"), answers, [chosen[i].workload for i in keep],
+        predicted.table(), predicted.table("workload"), answers, plain, [chosen[i].workload for i in keep],
         cost, [len(ids[i]) for i in keep],
     )  # fmt: skip
-    steps = _differences(trace, cost, ready, answers)
+    steps = _differences(trace, cost, dict(zip(called, ready, strict=True)), answers, plain)
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
@@ -281,10 +284,11 @@ def validate(
         "cost": cost.explain(),
         "bandwidth_bytes_per_s": bandwidth,
         "flops_per_s": rate,
+        "baseline": plain,
         "rows": rows,
         "parts_ms_per_round": parts,
         "agreement": steps,
-        "departures": _departures(answers, [p[2] for p in pairs], [names[i] for i in keep]),
+        "departures": _departures(answers, plain, [p[2] for p in pairs], [names[i] for i in keep]),
         "profile": profile.to_json(),
     }
     errors = [abs(row["tokens_per_second_error"]) for row in rows]
@@ -307,7 +311,7 @@ def validate(
         )
         tokens = sum(len(t) - 1 for t in slow.tokens)
         fast = {
-            name: _throughput([found[keep.index(i)] for i in few]) for name, found in answers.items() if name != "AR"
+            name: _throughput([found[keep.index(i)] for i in few]) for name, found in answers.items() if name != plain
         }
         best = max(fast, key=lambda name: fast[name])
         document["published_loop"] = {
@@ -341,14 +345,14 @@ def _parts(answers: Sequence[Decoded]) -> dict[str, float]:
 
 
 def _rows(
-    pooled: pd.DataFrame, by_workload: pd.DataFrame, answers: dict[str, list[Decoded]], workloads: Sequence[str],
+    pooled: pd.DataFrame, by_workload: pd.DataFrame, answers: dict[str, list[Decoded]], plain: str, workloads: Sequence[str],
     cost: CostModel, prompt_tokens: Sequence[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Predicted beside measured, pooled and by workload."""
+    """Predicted beside measured, pooled and by workload; ``plain`` names the autoregressive answers."""
     tables = {"all": pooled} | {w: by_workload[by_workload["workload"] == w] for w in dict.fromkeys(workloads)}
     rows = []
     for workload, table in tables.items():
-        base = _throughput([a for a, w in zip(answers["AR"], workloads, strict=True) if workload in ("all", w)])
+        base = _throughput([a for a, w in zip(answers[plain], workloads, strict=True) if workload in ("all", w)])
         for name, found in answers.items():
             mine = [a for a, w in zip(found, workloads, strict=True) if workload in ("all", w)]
             tokens, rounds = sum(len(a.tokens) - 1 for a in mine), sum(len(a.rounds) for a in mine)
@@ -376,7 +380,7 @@ def _rows(
             }
             lengths = [n for n, w in zip(prompt_tokens, workloads, strict=True) if workload in ("all", w)]
             errors["cost_error"] = (
-                _priced(mine, lengths, cost, name == "AR") / sum(a.seconds["decode"] for a in mine) - 1
+                _priced(mine, lengths, cost, name == plain) / sum(a.seconds["decode"] for a in mine) - 1
             )
             rows.append({"workload": workload, "policy": name, "predicted": predicted, "measured": measured} | errors)
     return rows
@@ -395,13 +399,13 @@ def _priced(answers: Sequence[Decoded], prompt_tokens: Sequence[int], cost: Cost
 
 
 def _departures(
-    answers: dict[str, list[Decoded]], margins: Sequence[np.ndarray], prompts: Sequence[str]
+    answers: dict[str, list[Decoded]], plain: str, margins: Sequence[np.ndarray], prompts: Sequence[str]
 ) -> dict[str, Any]:
     """Where texts first differ from the autoregressive ones, and by how much the best token led the second there."""
     found: list[dict[str, Any]] = []
     for name, mine in answers.items():
-        for answer, plain, margin, prompt in zip(mine, answers["AR"], margins, prompts, strict=True):
-            both = zip(answer.tokens, plain.tokens, strict=False)
+        for answer, alone, margin, prompt in zip(mine, answers[plain], margins, prompts, strict=True):
+            both = zip(answer.tokens, alone.tokens, strict=False)
             index = next((i for i, (a, b) in enumerate(both) if a != b), None)
             if index is not None:
                 lead = float(margin[index - 1]) if index else None
@@ -416,15 +420,15 @@ def _departures(
 
 
 def _differences(
-    trace: Trace, cost: CostModel, policies: Sequence[Policy], answers: dict[str, list[Decoded]]
+    trace: Trace, cost: CostModel, policies: dict[str, Policy], answers: dict[str, list[Decoded]], plain: str
 ) -> dict[str, dict[str, int]]:
     """Where rounds and texts differ from the replay of the autoregressive answer, and how many do."""
     found: dict[str, dict[str, int]] = {}
-    texts = [a.tokens for a in answers["AR"]]
-    for policy in policies:
+    texts = [a.tokens for a in answers[plain]]
+    for name, policy in policies.items():
         same_text = same_rounds = 0
         rounds = replay_rounds(trace, cost, policy)
-        for s, answer in enumerate(answers[policy.name]):
+        for s, answer in enumerate(answers[name]):
             if answer.tokens != texts[s]:
                 continue
             same_text += 1
@@ -433,5 +437,5 @@ def _differences(
             same_rounds += [(r.position, min(r.accepted, r.committed)) for r in answer.rounds] == [
                 (int(p), min(int(a), len(texts[s]) - 1 - int(p))) for p, a in expected
             ]
-        found[policy.name] = {"answers": len(texts), "same_text": same_text, "of_these_same_rounds": same_rounds}
+        found[name] = {"answers": len(texts), "same_text": same_text, "of_these_same_rounds": same_rounds}
     return found

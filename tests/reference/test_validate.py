@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import torch
 from ddsim.cost.model import fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.errors import DdsimError
+from ddsim.policy.choose import NO_DRAFT
+from ddsim.policy.contract import Policy
 from ddsim.policy.rules import Autoregressive
 from ddsim_reference import validate
 from ddsim_reference.decode import Decoded, Round, decode
@@ -23,6 +26,26 @@ from ddsim_reference.model.checkpoint import save_drafter, save_target
 from ddsim_reference.model.forward import target_layers
 from ddsim_reference.record import marginals
 from tests.reference import tiny
+
+
+class Plain(Policy):
+    """A user's own autoregressive baseline."""
+
+    drafts = adaptive = False
+    fixed = NO_DRAFT
+
+    def choose(self, gains: Any, costs: Any) -> Any:
+        return np.full(len(gains), NO_DRAFT, np.int32)
+
+
+class Few(Policy):
+    """A user's own rule, whose objects are all called alike."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def choose(self, gains: Any, costs: Any) -> Any:
+        return np.minimum((gains > 0.01).sum(axis=1), self._most).astype(np.int32)
 
 
 @pytest.fixture
@@ -49,7 +72,7 @@ def prompts(tmp_path: Path) -> tuple[str, dict[tuple[str, str], list[int]]]:
 def test_validation_in_one_run(
     pair: tuple[str, str], prompts: tuple[str, dict[tuple[str, str], list[int]]], tmp_path: Path
 ) -> None:
-    policies = ("AR", "DFlash", "DDTree:7", "CaDDTree", "RoundRatio", "LongRun", "BestFixed")
+    policies = (Plain(), "DFlash", "DDTree:7", "CaDDTree", "RoundRatio", "LongRun", "BestFixed", Few(1), Few(2))
     result = validate.validate(
         target=pair[0], drafter=pair[1], out=tmp_path / "v.json", prompts=[prompts[0]], encoded=prompts[1], limit=2,
         policies=policies, max_new_tokens=16, contexts=(16, 32), repeats=2, largest=31, device="cpu", dtype="float32",
@@ -58,6 +81,7 @@ def test_validation_in_one_run(
     assert json.loads((tmp_path / "v.json").read_text())["rows"] == json.loads(json.dumps(result["rows"]))
     assert (tmp_path / "v.png").stat().st_size > 5000
     assert not result["passed"]  # no clock is that good
+    assert result["baseline"] == "Plain" and list(result["agreement"])[-2:] == ["Few", "Few (2)"]
     for name, agreement in result["agreement"].items():
         assert agreement == {"answers": 4, "same_text": 4, "of_these_same_rounds": 4}, name
     assert result["departures"] == {"largest_margin": None, "share_of_positions_within": None, "first": []}
@@ -101,7 +125,7 @@ def test_rounds_are_priced_at_their_contexts() -> None:
 def test_departures_name_the_place_and_the_lead() -> None:
     answers = {"AR": [Decoded([5, 6, 7]), Decoded([1, 2, 3])], "DFlash": [Decoded([5, 6, 8]), Decoded([1, 2, 3])]}
     margins = [np.array([3.0, 0.25]), np.array([0.125, 4.0])]
-    assert validate._departures(answers, margins, ["a", "b"]) == {
+    assert validate._departures(answers, "AR", margins, ["a", "b"]) == {
         "largest_margin": 0.25,
         "share_of_positions_within": 0.5,
         "first": [{"policy": "DFlash", "prompt": "a", "index": 2, "margin": 0.25}],

@@ -103,11 +103,11 @@ def decode_prompts(
         shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device)
         check_pair(config, shape, drafter)
     ids = encode_all(tokenizer, chosen, config, max_new_tokens)
-    largest = max_budget if rule.adaptive else getattr(rule, "budget", None) or 0
+    largest = max_budget if rule.fixed is None else max(rule.fixed, 0)
     largest = max(largest, 0 if shape is None else shape.horizon)
     engine = Engine(
         config, weights, shape, drafter_weights, max_context=max(map(len, ids)) + max_new_tokens,
-        max_tokens=largest + batch if rule.adaptive else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
+        max_tokens=largest + batch if rule.fixed is None else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
     )  # fmt: skip
     run = Run(
         engine, ids, rule, cost, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
