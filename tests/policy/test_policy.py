@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsim.cost.model import CostModel, open_cost
@@ -36,6 +35,7 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
+from tests import strategies
 from tests.made_up import made_trace
 from tests.naive import budget as naive
 
@@ -191,8 +191,12 @@ COSTS = {
 }
 
 
+# Whole replays of shipped recordings
+RECORDINGS = sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob("temperature-*"))
+
+
 @pytest.mark.parametrize("kind", [*COSTS, *sorted(path.name for path in SHIPPED.glob("profiles/*-h100.json"))])
-@pytest.mark.parametrize("name", ["made", *sorted(str(p.relative_to(SHIPPED)) for p in SHIPPED.glob("temperature-*"))])
+@pytest.mark.parametrize("name", ["made", *(pytest.param(name, marks=pytest.mark.slow) for name in RECORDINGS)])
 def test_online_price_comes_within_half_a_percent_after_200_rounds(name: str, kind: str) -> None:
     trace = made_trace(2, prompts=30, length=150, max_budget=512) if name == "made" else open_trace(SHIPPED / name)
     cost = COSTS[kind] if kind in COSTS else open_cost(SHIPPED / "profiles" / kind)
@@ -436,11 +440,13 @@ def outcome_of(policy: Policy, way: str) -> Any:
         return str(error)
 
 
-@settings(max_examples=400, deadline=None)
-@given(numbers, shapes, st.booleans(), nonsense, st.sampled_from(["replay", "online", "simulate", "Share", "Uniform"]))
-def test_random_answers_end_in_the_right_result_or_in_a_line(
-    values: list[int], shape: str, is_nonsense: bool, other: Any, way: str
-) -> None:
+@pytest.mark.parametrize("cases", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_random_answers_end_in_the_right_result_or_in_a_line(cases: int) -> None:
+    ways = st.sampled_from(["replay", "online", "simulate", "Share", "Uniform"])
+    strategies.run(cases, check_random_answers, numbers, shapes, st.booleans(), nonsense, ways)
+
+
+def check_random_answers(values: list[int], shape: str, is_nonsense: bool, other: Any, way: str) -> None:
     """Never a crash or another exception: a DdsimError that names the policy, or what int32 of these numbers do."""
     try:
         shaped(values, shape, len(values))
@@ -666,11 +672,12 @@ def test_a_class_of_a_module_of_ones_own_by_its_name(trace: Trace) -> None:
         policy = parse_policy(text)
         assert (policy.name, repr(policy)) == (name, call) and repr(parse_policy(call)) == call
     names = ["mine_own:Half", "mine_own:Half(0.25)", "mine_own:Wrapped(RoundRatio())", "RoundRatio"]
-    table = replay(trace, COST, names, bootstrap=1).table()
+    table = replay(trace.subset(range(4)), COST, names, bootstrap=1).table()
     assert table["policy"].tolist() == ["Half", "Half(0.25)", "Wrapped(RoundRatio())", "RoundRatio"]
     assert table["seconds"].iloc[2] == table["seconds"].iloc[3]
+    few = trace.subset(range(4))
     served = simulate(
-        trace, COST, ["mine_own:Half", "Share(mine_own:Half(0.5))", "Uniform:mine_own:Half"], batch=2, bootstrap=0
+        few, COST, ["mine_own:Half", "Share(mine_own:Half(0.5))", "Uniform:mine_own:Half"], batch=2, bootstrap=0
     )
     assert [name for _, name in served.runs] == ["AR", "Half share", "Half(0.5) share", "Half uniform"]
     assert served.runs[2, "Half share"].seconds.tolist() == served.runs[2, "Half(0.5) share"].seconds.tolist()

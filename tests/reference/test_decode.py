@@ -142,7 +142,8 @@ def next_logits(config: ModelConfig, weights: Weights, tokens: list[int]) -> tor
     return hidden[0, -1] @ weights["lm_head.weight"].T
 
 
-def test_samples_have_the_targets_distribution() -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(5000, marks=pytest.mark.slow)])
+def test_samples_have_the_targets_distribution(count: int) -> None:
     """Chi-square over all continuations of 2 tokens, drafted by trees; and they are those of the decoder without drafts."""
     config, weights = tiny.target("qwen3", vocab_size=7, seed=3)
     weights["lm_head.weight"] *= 0.5
@@ -153,7 +154,6 @@ def test_samples_have_the_targets_distribution() -> None:
     first = next_logits(config, weights, prompt).double().softmax(-1)
     for a, b in itertools.product(range(7), repeat=2):
         expected[a, b] = float(first[a] * next_logits(config, weights, [*prompt, a]).double().softmax(-1)[b])
-    count = 1600
     settings = {"max_new_tokens": 2, "temperature": 1.0, "seed": 11}
     drafted = decode(engine, [prompt] * count, DDTree(8), **settings)
     seen = Counter(tuple(d.tokens) for d in drafted)
@@ -195,7 +195,7 @@ def check_batch(batch: int, prompts: list[list[int]]) -> None:
         assert [(d.tokens, d.rounds) for d in many] == [(d.tokens, d.rounds) for d in one]
 
 
-@pytest.mark.parametrize("batch", [2, 5, 8])
+@pytest.mark.parametrize("batch", [2, pytest.param(5, marks=pytest.mark.slow), 8])
 def test_a_batch_is_its_requests_alone(batch: int) -> None:
     """Also with more prompts than places, so that places are filled again, and with fewer."""
     check_batch(batch, tiny.prompts(11, 9, seed=batch))
@@ -290,11 +290,12 @@ def recorded(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("arch", "temperature"), [("llama", 0.0), ("qwen3", 1.0)])
-def test_rounds_are_those_of_a_replay(arch: str, temperature: float, tmp_path: Path) -> None:
+def test_rounds_are_those_of_a_replay(arch: str, temperature: float, count: int, tmp_path: Path) -> None:
     """Accepted lengths and budgets of every policy, round by round."""
     engine = small_vocabulary(arch)
-    prompts = tiny.prompts(5, 9, seed=7)
+    prompts = tiny.prompts(count, 9, seed=7)
     settings = {"max_new_tokens": 14, "temperature": temperature}
     answers = [a.tokens for a in decode(engine, prompts, Autoregressive(), **settings)]
     recorded(engine, prompts, answers, 64, temperature).save(tmp_path / "t")
@@ -308,8 +309,8 @@ def test_rounds_are_those_of_a_replay(arch: str, temperature: float, tmp_path: P
         rules = (CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun().prepare(positions, measured))
         for policy in (*more, *rules):
             costs = decision_table(policy, COST, measured)
-            actions = policy.actions(positions.block(0, 5), costs)
-            accepted = _walk.walk(positions.block(0, 5), costs, actions).accepted
+            actions = policy.actions(positions.block(0, count), costs)
+            accepted = _walk.walk(positions.block(0, count), costs, actions).accepted
             drafted = decode(engine, prompts, policy, COST, calibration=calibration, **settings)
             for s, answer in enumerate(drafted):
                 own = slice(int(positions.starts[s]), int(positions.starts[s + 1]))

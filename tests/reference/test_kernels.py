@@ -30,11 +30,23 @@ DOT_TYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat1
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the subprocess")
-def test_in_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_the_interpreter(which: str) -> None:
     """Triton decides on import whether it interprets, so the comparisons run in a process of their own."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        f"{which} and not gpu",
+        __file__,
+    ]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-4000:]
@@ -214,11 +226,18 @@ def test_gemv(dtype: torch.dtype, n: int, k: int, gated: bool, norm: bool) -> No
         close(one, two, dtype)
 
 
+PRODUCTS = ((1, 5, 7), (2, 130, 48), (17, 64, 576), (63, 96, 1025), (64, 128, 256), (65, 70, 640), (128, 64, 128))
+DEAR = PRODUCTS[2:6]  # seconds each in the interpreter: in one type, and in the other of the slow suite
+
+
 @interpreted
-@pytest.mark.parametrize("dtype", DOT_TYPES)
 @pytest.mark.parametrize(
-    ("m", "n", "k"),
-    [(1, 5, 7), (2, 130, 48), (17, 64, 576), (63, 96, 1025), (64, 128, 256), (65, 70, 640), (128, 64, 128)],
+    ("dtype", "m", "n", "k"),
+    [
+        pytest.param(dtype, *sizes, marks=pytest.mark.slow if dtype != torch.float32 and sizes in DEAR else ())
+        for dtype in DOT_TYPES
+        for sizes in PRODUCTS
+    ],
 )
 def test_streamed_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, seed=1, dtype=dtype) * k**-0.5
@@ -281,9 +300,19 @@ FORESTS = (  # tokens of each request (None: no part), contexts, bucket
 )
 
 
+SHAPES = ((9, 3, 64, torch.float32), (8, 2, 128, torch.float16))
+CROSSED = ((0, 2), (1, 3))  # a shape and a dear forest: each of both is in the fast suite once
+
+
 @interpreted
-@pytest.mark.parametrize(("heads", "kv_heads", "dim", "dtype"), [(9, 3, 64, torch.float32), (8, 2, 128, torch.float16)])
-@pytest.mark.parametrize("forest", FORESTS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype", "forest"),
+    [
+        pytest.param(*shape, forest, marks=pytest.mark.slow if (i, j) in CROSSED else ())
+        for i, shape in enumerate(SHAPES)
+        for j, forest in enumerate(FORESTS)
+    ],
+)
 def test_tree_attention(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, forest: tuple) -> None:
     sizes, contexts, tokens = forest
     rng = np.random.default_rng(sum(contexts) + tokens)

@@ -41,6 +41,12 @@ def page(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def few() -> Trace:
+    """A trace whose report is made quickly."""
+    return made_up.trace(sequences=4, length=20, horizon=4, max_budget=16)
+
+
 def test_the_recommendation_comes_first_and_is_that_of_plan(page: Path, trace: Trace) -> None:
     text = html.unescape(page.read_text())
     answer = plan(trace, fit_cost(made_up.profile()), bootstrap=200)
@@ -91,16 +97,16 @@ def test_the_same_page_again(page: Path, trace: Trace) -> None:
     assert report(trace, made_up.profile(), bootstrap=200) == page.read_text()
 
 
-def test_what_was_extrapolated_is_said(trace: Trace) -> None:
+def test_what_was_extrapolated_is_said(few: Trace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # on the page, and nowhere else
         warnings.simplefilter("ignore", ProfileWarning)  # the made-up sizes can't tell where steps lie
-        text = report(trace, made_up.profile(contexts=(1024, 2048)), bootstrap=50)
+        text = report(few, made_up.profile(contexts=(1024, 2048)), bootstrap=10)
     assert "<li>Cost extrapolated: context" in text
 
 
-def test_nothing_is_said_to_be_extrapolated_that_is_not(trace: Trace) -> None:
-    text = report(trace, made_up.profile(batches=(1, 8)), bootstrap=50)  # batch 8 was measured further than batch 1
+def test_nothing_is_said_to_be_extrapolated_that_is_not(few: Trace) -> None:
+    text = report(few, made_up.profile(batches=(1, 8)), bootstrap=10)  # batch 8 was measured further than batch 1
     assert "extrapolated" not in text
 
 
@@ -120,22 +126,24 @@ def test_texts_shorter_than_the_horizon() -> None:
     assert "<h2>Acceptance" not in text and "<h2>Provenance" in text
 
 
-def test_a_cost_at_which_drafting_never_pays(trace: Trace) -> None:
-    text = report(trace, CostModel.from_table([1, 100], [0.010, 1.0], draft_seconds=1.0), bootstrap=50)
+def test_a_cost_at_which_drafting_never_pays(few: Trace) -> None:
+    text = report(few, CostModel.from_table([1, 100], [0.010, 1.0], draft_seconds=1.0), bootstrap=10)
     assert "Don&#39;t draft" in text
     assert 'id="tree"' not in text
 
 
 @pytest.mark.parametrize("kind", ["isotonic", "temperature"])
-def test_calibrated_policies_are_shown(trace: Trace, kind: str) -> None:
-    text = report(trace, made_up.profile(), calibration=cross_calibrate(trace, kind), bootstrap=50)
+def test_calibrated_policies_are_shown(few: Trace, kind: str) -> None:
+    cost = CostModel.from_table([1, 8, 64], [0.010, 0.011, 0.02], draft_seconds=0.001)
+    text = report(few, cost, calibration=cross_calibrate(few, kind), bootstrap=10)
     assert "LongRun calibrated" in text
     assert "predicted, calibrated" in text
 
 
-def test_a_file_that_cannot_be_written(trace: Trace, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written(few: Trace, tmp_path: Path) -> None:
+    cost = CostModel.from_table([1, 100], [0.010, 1.0], draft_seconds=1.0)
     with pytest.raises(DdsimError, match=r"^.*no/report\.html: can't be written \(No such file or directory\)$"):
-        report(trace, made_up.profile(), tmp_path / "no" / "report.html", bootstrap=50)
+        report(few, cost, tmp_path / "no" / "report.html", bootstrap=10)
 
 
 # --- in the browser -------------------------------------------------------------------------------------------------
