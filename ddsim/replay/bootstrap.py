@@ -71,7 +71,10 @@ class _Bootstrap:
         """All weights, if they fit in 64 MiB."""
         if self.count * self.units > 1 << 23:
             return None
-        return np.concatenate(list(self._generate()))
+        kept = np.empty((self.count, self.units))  # filled as drawn: a list of parts would take as much again
+        for first, part in zip(range(0, self.count, _DRAWS), self._generate(), strict=True):
+            kept[first : first + len(part)] = part
+        return kept
 
     def _generate(self) -> Iterator[Floats]:
         """How often each prompt was drawn, [draws, prompts], a few draws at a time."""

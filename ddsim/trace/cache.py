@@ -32,7 +32,7 @@ VERSION = 2
 """Counted up when gains, ranks or the files of an entry change."""
 
 
-MAPPED = 1 << 28
+MAPPED = 1 << 25
 """Bytes of an array up to which it stays mapped as a whole; pages that were read count as memory of the process."""
 
 

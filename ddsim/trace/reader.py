@@ -302,10 +302,11 @@ class _Shard:
         if bad is not None:
             raise self.fail(base + bad[0], f"depth {bad[1] + 1}: {bad[2]}")
         pair_edges = pair_edges - pair_edges[0]
+        kept = np.copy if len(wanted) < b - a else np.asarray  # a view would keep the whole group in memory
         for i in wanted:
             p, q = int(self.starts[i]) - base, int(self.starts[i + 1]) - base
             m, n = int(pair_edges[p]), int(pair_edges[q])
-            rows = _Rows(tokens[p:q].astype(np.int32), counts[p:q], ids[m:n], values[m:n])
+            rows = _Rows(tokens[p:q].astype(np.int32), kept(counts[p:q]), kept(ids[m:n]), kept(values[m:n]))
             info = self.infos[i]
             name = info.workload, info.prompt_id, info.temperature, info.prompt_tokens
             if _digest(*name, rows, half[m:n]) != info.digest:
