@@ -225,11 +225,11 @@ def cases(draw: Draw, longest: int = 7) -> tuple[Positions, Any]:
 
 
 @st.composite
-def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 8) -> Trace:
+def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 8, longest: int = 5) -> Trace:
     """A few short texts in memory, with rows of marginals that sum to at most 1."""
     tokens, ids, logprobs = [], [], []
     for _ in range(draw(st.integers(1, 3))):
-        length, width = draw(st.integers(1, 5)), draw(st.integers(1, min(vocabulary, max_budget)))
+        length, width = draw(st.integers(1, longest)), draw(st.integers(1, min(vocabulary, max_budget)))
         tokens.append(draw(ints(0, vocabulary - 1, length)))
         ids.append(np.argsort(draw(ints(0, 255, length, horizon, vocabulary)), kind="stable")[..., :width])
         weights = -np.sort(-draw(ints(1, 64, length, horizon, width)), axis=-1)

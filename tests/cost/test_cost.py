@@ -27,6 +27,7 @@ from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from tests import strategies
 from tests.naive import cost as naive_cost
+from tests.strategies import ints
 
 BUCKETS = (1, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 BOTH_SIDES = tuple(sorted({t for b in BUCKETS for t in (b, b + 1)} - {1025}))
@@ -193,13 +194,12 @@ def test_linear_between_contexts_and_batches(kind: str) -> None:
 
 @st.composite
 def grids(draw: Any) -> tuple[str, list[Curve]]:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     kind = draw(st.sampled_from(["steps", "convex", "isotonic", "table"]))
     curves = []
     for batch in sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=3))):
         for context in sorted(draw(st.sets(st.integers(0, 9000), min_size=1, max_size=4))):
-            x = np.sort(rng.choice(np.arange(1, 300), rng.integers(1, 6), replace=False)).astype(float)
-            y = np.sort(rng.uniform(0.01, 0.1, len(x))) if kind != "table" else rng.uniform(0.01, 0.1, len(x))
+            x = np.array(sorted(draw(st.sets(st.integers(1, 299), min_size=1, max_size=5))), float)
+            y = (draw(ints(10, 100, len(x))) if kind == "table" else np.sort(draw(ints(10, 100, len(x))))) / 1000
             curves.append(Curve(context, batch, x[0], x[-1], tuple(x.tolist()), tuple(y.tolist())))
     return kind, curves
 
@@ -226,11 +226,10 @@ def test_interpolation_against_a_plain_one(grid: tuple[str, list[Curve]], asked:
 
 @st.composite
 def round_points(draw: Any) -> list[RoundPoint]:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     batches = sorted(draw(st.sets(st.integers(1, 40), min_size=1, max_size=3)))
     contexts = [sorted(draw(st.sets(st.integers(0, 9000), min_size=1, max_size=4))) for _ in batches]
     return [
-        RoundPoint(c, b, float(rng.uniform(0.001, 0.01))) for b, of in zip(batches, contexts, strict=True) for c in of
+        RoundPoint(c, b, draw(st.integers(10, 100)) / 1e4) for b, of in zip(batches, contexts, strict=True) for c in of
     ]
 
 

@@ -22,6 +22,7 @@ from ddsim.cost.shapes import (
     robust,
 )
 from tests.naive import cost as naive_cost
+from tests.strategies import ints
 
 many = settings(max_examples=200, deadline=None)
 
@@ -29,9 +30,9 @@ many = settings(max_examples=200, deadline=None)
 def points(draw: Any, least: int, most: int) -> tuple[Any, Any, Any]:
     m = draw(st.integers(least, most))
     x = np.array(sorted(draw(st.sets(st.integers(1, 1024), min_size=m, max_size=m))), np.float64)
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    rising = np.sort(rng.random(m)) if draw(st.booleans()) else rng.random(m)
-    return x, 0.001 + 0.05 * rising, 10.0 ** rng.uniform(-2, 2, m)
+    heights = draw(ints(0, 255, m)) / 255
+    rising = np.sort(heights) if draw(st.booleans()) else heights
+    return x, 0.001 + 0.05 * rising, 10.0 ** (draw(ints(0, 255, m)) / 64 - 2)
 
 
 @st.composite
@@ -103,14 +104,14 @@ def test_robust_fit_leaves_one_disturbed_point(case: Any, which: int, factor: fl
 
 @st.composite
 def staircase(draw: Any) -> tuple[Any, Any, Any]:
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    m, curves = draw(st.integers(1, 8)), draw(st.integers(1, 3))
-    tokens = np.sort(rng.choice(np.arange(1, 100), m, replace=False)).astype(np.float64)
-    levels = np.cumsum(np.where(rng.random(m) < 0.5, rng.random(m), 0.0)) + 1
-    seconds = 0.01 * levels[:, None] * rng.uniform(0.5, 2, curves) * np.exp(0.01 * rng.standard_normal((m, curves)))
-    seconds[rng.random((m, curves)) < 0.2] = np.nan
-    errors = rng.uniform(0.005, 0.03, (m, curves))
-    return tokens, seconds, errors
+    curves = draw(st.integers(1, 3))
+    tokens = np.array(sorted(draw(st.sets(st.integers(1, 99), min_size=1, max_size=8))), np.float64)
+    m = len(tokens)
+    levels = np.cumsum(np.maximum(0, draw(ints(-100, 100, m)) / 100)) + 1
+    noise = np.exp(draw(ints(-100, 100, m, curves)) / 5000)
+    seconds = 0.01 * levels[:, None] * (0.5 + draw(ints(0, 150, curves)) / 100) * noise
+    seconds[draw(ints(0, 4, m, curves)) == 4] = np.nan
+    return tokens, seconds, 0.005 + draw(ints(0, 250, m, curves)) / 1e4
 
 
 @many
@@ -124,13 +125,13 @@ def test_buckets_found_are_the_cheapest_partition(case: Any) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 4))
-def test_known_buckets_are_recovered(seed: int, curves: int) -> None:
-    rng = np.random.default_rng(seed)
-    truth = np.sort(rng.choice(np.arange(2, 128), 6, replace=False)) * 8
+@given(st.data(), st.sets(st.integers(2, 127), min_size=6, max_size=6), st.integers(1, 4))
+def test_known_buckets_are_recovered(data: Any, ends: set[int], curves: int) -> None:
+    truth = np.sort(list(ends)) * 8
     tokens = np.unique(np.concatenate([[1], truth, truth[:-1] + 1])).astype(np.float64)
-    levels = np.cumprod(rng.uniform(1.1, 1.4, 6))[np.searchsorted(truth, tokens)]
-    seconds = 0.01 * levels[:, None] * np.exp(0.003 * rng.standard_normal((len(tokens), curves)))
+    levels = np.cumprod(1.1 + data.draw(ints(0, 30, 6)) / 100)[np.searchsorted(truth, tokens)]
+    noise = np.exp(data.draw(ints(-60, 60, len(tokens), curves)) / 1e4)
+    seconds = 0.01 * levels[:, None] * noise
     errors = np.full(seconds.shape, 0.01)
     assert find_buckets(tokens, seconds, errors) == tuple(int(t) for t in truth)
 

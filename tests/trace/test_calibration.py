@@ -71,11 +71,10 @@ def test_parts_share_no_prompt(trace: Trace) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.integers(0, 2**32))
-def test_order_and_absence_survive(values: list[float], seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    nodes = rng.integers(0, 50, 30).astype(float) + (np.arange(30) == 0)
-    logs, acceptance = fit_isotonic(nodes, rng.binomial(nodes.astype(int), 0.3), nodes * np.linspace(-9, -0.1, 30))
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), some.ints(0, 50, 30), some.ints(0, 50, 30))
+def test_order_and_absence_survive(values: list[float], counts: Any, taken: Any) -> None:
+    nodes = counts.astype(float) + (np.arange(30) == 0)
+    logs, acceptance = fit_isotonic(nodes, np.minimum(taken, counts), nodes * np.linspace(-9, -0.1, 30))
     assert np.all(np.diff(acceptance) >= 0)
     gains = np.sort(np.array(values, np.float32))[::-1]
     calibration = Calibration("isotonic", logs, acceptance, np.ones(0), {})

@@ -35,6 +35,7 @@ from ddsim.trace.trace import Trace, open_trace
 from ddsim.trace.writer import TraceWriter, write_pieces
 from ddsim.tree.rows import gains_and_ranks, true_ranks
 from tests.naive import trace as naive_trace
+from tests.strategies import ints
 
 L, N, V = 3, 12, 20
 SHAPE: dict[str, Any] = {"horizon": L, "max_budget": N, "vocab_size": V, "provenance": {"target": "toy"}}
@@ -69,11 +70,25 @@ def trace(tmp_path: Path) -> Trace:
     return written(tmp_path / "t", [sequence(rng, n) for n in (6, 1, 4, 9, 2)])
 
 
+@st.composite
+def sequences(draw: Any) -> dict[str, Any]:
+    """What ``sequence`` makes, drawn by Hypothesis."""
+    length = draw(st.integers(1, 7))
+    weights = -np.sort(-draw(ints(1, 64, length, L, N)), axis=-1)
+    return {
+        "tokens": draw(ints(0, V - 1, length)),
+        "token_ids": np.argsort(draw(ints(0, 255, length, L, V)), axis=-1, kind="stable")[..., :N],
+        "logprobs": np.log(weights / (weights.sum(-1, keepdims=True) + 1)).astype(np.float32),
+        "prompt_tokens": 5,
+        "temperature": 0.0,
+        "workload": "toy",
+    }
+
+
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32), st.lists(st.integers(1, 7), min_size=1, max_size=4))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, seed: int, lengths: list[int]) -> None:
-    rng = np.random.default_rng(seed)
-    items = [sequence(rng, n) for n in lengths]
+@given(st.lists(sequences(), min_size=1, max_size=4))
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, items: list[dict[str, Any]]) -> None:
+    lengths = [len(item["tokens"]) for item in items]
     trace = written(tmp_path_factory.mktemp("t") / "t", items)
     (block,) = trace.blocks()
     assert len(trace) == len(block) == sum(lengths)
