@@ -1,8 +1,7 @@
 """Policies: who decides, each round, how many nodes to verify.
 
-``contract`` is what a policy must be and can say of itself, ``choose`` scans budgets of one round, ``decide`` hands out the nodes of a
-joint round, ``rules`` holds the shipped policies, ``batch`` those for requests that are verified together, ``joint`` prices many joint
-rounds, ``walk`` follows the true tokens, ``price`` solves for a price, ``names`` says what can be typed and ``parse`` reads it.
+``contract`` is what a policy must be and can say of itself, ``choose`` scans budgets of one round, ``batch`` hands out the nodes of a
+joint round and holds the rules made for that, ``rules`` the shipped policies for one request, ``joint`` prices many joint rounds, ``walk`` follows the true tokens, ``price`` solves for a price, ``names`` says what can be typed and ``parse`` reads it.
 
 May use: arrays, cost, errors, jit, limits, text, threads, trace.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,6 @@ from ddsim.trace.rounds import Positions
 
 Gains = NDArray[np.float32]
 
-AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
-
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
@@ -31,9 +30,7 @@ class Decision:
     Attributes
     ----------
     mode : int
-        AR; CHAINS; WIDTH: ``width`` nodes for every request; FOREST, SHARE, UNIFORM: a rule for the batch as one tree, for each
-        request at its share of the cost, or for one width; FAIR: `ddsim.policy.batch.FairRatio`. For a lone request the last four
-        are one rule.
+        Which branch of `ddsim.policy.batch.decide`.
     rule, price : int, float
         GREEDY, EXHAUSTIVE or PRICE of `ddsim.policy.choose`; tokens per second, of PRICE.
     fill : bool
@@ -51,6 +48,23 @@ class Decision:
     fill: bool = False
     memory: float = 0.0
     calibration: Calibration | None = None
+
+
+def _alias(kind: type[Policy]) -> None:
+    """Take ``choose_joint`` of a class for its `Policy.choose_batch`, which was called so, and answer to the old name."""
+    order = [vars(one) for one in kind.__mro__]
+    old, new = (next(i for i, one in enumerate(order) if name in one) for name in ("choose_joint", "choose_batch"))
+    if old < new:
+        warnings.warn(f"{kind.__name__}: choose_joint is now called choose_batch", DeprecationWarning, stacklevel=3)
+        kind.choose_batch = kind.choose_joint  # type: ignore[method-assign,assignment]
+    own = vars(kind).get("choose_batch")
+    if own is not None:
+
+        def choose_joint(self: Policy, *asked: Any) -> Any:
+            warnings.warn("choose_joint is now called choose_batch", DeprecationWarning, stacklevel=2)
+            return own(self, *asked)
+
+        kind.choose_joint = choose_joint  # type: ignore[method-assign]
 
 
 class Policy:
@@ -72,7 +86,7 @@ class Policy:
         What costs it decides on; rounds always take the seconds of the cost model that is replayed, planned or served with.
         "measured": that cost model. "convex": its convex fit (`CostModel.convex`). Or a cost model of its own.
     fill : bool
-        Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_joint` gets it as a third argument.
+        Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_batch` gets it as a third argument.
     fixed : int or None
         Its answer to every question, if that is always the same: NO_DRAFT, CHAIN or a number of nodes.
     solves : str or None
@@ -106,6 +120,7 @@ class Policy:
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
+        _alias(cls)
         if "name" not in vars(cls) and isinstance(cls.name, str):
             cls.name = cls.__name__
         declared = any("solves" in vars(kind) for kind in cls.__mro__ if kind is not Policy)
@@ -164,7 +179,7 @@ class Policy:
         """
         raise NotImplementedError(f"{self.name} chooses no budgets")
 
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+    def choose_batch(self, gains: Gains, seconds: Floats) -> Ints:
         """Budgets of B requests that are verified in one forward pass.
 
         Parameters
@@ -180,6 +195,11 @@ class Policy:
             As from `choose`; whoever runs the pass sees to it that no more than M nodes are asked for.
         """
         raise DdsimError(f"{self.name} has no rule for requests that are verified together")
+
+    def choose_joint(self, *asked: Any) -> Any:
+        """`choose_batch`, as it was called."""
+        warnings.warn("choose_joint is now called choose_batch", DeprecationWarning, stacklevel=2)
+        return Policy.choose_batch(self, *asked)
 
     def observe(self, tokens: float, seconds: float) -> None:
         """What the last round yielded, and what it took. Only online rules use it."""
@@ -210,6 +230,16 @@ def _literal(value: Any) -> str:
     return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 
+def name_with(label: str, calibration: Calibration | None) -> str:
+    """The name of a rule with a calibration of its own, which must be isotonic."""
+    if calibration is not None and calibration.kind != "isotonic":
+        raise DdsimError(
+            f"{label}: a policy maps gains by an isotonic calibration; a {calibration.kind} calibration changes the "
+            "trees, so give it to replay(calibration=...)"
+        )
+    return label if calibration is None else f"{label} isotonic"
+
+
 def ask(policy: Policy, gains: Gains, costs: CostTable, *, most: int | None = None) -> Ints:
     """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
     most = gains.shape[1] if most is None else most
@@ -221,16 +251,16 @@ def ask(policy: Policy, gains: Gains, costs: CostTable, *, most: int | None = No
     return _checked(policy, "choose", answer, len(gains), most)
 
 
-def ask_joint(policy: Policy, gains: Gains, seconds: Floats, paid: Floats, *, most: int | None = None) -> Ints:
-    """`Policy.choose_joint`, its answer checked as by `ask`; ``paid`` is handed to policies that `fill`."""
+def ask_batch(policy: Policy, gains: Gains, seconds: Floats, paid: Floats, *, most: int | None = None) -> Ints:
+    """`Policy.choose_batch`, its answer checked as by `ask`; ``paid`` is handed to policies that `fill`."""
     most = gains.shape[1] if most is None else most
     more = (paid,) if policy.fill else ()
     try:
-        answer = policy.choose_joint(gains, seconds, *more)
+        answer = policy.choose_batch(gains, seconds, *more)
     except Exception as error:
         _blame(error, policy)
         raise
-    return _checked(policy, "choose_joint", answer, len(gains), most)
+    return _checked(policy, "choose_batch", answer, len(gains), most)
 
 
 def _blame(error: Exception, policy: Policy) -> None:
@@ -300,7 +330,7 @@ def _check_payable(policy: Policy, block: Positions, costs: CostTable, actions: 
 
 def decision_of(policy: Policy) -> Decision | None:
     """`Policy.decision`, but None where a class of a user's own overrides what it stands for and inherits it."""
-    nearest = _nearest(policy, "choose", "choose_joint", "observe", "actions", "walk", "decision")
+    nearest = _nearest(policy, "choose", "choose_batch", "observe", "actions", "walk", "decision")
     return policy.decision() if nearest["decision"] == min(nearest.values()) else None
 
 
@@ -311,7 +341,7 @@ def is_rule(policy: Policy) -> bool:
 
 def knows_batches(policy: Policy) -> bool:
     """Whether it has a rule of its own for requests that are verified together."""
-    return type(policy).choose_joint is not Policy.choose_joint or "choose_joint" in vars(policy)
+    return type(policy).choose_batch is not Policy.choose_batch or "choose_batch" in vars(policy)
 
 
 def _nearest(policy: Policy, *names: str) -> dict[str, int]:

@@ -14,9 +14,9 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
+from ddsim.policy.batch import AR, decide, share_curve, weighed
 from ddsim.policy.choose import EXHAUSTIVE, PRICE, _slopes_ahead
-from ddsim.policy.contract import AR, Decision, Policy, decision_cost
-from ddsim.policy.decide import decide, share_curve, weighed
+from ddsim.policy.contract import Decision, Policy, decision_cost
 from ddsim.policy.price import PriceSolution
 from ddsim.threads import split
 from ddsim.trace.rounds import Positions

@@ -12,35 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from ddsim.errors import DdsimError
-from ddsim.policy.batch import FairRatio, Share, Uniform
+from ddsim.policy import batch, rules
 from ddsim.policy.contract import Policy, knows_batches
-from ddsim.policy.rules import (
-    Autoregressive,
-    BestFixed,
-    CaDDTree,
-    DDTree,
-    DFlash,
-    GreedySteps,
-    Hindsight,
-    LongRun,
-    RoundRatio,
-)
 
 _KNOWN: dict[str, type[Policy]] = {
-    "AR": Autoregressive,
-    "DFlash": DFlash,
-    "DDTree": DDTree,
-    "CaDDTree": CaDDTree,
-    "GreedySteps": GreedySteps,
-    "RoundRatio": RoundRatio,
-    "LongRun": LongRun,
-    "BestFixed": BestFixed,
-    "Hindsight": Hindsight,
-    "FairRatio": FairRatio,
-    "Share": Share,
-    "Uniform": Uniform,
+    kind.name: kind
+    for module in (rules, batch)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, Policy) and kind.__module__ == module.__name__ and name[0] != "_"
 }
-_SPELLED = {name.lower(): name for name in _KNOWN} | {"autoregressive": "AR"}
+"""Every policy that ddsim has, by the name that is typed for it."""
+
+_SPELLED = {spelt.lower(): name for name, kind in _KNOWN.items() for spelt in (name, kind.__name__)}
 _KINDS = {"int": int, "bool": bool, "float": float, "float | None": float}  # of settings that can be typed
 
 LONGEST_NAME = 200  # characters: each level of Share(Share(... is a call deeper
@@ -84,7 +67,7 @@ def policy_of(policy: Any, *, joint: bool = False) -> Policy:
 
 def _for_batches(policy: Policy) -> Policy:
     """A rule that knows lone requests only decides by its requests' shares."""
-    return Share(policy) if policy.adaptive and not knows_batches(policy) else policy
+    return batch.Share(policy) if policy.adaptive and not knows_batches(policy) else policy
 
 
 def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
@@ -92,7 +75,7 @@ def policies_of(policies: Any, *, joint: bool = False) -> list[Policy]:
 
     Examples
     --------
-    >>> policies_of("CaDDTree"), policies_of([DDTree(8), "ar"])
+    >>> policies_of("CaDDTree"), policies_of(["DDTree(8)", "ar"])
     ([CaDDTree()], [DDTree(8), Autoregressive()])
     """
     if isinstance(policies, (str, Policy, type)):
@@ -112,6 +95,7 @@ def same_policy(one: Policy, other: Policy) -> bool:
 
     Examples
     --------
+    >>> from ddsim.policy.rules import DDTree, LongRun
     >>> same_policy(DDTree(8), DDTree(8)), same_policy(LongRun(), LongRun(500))
     (True, False)
     """
@@ -215,8 +199,9 @@ def _built(node: ast.expr, text: str, joint: bool) -> Policy:
             values[key] = {"true": True, "false": False}[said.lower()] if takes[key] is bool else takes[key](said)
         except (KeyError, ValueError):
             raise DdsimError(f"policy {text!r}: {key} can't be {said!r}") from None
-    if kind is DDTree and "budget" not in values:
-        raise DdsimError(f"policy {text!r}: DDTree needs a budget, as in DDTree:63")
+    for key, parameter in inspect.signature(kind).parameters.items():
+        if parameter.default is parameter.empty and key not in values:
+            raise DdsimError(f"policy {text!r}: {name} needs a {key}, as in {name}:63")
     return kind(**values)
 
 

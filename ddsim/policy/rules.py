@@ -12,9 +12,9 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
+from ddsim.policy.batch import AR, CHAINS, FOREST, WIDTH, decide_batch
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, RULES, Rule, round_budgets
-from ddsim.policy.contract import AR, CHAINS, FOREST, WIDTH, Decision, Gains, Policy
-from ddsim.policy.decide import decide_batch
+from ddsim.policy.contract import Decision, Gains, Policy, name_with
 from ddsim.policy.price import solve_walk_price
 from ddsim.policy.walk import Walk, begin, fixed_seconds, hindsight_walk, online_walk, rule_walk, track, walk
 from ddsim.trace.calibration import Calibration
@@ -32,7 +32,7 @@ class _Fixed(Policy):
     def choose(self, gains: Gains, costs: CostTable) -> Ints:
         return self._always(len(gains))
 
-    def choose_joint(self, gains: Gains, seconds: Floats) -> Ints:
+    def choose_batch(self, gains: Gains, seconds: Floats) -> Ints:
         return self._always(len(gains))
 
     def walk(self, block: Positions, costs: CostTable) -> Walk:
@@ -103,13 +103,8 @@ class _Rule(Policy):
     fill: bool = False
 
     def __init__(self, *, calibration: Calibration | None = None) -> None:
-        if calibration is not None and calibration.kind != "isotonic":
-            raise DdsimError(
-                f"{self.label}: a policy maps gains by an isotonic calibration; a {calibration.kind} calibration changes the "
-                "trees, so give it to replay(calibration=...)"
-            )
         self.calibration = calibration
-        self.name = self.label if calibration is None else f"{self.label} isotonic"
+        self.name = name_with(self.label, calibration)
 
     @property
     def _price(self) -> float:
@@ -118,7 +113,7 @@ class _Rule(Policy):
     def choose(self, gains: Gains, costs: CostTable) -> Ints:
         return round_budgets(gains, costs, self.rule, self._price, fill=self.fill, calibration=self.calibration)
 
-    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
+    def choose_batch(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
         rule = Decision(FOREST, RULES[self.rule], self._price, fill=self.fill, calibration=self.calibration)
         return decide_batch(rule, gains, seconds, paid)
 
@@ -225,7 +220,7 @@ class LongRun(_Rule):
     best ratio n₀ = argmax (1 + Φ*(n)) / C(n), with 1 + Φ*(n₀) tokens and C(n₀) seconds each. After round k, T ← ρ_k T + t_k and
     S ← ρ_k S + s_k: ρ_k = 1 for the first ``memory`` rounds, so that λ moves by steps s_k / S ~ 1/k as in stochastic
     approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
-    After each `choose` or `choose_joint` call `observe` once, with the tokens committed by all its rounds and the seconds they
+    After each `choose` or `choose_batch` call `observe` once, with the tokens committed by all its rounds and the seconds they
     took, on the scale of the costs given.
     """
 
@@ -296,11 +291,11 @@ class LongRun(_Rule):
             self._start(gains, best, float(costs.seconds[costs.row, best].sum()))
         return super().choose(gains, costs)
 
-    def choose_joint(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
+    def choose_batch(self, gains: Gains, seconds: Floats, paid: Floats | None = None) -> Ints:
         if self.online and not self._state[2]:
             best = decide_batch(Decision(FOREST, EXHAUSTIVE, calibration=self.calibration), gains, seconds)
             self._start(gains, best, float(seconds[best.sum()]))
-        return super().choose_joint(gains, seconds, paid)
+        return super().choose_batch(gains, seconds, paid)
 
     def _start(self, gains: Gains, budgets: Ints, seconds: float) -> None:
         mapped = gains if self.calibration is None else self.calibration.apply_gains(gains)

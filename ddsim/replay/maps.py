@@ -13,8 +13,9 @@ from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel, measured_grid
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
+from ddsim.policy.batch import FOREST, SHARE, UNIFORM, WIDTH
 from ddsim.policy.choose import PRICE
-from ddsim.policy.contract import FOREST, SHARE, UNIFORM, WIDTH, Decision
+from ddsim.policy.contract import Decision
 from ddsim.policy.joint import batches_of, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given

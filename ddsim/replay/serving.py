@@ -19,10 +19,9 @@ from ddsim.cost.model import CostModel, measured_grid
 from ddsim.cost.table import CONTEXT_STEP, CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import FairRatio, Share, Uniform
+from ddsim.policy.batch import AR, CHAINS, FairRatio, Share, Uniform, calibrated, decide, share_curve
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE
-from ddsim.policy.contract import AR, CHAINS, Decision, Policy, ask_joint, decision_of, prepared
-from ddsim.policy.decide import calibrated, decide, share_curve
+from ddsim.policy.contract import Decision, Policy, ask_batch, decision_of, prepared
 from ddsim.policy.joint import JointTable, batches_of, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
@@ -176,7 +175,7 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
 def _loop(
     policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
 ) -> tuple[float, int, int, int, Floats, int]:
-    """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_joint` is asked every round."""
+    """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_batch` is asked every round."""
     requests, batch, horizon = len(queue), table.batch, positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
     request = np.arange(batch)
@@ -187,7 +186,7 @@ def _loop(
     while done < requests:
         u = table.row_of(float(positions.context[where].sum()) / batch)
         paid = table.seconds[u, : table.limit + 1]
-        asked = ask_joint(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
+        asked = ask_batch(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
         nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
         if policy.rectangular:

@@ -250,7 +250,7 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         rate = part["speedup"].to_numpy(float)
         # Side by side, so that intervals at one batch size don't hide each other.
         x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
-        colour = COLOURS[i % len(COLOURS)] if kind_of(name).drafts else GREY
+        colour = COLOURS[i % len(COLOURS)] if kind_of(str(name)).drafts else GREY
         style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": _label(name)}
         bars = None
         if {"speedup_low", "speedup_high"} <= set(part):

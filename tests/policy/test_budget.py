@@ -17,8 +17,8 @@ from ddsim.errors import DdsimError
 from ddsim.policy import choose as _choose
 from ddsim.policy import price as _price
 from ddsim.policy import walk as _walk
-from ddsim.policy.contract import FOREST, Decision
-from ddsim.policy.decide import decide_batch
+from ddsim.policy.batch import FOREST, decide_batch
+from ddsim.policy.contract import Decision
 from ddsim.trace import rounds as _rounds
 from ddsim.trace.rounds import Positions
 from ddsim.tree.trees import tree_gains

@@ -16,7 +16,7 @@ from ddsim.errors import DdsimError
 from ddsim.policy import names
 from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.choose import CHAIN, NO_DRAFT
-from ddsim.policy.contract import Policy, decision_table
+from ddsim.policy.contract import Policy, ask_batch, decision_of, decision_table, knows_batches
 from ddsim.policy.parse import parse_policy
 from ddsim.policy.rules import (
     Autoregressive,
@@ -73,12 +73,12 @@ def test_choices_of_one_round() -> None:
 
 def test_choices_of_a_joint_round() -> None:
     seconds = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7])
-    assert DDTree(3).choose_joint(GAINS, seconds).tolist() == [3, 3]
-    assert RoundRatio().choose_joint(GAINS, seconds).tolist() == [3, 1]
-    assert LongRun(2.0).choose_joint(GAINS, seconds).tolist() == [3, 1]
-    assert LongRun(0.0).choose_joint(GAINS, seconds[:3]).tolist() == [2, 0]  # no more nodes than the curve prices
+    assert DDTree(3).choose_batch(GAINS, seconds).tolist() == [3, 3]
+    assert RoundRatio().choose_batch(GAINS, seconds).tolist() == [3, 1]
+    assert LongRun(2.0).choose_batch(GAINS, seconds).tolist() == [3, 1]
+    assert LongRun(0.0).choose_batch(GAINS, seconds[:3]).tolist() == [2, 0]  # no more nodes than the curve prices
     online = LongRun()
-    assert online.choose_joint(GAINS, seconds).sum() > 0
+    assert online.choose_batch(GAINS, seconds).sum() > 0
     online.observe(5, 1.2)
 
 
@@ -344,7 +344,7 @@ def test_replay_only() -> None:
     with pytest.raises(DdsimError, match="on a trace only"):
         BestFixed().choose(GAINS, CostTable.of_curve(CURVE, 2))
     with pytest.raises(DdsimError, match="no rule"):
-        Hindsight().choose_joint(GAINS, np.ones(3))
+        Hindsight().choose_batch(GAINS, np.ones(3))
 
 
 def test_a_policy_of_ones_own(trace: Trace) -> None:
@@ -369,7 +369,7 @@ class Answers(Policy):
     def choose(self, gains: Any, costs: Any) -> Any:
         return self.answer(len(gains)) if callable(self.answer) else self.answer
 
-    def choose_joint(self, gains: Any, seconds: Any) -> Any:
+    def choose_batch(self, gains: Any, seconds: Any) -> Any:
         return self.choose(gains, None)
 
 
@@ -406,7 +406,7 @@ def test_a_wrong_answer_names_the_policy(trace: Trace, wrong: str, online: bool)
         lambda: simulate(part, COST, [Uniform(policy)], batch=3, bootstrap=0),
     ):
         with pytest.raises(
-            DdsimError, match=r"^policy Answers.*: choose(_joint)? must return a whole number for each"
+            DdsimError, match=r"^policy Answers.*: choose(_batch)? must return a whole number for each"
         ) as caught:
             run()
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
@@ -582,6 +582,35 @@ def test_no_row_overwrites_another(trace: Trace) -> None:
         )
     assert clash.gain(named, plain)[0] == clash.gain("RoundRatio calibrated", "RoundRatio")[0] < 0
     assert clash.gain(RoundRatio(), plain)[0] == 0  # made by the same call
+
+
+def test_the_old_name_of_choose_batch_works_for_a_version() -> None:
+    seconds, rule = np.array([1.0, 1.2, 1.4, 9.0, 9.0]), RoundRatio()
+    want = rule.choose_batch(GAINS, seconds).tolist()
+    with pytest.warns(DeprecationWarning, match="choose_joint is now called choose_batch"):
+        assert rule.choose_joint(GAINS, seconds).tolist() == want
+    with pytest.warns(DeprecationWarning, match="Old: choose_joint is now called choose_batch"):
+
+        class Old(RoundRatio):
+            def choose_joint(self, gains: Any, seconds: Any) -> Any:
+                return np.minimum(super().choose_joint(gains, seconds), 1)
+
+    class Older(Old):
+        pass
+
+    for old in (Old(), Older()):
+        with pytest.warns(DeprecationWarning):  # of what it inherits
+            assert ask_batch(old, GAINS, seconds, seconds).tolist() == np.minimum(want, 1).tolist()
+        assert decision_of(old) is None  # so that serving asks it, not the kernel of what it derives from
+    with pytest.warns(DeprecationWarning):
+
+        class Lone(Policy):
+            def choose_joint(self, gains: Any, seconds: Any) -> Any:
+                return [2] * len(gains)
+
+    assert ask_batch(Lone(), GAINS, seconds, seconds).tolist() == [2] * len(GAINS) and knows_batches(Lone())
+    with pytest.warns(DeprecationWarning), pytest.raises(DdsimError, match="no rule for requests"):
+        Hindsight().choose_joint(GAINS, seconds)
 
 
 def test_two_policies_of_one_name_keep_a_row_each(trace: Trace) -> None:

@@ -64,7 +64,7 @@ class Anything(Policy):
     def choose(self, gains: NDArray[np.float32], costs: Any) -> NDArray[np.int32]:
         return self.rng.integers(CHAIN, self.largest + 1, len(gains)).astype(np.int32)
 
-    def choose_joint(self, gains: NDArray[np.float32], seconds: Any) -> NDArray[np.int32]:
+    def choose_batch(self, gains: NDArray[np.float32], seconds: Any) -> NDArray[np.int32]:
         return self.choose(gains, None)
 
 
@@ -366,7 +366,7 @@ class Watching(Policy):
         self.calls.append(("choose", gains.copy(), costs.seconds[costs.row[0]]))
         return np.full(len(gains), 9, np.int32)
 
-    def choose_joint(self, gains: NDArray[np.float32], seconds: NDArray[np.float64]) -> NDArray[np.int32]:
+    def choose_batch(self, gains: NDArray[np.float32], seconds: NDArray[np.float64]) -> NDArray[np.int32]:
         self.calls.append(("joint", gains.copy(), seconds))
         return np.full(len(gains), 9, np.int32)
 

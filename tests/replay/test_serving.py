@@ -18,10 +18,9 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.batch import FairRatio, Share, Uniform
+from ddsim.policy.batch import FAIR, FOREST, SHARE, UNIFORM, WIDTH, FairRatio, Share, Uniform, share_curve
 from ddsim.policy.choose import _slopes_ahead
-from ddsim.policy.contract import FAIR, FOREST, SHARE, UNIFORM, WIDTH, Decision, Policy, decision_of
-from ddsim.policy.decide import share_curve
+from ddsim.policy.contract import Decision, Policy, decision_of
 from ddsim.policy.joint import JointTable, decided_on, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.rules import (
     Autoregressive,
@@ -149,12 +148,12 @@ def check_decisions(data: Any, seed: int, batch: int, budget: int, way: str, rul
         w = int(np.max(chosen))
         return expected / batch - price * share[w] if rule == "price" else expected / batch / share[w]
 
-    chosen = policy.choose_joint(gains, seconds) if paid is None else policy.choose_joint(gains, seconds, paid)  # type: ignore[call-arg]
+    chosen = policy.choose_batch(gains, seconds) if paid is None else policy.choose_batch(gains, seconds, paid)  # type: ignore[call-arg]
     expected = batch + sum(float(gains[b, :k].sum(dtype=float)) for b, k in enumerate(chosen))
     if paid is not None:  # where two budgets are as good, both are filled
         same, _ = naive_serving.decide(gains, seconds, way, rule, price)
         inner.fill = False
-        assert chosen.tolist() == budgets or policy_of(way, inner).choose_joint(gains, seconds).tolist() != same
+        assert chosen.tolist() == budgets or policy_of(way, inner).choose_batch(gains, seconds).tolist() != same
         inner.fill = True
     elif rule == "greedy":  # where it stops may turn on the last bit of a ratio
         assert chosen.tolist() == budgets or value(chosen, expected) == pytest.approx(value(budgets, tokens), rel=1e-6)
@@ -204,14 +203,14 @@ def test_fair_ratio_is_the_best_way_to_hand_out_nodes(data: Any, seed: int, batc
         return float(np.log(tokens).sum() - batch * np.log(seconds[int(np.sum(budgets))]))
 
     want, _ = naive_serving.fair(gains, seconds)
-    got = FairRatio().choose_joint(gains, seconds)
+    got = FairRatio().choose_batch(gains, seconds)
     assert value(got) == pytest.approx(value(want), abs=1e-9)
     table = table_of(seconds, batch, budget)
     tokens, _, nodes = joint_totals(Decision(FAIR), positions, np.arange(batch)[None], table)
     assert nodes == got.sum()
     assert tokens == pytest.approx(batch + sum(float(gains[b, :n].sum(dtype=float)) for b, n in enumerate(got)))
     if batch == 1:
-        assert value(got) == pytest.approx(value(RoundRatio().choose_joint(gains, seconds)), abs=1e-6)
+        assert value(got) == pytest.approx(value(RoundRatio().choose_batch(gains, seconds)), abs=1e-6)
 
 
 @settings(max_examples=300, deadline=None)
@@ -221,7 +220,7 @@ def test_forests_of_policies_are_forest_budgets(data: Any, seed: int, batch: int
     gains: Any = positions.gains[:batch]  # type: ignore[index]
     seconds = data.draw(curves(batch * budget + 1))
     assert (
-        RoundRatio().choose_joint(gains, seconds).tolist()
+        RoundRatio().choose_batch(gains, seconds).tolist()
         == naive_serving.forest_budgets(gains, seconds, "exhaustive").tolist()
     )
 
@@ -319,7 +318,7 @@ def test_closed_loop_against_a_plain_one(seed: int, lengths: list[int], batch: i
                 return None
             if isinstance(policy, DFlash):
                 return "chain"
-            return policy.choose_joint(np.ascontiguousarray(gains), own.curve[0], *paid).tolist()
+            return policy.choose_batch(np.ascontiguousarray(gains), own.curve[0], *paid).tolist()
 
         for r, queue in enumerate(queues.tolist()):
             want = naive_serving.closed_loop(
@@ -341,8 +340,8 @@ class Copied(Policy):
     def prepare(self, positions: Any, costs: Any, *, sequences: Any = None) -> Policy:
         return Copied(self.policy.prepare(positions, costs, sequences=sequences))
 
-    def choose_joint(self, gains: Any, seconds: Any, *paid: Any) -> Any:
-        return self.policy.choose_joint(gains, seconds, *paid)
+    def choose_batch(self, gains: Any, seconds: Any, *paid: Any) -> Any:
+        return self.policy.choose_batch(gains, seconds, *paid)
 
     def observe(self, tokens: float, seconds: float) -> None:
         self.policy.observe(tokens, seconds)

@@ -52,7 +52,7 @@ def decode(
     prompts : sequence of sequence of int
         Token ids.
     policy : Policy
-        Chooses every round's budget (``choose`` for a lone request, ``choose_joint`` for several).
+        Chooses every round's budget (``choose`` for a lone request, ``choose_batch`` for several).
     cost : CostModel, optional
         Prices the budgets; policies that don't look at gains need none.
     max_new_tokens : int

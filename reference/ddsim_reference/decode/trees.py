@@ -10,7 +10,7 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CONTEXT_STEP, CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
-from ddsim.policy.contract import Policy, ask, ask_joint, decision_table
+from ddsim.policy.contract import Policy, ask, ask_batch, decision_table
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.kernels import NO_RANK
 from ddsim_reference.decode.rows import DraftedRows, Grown
@@ -92,7 +92,7 @@ class Trees:
             gains = self.calibration.apply_gains(gains)
         if len(live) == 1:
             return ask(policy, gains, self._costs(int(context[live[0]])), most=NO_RANK)
-        return ask_joint(policy, gains, *self._joint_seconds(live, context), most=NO_RANK)
+        return ask_batch(policy, gains, *self._joint_seconds(live, context), most=NO_RANK)
 
     def _costs(self, context: int) -> CostTable:
         if self.cost is None:
