@@ -117,6 +117,7 @@ def run_bench(*, quick: bool = False, seed: int = 0, progress: Progress | None =
     say("gains")
     pool = _Pool(rng, 300 if quick else 1500)
     figures += _gain_figures(rng, pool, positions, 3 if quick else 5)
+    figures += _lattice_figures(rng, positions, 3 if quick else 5)
     with tempfile.TemporaryDirectory(prefix="ddsim-bench-") as folder:
         say("writing a trace")
         path = Path(folder) / "trace"
@@ -361,6 +362,33 @@ def _gain_figures(rng: np.random.Generator, pool: _Pool, positions: int, repeats
             note="marginals checked, true tokens looked up; from arrays in memory"
             + ("" if threads >= 2 else "; this machine has one core"),
         ),
+    ]
+
+
+def _lattice_figures(rng: np.random.Generator, positions: int, repeats: int) -> list[Figure]:
+    from ddsim.tree.lattice import Lattice
+    from ddsim.tree.lattices import Lattices
+    from ddsim.tree.trees import draft_tree
+
+    few, width = 250, 16  # fewer positions than are split over threads
+    steps = made_up_marginals(rng, few * width, width).reshape(few, width, HORIZON, width).swapaxes(1, 2)
+    steps = rng.permuted(steps, axis=-1)
+    dense = rng.integers(VOCABULARY, size=(few, HORIZON, width)).astype(np.int32), steps[:, 0, 0], steps[:, 1:]
+    given = [Lattice(*one) for one in zip(*dense, strict=True)]
+    some = Lattices.from_dense(*dense, max_budget=BUDGET)
+    whole = Lattices.joined(HORIZON, [some] * (positions // few))
+    truth = np.zeros((positions, HORIZON), np.int32)
+    tree, one = _in_turns(
+        5 * repeats,
+        lambda: _ignore([draft_tree(lattice, 64).packed_mask() for lattice in given]),
+        lambda: _ignore(some.drafts(truth[:few], BUDGET)),
+        clock=time.thread_time,
+    )
+    (all_,) = _in_turns(repeats, lambda: _ignore(whole.drafts(truth, BUDGET)))
+    return [
+        Figure("lattice: tree of 64 nodes with packed masks", 1e6 * tree / few, "µs", 15.0, note="L = 15, K = 16"),
+        Figure(f"lattice: gains and ranks to N = {BUDGET}, a position", 1e6 * one / few, "µs", 30.0),
+        Figure(f"lattice: the same of {positions:,} positions", all_, "s", 3.0 * positions / 100_000),
     ]
 
 

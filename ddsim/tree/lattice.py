@@ -62,7 +62,7 @@ class Lattice:
     """[L, K]"""
 
     def __init__(self, token_ids: ArrayLike, first: ArrayLike, transitions: ArrayLike, *, check: bool = True) -> None:
-        ids = token_ids if _is(token_ids, "i") else plain(whole_numbers(token_ids, "token_ids"), np.int32)
+        ids: Any = token_ids if _is(token_ids, "i") else plain(whole_numbers(token_ids, "token_ids"), np.int32)
         chances, steps = numbers(first, "first"), numbers(transitions, "transitions")
         if ids.ndim != 2:
             raise DdsimError(f"token_ids has shape {ids.shape}; a lattice needs [horizon, candidates]")

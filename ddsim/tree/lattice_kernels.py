@@ -25,19 +25,28 @@ import numpy as np
 from ddsim.jit import njit
 from ddsim.tree.kernels import (
     AIMS,
-    BINS,
     GROUP,
-    REACH,
     Scratch,
     order_nodes,
     precedes,
-    threshold_for,
 )
+
+REACH = 1.6  # as in ``kernels``: enough at 24 positions of 25; rows cost more here, and going further less
+
+
+BINS = 16  # of the histogram that aims the threshold
+
+
+BLOCK = 8  # bins of the histogram that are added at once
+
 
 PLACE = 0xFFFFFFFF  # the bits of a code that say which candidate
 
 
-_1, _2, _3, _4, _32, _BINS, _PLACE = (np.uint64(i) for i in (1, 2, 3, 4, 32, BINS, PLACE))
+_0, _1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(i) for i in range(9))
+
+
+_32, _BINS, _PLACE = (np.uint64(i) for i in (32, BINS, PLACE))
 
 
 class Loaded(NamedTuple):
@@ -61,7 +70,7 @@ def make_scratch(horizon, most, rows, candidates):
         Scratch(
             np.empty(room, np.float64),
             np.empty(room, np.int64),
-            np.empty((rows + 1, BINS + 2), np.float32),
+            np.empty((rows + 1, BINS + 2 + BLOCK), np.float32),
             np.empty(nodes + GROUP, np.float64),
             np.empty(nodes + GROUP, np.int64),
             np.empty(horizon + 2, np.int64),
@@ -140,8 +149,13 @@ def load_rows(logprobs, offsets, nexts, width, first_row, rows, reach, s, m):
                 j -= _1
             values[j] = value
             origins[j] = origin
+        # Where the row after the first candidate stands, were all candidates of a depth in order; ``rows`` behind the last depth.
+        below = next_row(nexts, width, rows, row, first) if width > 0 else 0
         for i in range(start, at):
-            after = np.uint64(next_row(nexts, width, rows, row, origins[i]))
+            if width == 0:
+                after = np.uint64(next_row(nexts, width, rows, row, origins[i]))
+            else:
+                after = np.uint64(below + origins[i] - first if below < rows else rows)
             follows[i] = after
             best[after] = max(best[after], base + values[i])
         begins[row] = start
@@ -161,8 +175,36 @@ def link_rows(s, m, loaded):
 
 
 @njit(cache=True, nogil=True)
+def add_shifted(source, target, shift, count):
+    """Add source[b] to target[b + shift] for b below ``count``, and up to BLOCK - 1 beyond.
+
+    Most counts are below BLOCK: without a branch on each, and with all read before any is written, this is one vector operation.
+    """
+    b = _0
+    while b < count:
+        at = b + shift
+        x_0 = target[at] + source[b]
+        x_1 = target[at + _1] + source[b + _1]
+        x_2 = target[at + _2] + source[b + _2]
+        x_3 = target[at + _3] + source[b + _3]
+        x_4 = target[at + _4] + source[b + _4]
+        x_5 = target[at + _5] + source[b + _5]
+        x_6 = target[at + _6] + source[b + _6]
+        x_7 = target[at + _7] + source[b + _7]
+        target[at] = x_0
+        target[at + _1] = x_1
+        target[at + _2] = x_2
+        target[at + _3] = x_3
+        target[at + _4] = x_4
+        target[at + _5] = x_5
+        target[at + _6] = x_6
+        target[at + _7] = x_7
+        b += _8
+
+
+@njit(cache=True, nogil=True)
 def histogram_nodes(s, m, rows, reach):
-    """About how many nodes have path log-probability near -b * reach / BINS: a view [BINS + 2] into ``s.counts``.
+    """About how many nodes have path log-probability near -b * reach / BINS: a view into ``s.counts``.
 
     The spread of a row counts the ways to it by how far they are below the best of them.
     """
@@ -181,22 +223,31 @@ def histogram_nodes(s, m, rows, reach):
             continue
         spread = s.counts[row]
         if row > 0:
-            shift = np.uint64(0.5 - base * inverse)
-            for b in range(_BINS - shift):
-                counts[b + shift] += spread[b]
+            shift = np.uint64(np.int32(0.5 - base * inverse))
+            add_shifted(spread, counts, shift, _BINS - shift)
         at = np.uint64(m.begins[row])
         while values[at] > -np.inf:
             after = np.uint64(follows[at])
             value = base + values[at]
-            shift = np.uint64(0.5 - value * inverse)
+            shift = np.uint64(np.int32(0.5 - value * inverse))
             in_reach = _BINS - shift
             if after != rows:
-                shift = np.uint64(0.5 + (best[after] - value) * inverse)
-            spread_next = s.counts[after]
-            for b in range(in_reach):
-                spread_next[b + shift] += spread[b]
+                shift = np.uint64(np.int32(0.5 + (best[after] - value) * inverse))
+            add_shifted(spread, s.counts[after], shift, in_reach)
             at += _1
     return counts
+
+
+@njit(cache=True, nogil=True)
+def threshold_for(counts, reach, target):
+    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if it holds fewer."""
+    total = 0.0
+    for b in range(BINS):
+        count = counts[b]
+        if total + count >= target:
+            return -(b - 0.5 + (target - total) / count) * (reach / BINS)
+        total += count
+    return -reach
 
 
 @njit(cache=True, nogil=True)
@@ -326,7 +377,7 @@ def first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most,
             fits = n > 0
             if threshold == -reach or not fits:
                 break
-        reach *= 2.0
+        reach *= 1.5
     loaded = load_rows(logprobs, offsets, nexts, width, first_row, rows, np.inf, s, m)
     link_rows(s, m, loaded)
     if fits:  # so there may be fewer nodes than wanted

@@ -54,23 +54,31 @@ def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, horizon, toke
 
 
 @njit(cache=True, nogil=True)
-def dense_tree(logprobs, nothing, width, token_ids, shape, values):
-    """`lattice_tree` of one dense position; ``nothing`` stands for the offsets and next rows that it lacks."""
-    rows = logprobs.shape[0] // width if width > 0 else 0
-    horizon = token_ids.shape[0] // width if width > 0 else 0
-    return lattice_tree(logprobs, nothing, nothing, width, 0, rows, horizon, token_ids, shape, values)
+def dense_tree(logprobs, token_ids, shape, values):
+    """`lattice_tree` of one position: ``logprobs`` [rows, K], ``token_ids`` [L, K]."""
+    rows, width = logprobs.shape
+    if width == 0:
+        rows = 0
+    nothing = np.empty(0, np.int64)
+    horizon = token_ids.shape[0]
+    ids = token_ids.reshape(-1)
+    if rows == 0:
+        return lattice_tree(logprobs.reshape(-1), np.zeros(1, np.int64), nothing, 0, 0, 0, horizon, ids, shape, values)
+    return lattice_tree(logprobs.reshape(-1), nothing, nothing, width, 0, rows, horizon, ids, shape, values)
 
 
 @njit(cache=True, nogil=True)
-def dense_gains(logprobs, nothing, width, horizon, gains):
-    """Fill ``gains`` [N] of one dense position."""
+def dense_gains(logprobs, horizon, gains):
+    """Fill ``gains`` [N] of one position, ``logprobs`` [rows, K]."""
     most = gains.shape[0]
     gains[:] = 0.0
-    if most == 0 or logprobs.shape[0] == 0:
+    rows, width = logprobs.shape
+    if most == 0 or rows * width == 0:
         return
-    rows = logprobs.shape[0] // width
+    nothing = np.empty(0, np.int64)
     s, m = make_scratch(horizon, most, rows, rows * width)
-    write_gains(s, first_nodes(logprobs, nothing, nothing, width, 0, rows, horizon, most, s, m)[1], gains)
+    flat = logprobs.reshape(-1)
+    write_gains(s, first_nodes(flat, nothing, nothing, width, 0, rows, horizon, most, s, m)[1], gains)
 
 
 @njit(cache=True, nogil=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -209,6 +210,12 @@ class Lattices:
             origin = kept[1]
             pieces.append(_compressed(b - a, *kept, self.token_ids[origin], self.logprobs[origin]))
         return type(self)(self.horizon, *_joined(pieces))
+
+    @classmethod
+    def joined(cls, horizon: int, parts: Sequence[Self]) -> Self:
+        """The positions of several, one after another."""
+        pieces = [(part.positions, part.offsets, part.token_ids, part.nexts, part.logprobs) for part in parts]
+        return cls(horizon, *_joined(pieces))
 
     def true_paths(self, tokens: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[np.int32]:
         """Rank of each true token among those that follow the true tokens before it; -1 from the first that isn't there."""

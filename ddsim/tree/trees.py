@@ -19,9 +19,6 @@ from ddsim.tree.rows import ROW_SUM_TOLERANCE, budget_of, refused, rows_of_one
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)  # looked up faster than the types
 
 
-_NOTHING = np.empty(0, np.int64)
-
-
 @dataclass(eq=False, slots=True)  # frozen ones take longer to make than a small tree does
 class DraftTree:
     """A draft tree of n nodes below a root, best first; node 0 is the root.
@@ -94,7 +91,7 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, budget: int,
     """
     if type(logprobs) is Lattice:
         return _lattice_tree(logprobs, budget_of(budget, "budget"))
-    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
+    rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)  # type: ignore[arg-type]
     most = budget_of(budget, "budget")
     shape, values = np.empty((3, most + 1), _INT32), np.empty(most + 1)
     n = checked_tree(rows, ROW_SUM_TOLERANCE if check else np.inf, shape, values)
@@ -107,8 +104,7 @@ def draft_tree(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, budget: int,
 
 def _lattice_tree(lattice: Lattice, most: int) -> DraftTree:
     shape, values = np.empty((4, most + 1), _INT32), np.empty(most + 1)
-    rows, width = lattice.rows, lattice.token_ids.shape[1]
-    n = dense_tree(rows.reshape(-1), _NOTHING, width, lattice.token_ids.reshape(-1), shape, values)
+    n = dense_tree(lattice.rows, lattice.token_ids, shape, values)
     if n < most:
         shape, values = shape[:, : n + 1], values[: n + 1]
     return DraftTree(shape[0], shape[1], shape[2], values, shape[3])
@@ -192,7 +188,7 @@ def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, max_budget: 
     """
     gains = np.empty(budget_of(max_budget, "max_budget"), _FLOAT32)
     if isinstance(logprobs, Lattice):
-        dense_gains(logprobs.rows.reshape(-1), _NOTHING, logprobs.width, logprobs.horizon, gains)
+        dense_gains(logprobs.rows, logprobs.horizon, gains)
         return gains
     rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
     fault = checked_gains(rows, ROW_SUM_TOLERANCE, gains)
