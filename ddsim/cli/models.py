@@ -478,9 +478,7 @@ def train_drafter(
     rate: Annotated[float, typer.Option(min=0, help="Largest learning rate of matrices.")] = 3e-3,
     head: Annotated[
         str | None,
-        typer.Option(
-            metavar="FORM", help="Train a head that knows the token before: static, gated, gated_low_rank, swiglu."
-        ),
+        typer.Option(metavar="FORM", help="Train a head that knows the token before: static, gated or gated_low_rank."),
     ] = None,
     head_width: Annotated[int | None, typer.Option(min=1, help="Inner width of the head.")] = None,
     head_only: Annotated[

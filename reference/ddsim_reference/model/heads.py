@@ -1,8 +1,8 @@
 """Heads that know the token before: what a drafter's marginals become behind each candidate of the depth above.
 
-A drafter's last hidden state h_d gives one distribution a depth. A head turns it into one a parent: it adds to the marginal's
-logits, and with ``rest`` to the log-mass of all tokens that are no candidates, so that nothing but the candidates' rows of the
-target's head is read.
+A drafter's last hidden state h_d gives one distribution a depth. A head turns it into one a parent, from depth 2 on (depth 1 follows
+the root, which the drafter has seen): it adds to the candidates' logits, and to the log-mass of all tokens that are no candidates, so
+that of the target's head nothing but the candidates' rows is read once more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ddsim_reference.model.config import DrafterConfig, Weights
 from ddsim_reference.model.forward import head_logits
 
-FORMS = ("static", "gated", "gated_low_rank", "swiglu")
+FORMS = ("static", "gated", "gated_low_rank")
 MOST_WIDTH = 1 << 16
 MOST_REACH = 4
 FLOOR = -20.0
@@ -29,13 +29,13 @@ class HeadConfig:
     """A head that conditions on the token before.
 
     Its inner values i, ``width`` of them, come from the token before, a = We·embedding(previous), and from the drafter,
-    b = Wh·h: ``static`` has i = a, ``gated`` i = silu(a + b), ``gated_low_rank`` i = a ⊙ sigmoid(b). They change the logits by
-    head·(Wo·i), with the target's own head. With ``tables`` two tables of the vocabulary's size stand for We and Wo: a =
-    W1[previous], and the logits change by W2·i (static: DSpark's Markov head).
+    b = Wh·h + bias: ``static`` has i = a, ``gated`` i = silu(a + b), ``gated_low_rank`` i = a ⊙ sigmoid(b). They change the
+    logits by head·(Wo·i), with the target's own head. With ``tables`` two tables of the vocabulary's size stand for We and Wo:
+    a = W1[previous], and the logits change by W2·i (static: DSpark's Markov head).
 
-    With ``reach`` r > 0 it sees drifting text: b reads the hidden states of depths d - r to d + r, a how likely the token before was at
-    each of the depths d - 1 - r to d - 1 + r (a token that comes early takes the rest of the draft with it), and i mixes those
-    hidden states into h_d. A static head has no reach, one with tables no mixing.
+    With ``reach`` r > 0 a head sees text that drifts: b reads the hidden states of depths d - r to d + r; a how likely the token
+    before was at depths d - 1 - r to d - 1 + r (one that comes early takes the rest of the draft with it); and i mixes those
+    hidden states into h_d. A static head has no reach, one with tables doesn't mix.
     """
 
     form: str
@@ -52,16 +52,15 @@ class HeadConfig:
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a head, with its shape."""
     hidden, width = drafter.hidden_size, head.width
-    rows = 2 * width if head.form == "swiglu" else width
     shapes: dict[str, tuple[int, ...]] = {"rest.weight": (width,)}
     if head.tables:
-        shapes |= {"previous.table": (drafter.vocab_size, rows), "out.table": (drafter.vocab_size, width)}
+        shapes |= {"previous.table": (drafter.vocab_size, width), "out.table": (drafter.vocab_size, width)}
     else:
-        shapes |= {"previous.weight": (rows, hidden), "out.weight": (hidden, width)}
+        shapes |= {"previous.weight": (width, hidden), "out.weight": (hidden, width)}
     if head.form != "static":
-        shapes |= {"hidden.weight": (rows, hidden * head.window), "bias": (rows,)}
+        shapes |= {"hidden.weight": (width, hidden * head.window), "bias": (width,)}
         if head.reach:
-            shapes["likely.weight"] = (rows, 2 * head.window)
+            shapes["likely.weight"] = (width, 2 * head.window)
             if not head.tables:
                 shapes["shift.weight"] = (head.window, width)
     return shapes
@@ -81,12 +80,12 @@ def initial_head(head: HeadConfig, drafter: DrafterConfig, generator: torch.Gene
 
 @dataclass
 class Marginals:
-    """The drafter's marginals of blocks, cut to candidates, and how likely parents are: tensors [blocks, L, ...].
+    """The drafter's marginals of blocks, cut to candidates, and how likely parents are.
 
-    ``hidden`` [blocks, L + 1, hidden] is the drafter's output with the root's, ``ids`` and ``logits`` (float32) [blocks, L, C] are
-    the candidates, best first, ``rest`` [blocks, L] the logarithm of all other tokens' summed exponentials, ``parents``
-    [blocks, L, K] tokens before each depth, and ``likely`` [blocks, L, K, window] their log-probabilities at depths d - 1 - reach to
-    d - 1 + reach (``FLOOR`` where there is no such depth).
+    ``hidden`` [blocks, L, hidden] is the drafter's output. ``ids`` and ``logits`` (float32) [blocks, L, C] are the candidates, best
+    first, ``rest`` [blocks, L] the logarithm of all other tokens' summed exponentials. ``parents`` [blocks, L - 1, K] are tokens
+    before depths 2 to L, and ``likely`` [blocks, L - 1, K, window] their log-probabilities at depths d - 1 - reach to d - 1 + reach,
+    ``FLOOR`` where there is no such depth.
     """
 
     hidden: Tensor
@@ -110,55 +109,47 @@ def largest(logits: Tensor, count: int, group: int = 64) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def marginals(
-    hidden: Tensor, target_head: Tensor, count: int, parents: Tensor, reach: int = 0, chunk: int = 512
+    hidden: Tensor, target_head: Tensor, count: int, parents: Tensor | None = None, reach: int = 0, chunk: int = 512
 ) -> Marginals:
     """The marginals of blocks.
 
     Parameters
     ----------
-    hidden : Tensor [blocks, L + 1, hidden]
-        After the drafter's final norm, the root's first.
+    hidden : Tensor [blocks, L, hidden]
+        After the drafter's final norm, depths 1 to L.
     target_head : Tensor [vocabulary, hidden]
     count : int
         Candidates a depth.
-    parents : int Tensor [blocks, L, K] or [blocks]
-        Tokens before each depth; or the roots alone: then all candidates of the depth above are parents.
+    parents : int Tensor [blocks, L - 1, K], optional
+        Tokens before depths 2 to L; by default all candidates of the depth above.
     reach : int
         Depths before and after its own at which a parent's log-probability is wanted.
     chunk : int
         Blocks whose logits are held at a time.
     """
-    depths = hidden.shape[1] - 1
+    depths = hidden.shape[1]
     found: list[tuple[Tensor, ...]] = []
-    for states, before in zip(hidden.split(chunk), parents.split(chunk), strict=True):
-        logits = head_logits(states[:, 1:], target_head)
+    for first in range(0, len(hidden), chunk):
+        logits = head_logits(hidden[first : first + chunk], target_head)
         values, ids = largest(logits, count)
         total = logits.logsumexp(-1)
         share = (values - total[..., None]).exp().sum(-1)
         rest = total + torch.log1p(-share.clamp_max(1 - 1e-6))
-        if before.ndim == 1:
-            before = torch.cat((before[:, None, None].expand(-1, 1, count), ids[:, :-1]), 1)
+        before = ids[:, :-1] if parents is None else parents[first : first + chunk]
         likely = values.new_full((*before.shape, 2 * reach + 1), FLOOR)
         for i in range(2 * reach + 1):
-            shift = i - reach - 1  # a parent of depth d stands at d - 1
-            low, high = max(0, -shift), min(depths, depths - shift)
+            shift = i - reach
+            low, high = max(0, -shift), min(depths - 1, depths - shift)
             at = slice(low + shift, high + shift)
             likely[:, low:high, :, i] = logits[:, at].gather(-1, before[:, low:high]) - total[:, at, None]
         found.append((ids, values, rest, before, likely.clamp_min_(FLOOR)))
     return Marginals(hidden, *(torch.cat(part) for part in zip(*found, strict=True)))
 
 
-def around(x: Tensor, reach: int) -> Tensor:
-    """Depths 1 to L of x [blocks, L + 1, ...] with their neighbours: [blocks, L, window, ...], zero where there is none."""
-    padded = torch.cat((x.new_zeros(len(x), reach, *x.shape[2:]), x, x.new_zeros(len(x), reach, *x.shape[2:])), 1)
-    depths = x.shape[1] - 1
-    return torch.stack([padded[:, 1 + i : 1 + i + depths] for i in range(2 * reach + 1)], 2)
-
-
 def conditional(
     head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor, candidate_rows: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Logits behind parents.
+    """Logits of depths 2 to L behind parents.
 
     Parameters
     ----------
@@ -171,20 +162,18 @@ def conditional(
 
     Returns
     -------
-    logits : float32 Tensor [blocks, L, K, C]
-    rest : float32 Tensor [blocks, L, K]
+    logits : float32 Tensor [blocks, L - 1, K, C]
+    rest : float32 Tensor [blocks, L - 1, K]
         Logarithm of the summed exponentials of all tokens that are no candidates.
     """
     change, inner = changes(head, weights, marginals, embedding)
-    if head.tables:
-        candidate_rows, change = F.embedding(marginals.ids, weights["out.table"]), inner
-    logits = marginals.logits[:, :, None] + (change @ candidate_rows.mT).float()
-    rest = marginals.rest[:, :, None] + (inner @ weights["rest.weight"]).float()
-    return logits, rest
+    rows = F.embedding(marginals.ids, weights["out.table"]) if head.tables else candidate_rows
+    logits = marginals.logits[:, 1:, None] + (change @ rows[:, 1:].mT).float()
+    return logits, marginals.rest[:, 1:, None] + (inner @ weights["rest.weight"]).float()
 
 
 def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor) -> tuple[Tensor, Tensor]:
-    """What a head adds to h_d behind parents, and its inner values: [blocks, L, K, hidden] and [blocks, L, K, width].
+    """What a head adds to h_d behind parents, and its inner values: [blocks, L - 1, K, hidden] and [blocks, L - 1, K, width].
 
     With ``tables`` both are the inner values.
     """
@@ -200,13 +189,7 @@ def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding:
             likely = marginals.likely[..., spare : spare + head.window]
             features = torch.cat((1 - likely / FLOOR, likely.exp()), -1)
             inner = inner + F.linear(features.to(inner.dtype), weights["likely.weight"])
-        if head.form == "gated":
-            inner = F.silu(inner + seen)
-        elif head.form == "swiglu":
-            gate, value = (inner + seen).chunk(2, -1)
-            inner = F.silu(gate) * value
-        else:
-            inner = inner * torch.sigmoid(seen)
+        inner = F.silu(inner + seen) if head.form == "gated" else inner * torch.sigmoid(seen)
     if head.tables:
         return inner, inner
     change = F.linear(inner, weights["out.weight"])
@@ -215,27 +198,27 @@ def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding:
     return change, inner
 
 
+def around(x: Tensor, reach: int) -> Tensor:
+    """Depths 2 to L of x [blocks, L, hidden] with their neighbours: [blocks, L - 1, window, hidden], zero where there is none."""
+    depths = x.shape[1]
+    padded = F.pad(x, (0, 0, reach, reach))
+    return torch.stack([padded[:, 1 + i : i + depths] for i in range(2 * reach + 1)], 2)
+
+
 def _unit(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 @torch.no_grad()
 def lattice(
-    head: HeadConfig,
-    weights: Weights,
-    hidden: Tensor,
-    roots: Tensor,
-    embedding: Tensor,
-    target_head: Tensor,
-    count: int,
+    head: HeadConfig, weights: Weights, hidden: Tensor, embedding: Tensor, target_head: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The lattice of drafted blocks: candidates, and their log-probabilities behind each candidate of the depth above.
 
     Parameters
     ----------
-    hidden : Tensor [blocks, L + 1, hidden]
-        The drafter's output after its final norm, the root's first.
-    roots : int Tensor [blocks]
+    hidden : Tensor [blocks, L, hidden]
+        The drafter's output after its final norm, depths 1 to L.
     embedding, target_head : Tensor [vocabulary, hidden]
     count : int
         Candidates K a depth.
@@ -245,11 +228,11 @@ def lattice(
     token_ids : int Tensor [blocks, L, K]
         Best first by the drafter's marginals.
     first : float32 Tensor [blocks, K]
-        Log-probabilities of depth 1.
+        Log-probabilities of depth 1, the drafter's own.
     transitions : float32 Tensor [blocks, L - 1, K, K]
         [b, d - 1, i, j]: candidate j of depth d + 1 behind candidate i of depth d.
     """
-    found = marginals(hidden, target_head, count, roots, head.reach)
+    found = marginals(hidden, target_head, count, reach=head.reach)
     logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
-    logprobs = logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
-    return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]
+    first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
+    return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]

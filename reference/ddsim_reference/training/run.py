@@ -30,7 +30,7 @@ from ddsim_reference.training.batches import Corpus
 from ddsim_reference.training.data import PromptPool, build_pool, generate
 from ddsim_reference.training.instructions import training_instructions
 from ddsim_reference.training.processes import Processes
-from ddsim_reference.training.trainer import Trainer
+from ddsim_reference.training.trainer import Trainer, in_words
 
 
 def train_drafter(
@@ -85,7 +85,7 @@ def train_drafter(
     rate : float
         Largest learning rate of matrices (Muon, scaled to AdamW's typical step); vectors take a third of it (AdamW).
     head : str or HeadConfig, optional
-        Train a head that knows the token before, too: "static", "gated", "gated_low_rank" or "swiglu" (see `HeadConfig`).
+        Train a head that knows the token before, too: "static", "gated" or "gated_low_rank" (see `HeadConfig`).
     head_width : int, optional
         Its inner width, by default the target's hidden size.
     head_only : bool
@@ -198,9 +198,10 @@ def train_drafter(
     ranks.wait()  # all have read the state by now
     if ranks.rank == 0:
         trainer.save(state)
-    progress(f"step {trainer.step}, {trainer.elapsed:.0f} s of training: {trainer.report()}")
+    figures = trainer.evaluate()
+    progress(f"step {trainer.step}, {trainer.elapsed:.0f} s of training: {in_words(figures)}")
     text_tokens = torch.tensor([float(corpus.tokens.numel())])
-    shared = torch.tensor([loss for loss, _ in trainer.evaluate()])
+    shared = torch.tensor([loss for loss, _ in figures])
     ranks.mean_(text_tokens)
     ranks.mean_(shared)
     if trainer.elapsed < train_seconds:
@@ -247,7 +248,7 @@ def _head(form: str | HeadConfig | None, width: int) -> HeadConfig | None:
     if form not in FORMS:
         raise DdsimError(f"head {form!r}: unknown; use one of {', '.join(FORMS)}")
     check_range("head_width", width, 1, MOST_WIDTH)
-    return HeadConfig(form, width)
+    return HeadConfig(form, width, reach=0 if form == "static" else 1)
 
 
 def _copy_drafter(source: Path, out: Path) -> None:

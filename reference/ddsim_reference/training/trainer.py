@@ -161,7 +161,7 @@ class Trainer:
         return weights
 
     def _drafted(self, batch: Batch) -> Tensor:
-        """The drafter's hidden states of a batch's blocks [blocks, block size, hidden]."""
+        """The drafter's hidden states of a batch's blocks [blocks, horizon, hidden]."""
         dtype = self.target_weights["model.embed_tokens.weight"].dtype
         self.attention.update(batch)
         features = self._features(batch, self.drafter.target_layer_ids)
@@ -186,12 +186,11 @@ class Trainer:
                 self.attention.drafter,
                 self.drafter_layer,
             )
-        return hidden.unflatten(1, (-1, self.drafter.block_size)).flatten(0, 1)
+        return hidden.unflatten(1, (-1, self.drafter.block_size)).flatten(0, 1)[:, 1:]
 
     def losses(self, batch: Batch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Of the marginals, then of each head: weighted cross-entropy and hits [rows, anchors, horizon]; and the labels' weights."""
-        hidden = self._drafted(batch)
-        drafted = hidden[:, 1:]
+        drafted = self._drafted(batch)
         labels, label_weights = labels_and_weights(batch, self.drafter.horizon, self.decay)
         # Rows without a token of an answer teach nothing, and no NaN.
         shares = (label_weights / label_weights.sum().clamp_min(1e-30)).flatten(0, 1)
@@ -199,10 +198,9 @@ class Trainer:
         if not self.heads:
             found.append(self._marginal_loss(drafted, labels, shares))
         else:
-            roots = batch.tokens.gather(1, batch.anchors)
-            before = torch.cat((roots[..., None], labels[..., :-1]), -1).flatten(0, 1)[..., None]
+            before = labels.flatten(0, 1)[:, :-1, None]
             reach = max(head.reach for head in self.heads)
-            cut = marginals(hidden, self.target_weights["lm_head.weight"], self.candidates, before, reach)
+            cut = marginals(drafted, self.target_weights["lm_head.weight"], self.candidates, before, reach)
             rows = F.embedding(cut.ids, self.target_weights["lm_head.weight"])
             if self.frozen is None:
                 found.append(self._marginal_loss(drafted, labels, shares))
@@ -223,12 +221,12 @@ class Trainer:
         head, embedding = self.heads[i], self.target_weights["model.embed_tokens.weight"]
         weights = {name: weight.to(embedding.dtype) for name, weight in self.head_weights(i).items()}
         logits, rest = conditional(head, weights, cut, embedding, rows)
-        logits, rest = logits[:, :, 0], rest[:, :, 0]
-        if (
-            self.frozen is None
-        ):  # the candidates' logits as a function of the drafter's output; ``cut`` holds their values only
-            drafted = cut.hidden[:, 1:]
-            logits = logits + ((drafted - drafted.detach())[:, :, None] @ rows.mT)[:, :, 0].float()
+        logits = torch.cat((cut.logits[:, :1], logits[:, :, 0]), 1)
+        rest = torch.cat((cut.rest[:, :1], rest[:, :, 0]), 1)
+        if self.frozen is None:
+            # ``cut`` holds the candidates' values only: this adds nothing but their slope in the drafter's output.
+            moved = cut.hidden - cut.hidden.detach()
+            logits = logits + (moved[:, :, None] @ rows.mT)[:, :, 0].float()
         return candidate_loss(logits, rest, cut.ids, labels, shares)
 
     def head_weights(self, i: int) -> Weights:
@@ -263,13 +261,6 @@ class Trainer:
                     [(float(loss), float(1 + hits.cumprod(-1).sum(-1)[batch.valid].mean())) for loss, hits in found]
                 )
         return [(float(loss), float(length)) for loss, length in np.mean(values, 0)]
-
-    def report(self) -> str:
-        """The held-out figures in words, the marginals' first."""
-        return ", ".join(
-            f"{'' if i == 0 else f'head {i}: '}held out {loss:.3f}, chain {length:.3f} at uniform anchors"
-            for i, (loss, length) in enumerate(self.evaluate())
-        )
 
     def _differentiate(self) -> None:
         self.gradients.zero_()
@@ -323,7 +314,9 @@ class Trainer:
                 self._capture()
             self.step += 1
             if self.step % every == 0:
-                progress(f"step {self.step}, {self.elapsed:.0f} s: loss {float(self.last_loss):.3f}, {self.report()}")
+                progress(
+                    f"step {self.step}, {self.elapsed:.0f} s: loss {float(self.last_loss):.3f}, {in_words(self.evaluate())}"
+                )
         if self.device.startswith("cuda"):
             torch.cuda.synchronize()
 
@@ -353,6 +346,9 @@ class Trainer:
     def load(self, path: str | Path) -> None:
         """Continue from what ``save`` wrote."""
         state = load_file(str(path), device=self.device)
+        shapes = {f"parameters.{name}": parameter.shape for name, parameter in self.parameters.items()}
+        if {name: value.shape for name, value in state.items() if name.startswith("parameters.")} != shapes:
+            raise DdsimError(f"{path}: is the state of another training; choose another work folder, or delete it")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[f"parameters.{name}"])
@@ -369,3 +365,11 @@ class Trainer:
         self.optimizer.adam.load_state_dict(adam)
         self.elapsed, self.step = float(state["progress"][0]), int(state["progress"][1])
         self.generator.manual_seed(self._draws(self.step + 1))
+
+
+def in_words(figures: Sequence[tuple[float, float]]) -> str:
+    """What `Trainer.evaluate` returns, in a line."""
+    return ", ".join(
+        f"{f'head {i}: ' if i else ''}held out {loss:.3f}, chain {length:.3f} at uniform anchors"
+        for i, (loss, length) in enumerate(figures)
+    )
