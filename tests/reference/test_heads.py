@@ -17,9 +17,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compare_heads
+import ddsim
 from ddsim.errors import DdsimError
 from ddsim_reference.model.checkpoint import load_drafter, load_head, save_drafter, save_head, save_target
-from ddsim_reference.model.heads import FORMS, HeadConfig, head_shapes, largest, lattice, marginals
+from ddsim_reference.model.heads import FORMS, HeadConfig, head_shapes, initial_head, largest, lattice, marginals
 from ddsim_reference.training import data, run, trainer
 from ddsim_reference.training.loss import candidate_loss
 from tests.naive import heads as naive
@@ -278,3 +280,37 @@ def test_training_options_that_are_refused(
 ) -> None:
     with pytest.raises(DdsimError, match=message):
         run.train_drafter(target=drafted[0], out=tmp_path / "o", work=tmp_path / "w", **(OPTIONS | options))
+
+
+def test_rounds_are_those_of_a_walk_by_hand(drafted: tuple[str, Path, Path]) -> None:
+    """Tokens a round of the comparison: a head that changes nothing has the marginals' rounds; trees against those drawn by name."""
+    target, drafter, _ = drafted
+    config, weights, _ = run.load_target(target, with_tokenizer=False)
+    shape, frozen = load_drafter(str(drafter))
+    idle = compare_heads.parsed("gated:8:reach=1")
+    assert idle == HeadConfig("gated", 8, reach=1)
+    generator = torch.Generator().manual_seed(0)
+    busy = compare_heads.parsed("static:8:tables")
+    nothing = initial_head(idle, shape, generator, "cpu")
+    something = {name: torch.randn(size, generator=generator) for name, size in head_shapes(busy, shape).items()}
+    prompts = [[1, 5, 9], [1, 5, 30, 31]]
+    tokens, counts = compare_heads.judge(
+        config, weights, shape, frozen, [None, (idle, nothing), (busy, something)], prompts, names=["a", "b"],
+        max_new_tokens=20, candidates=6, budgets=(1, 4, 20),
+    )  # fmt: skip
+    assert counts.shape == (3, len(tokens), 4)
+    assert counts[0].tolist() == counts[1].tolist() != counts[2].tolist()
+    assert (counts[:, :, 1:3] >= counts[:, :, 2:]).all() and (counts[0] <= np.array(tokens)[:, None]).all()
+    figures = compare_heads.gains(tokens, counts)
+    assert figures[0]["gain"] == figures[1]["gain"] == [0.0] * 4
+    assert figures[2]["tokens_a_round"] == pytest.approx((sum(tokens) / counts[2].sum(0)).tolist(), abs=1e-3)
+
+
+def test_what_a_tree_and_a_chain_have_right() -> None:
+    proposal = ddsim.Lattice([[7, 8], [5, 6]], np.log([0.6, 0.2]), np.log([[[0.5, 0.3], [0.1, 0.8]]]))
+    # Nodes by probability: 7 (.6), 7 5 (.3), 8 (.2), 7 6 (.18), 8 6 (.16), 8 5 (.02).
+    for truth, wanted in (
+        ([7, 5, 1], [2, 1, 2, 2, 2]), ([8, 6], [0, 0, 0, 1, 1]), ([7, 6], [1, 1, 1, 1, 2]), ([9], [0] * 5),
+    ):  # fmt: skip
+        assert compare_heads.accepted(proposal, truth, (1, 2, 3, 4)) == wanted
+    assert compare_heads.rounds([proposal] * 4, [3, 7, 5, 8, 6], (1, 4)) == [2, 3, 2]
