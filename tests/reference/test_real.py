@@ -19,7 +19,7 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import open_trace
 from ddsim_reference.decode import decode
 from ddsim_reference.engine.engine import Engine
-from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
+from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_head, load_target
 from ddsim_reference.model.workloads import WORKLOADS, encode, load_prompts
 from ddsim_reference.record import record
 
@@ -65,6 +65,47 @@ def test_replay_is_the_decoder(temperature: float, each: int, tmp_path: Path) ->
             budgets = np.where(actions[own] == CHAIN, positions.horizon, actions[own])[visited]
             replayed = list(zip(visited.tolist(), budgets.tolist(), accepted[own][visited].tolist(), strict=True))
             assert [(r.position, r.budget, r.accepted) for r in answer.rounds] == replayed
+
+
+def test_the_shipped_head_knows_what_follows() -> None:
+    """On a recorded answer, the probability of a true token behind the true one before it rises above the marginal's."""
+    from ddsim_reference.model import forward
+    from ddsim_reference.model.heads import conditional, marginals
+
+    config, weights, tokenizer = load_target(SMOLLM2)
+    shape, draft = load_drafter(str(DRAFTER))
+    found = load_head(str(DRAFTER), shape)
+    assert found is not None
+    trace = open_trace(DRAFTER.parents[1] / "traces" / "temperature-0" / "chat")
+    info = trace.sequences[0]
+    (prompt,) = [p for p in load_prompts("chat") if p.id == info.prompt_id]
+    asked, answer = encode(tokenizer, prompt), next(iter(trace.blocks())).tokens[: info.length].tolist()
+    tokens = torch.tensor([[*asked, *answer]])
+    here = torch.arange(tokens.shape[1])[None]
+    anchors = torch.arange(len(asked), tokens.shape[1] - shape.block_size)
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    with torch.inference_mode():
+        features, _ = forward.target_features(
+            config, weights, forward.target_layers(config, weights), tokens, here, forward.causal_attention,
+            shape.target_layer_ids,
+        )  # fmt: skip
+        inputs, positions = forward.block_inputs(shape, tokens[:, anchors], anchors[None])
+        context = int(anchors[-1])
+        mask = forward.masked_attention(forward.block_mask(anchors, context, shape.block_size))
+        hidden = forward.drafter_hidden(
+            shape, draft, features[:, :context], here[:, :context], embedding[inputs], positions, mask
+        )[0].unflatten(0, (-1, shape.block_size))[:, 1:]
+        truth = tokens[0, anchors[:, None] + torch.arange(1, shape.block_size)]
+        cut = marginals(hidden, head, 24, truth[:, :-1, None], found[0].reach)
+        behind, rest = conditional(*found, cut, embedding, head[cut.ids])
+    match = cut.ids[:, 1:] == truth[:, 1:, None]
+
+    def mean_loss(logits: torch.Tensor, others: torch.Tensor) -> float:
+        every = logits - torch.logaddexp(logits.logsumexp(-1), others)[..., None]
+        return -float(every[match].mean())
+
+    before, after = mean_loss(cut.logits[:, 1:], cut.rest[:, 1:]), mean_loss(behind[:, :, 0], rest[:, :, 0])
+    assert after < 0.7 * before
 
 
 def test_gguf_and_folder_are_the_same_model(tmp_path: Path) -> None:
