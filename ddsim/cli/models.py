@@ -103,6 +103,11 @@ OptionalDtypeOption = Annotated[
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens.")]
 
 
+HeadOption = Annotated[
+    bool, typer.Option("--head/--no-head", help="Use the head that knows the token before, if the drafter has one.")
+]
+
+
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
 
 
@@ -202,6 +207,7 @@ def decode(
     dtype: OptionalDtypeOption = None,
     limit: LimitOption = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Requests decoded together.")] = 1,
+    head: HeadOption = True,
     mark: Annotated[
         bool, typer.Option(help="Mark what the drafter proposed: green, or [in brackets] without colours.")
     ] = True,
@@ -219,7 +225,7 @@ def decode(
     pieces = _reference("decode").decode_prompts(
         target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
         calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
-        dtype=dtype, limit=limit, batch=batch,
+        dtype=dtype, limit=limit, batch=batch, head=head,
     )  # fmt: skip
     texts: dict[tuple[str, str], list[tuple[str, bool]]] = {}
     answers: list[dict[str, Any]] = []
@@ -288,6 +294,7 @@ def profile(
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
+    head: HeadOption = True,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -303,7 +310,8 @@ def profile(
     with _progress("Measuring") as progress:
         path = module.measure_profile(
             target=target, drafter=drafter, random_weights=random_weights, out=out, max_tokens=max_tokens,
-            batches=batch or (1,), repeats=repeats, device=device, dtype=dtype, seed=seed, progress=progress, **given,
+            batches=batch or (1,), repeats=repeats, device=device, dtype=dtype, seed=seed, head=head, progress=progress,
+            **given,
         )  # fmt: skip
     show.saved(path)
     if plot is not None:

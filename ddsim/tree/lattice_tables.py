@@ -34,6 +34,15 @@ def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, horizon, toke
         return 0
     s, m = make_scratch(horizon, most, rows, candidates)
     n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m)[1]
+    write_nodes(s, m, n, width, token_ids, shape[0], shape[1], shape[2], shape[3])
+    for i in range(n):
+        values[i + 1] = s.sorted_values[i]
+    return n
+
+
+@njit(cache=True, nogil=True)
+def write_nodes(s, m, n, width, token_ids, parents, depths, ranks, tokens):
+    """Fill the places 1..n of these from the n nodes in order; ``depths[0]`` is 0."""
     place = s.bucket_of
     place[0] = 0
     for i in range(n):
@@ -43,14 +52,12 @@ def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, horizon, toke
         parent = code >> 32
         at = code & PLACE
         above = place[parent]
-        depth = shape[1, above] + 1
+        depth = depths[above] + 1
         origin = m.origins[at]
-        shape[0, i + 1] = above
-        shape[1, i + 1] = depth
-        shape[2, i + 1] = at - s.starts[s.codes[parent] & PLACE]
-        shape[3, i + 1] = token_ids[(depth - 1) * width + origin % width if width > 0 else origin]
-        values[i + 1] = s.sorted_values[i]
-    return n
+        parents[i + 1] = above
+        depths[i + 1] = depth
+        ranks[i + 1] = at - s.starts[s.codes[parent] & PLACE]
+        tokens[i + 1] = token_ids[(depth - 1) * width + origin % width if width > 0 else origin]
 
 
 @njit(cache=True, nogil=True)

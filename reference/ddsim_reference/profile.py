@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -25,7 +26,7 @@ from ddsim_reference.decode import decode
 from ddsim_reference.engine.buckets import TokenTree, pack_mask
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
-from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_target
+from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_head, load_target
 from ddsim_reference.model.config import (
     DrafterConfig,
     ModelConfig,
@@ -35,6 +36,7 @@ from ddsim_reference.model.config import (
     target_shapes,
 )
 from ddsim_reference.model.device import device_name, number_type
+from ddsim_reference.model.heads import HeadConfig
 from ddsim_reference.model.widen import SHAPES
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
@@ -269,7 +271,7 @@ def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int 
     context = min(drafted)
     sizes = [k[1] for k in measured if k[0] == "verify" and k[2:] == (context, batch)]
     # One count for each request, so that all trees are equal; the last bucket's cost at most.
-    nodes = max(0, max((m for m in sizes if m <= min(64, engine.candidates + 1) * batch), default=batch) // batch - 1)
+    nodes = max(0, max((m for m in sizes if m <= min(64, engine.largest_tree + 1) * batch), default=batch) // batch - 1)
     size = min(m for m in sizes if m >= batch * (nodes + 1))
     rest = statistics.median(measured["draft", context, batch])
     rest += statistics.median(measured["verify", size, context, batch])
@@ -340,6 +342,7 @@ def measure_profile(
     device: str = "cuda",
     dtype: str = "bfloat16",
     seed: int = 0,
+    head: bool = True,
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -358,6 +361,8 @@ def measure_profile(
     repeats : int
         Sweeps over all points, each in another order, so that drift doesn't look like a curve.
     device, dtype : str
+    head : bool
+        Draft lattices if the drafter has a head; otherwise its marginals.
     progress : callable, optional
         Called with (sweeps done, sweeps in all).
 
@@ -385,15 +390,20 @@ def measure_profile(
     path = Path(out)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DdsimError("device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch")
+    models: tuple[DrafterConfig | None, Weights | None, tuple[HeadConfig, Weights] | None] = (None, None, None)
     if random_weights:
         config, shape = shape_configs(target)
     else:
         config, weights, _ = load_target(target, dtype=kind, device=device, with_tokenizer=False)
+        if drafter is not None:
+            shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
+            models = shape, drafter_weights, load_head(drafter, shape, dtype=kind, device=device) if head else None
     provenance: dict[str, Any] = {
         "target": target,
         "weights": "random" if random_weights else "loaded",
         "device": device_name(device),
         "dtype": dtype,
+        "head": None if models[2] is None else asdict(models[2][0]),
         "cuda_graphs": device.startswith("cuda"),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -416,9 +426,7 @@ def measure_profile(
         return path
     if random_weights:
         weights = random_target(config, device=device, dtype=kind, seed=seed)
-        pair: tuple[DrafterConfig | None, Weights | None] = (shape, random_drafter(shape, device=device, dtype=kind))
-    else:
-        pair = (None, None) if drafter is None else load_drafter(drafter, dtype=kind, device=device)
+        models = shape, random_drafter(shape, device=device, dtype=kind), None
     bandwidth, rate = copy_bandwidth(torch.device(device)), matmul_rate(torch.device(device), kind)
     provenance |= {"clocks": clocks(), "measured": time.strftime("%Y-%m-%d")}
 
@@ -437,7 +445,7 @@ def measure_profile(
         if done >= repeats:
             continue
         engine = Engine(
-            config, weights, *pair, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device
+            config, weights, *models, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device
         )
         for stack in (engine.stack, *((engine.drafter_stack,) if engine.drafter is not None else ())):
             stack.keys.normal_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,8 @@ from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, lo
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.forward import head_logits
-from ddsim_reference.model.sampling import choose, top_candidates, uniforms
+from ddsim_reference.model.heads import HeadConfig, lattice
+from ddsim_reference.model.sampling import choose, round_down_half, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
 
@@ -89,6 +90,7 @@ def write_answers(
     return answers
 
 
+@torch.inference_mode()
 def marginals(
     target: ModelConfig,
     target_weights: Weights,
@@ -109,32 +111,94 @@ def marginals(
         Rounded and ordered as in a trace; -inf at the last position, which starts no round.
     token_ids : int32 ndarray of the same shape
     """
-    device = target_weights["model.embed_tokens.weight"].device
-    tokens = torch.tensor([[*prompt, *answer]], device=device)
-    here = torch.arange(tokens.shape[1], device=device)[None]
     count = min(candidates, target.vocab_size)
     logprobs = np.full((len(answer), drafter.horizon, count), -np.inf, np.float32)
     token_ids = np.zeros(logprobs.shape, np.int32)
-    with torch.inference_mode():
-        features, _ = forward.target_features(
-            target, target_weights, layers, tokens, here, forward.causal_attention, drafter.target_layer_ids
-        )
-        for first in range(0, len(answer) - 1, positions_per_pass):
-            last = min(first + positions_per_pass, len(answer) - 1)
-            anchors = torch.arange(len(prompt) + first, len(prompt) + last, device=device)
-            context = len(prompt) + last
-            inputs, block_positions = forward.block_inputs(drafter, tokens[:, anchors], anchors[None])
-            mask = forward.block_mask(anchors, context, drafter.block_size)
-            hidden = forward.drafter_hidden(
-                drafter, drafter_weights, features[:, :context], here[:, :context],
-                F.embedding(inputs, target_weights["model.embed_tokens.weight"]), block_positions,
-                forward.masked_attention(mask),
-            )  # fmt: skip
-            drafted = hidden[0].unflatten(0, (-1, drafter.block_size))[:, 1:]
-            values, ids = top_candidates(head_logits(drafted, target_weights["lm_head.weight"]), count)
-            logprobs[first:last] = values.cpu().numpy()
-            token_ids[first:last] = ids.cpu().numpy()
+    models = target, target_weights, layers, drafter, drafter_weights
+    for own, hidden in drafted_blocks(*models, prompt, answer, positions_per_pass):
+        values, ids = top_candidates(head_logits(hidden, target_weights["lm_head.weight"]), count)
+        logprobs[own] = values.cpu().numpy()
+        token_ids[own] = ids.cpu().numpy()
     return logprobs, token_ids
+
+
+@torch.inference_mode()
+def lattices(
+    target: ModelConfig,
+    target_weights: Weights,
+    layers: list[forward.TargetLayer],
+    drafter: DrafterConfig,
+    drafter_weights: Weights,
+    draft_head: tuple[HeadConfig, Weights],
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    width: int,
+    positions_per_pass: int = 64,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lattices that a drafter with a head drafts at every position of an answer, many blocks a pass.
+
+    Parameters
+    ----------
+    draft_head : (HeadConfig, dict of str to Tensor)
+        As ``load_head`` returns it.
+    width : int
+        Candidates a depth, K; no more than the vocabulary holds.
+
+    Returns
+    -------
+    token_ids : int32 ndarray [len(answer), L, K]
+    first : float32 ndarray [len(answer), K]
+        Rounded as in a trace; -inf at the last position, which starts no round.
+    transitions : float32 ndarray [len(answer), L - 1, K, K]
+        The same.
+    """
+    embedding, target_head = target_weights["model.embed_tokens.weight"], target_weights["lm_head.weight"]
+    count, depths = min(width, target.vocab_size), drafter.horizon
+    token_ids = np.zeros((len(answer), depths, count), np.int32)
+    first = np.full((len(answer), count), -np.inf, np.float32)
+    transitions = np.full((len(answer), depths - 1, count, count), -np.inf, np.float32)
+    models = target, target_weights, layers, drafter, drafter_weights
+    for own, hidden in drafted_blocks(*models, prompt, answer, positions_per_pass):
+        ids, starts, steps = lattice(*draft_head, hidden, embedding, target_head, count)
+        token_ids[own] = ids.cpu().numpy()
+        first[own] = round_down_half(starts).cpu().numpy()
+        transitions[own] = round_down_half(steps).cpu().numpy()
+    return token_ids, first, transitions
+
+
+def drafted_blocks(
+    target: ModelConfig,
+    target_weights: Weights,
+    layers: list[forward.TargetLayer],
+    drafter: DrafterConfig,
+    drafter_weights: Weights,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    positions_per_pass: int,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The drafter's output at every position of an answer but the last.
+
+    Yields the positions of a pass and their hidden states [blocks, L, hidden].
+    """
+    device = target_weights["model.embed_tokens.weight"].device
+    tokens = torch.tensor([[*prompt, *answer]], device=device)
+    here = torch.arange(tokens.shape[1], device=device)[None]
+    features, _ = forward.target_features(
+        target, target_weights, layers, tokens, here, forward.causal_attention, drafter.target_layer_ids
+    )
+    for first in range(0, len(answer) - 1, positions_per_pass):
+        last = min(first + positions_per_pass, len(answer) - 1)
+        anchors = torch.arange(len(prompt) + first, len(prompt) + last, device=device)
+        context = len(prompt) + last
+        inputs, block_positions = forward.block_inputs(drafter, tokens[:, anchors], anchors[None])
+        mask = forward.block_mask(anchors, context, drafter.block_size)
+        hidden = forward.drafter_hidden(
+            drafter, drafter_weights, features[:, :context], here[:, :context],
+            F.embedding(inputs, target_weights["model.embed_tokens.weight"]), block_positions,
+            forward.masked_attention(mask),
+        )  # fmt: skip
+        yield slice(first, last), hidden[0].unflatten(0, (-1, drafter.block_size))[:, 1:]
 
 
 def sha256(files: Iterable[Path]) -> str:

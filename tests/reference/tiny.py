@@ -8,6 +8,7 @@ import torch
 
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes, target_shapes
+from ddsim_reference.model.heads import HeadConfig, head_shapes
 
 
 def target_config(arch: str = "qwen3", **changes: Any) -> ModelConfig:
@@ -80,19 +81,32 @@ def drafter(config: ModelConfig, seed: int = 1, **changes: Any) -> tuple[Drafter
     return shape, random_weights(drafter_shapes(shape), seed)
 
 
+def head(shape: DrafterConfig, form: str = "gated", seed: int = 2, **fields: Any) -> tuple[HeadConfig, Weights]:
+    """A head with random weights, whose word counts."""
+    config = HeadConfig(form, **({"width": 12} | fields))
+    return config, random_weights(head_shapes(config, shape), seed)
+
+
 def copies(weights: Weights) -> Weights:
     """Weights that an engine may fuse without touching these."""
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def engine(
-    arch: str = "qwen3", seed: int = 0, *, block_size: int = 6, changes: dict[str, Any] | None = None, **options: Any
+    arch: str = "qwen3",
+    seed: int = 0,
+    *,
+    block_size: int = 6,
+    changes: dict[str, Any] | None = None,
+    form: str | None = None,
+    **options: Any,
 ) -> Engine:
-    """An engine over a tiny target and drafter."""
+    """An engine over a tiny target and drafter, which has a head of this form."""
     config, weights = target(arch, seed, **(changes or {}))
     shape, draft_weights = drafter(config, seed + 1, block_size=block_size)
+    draft_head = None if form is None else head(shape, form)
     settings: dict[str, Any] = {"max_context": 128, "max_tokens": 65, "batch": 1} | options
-    return Engine(config, copies(weights), shape, copies(draft_weights), **settings)
+    return Engine(config, copies(weights), shape, copies(draft_weights), draft_head, **settings)
 
 
 def prompts(count: int, vocab: int, seed: int = 0, longest: int = 12) -> list[list[int]]:

@@ -15,7 +15,7 @@ from ddsim_reference.decode.answers import Decoded
 from ddsim_reference.decode.loop import Run
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
-from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
 from ddsim_reference.model.config import check_pair
 from ddsim_reference.model.device import check_device, number_type
 from ddsim_reference.model.workloads import Prompt, choose_prompts, encode_all
@@ -57,6 +57,7 @@ def decode_prompts(
     limit: int | None = None,
     batch: int = 1,
     max_budget: int = 512,
+    head: bool = True,
 ) -> Iterator[Piece]:
     """Answer prompts with models loaded by name, piece by piece as they are decoded.
 
@@ -80,6 +81,8 @@ def decode_prompts(
         Requests side by side.
     max_budget : int
         Largest tree.
+    head : bool
+        Draft lattices if the drafter has a head; otherwise its marginals.
 
     Raises
     ------
@@ -98,15 +101,16 @@ def decode_prompts(
     correction = None if calibration is None else Calibration.load(calibration)
     kind = ("bfloat16" if check_device(device).type == "cuda" else "float32") if dtype is None else dtype
     config, weights, tokenizer = load_target(target, dtype=number_type(kind), device=device)
-    shape, drafter_weights = None, None
+    shape, drafter_weights, draft_head = None, None, None
     if drafter is not None and rule.drafts:
         shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device)
         check_pair(config, shape, drafter)
+        draft_head = load_head(drafter, shape, dtype=number_type(kind), device=device) if head else None
     ids = encode_all(tokenizer, chosen, config, max_new_tokens)
     largest = max_budget if rule.fixed is None else max(rule.fixed, 0)
     largest = max(largest, 0 if shape is None else shape.horizon)
     engine = Engine(
-        config, weights, shape, drafter_weights, max_context=max(map(len, ids)) + max_new_tokens,
+        config, weights, shape, drafter_weights, draft_head, max_context=max(map(len, ids)) + max_new_tokens,
         max_tokens=largest + batch if rule.fixed is None else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
     )  # fmt: skip
     run = Run(

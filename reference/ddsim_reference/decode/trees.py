@@ -13,6 +13,7 @@ from ddsim.policy.choose import CHAIN
 from ddsim.policy.contract import Policy, ask, ask_batch, decision_table
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.kernels import NO_RANK
+from ddsim_reference.decode.lattices import DraftedLattices
 from ddsim_reference.decode.rows import DraftedRows, Grown
 from ddsim_reference.engine.buckets import Bucket
 from ddsim_reference.engine.engine import Engine
@@ -40,8 +41,7 @@ class Trees:
         self.engine, self.policy, self.cost, self.calibration = engine, policy, cost, calibration
         if engine.drafter is None:
             raise DdsimError(f"policy {policy.name}: needs a drafter; give one, or decode with AR")
-        exact = engine.candidates if engine.candidates < engine.target.vocab_size else engine.max_tokens - 1
-        most = min(exact, engine.max_tokens - 1)
+        most = engine.largest_tree
         if max_budget is not None and not 0 <= max_budget <= most:
             raise DdsimError(
                 f"max_budget {max_budget}: the engine holds trees of 0 to {most} nodes; raise max_tokens and candidates"
@@ -49,7 +49,8 @@ class Trees:
         self.most = most if max_budget is None else max_budget
         if cost is None and policy.adaptive:
             raise DdsimError(f"policy {policy.name}: needs a cost model; give a profile")
-        self.draft = DraftedRows(engine, calibration, self.most)
+        kind = DraftedRows if engine.draft_head is None else DraftedLattices
+        self.draft: DraftedRows | DraftedLattices = kind(engine, calibration, self.most)
         batch = engine.batch
         room = max(self.most, engine.drafter.horizon) + 1
         self.grown = Grown(np.zeros(batch, np.int32), *(np.zeros((batch, room), np.int32) for _ in range(3)))

@@ -30,7 +30,8 @@ from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import head_logits, rms_norm
-from ddsim_reference.model.sampling import top_candidates
+from ddsim_reference.model.heads import HeadConfig, cut, lattice_of
+from ddsim_reference.model.sampling import round_down_half, top_candidates
 
 
 class Engine:
@@ -43,6 +44,8 @@ class Engine:
         fused, and the dictionary's entries become views of the fused ones.
     drafter_config, drafter_weights : optional
         As ``load_drafter`` returns them; None decodes autoregressively only.
+    draft_head : (HeadConfig, dict of str to Tensor), optional
+        As ``load_head`` returns it: lattices are drafted, and not marginals.
     max_context : int
         Most committed tokens of a request, prompt included.
     max_tokens : int
@@ -50,7 +53,9 @@ class Engine:
     batch : int
         Requests side by side.
     candidates : int
-        Drafter candidates kept at each position; no fewer than the largest budget, and trees are exact.
+        Drafter candidates kept of each marginal; no fewer than the largest budget, and trees are exact.
+    lattice_width : int
+        Candidates a depth of a lattice, K: other tokens are not proposed, whatever the budget.
     cuda_graphs : bool
         Replay captured graphs (GPU only).
     gemv : bool
@@ -72,6 +77,7 @@ class Engine:
         target_weights: Weights,
         drafter_config: DrafterConfig | None = None,
         drafter_weights: Weights | None = None,
+        draft_head: tuple[HeadConfig, Weights] | None = None,
         *,
         max_context: int = 2048,
         max_tokens: int = 1025,
@@ -79,6 +85,7 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         candidates: int = 512,
+        lattice_width: int = 16,
         cuda_graphs: bool = True,
         gemv: bool = True,
         streamed: bool = True,
@@ -93,19 +100,20 @@ class Engine:
                 f"max_context {max_context}, max_tokens {max_tokens}, batch {batch}: all must be at least 1"
             )
         if drafter_config is None or drafter_weights is None:
-            drafter_config = drafter_weights = None
+            drafter_config = drafter_weights = draft_head = None
         else:
             check_pair(target_config, drafter_config)
         self.target, self.drafter = target_config, drafter_config
         self.max_context, self.max_tokens, self.batch = max_context, max_tokens, batch
         self.steps = 16 if drafter_config is None else power_of_two(drafter_config.block_size)
         self.length = max_context + max(max_tokens, 2 * self.steps)
-        self.candidates = min(candidates, target_config.vocab_size)
+        self.draft_head = draft_head
+        self.candidates = min(candidates if draft_head is None else lattice_width, target_config.vocab_size)
         self.graphs = Graphs(cuda_graphs and self.device.type == "cuda")
         self.gemv = gemv and self.device.type == "cuda"
         self.streamed = streamed and self.device.type == "cuda"
         self.auxiliary_layers = () if drafter_config is None else drafter_config.target_layer_ids
-        self._check_memory(target_weights, drafter_weights)
+        self._check_memory(target_weights, drafter_weights, None if draft_head is None else draft_head[1])
 
         def here(weights: Weights) -> Weights:
             if embedding.device.type == self.device.type and embedding.dtype == self.dtype:
@@ -135,6 +143,8 @@ class Engine:
         self.host_report = self._pinned(self.report)
         if drafter_config is not None and drafter_weights is not None:
             self._build_drafter(drafter_config, here(drafter_weights))
+            if draft_head is not None:
+                self.draft_head = draft_head[0], here(draft_head[1])
         self.ready = self.committed = None
         if self.device.type == "cuda":
             self.ready, self.committed = torch.cuda.Event(), torch.cuda.Event()
@@ -156,13 +166,19 @@ class Engine:
         self.fed = self._zeros(self.batch, dtype=torch.int32)  # tokens whose keys the drafter holds
         self.pending = self._zeros(self.batch, dtype=torch.int32)  # valid rows of ``fresh``
         block = config.block_size
-        shape = (self.batch, config.horizon, self.candidates)
-        self.draft_out = self._zeros(
-            2, *shape, dtype=torch.int32
-        )  # log-probabilities and ids, so that one copy fetches both
+        # Log-probabilities and ids, so that one copy fetches both.
+        depths, count = config.horizon, self.candidates
+        rows = depths if self.draft_head is None else 1 + (depths - 1) * count
+        values = self.batch * rows * count
+        self.draft_out = self._zeros(values + self.batch * depths * count, dtype=torch.int32)
         self.host_draft = self._pinned(self.draft_out)
-        self.draft_logprobs, self.draft_ids = self.draft_out[0].view(torch.float32), self.draft_out[1]
-        self.host_logprobs, self.host_ids = self.host_draft[0].view(torch.float32).numpy(), self.host_draft[1].numpy()
+        (self.draft_logprobs, self.draft_ids), (self.host_logprobs, self.host_ids) = (
+            (
+                out[:values].view(torch.float32).view(self.batch, rows, count),
+                out[values:].view(self.batch, depths, count),
+            )
+            for out in (self.draft_out, self.host_draft)
+        )
         # What the same draft pass needs every round, made once: a launch saved is two microseconds saved.
         rows = torch.arange(self.batch, dtype=torch.int32, device=self.device)
         self.block_tokens = torch.full((self.batch, block), config.mask_token_id, dtype=torch.int32, device=self.device)
@@ -174,6 +190,12 @@ class Engine:
             (rows, self.block_start, self.block_size, torch.zeros_like(rows)), 1
         ).contiguous()
         self.block_mask = torch.full((self.batch * block, -(-block // 32)), -1, dtype=torch.int32, device=self.device)
+
+    @property
+    def largest_tree(self) -> int:
+        """Nodes of the largest tree that one request can ask for: beyond the candidates kept of marginals, no tree is exact."""
+        all_kept = self.draft_head is not None or self.candidates == self.target.vocab_size
+        return self.max_tokens - 1 if all_kept else min(self.candidates, self.max_tokens - 1)
 
     def needed_bytes(self) -> int:
         """Bytes that caches, logits and features take, beside the weights."""
@@ -287,7 +309,7 @@ class Engine:
             self.committed.record()
 
     def draft(self) -> None:
-        """Draft after the roots; ``drafted`` tells the marginals."""
+        """Draft after the roots; ``drafted`` tells what."""
         if self.drafter is None:
             raise DdsimError("this engine has no drafter: only autoregressive decoding is possible")
         self.graphs.prepare("draft", self._draft)
@@ -320,9 +342,16 @@ class Engine:
         return [(row[2 : 2 + row[0]], row[1]) for row in self.host_report.tolist()]
 
     def drafted(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """After ``wait``: marginals of every request, float32 [batch, L, K] and int32 [batch, L, K]; the next draft
-        overwrites them."""
-        return self.host_logprobs, self.host_ids
+        """After ``wait``: what was drafted for every request; the next draft overwrites it.
+
+        Returns
+        -------
+        logprobs : float32 ndarray [batch, L, K], or [batch, 1 + (L - 1) * K, K] with a head
+            Marginals, descending; or a lattice's first row, then its transitions: row 1 + (d - 1) * K + i follows candidate i
+            of depth d. Rounded down to float16.
+        token_ids : int32 ndarray [batch, L, K]
+        """
+        return self.host_logprobs.numpy(), self.host_ids.numpy()
 
     def prefill(self, request: int, prompt: Sequence[int]) -> Tensor:
         """Commit a prompt to a request's empty cache, in chunks through the verification path.
@@ -472,7 +501,15 @@ class Engine:
         drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
         logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
         project_head(drafted, self.head, logits, streamed=streamed)
-        values, ids = top_candidates(logits, self.candidates)
+        if self.draft_head is None:
+            values, ids = top_candidates(logits, self.candidates)
+        else:
+            head, weights = self.draft_head
+            found = cut(
+                drafted.unflatten(0, (batch, -1)), logits.unflatten(0, (batch, -1)), self.candidates, reach=head.reach
+            )
+            ids, first, transitions = lattice_of(head, weights, found, self.embedding, self.head)
+            values = round_down_half(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
 

@@ -127,23 +127,31 @@ def marginals(
     chunk : int
         Blocks whose logits are held at a time.
     """
-    depths = hidden.shape[1]
-    found: list[tuple[Tensor, ...]] = []
+    found = []
     for first in range(0, len(hidden), chunk):
-        logits = head_logits(hidden[first : first + chunk], target_head)
-        values, ids = largest(logits, count)
-        total = logits.logsumexp(-1)
-        share = (values - total[..., None]).exp().sum(-1)
-        rest = total + torch.log1p(-share.clamp_max(1 - 1e-6))
-        before = ids[:, :-1] if parents is None else parents[first : first + chunk]
-        likely = values.new_full((*before.shape, 2 * reach + 1), FLOOR)
-        for i in range(2 * reach + 1):
-            shift = i - reach
-            low, high = max(0, -shift), min(depths - 1, depths - shift)
-            at = slice(low + shift, high + shift)
-            likely[:, low:high, :, i] = logits[:, at].gather(-1, before[:, low:high]) - total[:, at, None]
-        found.append((ids, values, rest, before, likely.clamp_min_(FLOOR)))
+        own = slice(first, first + chunk)
+        logits = head_logits(hidden[own], target_head)
+        part = cut(hidden[own], logits, count, None if parents is None else parents[own], reach)
+        found.append((part.ids, part.logits, part.rest, part.parents, part.likely))
     return Marginals(hidden, *(torch.cat(part) for part in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def cut(hidden: Tensor, logits: Tensor, count: int, parents: Tensor | None = None, reach: int = 0) -> Marginals:
+    """`marginals` of blocks whose logits, float32 [blocks, L, vocabulary], are there."""
+    depths = logits.shape[1]
+    values, ids = largest(logits, count)
+    total = logits.logsumexp(-1)
+    share = (values - total[..., None]).exp().sum(-1)
+    rest = total + torch.log1p(-share.clamp_max(1 - 1e-6))
+    before = ids[:, :-1] if parents is None else parents
+    likely = values.new_full((*before.shape, 2 * reach + 1), FLOOR)
+    for i in range(2 * reach + 1):
+        shift = i - reach
+        low, high = max(0, -shift), min(depths - 1, depths - shift)
+        at = slice(low + shift, high + shift)
+        likely[:, low:high, :, i] = logits[:, at].gather(-1, before[:, low:high]) - total[:, at, None]
+    return Marginals(hidden, ids, values, rest, before, likely.clamp_min_(FLOOR))
 
 
 def conditional(
@@ -233,6 +241,14 @@ def lattice(
         [b, d - 1, i, j]: candidate j of depth d + 1 behind candidate i of depth d.
     """
     found = marginals(hidden, target_head, count, reach=head.reach)
+    return lattice_of(head, weights, found, embedding, target_head)
+
+
+@torch.no_grad()
+def lattice_of(
+    head: HeadConfig, weights: Weights, found: Marginals, embedding: Tensor, target_head: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lattice` of marginals whose parents are all candidates of the depth above."""
     logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
     first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
