@@ -21,6 +21,7 @@ from ddsim.policy.contract import Policy
 from ddsim.policy.parse import parse_policy
 from ddsim.trace import rounds as _rounds
 from ddsim.trace.calibration import Calibration
+from ddsim.trace.path import PathCorrection
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace
 from ddsim.tree import kernels as _kernels
@@ -235,6 +236,18 @@ def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 
         weights = -np.sort(-draw(ints(1, 64, length, horizon, width)), axis=-1)
         logprobs.append(np.log(weights / (weights.sum(-1, keepdims=True) + 1)))
     return Trace.from_arrays(tokens, ids, logprobs, max_budget=max_budget, vocab_size=vocabulary)
+
+
+@st.composite
+def path_corrections(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 8) -> PathCorrection:
+    """Corrections of any sign, with some pairs of tokens."""
+    numbers = draw(ints(-64, 64, 8 + 2 * horizon)) / 32
+    pairs = sorted(draw(st.sets(st.tuples(*[st.integers(0, vocabulary - 1)] * 2), max_size=12)))
+    before, after = np.array(pairs, np.int32).reshape(-1, 2).T.copy()
+    powers, rests = numbers[8 : 8 + horizon], numbers[8 + horizon :]
+    return PathCorrection(
+        numbers[:8], powers, rests, before, after, draw(ints(-99, 99, len(pairs))).astype(np.int32), max_budget
+    )
 
 
 policies: st.SearchStrategy[Policy] = st.one_of(

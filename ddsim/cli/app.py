@@ -33,7 +33,7 @@ KINDS = ("auto", *kinds.KINDS)
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
-CALIBRATIONS = ("isotonic", "temperature")
+CALIBRATIONS = ("isotonic", "temperature", "path")
 
 
 ANSWERS, CURVES, REFERENCE = "Answers", "Costs, calibration, files", "With a model (reference extra)"
@@ -151,7 +151,7 @@ CalibrateOption = Annotated[
     typer.Option(
         "--calibrate",
         metavar="KIND",
-        help="Replay calibrated too, each prompt by a fit on others: isotonic or temperature.",
+        help="Replay calibrated too, each prompt by a fit on others: isotonic, temperature or path.",
         autocompletion=_complete(*CALIBRATIONS),
     ),
 ]

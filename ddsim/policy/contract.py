@@ -351,9 +351,11 @@ def _nearest(policy: Policy, *names: str) -> dict[str, int]:
 
 
 def calibration_matters(policy: Policy, kind: str) -> bool:
-    """Whether a calibration of the marginals ("isotonic": of their gains, "temperature": of the trees) can change what it does."""
+    """Whether a calibration can change what it does: of gains (isotonic), of marginals (temperature), or of all that is drafted (path)."""
     if policy.adaptive:
         return True
+    if kind == "path":
+        return policy.drafts
     return kind == "temperature" and policy.drafts and not policy.hindsight and policy.fixed != CHAIN
 
 

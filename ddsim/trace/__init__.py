@@ -4,5 +4,5 @@
 users hold. ``rounds`` is the table of rounds (gains and true-path ranks) that replay reads, ``cache`` keeps it. ``reliability`` measures the
 drafter's probabilities, ``calibration`` corrects them.
 
-May use: arrays, errors, files, jit, limits, text, tree.
+May use: arrays, errors, files, jit, limits, text, threads, tree.
 """

@@ -61,7 +61,7 @@ def positions_of(
     ----------
     trace : Trace
     calibration : Calibration or CrossCalibration, optional
-        A temperature changes the rows, hence trees, gains and ranks; an isotonic map changes the gains only.
+        A temperature or a path correction changes the rows, hence trees, gains and ranks; an isotonic map changes the gains only.
     cache : bool
         False: compute, and keep all in memory.
     progress : callable, optional
@@ -171,6 +171,8 @@ def _digest(calibration: Calibration | CrossCalibration) -> str:
     for part in parts:
         for values in (part.log_gains, part.acceptance, part.temperatures):
             digest.update(json.dumps(values.tolist()).encode())
+        if part.path is not None:
+            digest.update(json.dumps(part.path.to_json()).encode())
     return digest.hexdigest()
 
 

@@ -16,12 +16,15 @@ from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.trace.calibration import (
     _PRIOR,
+    KINDS,
     TEMPERATURES,
     Calibration,
     CrossCalibration,
     _scaled,
     _uncensored,
+    rows_of,
 )
+from ddsim.trace.path_fit import fit_path, gathered
 from ddsim.trace.reliability import lengths_by_budget
 from ddsim.trace.rounds import Positions, drafted, rounds_of
 from ddsim.trace.trace import Trace, check_trace
@@ -50,7 +53,7 @@ def fit_calibration(
     Parameters
     ----------
     trace : Trace
-    kind : {"isotonic", "temperature"}
+    kind : {"isotonic", "temperature", "path"}
     train_share : float
         Share of the prompts to fit on; all sequences of a prompt go to one side.
     seed : int
@@ -65,7 +68,7 @@ def fit_calibration(
     Calibration
     pandas.DataFrame
         On the held-out prompts, a row a budget: budget, count (positions), realised acceptance length,
-        predicted_before, predicted_after.
+        predicted_before, predicted_after; for trees that are others than recorded also realised_after.
 
     Raises
     ------
@@ -74,38 +77,61 @@ def fit_calibration(
     """
     check_trace("fit_calibration", trace)
     limits.check("seed", seed)
-    fit = _fitter(kind)
+    _check_kind(kind)
     inside = _chosen_prompts(trace, train_share, seed)
     train, test = (trace.subset(np.flatnonzero(chosen)) for chosen in (inside, ~inside))
     known = positions if kind == "isotonic" else None
     to_fit, to_judge = (None if known is None else known.subset(chosen) for chosen in (inside, ~inside))
     provenance = _origin(trace) | {"train": train.fingerprint, "train_share": train_share, "seed": seed}
     whole = len(train) + 2 * len(test)
-    all_of = np.zeros(len(train.sequences), np.int64)
-    statistics = _statistics(train, kind, all_of, 1, _part(progress, 0, whole), to_fit)
-    calibration = fit(statistics[0], provenance)
+    (calibration,) = _fits(train, kind, None, [provenance], _part(progress, 0, whole), to_fit)
     before = lengths_by_budget(test, None, to_judge, _part(progress, len(train), whole))
     after = lengths_by_budget(test, calibration, to_judge, _part(progress, len(train) + len(test), whole))
     report = before[["budget", "count", "realised"]].assign(
         predicted_before=before["predicted"], predicted_after=after["predicted"]
     )
+    if kind == "path":
+        report["realised_after"] = after["realised"]
     return calibration, report
 
 
+def fit_on_all(trace: Trace, kind: str = "isotonic", *, progress: Progress | None = None) -> Calibration:
+    """Fit a calibration on every prompt of a trace: the one to use on others, where `cross_calibrate` has judged its kind.
+
+    Raises
+    ------
+    DdsimError
+        Unknown kind, or no position with a full horizon of truth.
+    """
+    check_trace("fit_on_all", trace)
+    _check_kind(kind)
+    provenance = _origin(trace) | {"train": trace.fingerprint, "train_share": 1.0}
+    (calibration,) = _fits(trace, kind, None, [provenance], progress)
+    return calibration
+
+
 def cross_calibrate(
-    trace: Trace, kind: str = "isotonic", *, folds: int = 5, seed: int = 0, progress: Progress | None = None
+    trace: Trace,
+    kind: str = "isotonic",
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    by: str = "prompt",
+    progress: Progress | None = None,
 ) -> CrossCalibration:
     """Fit calibrations such that every prompt can be judged with one that was fitted on other prompts only.
 
     Parameters
     ----------
     trace : Trace
-    kind : {"isotonic", "temperature"}
+    kind : {"isotonic", "temperature", "path"}
     folds : int
         Prompts are dealt into so many parts (fewer if there are fewer prompts), each workload evenly; all
         sequences of a prompt go to one.
     seed : int
         Of the deal.
+    by : {"prompt", "workload"}
+        "workload": each workload is a part of its own, so every prompt is judged with a fit on other workloads.
     progress : callable, optional
         Called with (positions done, positions in all).
 
@@ -117,25 +143,62 @@ def cross_calibrate(
     Raises
     ------
     DdsimError
-        Unknown kind, fewer than two prompts or folds, or no position with a full horizon of truth.
+        Unknown kind, fewer than two prompts, folds or workloads, or no position with a full horizon of truth.
     """
     check_trace("cross_calibrate", trace)
     limits.check("seed", seed)
-    fit = _fitter(kind)
+    _check_kind(kind)
     prompts = list(dict.fromkeys((info.workload, info.prompt_id) for info in trace.sequences))
-    count = min(folds, len(prompts))
-    if count < 2:
-        raise DdsimError(
-            f"calibration: needs at least 2 folds and 2 prompts, got {folds} folds and {len(prompts)} prompts"
-        )
-    rng = np.random.default_rng(seed)
-    shuffled = [prompts[i] for i in rng.permutation(len(prompts))]
-    fold = {prompt: i % count for i, prompt in enumerate(sorted(shuffled, key=lambda prompt: prompt[0]))}
+    if by == "workload":
+        fold = {prompt: trace.workloads.index(prompt[0]) for prompt in prompts}
+        count = len(trace.workloads)
+        if count < 2:
+            raise DdsimError(f"calibration: by workload needs at least 2 workloads, got {count}")
+    elif by == "prompt":
+        count = min(folds, len(prompts))
+        if count < 2:
+            raise DdsimError(
+                f"calibration: needs at least 2 folds and 2 prompts, got {folds} folds and {len(prompts)} prompts"
+            )
+        rng = np.random.default_rng(seed)
+        shuffled = [prompts[i] for i in rng.permutation(len(prompts))]
+        fold = {prompt: i % count for i, prompt in enumerate(sorted(shuffled, key=lambda prompt: prompt[0]))}
+    else:
+        raise DdsimError(f"calibration: by {by!r} is not known; choose prompt or workload")
     of_sequence = np.array([fold[info.workload, info.prompt_id] for info in trace.sequences], np.int64)
-    statistics = _statistics(trace, kind, of_sequence, count, progress)
     provenance = _origin(trace) | {"folds": count, "seed": seed}
-    parts = tuple(fit(np.delete(statistics, f, axis=0).sum(axis=0), provenance | {"left_out": f}) for f in range(count))
+    if by == "workload":
+        provenance["by"] = by
+    parts = tuple(_fits(trace, kind, of_sequence, [provenance | {"left_out": f} for f in range(count)], progress))
     return CrossCalibration(kind, parts, fold, provenance)
+
+
+def _fits(
+    trace: Trace,
+    kind: str,
+    fold: NDArray[np.int64] | None,
+    provenances: list[dict[str, Any]],
+    progress: Progress | None = None,
+    positions: Positions | None = None,
+) -> list[Calibration]:
+    """A calibration without each fold (``fold`` [S]), or, with None, one of all sequences; each with its provenance."""
+    none, count = np.zeros(0), len(provenances)
+    if kind == "path":
+        prompts: dict[tuple[str, str], int] = {}
+        names = [(info.workload, info.prompt_id) for info in trace.sequences]
+        of = np.array([prompts.setdefault(name, len(prompts)) for name in names], np.int64)
+        data = gathered(trace, of, progress)
+        away = np.full(len(prompts), -1)
+        if fold is not None:
+            away[of] = fold
+        fits = (fit_path(data, away[data.rows[:, 0]] != f) for f in range(count))
+        return [Calibration(kind, none, none, none, p, fit) for p, fit in zip(provenances, fits, strict=True)]
+    fit = _fitter(kind)
+    if fold is None:
+        statistics = _statistics(trace, kind, np.zeros(len(trace.sequences), np.int64), 1, progress, positions)
+        return [fit(statistics[0], provenances[0])]
+    statistics = _statistics(trace, kind, fold, count, progress, positions)
+    return [fit(np.delete(statistics, f, axis=0).sum(axis=0), p) for f, p in enumerate(provenances)]
 
 
 def _origin(trace: Trace) -> dict[str, Any]:
@@ -202,7 +265,12 @@ def _fitter(kind: str) -> Callable[[NDArray[np.float64], dict[str, Any]], Calibr
         return isotonic
     if kind == "temperature":
         return lambda sums, provenance: Calibration(kind, none, none, _best_temperatures(sums), provenance)
-    raise DdsimError(f"unknown calibration {kind!r}; choose isotonic or temperature")
+    raise AssertionError(kind)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise DdsimError(f"unknown calibration {kind!r}; choose {', '.join(KINDS)}")
 
 
 def _part(progress: Progress | None, before: int, whole: int) -> Progress | None:
@@ -261,7 +329,8 @@ def _losses(trace: Trace, fold: NDArray[np.int64], count: int, progress: Progres
     """[count, 1 + temperatures, L]: rows judged, then -log-likelihood of the true tokens at every temperature (those not kept
     count as the missing mass)."""
     total = np.zeros((count, 1 + len(TEMPERATURES), trace.horizon))
-    for rows, truth, block, first in drafted(trace, progress=progress):
+    for proposal, truth, block, first in drafted(trace, progress=progress):
+        rows = rows_of(proposal, "temperature")
         use, sizes, ranks = _uncensored(block), rows.counts, np.asarray(block.ranks)
         where = np.repeat(fold[first : first + block.sequences], np.diff(block.starts))
         judged = use[:, None] & (sizes > 0)

@@ -15,8 +15,10 @@ from ddsim.errors import DdsimError
 from ddsim.files.documents import array, mapping, need, number, read_document, write_document
 from ddsim.jit import njit
 from ddsim.trace.checks import round_logprobs
+from ddsim.trace.path import PathCorrection
 from ddsim.trace.schema import TraceBlock
-from ddsim.tree.proposal import Rows
+from ddsim.tree.lattices import Lattices
+from ddsim.tree.proposal import Proposal, Rows
 
 if TYPE_CHECKING:
     from ddsim.trace.rounds import Positions
@@ -25,6 +27,10 @@ KIND = "ddsim-calibration"
 
 
 SCHEMA_VERSION = 1
+
+
+KINDS = ("isotonic", "temperature", "path")
+"""What is corrected: a node's gain, the marginals of each depth, or each row by the token before it."""
 
 
 TEMPERATURES = np.geomspace(0.5, 2.0, 57)
@@ -65,8 +71,8 @@ def _interpolate(gains, logs, knots, values, out):  # type: ignore[no-untyped-de
 class Calibration:
     """A fitted correction of marginals.
 
-    ``kind`` is ``"isotonic"`` (``apply_gains``) or ``"temperature"`` (``apply_rows``); the other method
-    returns its input.
+    ``kind`` is ``"isotonic"`` (``apply_gains``), ``"temperature"`` (``apply_rows``) or ``"path"`` (``path``); the methods of other
+    kinds return their input.
     """
 
     kind: str
@@ -77,6 +83,8 @@ class Calibration:
     temperatures: NDArray[np.float64]
     """[L] a temperature per depth."""
     provenance: dict[str, Any]
+    path: PathCorrection | None = None
+    """What makes lattices of rows, for a decoder too (`PathCorrection.lattice`); None for other kinds."""
 
     def apply_gains(self, gains: ArrayLike) -> NDArray[np.float32]:
         """Acceptance probability of nodes from their gains.
@@ -149,18 +157,16 @@ class Calibration:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON, whole or not at all."""
-        write_document(
-            path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "kind": KIND,
-                "calibration": self.kind,
-                "log_gains": self.log_gains.tolist(),
-                "acceptance": self.acceptance.tolist(),
-                "temperatures": self.temperatures.tolist(),
-                "provenance": self.provenance,
-            },
-        )
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
+            "calibration": self.kind,
+            "log_gains": self.log_gains.tolist(),
+            "acceptance": self.acceptance.tolist(),
+            "temperatures": self.temperatures.tolist(),
+            "provenance": self.provenance,
+        }
+        write_document(path, document if self.path is None else document | {"path": self.path.to_json()})
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Calibration:
@@ -186,19 +192,20 @@ class Calibration:
             return np.array([number(v, f"{where}: {key}", positive=True) for v in values], np.float64)
 
         kind = need(document, "calibration", where)
-        if kind not in ("isotonic", "temperature"):
-            raise DdsimError(f"{where}: unknown calibration {kind!r}; isotonic and temperature are known")
+        if kind not in KINDS:
+            raise DdsimError(f"{where}: unknown calibration {kind!r}; {', '.join(KINDS)} are known")
         logs, acceptance, temperatures = (numbers(key) for key in ("log_gains", "acceptance", "temperatures"))
         if len(logs) != len(acceptance) or np.any(np.diff(logs) <= 0) or np.any(np.diff(acceptance) < 0):
             raise DdsimError(f"{where}: the isotonic map is not monotone")
         if len(acceptance) and (acceptance[-1] > 1 or logs[-1] > 0):
             raise DdsimError(f"{where}: the isotonic map goes above probability 1")
-        if len(logs if kind == "isotonic" else temperatures) == 0:
+        fitted = PathCorrection.from_json(need(document, "path", where), f"{where}: path") if kind == "path" else None
+        if fitted is None and len(logs if kind == "isotonic" else temperatures) == 0:
             raise DdsimError(f"{where}: a {kind} calibration without values")
         if len(temperatures) and not 1e-3 <= temperatures.min() <= temperatures.max() <= 1e3:
             raise DdsimError(f"{where}: temperatures: must be between 0.001 and 1,000, as any fitted one is")
         provenance = mapping(need(document, "provenance", where), f"{where}: provenance")
-        return Calibration(kind, logs, acceptance, temperatures, provenance)
+        return Calibration(kind, logs, acceptance, temperatures, provenance, fitted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,17 +231,46 @@ class CrossCalibration:
         return self.parts[self.fold[workload, prompt_id]]
 
 
-def calibrated_proposal(block: TraceBlock, calibration: Calibration | CrossCalibration) -> Rows:
-    """The proposal of a block, each sequence's by its own calibration."""
-    proposal = block.proposal
-    if calibration.kind != "temperature":
+def rows_of(proposal: Proposal, kind: str) -> Rows:
+    """A proposal that a calibration of this kind can correct.
+
+    Raises
+    ------
+    DdsimError
+        It isn't rows of marginals.
+    """
+    if isinstance(proposal, Rows):
         return proposal
-    out = np.empty_like(proposal.logprobs)
+    raise DdsimError(
+        f"calibration: {kind} corrects rows of marginals, and the recording holds {type(proposal).__name__.lower()}; isotonic "
+        "works for every proposal"
+    )
+
+
+def calibrated_proposal(block: TraceBlock, calibration: Calibration | CrossCalibration, max_budget: int) -> Proposal:
+    """The proposal of a block for trees of at most ``max_budget`` nodes, each sequence's by its own calibration.
+
+    Raises
+    ------
+    DdsimError
+        A calibration of rows, and the block holds no rows.
+    """
+    if calibration.kind == "isotonic":
+        return block.proposal
+    rows = rows_of(block.proposal, calibration.kind)
+    bounds = block.starts.tolist()
+    parts: list[Any] = []
     for s, names in enumerate(zip(block.workload, block.prompt_id, strict=True)):
-        edges = proposal.offsets[block.starts[s] * block.horizon : block.starts[s + 1] * block.horizon + 1]
-        rows = slice(edges[0], edges[-1])
-        out[rows] = calibration.for_prompt(*names).apply_rows(proposal.logprobs[rows], edges - edges[0])
-    return proposal.with_logprobs(out)
+        own, (first, last) = calibration.for_prompt(*names), bounds[s : s + 2]
+        part = rows.part(first, last)
+        if own.path is None:
+            parts.append(own.apply_rows(part.logprobs, part.offsets))
+        else:
+            starts = np.array([0, last - first])
+            parts.append(own.path.lattices(part, block.tokens[first:last], starts, max_budget))
+    if calibration.kind == "temperature":
+        return rows.with_logprobs(np.concatenate(parts))
+    return Lattices.joined(block.horizon, parts)
 
 
 def calibrated_gains(

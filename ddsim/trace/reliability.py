@@ -25,6 +25,10 @@ EDGES = np.concatenate([[0.0], np.geomspace(1e-4, 1, 17)])
 """Of the bins of path probability."""
 
 
+BRANCHES = ("best path", "off it", "behind the best", "behind the second", "behind the third", "behind others")
+"""Where the token before stands, on the path of best candidates or off it, and by its rank."""
+
+
 @dataclass(frozen=True)
 class Reliability:
     """Predicted against realised acceptance; each row has its count and a 95 % Wilson interval.
@@ -40,6 +44,10 @@ class Reliability:
     """bin edges of path probability (above, upto), count of nodes, predicted, realised, low, high."""
     by_budget: pd.DataFrame
     """budget, count of positions, predicted and realised acceptance length (root included), ratio."""
+    by_branch: pd.DataFrame
+    """branch, count, predicted and realised probability that the best candidate behind the true token before it is the true token,
+    low, high; rows of depth 2 on whose true path so far is in the tree of ``max_budget`` nodes. Branches: on the path of best
+    candidates, off it, and by the rank of the token before among those that follow the same path."""
 
 
 def reliability(
@@ -72,18 +80,32 @@ def reliability(
     check_trace("reliability", trace)
     nodes = _Nodes(trace.max_budget)
     depth_sums = np.zeros((3, trace.horizon))  # rows, predicted, realised
-    for rows, truth, block, _ in drafted(trace, calibration, positions, progress):
-        has = (rows.counts > 0) & _uncensored(block)[:, None]
+    branch_sums = np.zeros((3, len(BRANCHES)))
+    for proposal, truth, block, _ in drafted(trace, calibration, positions, progress):
+        best = proposal.best_after(truth)
+        has = (best > -np.inf) & _uncensored(block)[:, None]
         has[:, 1:] &= np.asarray(block.ranks)[:, :-1] <= trace.max_budget
-        best = np.where(has, np.exp(rows.best()), 0.0)
+        best = np.where(has, np.exp(best), 0.0)
         if nodes.add(block):
-            depth_sums += np.stack([has.sum(0), best.sum(0), (has & (truth == 0)).sum(0)])
+            right = truth == 0
+            depth_sums += np.stack([has.sum(0), best.sum(0), (has & right).sum(0)])
+            for i, there in enumerate(_branches(truth)):
+                chosen = has[:, 1:] & there
+                branch_sums[:, i] += chosen.sum(), best[:, 1:][chosen].sum(), (chosen & right[:, 1:]).sum()
     by_budget = nodes.by_budget()
     return Reliability(
         by_depth=_rates({"depth": np.arange(1, trace.horizon + 1)}, depth_sums),
         by_probability=_rates({"above": EDGES[:-1], "upto": EDGES[1:]}, nodes.bins),
         by_budget=by_budget,
+        by_branch=_rates({"branch": np.array(BRANCHES)}, branch_sums),
     )
+
+
+def _branches(truth: NDArray[np.int32]) -> list[NDArray[np.bool_]]:
+    """[P, L - 1] each: whether the true token before depths 2..L is on each of `BRANCHES`."""
+    before = truth[:, :-1]
+    best = np.cumsum(before != 0, axis=1) == 0
+    return [best, ~best & (before >= 0), *(before == rank for rank in range(3)), before >= 3]
 
 
 def lengths_by_budget(

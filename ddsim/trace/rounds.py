@@ -15,7 +15,7 @@ from ddsim.jit import njit
 from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_proposal
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
-from ddsim.tree.proposal import Rows
+from ddsim.tree.proposal import Proposal
 
 READ = 8192  # positions read and drafted at once
 
@@ -190,7 +190,7 @@ def node_counts(gains: NDArray[np.float32]) -> Ints:
 class Drafted(NamedTuple):
     """A block of a trace, read, and what its drafts come to."""
 
-    proposal: Rows
+    proposal: Proposal
     paths: Ints
     """[P, L] as `Proposal.true_paths`."""
     rounds: Positions
@@ -208,7 +208,9 @@ def drafted(
     tables = None if positions is None else positions.blocks(READ)
     done = 0
     for block in trace.blocks(READ):
-        proposal = block.proposal if calibration is None else calibrated_proposal(block, calibration)
+        proposal: Proposal = block.proposal
+        if calibration is not None:
+            proposal = calibrated_proposal(block, calibration, trace.max_budget)
         paths = proposal.true_paths(block.tokens, block.starts)
         if tables is None:
             gains, ranks, chain, chain_expected = proposal.drafts(paths, trace.max_budget)

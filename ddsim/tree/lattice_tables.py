@@ -253,8 +253,8 @@ def drawn_paths(logprobs, offsets, nexts, positions, uniforms, paths):
 
 
 @njit(cache=True, nogil=True)
-def chain_logprobs(logprobs, offsets, nexts, positions, best):
-    """Fill best [P, L] with the log-probabilities of the chain of best candidates, each given those before it; -inf past its end."""
+def best_after(logprobs, offsets, nexts, positions, paths, best):
+    """Fill best [P, L] with the log-probability of the best candidate of each depth behind paths [P, L]; -inf where none is."""
     for p in range(best.shape[0]):
         best[p, :] = -np.inf
         row = np.int64(0)
@@ -263,7 +263,9 @@ def chain_logprobs(logprobs, offsets, nexts, positions, best):
             if at == offsets[positions[p] + row + 1]:
                 break
             best[p, d] = logprobs[at]
-            row = np.int64(nexts[at])
+            if paths[p, d] < 0:
+                break
+            row = np.int64(nexts[at + paths[p, d]])
             if row < 0:
                 break
 

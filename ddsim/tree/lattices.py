@@ -13,7 +13,7 @@ from ddsim.arrays import numbers, plain, whole_numbers
 from ddsim.errors import DdsimError
 from ddsim.threads import split
 from ddsim.tree.lattice_tables import (
-    chain_logprobs,
+    best_after,
     drawn_paths,
     gains_and_ranks,
     kept_candidates,
@@ -234,11 +234,15 @@ class Lattices:
         paths[np.arange(1, self.horizon + 1) > left[:, None]] = -1
         return paths
 
+    def best_after(self, paths: NDArray[np.int32]) -> NDArray[np.float64]:
+        """As `Proposal`."""
+        best = np.empty((len(self), self.horizon))
+        best_after(self.logprobs, self.offsets, self.nexts, self.positions, plain(paths, np.int32), best)
+        return best
+
     def chain_logprobs(self) -> NDArray[np.float64]:
         """[P, L] log-probability of each token of the chain of best candidates, given those before; -inf past its end."""
-        best = np.empty((len(self), self.horizon))
-        chain_logprobs(self.logprobs, self.offsets, self.nexts, self.positions, best)
-        return best
+        return self.best_after(np.zeros((len(self), self.horizon), np.int32))
 
     def drafts(self, paths: NDArray[np.int32], max_budget: int) -> Drafts:
         """As `Proposal`."""

@@ -49,6 +49,10 @@ class Proposal(Protocol):
         """Paths drawn by the drafter's own probabilities, none past a sequence's end."""
         ...
 
+    def best_after(self, paths: NDArray[np.int32]) -> NDArray[np.float64]:
+        """[P, L] log-probability of the best candidate of each depth behind these paths; -inf where none is."""
+        ...
+
     def drafts(self, paths: NDArray[np.int32], max_budget: int) -> Drafts:
         """Gains to ``max_budget`` nodes, the ranks of these paths, the chain's luck and its expectation."""
         ...
@@ -103,6 +107,18 @@ class Rows:
         best = np.full(exists.shape, -np.inf)
         best[exists] = self.logprobs[self.offsets[:-1].reshape(exists.shape)[exists]]
         return best
+
+    def best_after(self, paths: NDArray[np.int32]) -> NDArray[np.float64]:
+        """As `Proposal`: whatever the path, as long as it is in the rows."""
+        best = self.best()
+        best[:, 1:][(paths[:, :-1] < 0).cumsum(axis=1) > 0] = -np.inf
+        return best
+
+    def part(self, first: int, last: int) -> Self:
+        """Positions ``first`` to ``last`` (exclusive)."""
+        edges = self.offsets[first * self.horizon : last * self.horizon + 1]
+        inside = slice(edges[0], edges[-1])
+        return replace(self, offsets=edges - edges[0], token_ids=self.token_ids[inside], logprobs=self.logprobs[inside])
 
     def at(self, position: int) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """Candidates and log-probabilities of depths 1..L."""

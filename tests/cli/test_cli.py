@@ -202,6 +202,22 @@ def test_calibrate(cli: Run, files: Path, tmp_path: Path) -> None:
         assert json.loads((tmp_path / "c.json").read_text())["calibration"] == kind
     document = json.loads(cli("calibrate", files / "trace", "--json").out)
     assert [row["budget"] for row in document["held_out"]] == [1, 2, 4, 8, 16, 32, 64]
+    assert document["by_branch"][0]["branch"] == "best path" and "by_branch_after" not in document
+
+
+def test_calibrate_by_the_path(cli: Run, files: Path, tmp_path: Path) -> None:
+    words = ("calibrate", files / "trace", "--path", "--leave-workload-out", "-o", tmp_path / "c.json")
+    answer = cli(*words, "--plot", tmp_path / "c.png")
+    assert answer.code == 0 and "other workloads" in answer.out.replace("\n", " ") and "best path" in answer.out
+    narrow(answer.out)
+    assert json.loads((tmp_path / "c.json").read_text())["calibration"] == "path"
+    document = json.loads(cli(*words, "--json").out)
+    rows = [(row["workload"], row["policy"]) for row in document["gains"]]
+    assert rows == [(w, p) for w in ("chat", "code", "all") for p in ("DFlash", "DDTree(16)", "DDTree(64)")]
+    assert [(row["workload"], row["policy"]) for row in document["gains_from_other_workloads"]] == rows
+    assert len(document["by_branch"]) == len(document["by_branch_after"]) == 6
+    assert json.loads(cli("calibrate", files / "trace", "--kind", "path", "--json").out)["gains"] == document["gains"]
+    assert "--leave-workload-out: only with --path" in error(cli("calibrate", files / "trace", "--leave-workload-out"))
 
 
 def test_dash_is_standard_output(cli: Run, files: Path) -> None:

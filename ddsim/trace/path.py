@@ -1,0 +1,246 @@
+"""Path corrections: rows of marginals become lattices that know the token before.
+
+Given token a, candidate i of the depth before, candidate b of depth d gets, of its own marginal q_d(b),
+
+    p_d(b | a) = exp(s_d(a, b)) / (sum_b' exp(s_d(a, b')) + r_d exp(c_d + w_rest off)),
+    s_d(a, b) = t_d log q_d(b) + w . x_d(a, b),
+
+where r_d is what the listed candidates leave to others, off is 1 if a isn't the best of its depth (i > 0), and x are:
+
+- off log q_d(b);
+- log (N_ab + k) / (E_ab + k): how often b followed a in the recording against how often the marginals said;
+- log (1 + q_d(a) q_(d+1)(b) / q_(d-1)(a) q_d(b)): the draft may be one token ahead;
+- log (1 + q_(d-2)(a) q_(d-1)(b) / q_(d-1)(a) q_d(b)): or one behind;
+- 1 if a = b;
+- log ((n_ab + q_d(b)) / ((n_a + 1) q_d(b))): how often a was followed by b in the answer so far;
+- off, if b is the best candidate of depth d.
+
+So the proposal stays a function of the committed text. The candidates stay too, but for those beyond the first `WIDTH` of a depth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ddsim.arrays import numbers, plain, whole_numbers
+from ddsim.errors import DdsimError
+from ddsim.files.documents import array, integer, mapping, need, number, text
+from ddsim.threads import split
+from ddsim.trace.path_kernels import FEATURES, corrected
+from ddsim.tree.checked import even_offsets
+from ddsim.tree.kernels import kept_pairs
+from ddsim.tree.lattice import Lattice
+from ddsim.tree.lattices import Lattices
+from ddsim.tree.proposal import Rows
+
+WIDTH = 16
+"""Candidates of a depth, K, between which transitions are made."""
+
+
+HUNDREDTHS = 100
+"""Log-ratios of pairs are kept in hundredths: whole numbers in the file, and the same numbers after it."""
+
+
+LARGEST = 2**31 - 1
+
+
+def kept_candidates(
+    logprobs: NDArray[Any], offsets: NDArray[np.int64], horizon: int, max_budget: int
+) -> NDArray[np.int32]:
+    """[P, L] leading candidates of each row that product trees of ``max_budget`` nodes use, the best one at least."""
+    flat, edges = plain(logprobs, np.float32), plain(offsets, np.int64)
+    kept = np.empty(((len(edges) - 1) // horizon, horizon), np.int32)
+    split(lambda a, b: kept_pairs(flat, edges, horizon, max_budget, a, b, kept), len(kept), 256)
+    full = np.flatnonzero(np.diff(edges) > 0)
+    there = np.zeros(len(edges) - 1, np.int32)
+    there[full] = flat[edges[:-1][full]] > -np.inf
+    return np.maximum(kept, there.reshape(kept.shape))
+
+
+@dataclass(frozen=True, eq=False)
+class PathCorrection:
+    """A fitted correction of rows by the token before (equation: see the module)."""
+
+    weights: NDArray[np.float64]
+    """[8] of the features, the last that of unlisted tokens."""
+    powers: NDArray[np.float64]
+    """[L] of the marginals, t."""
+    rests: NDArray[np.float64]
+    """[L] biases of unlisted tokens, c."""
+    before: NDArray[np.int32]
+    """[M] first token of each pair that is kept, ascending."""
+    after: NDArray[np.int32]
+    """[M] second, ascending with the same first."""
+    hundredths: NDArray[np.int32]
+    """[M] log-ratio of the pair, times 100."""
+    max_budget: int
+    """Rows are cut to what product trees of so many nodes use, as the recording's were that it was fitted on."""
+
+    @property
+    def horizon(self) -> int:
+        """Depths, L."""
+        return len(self.powers)
+
+    @cached_property
+    def _model(self) -> tuple[NDArray[Any], ...]:
+        """As the kernel takes it: where the pairs of each first token start, the second ones, their log-ratios, and the rest."""
+        starts = np.searchsorted(self.before, np.arange(int(self.before.max(initial=-1)) + 2))
+        pairs = plain(starts, np.int64), plain(self.after, np.int32), self.hundredths / HUNDREDTHS
+        return (*pairs, *(plain(values, np.float64) for values in (self.weights, self.powers, self.rests)))
+
+    def lattices(self, rows: Rows, tokens: NDArray[np.int32], starts: NDArray[np.int64], max_budget: int) -> Lattices:
+        """The lattices of rows of marginals.
+
+        Parameters
+        ----------
+        rows : Rows
+            Of P positions.
+        tokens : int32 [P]
+            Committed tokens.
+        starts : int64 [S + 1]
+            Where each answer starts.
+        max_budget : int
+            What trees of more nodes use is left out; the chain of best candidates stays whole.
+
+        Returns
+        -------
+        Lattices
+
+        Raises
+        ------
+        DdsimError
+            Rows of another horizon.
+        """
+        self._check_horizon(rows.horizon)
+        kept = kept_candidates(rows.logprobs, rows.offsets, self.horizon, self.max_budget)
+        committed, edges = plain(tokens, np.int32), plain(rows.offsets, np.int64)
+        parts = []
+        for a, b in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+            for first in range(a, b, 1024):  # 14 kB of transitions a position
+                last = min(first + 1024, b)
+                cut = edges[first * rows.horizon : last * rows.horizon + 1]
+                answer = committed[a:last]
+                dense = self._dense(rows.token_ids, rows.logprobs, cut, kept[first:last], first - a, answer)
+                parts.append(Lattices.from_dense(*dense, max_budget))
+        return Lattices.joined(rows.horizon, parts)
+
+    def lattice(self, token_ids: ArrayLike, logprobs: ArrayLike, committed: ArrayLike) -> Lattice:
+        """The lattice of one position: what a decoder drafts from, equal to what `lattices` makes of a recording.
+
+        Parameters
+        ----------
+        token_ids : int [L, K]
+            What the drafter proposes, uncut: the best candidates of each depth, at least as many as were recorded (`max_budget`).
+        logprobs : float32 [L, K]
+            Rounded by `round_logprobs`, as recorder and decoder do; descending; -inf for none.
+        committed : int [T]
+            The answer's tokens so far, without the prompt's, the last one the root: what a recording has as ``tokens``.
+
+        Returns
+        -------
+        Lattice
+            Of the first `WIDTH` candidates a depth; -1 and -inf where there are fewer.
+
+        Raises
+        ------
+        DdsimError
+            Rows of another horizon, or no committed token.
+        """
+        ids, values = plain(whole_numbers(token_ids, "token_ids"), np.int32), numbers(logprobs, "logprobs")
+        answer = plain(whole_numbers(committed, "committed"), np.int32)
+        if ids.ndim != 2 or values.shape != ids.shape or answer.ndim != 1 or not len(answer):
+            raise DdsimError(
+                f"token_ids, logprobs and committed have shapes {ids.shape}, {values.shape} and {answer.shape}; a path correction "
+                "needs [horizon, candidates] twice and at least one token"
+            )
+        self._check_horizon(len(ids))
+        flat, edges = plain(values.reshape(-1), np.float32), even_offsets(*ids.shape)
+        kept = kept_candidates(flat, edges, self.horizon, self.max_budget)
+        found, first, steps = self._dense(ids.reshape(-1), flat, edges, kept, len(answer) - 1, answer)
+        return Lattice(found[0], first[0], steps[0], check=False)
+
+    def _check_horizon(self, horizon: int) -> None:
+        if horizon != self.horizon:
+            raise DdsimError(f"calibration: made for horizon {self.horizon}, but given rows of horizon {horizon}")
+
+    def _dense(
+        self,
+        token_ids: NDArray[np.int32],
+        logprobs: NDArray[Any],
+        offsets: NDArray[np.int64],
+        kept: NDArray[np.int32],
+        base: int,
+        answer: NDArray[np.int32],
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+        """What `Lattices.from_dense` takes, of the positions of one answer from ``base`` on."""
+        count, horizon = kept.shape
+        ids = np.empty((count, horizon, WIDTH), np.int32)
+        first = np.empty((count, WIDTH), np.float32)
+        steps = np.empty((count, horizon - 1, WIDTH, WIDTH), np.float32)
+        rows = plain(token_ids, np.int32), plain(logprobs, np.float32), plain(offsets, np.int64), plain(kept, np.int32)
+        vocab = int(answer.max()) + 1
+        given = (*rows, base, answer, vocab, *self._model)
+        split(lambda a, b: corrected(*given, a, b, ids, first, steps), count, 256)
+        return ids, first, steps
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads; the pairs of a first token as text, "second:hundredths" each."""
+        edges = np.flatnonzero(np.diff(self.before, prepend=-1, append=LARGEST))
+        seconds = [f"{b}:{v}" for b, v in zip(self.after.tolist(), self.hundredths.tolist(), strict=True)]
+        pairs = {str(self.before[a]): " ".join(seconds[a:b]) for a, b in pairwise(edges.tolist())}
+        numbers = {name: getattr(self, name).tolist() for name in ("weights", "powers", "rests")}
+        return numbers | {"max_budget": self.max_budget, "pairs": pairs}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> PathCorrection:
+        """Read what `to_json` made.
+
+        Raises
+        ------
+        DdsimError
+            Anything else; the line names the place.
+        """
+        given = mapping(value, where, ("weights", "powers", "rests", "max_budget", "pairs"))
+
+        def floats(key: str) -> NDArray[np.float64]:
+            place = f"{where}: {key}"
+            values = array(need(given, key, where), place)
+            return np.array([signed(v, place) for v in values], np.float64)
+
+        def signed(v: Any, place: str) -> float:
+            size = number(abs(v) if type(v) in (int, float) else v, place, positive=False)
+            if size > 1e3:
+                raise DdsimError(f"{place}: {v!r} is beyond 1,000, as no fitted number is")
+            return float(v)
+
+        weights, powers, rests = (floats(key) for key in ("weights", "powers", "rests"))
+        if len(weights) != FEATURES or not len(powers) or len(rests) != len(powers):
+            raise DdsimError(
+                f"{where}: {len(weights)} weights, {len(powers)} powers and {len(rests)} rests; a path correction has {FEATURES} "
+                "weights, and of the others one a depth each"
+            )
+        pairs: list[tuple[int, int, int]] = []
+        for key, line in mapping(need(given, "pairs", where), f"{where}: pairs").items():
+            place = f"{where}: pairs: {key}"
+            try:
+                first = int(key)
+                found = [tuple(map(int, pair.split(":"))) for pair in text(line, place).split(" ")]
+                pairs += [(first, b, v) for b, v in found]
+            except ValueError:
+                raise DdsimError(f"{place}: must be a token, and pairs of whole numbers, second:hundredths") from None
+        table = np.array(pairs, np.float64).reshape(-1, 3)
+        if len(table) and (
+            table[:, :2].min() < 0 or table[:, :2].max() >= LARGEST or np.abs(table[:, 2]).max() > 10_000
+        ):
+            raise DdsimError(f"{where}: pairs: a token below 0 or above 31 bits, or a log-ratio beyond 100")
+        before, after, hundredths = (np.ascontiguousarray(column, np.int32) for column in table.T)
+        if np.any((np.diff(before) < 0) | ((np.diff(before) == 0) & (np.diff(after) <= 0))):
+            raise DdsimError(f"{where}: pairs: tokens must rise, and each pair stand once")
+        most = integer(need(given, "max_budget", where), f"{where}: max_budget", 1)
+        return cls(weights, powers, rests, before, after, hundredths, most)

@@ -1,0 +1,316 @@
+"""Numba kernels of path corrections: what relates a candidate to the token before it, and the fit's sums.
+
+A position's rows are cut to their first K candidates and laid out as `Rows16` says. Row d (from 0) is followed by row d + 1; row 0 follows
+the root.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddsim.jit import njit
+
+FEATURES = 8
+
+
+LEAST = 1e-4  # probability that a row at least leaves to unlisted tokens
+
+
+class Candidates(NamedTuple):
+    """The rows of one position."""
+
+    sizes: Any  # int32 [L]
+    ids: Any  # int32 [L, K]
+    logs: Any  # float64 [L, K]: log-probabilities
+    chances: Any  # float64 [L, K]: probabilities
+    rest: Any  # float64 [L]: log of the probability of unlisted tokens
+    below: Any  # int32 [L, K]: where the token stands in the row after, -1 if it doesn't
+    above: Any  # int32 [L, K]: where it stands in the row before
+
+
+class Text(NamedTuple):
+    """Committed tokens, and for each where it stood before."""
+
+    tokens: Any  # int32 [T]
+    latest: Any  # int32 [V]: latest place of each token that another token follows, -1 for none
+    earlier: Any  # int32 [T]: the place of the same token before this one, -1 for none
+
+
+@njit(cache=True, nogil=True)
+def make_candidates(horizon, width):
+    return Candidates(
+        np.zeros(horizon, np.int32),
+        np.full((horizon, width), -1, np.int32),
+        np.zeros((horizon, width), np.float64),
+        np.zeros((horizon, width), np.float64),
+        np.zeros(horizon, np.float64),
+        np.full((horizon, width), -1, np.int32),
+        np.full((horizon, width), -1, np.int32),
+    )
+
+
+@njit(cache=True, nogil=True)
+def place_of(token, row, size):
+    """Where a token stands among the first ``size`` of a row, -1 if it doesn't."""
+    for i in range(size):
+        if row[i] == token:
+            return i
+    return -1
+
+
+@njit(cache=True, nogil=True)
+def load(token_ids, logprobs, offsets, first_row, kept, c):
+    """Lay out a position whose rows start at ``first_row``, each cut to ``kept`` [L] and K candidates."""
+    horizon, width = c.ids.shape
+    for d in range(horizon):
+        begin = offsets[first_row + d]
+        size = min(width, kept[d])
+        c.sizes[d] = size
+        rest = 1.0
+        for j in range(size):
+            c.ids[d, j] = token_ids[begin + j]
+            c.logs[d, j] = logprobs[begin + j]
+            c.chances[d, j] = math.exp(c.logs[d, j])
+            rest -= c.chances[d, j]
+        c.rest[d] = math.log(max(rest, LEAST))
+    for d in range(horizon):
+        for j in range(c.sizes[d]):
+            c.below[d, j] = place_of(c.ids[d, j], c.ids[d + 1], c.sizes[d + 1]) if d + 1 < horizon else -1
+            c.above[d, j] = place_of(c.ids[d, j], c.ids[d - 1], c.sizes[d - 1]) if d > 0 else -1
+
+
+@njit(cache=True, nogil=True)
+def remember(text, place):
+    """Note that the token at ``place`` is now followed by another."""
+    token = text.tokens[place]
+    text.earlier[place] = text.latest[token]
+    text.latest[token] = place
+
+
+@njit(cache=True, nogil=True)
+def relate(c, d, i, token, text, x):
+    """Fill x [K + 1, FEATURES] for row d behind ``token``, candidate i of row d - 1 (or the root); the last: of unlisted tokens.
+
+    Column 1, the pair's count, is left to the caller.
+    """
+    size = c.sizes[d]
+    off = 1.0 if d > 0 and i > 0 else 0.0
+    for j in range(size + 1):
+        for f in range(FEATURES):
+            if f != 1:
+                x[j, f] = 0.0
+    seen = 0
+    place = text.latest[token] if token < text.latest.shape[0] else -1
+    while place >= 0:
+        seen += 1
+        j = place_of(text.tokens[place + 1], c.ids[d], size)
+        if j >= 0:
+            x[j, 5] += 1.0
+        place = text.earlier[place]
+    for j in range(size):
+        chance = c.chances[d, j]
+        x[j, 0] = off * c.logs[d, j]
+        if d > 0:
+            both = c.chances[d - 1, i] * chance + 1e-6
+            if c.below[d - 1, i] >= 0 and c.below[d, j] >= 0:
+                x[j, 2] = math.log1p(c.chances[d, c.below[d - 1, i]] * c.chances[d + 1, c.below[d, j]] / both)
+            if c.above[d - 1, i] >= 0 and c.above[d, j] >= 0:
+                x[j, 3] = math.log1p(c.chances[d - 2, c.above[d - 1, i]] * c.chances[d - 1, c.above[d, j]] / both)
+        x[j, 4] = 1.0 if c.ids[d, j] == token else 0.0
+        if seen > 0:
+            x[j, 5] = math.log((x[j, 5] + chance + 1e-3) / ((seen + 1.0) * chance + 1e-3))
+    x[0, 6] = off
+    x[size, 6] = 0.0
+    x[size, 7] = off
+    for f in range(7):
+        x[size, f] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def look_up(token, c, d, starts, seconds, ratios, x):
+    """Fill column 1 of x: the log-ratio of each pair of ``token`` and a candidate of row d, 0 where the table has none."""
+    low = 0
+    high = 0
+    if token + 1 < starts.shape[0]:
+        low = starts[token]
+        high = starts[token + 1]
+    for j in range(c.sizes[d]):
+        x[j, 1] = 0.0
+        if low < high:
+            wanted = c.ids[d, j]
+            a = low
+            b = high
+            while a < b:
+                middle = (a + b) // 2
+                if seconds[middle] < wanted:
+                    a = middle + 1
+                else:
+                    b = middle
+            if a < high and seconds[a] == wanted:
+                x[j, 1] = ratios[a]
+    x[c.sizes[d], 1] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def correct(c, d, x, weights, power, rest, out):
+    """Fill out [K] with the corrected log-probabilities of row d from its features; -inf past its end."""
+    size = c.sizes[d]
+    out[:] = -np.inf
+    if size == 0:
+        return
+    unlisted = c.rest[d] + rest + weights[7] * x[size, 7]
+    largest = unlisted
+    for j in range(size):
+        score = power * c.logs[d, j]
+        for f in range(7):
+            score += weights[f] * x[j, f]
+        out[j] = score
+        largest = max(largest, score)
+    total = math.exp(unlisted - largest)
+    for j in range(size):
+        total += math.exp(out[j] - largest)
+    total = largest + math.log(total)
+    for j in range(size):
+        out[j] = min(out[j] - total, 0.0)
+
+
+@njit(cache=True, nogil=True)
+def corrected(
+    token_ids, logprobs, offsets, kept, base, tokens, vocab, starts, seconds, ratios, weights, powers, rests, first, last,
+    ids, roots, steps
+):  # fmt: skip
+    """Fill ids [P, L, K], roots [P, K] and steps [P, L - 1, K, K] for positions first..last-1 of one text.
+
+    ``tokens``: the whole text; the rows are of its positions from ``base`` on. ``vocab``: above every token of it.
+    """
+    horizon, width = ids.shape[1:]
+    c = make_candidates(horizon, width)
+    text = Text(tokens, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
+    x = np.zeros((width + 1, FEATURES))
+    out = np.empty(width)
+    for q in range(base + first):
+        remember(text, q)
+    for p in range(first, last):
+        if p > first:
+            remember(text, base + p - 1)
+        load(token_ids, logprobs, offsets, p * horizon, kept[p], c)
+        ids[p] = c.ids
+        steps[p] = -np.inf
+        for d in range(horizon):
+            for i in range(c.sizes[d - 1] if d > 0 else 1):
+                token = c.ids[d - 1, i] if d > 0 else tokens[base + p]
+                look_up(token, c, d, starts, seconds, ratios, x)
+                relate(c, d, i, token, text, x)
+                correct(c, d, x, weights, powers[d], rests[d], out)
+                if d > 0:
+                    steps[p, d - 1, i] = out
+                else:
+                    roots[p] = out
+
+
+@njit(cache=True, nogil=True)
+def samples(token_ids, logprobs, offsets, kept, tokens, starts, vocab, width, least, first, rows, pairs, x, chosen):
+    """Rows whose token before is the true one: where they are, [n, 3] sequence, depth and place of the true token (width for none),
+    the candidates' pairs as token * vocab + candidate (-1: none), and features [n, K + 1, FEATURES + 2].
+
+    The last two columns are a candidate's log-probability and 1 for unlisted tokens, whose own log-probability is ``rest``. Pass
+    empty arrays to count only. ``chosen`` [P]: positions to take. Return n.
+    """
+    horizon = kept.shape[1]
+    c = make_candidates(horizon, width)
+    n = 0
+    for s in range(starts.shape[0] - 1):
+        text = Text(tokens, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
+        for p in range(starts[s], starts[s + 1] - 1):
+            if p > starts[s]:
+                remember(text, p - 1)
+            if not chosen[p]:
+                continue
+            load(token_ids, logprobs, offsets, p * horizon, kept[p], c)
+            reached = 0.0
+            i = 0
+            for d in range(horizon):
+                if p + d + 1 >= starts[s + 1] or c.sizes[d] == 0:
+                    break
+                j = place_of(tokens[p + d + 1], c.ids[d], c.sizes[d])
+                if rows.shape[0] > 0:
+                    token = tokens[p + d]
+                    rows[n, 0] = first + s
+                    rows[n, 1] = d
+                    rows[n, 2] = j if j >= 0 else width
+                    relate(c, d, i, token, text, x[n])
+                    last = c.sizes[d]
+                    for k in range(last):
+                        x[n, k, FEATURES] = c.logs[d, k]
+                        pairs[n, k] = np.int64(token) * vocab + c.ids[d, k]
+                    if last < width:
+                        x[n, width] = x[n, last]
+                        x[n, last] = 0.0
+                    x[n, width, FEATURES + 1] = 1.0
+                    x[n, width, FEATURES] = c.rest[d]
+                n += 1
+                if j < 0:
+                    break
+                reached += c.logs[d, j]
+                if reached < least:
+                    break
+                i = j
+    return n
+
+
+@njit(cache=True, nogil=True)
+def likelihood(x, pairs, rows, weight, theta, powers, loss, gradient, hessian):
+    """Add minus the log-likelihood of the true tokens, its gradient [L, F + 2] and its Hessian [L, F + 2, F + 2] by depth.
+
+    ``theta``: weights of the features; ``powers`` [L, 2]: by depth, the power of the marginal less 1, and the bias of unlisted tokens.
+    """
+    count, outcomes, features = x.shape
+    width = outcomes - 1
+    own = features - 2
+    scores = np.empty(outcomes)
+    mean = np.empty(features)
+    z = np.empty((outcomes, features))
+    for n in range(count):
+        d = rows[n, 1]
+        largest = -np.inf
+        for j in range(outcomes):
+            if j < width and pairs[n, j] < 0:
+                scores[j] = -np.inf
+                continue
+            score = np.float64(x[n, j, own])
+            for f in range(features):
+                z[j, f] = x[n, j, f]
+            if j == width:
+                z[j, own] = 0.0
+            for f in range(own):
+                score += theta[f] * z[j, f]
+            score += powers[d, 0] * z[j, own] + powers[d, 1] * z[j, own + 1]
+            scores[j] = score
+            largest = max(largest, score)
+        total = 0.0
+        for j in range(outcomes):
+            if scores[j] > -np.inf:
+                total += math.exp(scores[j] - largest)
+        w = weight[n]
+        loss[0] += w * (largest + math.log(total) - scores[rows[n, 2]])
+        mean[:] = 0.0
+        for j in range(outcomes):
+            if scores[j] == -np.inf:
+                continue
+            chance = math.exp(scores[j] - largest) / total
+            if chance < 1e-9:
+                continue
+            for f in range(features):
+                if z[j, f] != 0.0:
+                    mean[f] += chance * z[j, f]
+                    for g in range(f + 1):
+                        hessian[d, f, g] += w * chance * z[j, f] * z[j, g]
+        for f in range(features):
+            gradient[d, f] += w * (mean[f] - z[rows[n, 2], f])
+            for g in range(f + 1):
+                hessian[d, f, g] -= w * mean[f] * mean[g]
