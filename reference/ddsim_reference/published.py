@@ -216,7 +216,7 @@ class _Loop:
         inputs = torch.full((1, block.block_size), block.mask_token_id, device=device)
         inputs[0, 0] = root
         hidden = self.drafter.hidden(features, F.embedding(inputs, self.embedding))
-        logits = F.linear(hidden[:, 1:], self.head).float()
+        logits = F.linear(forward.by_depth(block, hidden), self.head).float()
         values, places = logits.log_softmax(-1).topk(min(self.budget, logits.shape[-1]) or 1, -1)
         parents, depths, ranks, seen = published_tree(values[0].cpu().numpy(), self.budget)
         size, ids = len(parents), places[0].cpu().numpy()

@@ -160,7 +160,8 @@ def lattices(
     transitions = np.full((len(answer), depths - 1, count, count), -np.inf, np.float32)
     models = target, target_weights, layers, drafter, drafter_weights
     for own, hidden in drafted_blocks(*models, prompt, answer, positions_per_pass):
-        ids, starts, steps = lattice(*draft_head, hidden, embedding, target_head, count)
+        roots = torch.tensor(answer[own], device=hidden.device)
+        ids, starts, steps = lattice(*draft_head, hidden, embedding, target_head, count, roots)
         token_ids[own] = ids.cpu().numpy()
         first[own] = round_down_half(starts).cpu().numpy()
         transitions[own] = round_down_half(steps).cpu().numpy()
@@ -198,7 +199,7 @@ def drafted_blocks(
             F.embedding(inputs, target_weights["model.embed_tokens.weight"]), block_positions,
             forward.masked_attention(mask),
         )  # fmt: skip
-        yield slice(first, last), hidden[0].unflatten(0, (-1, drafter.block_size))[:, 1:]
+        yield slice(first, last), forward.by_depth(drafter, hidden[0].unflatten(0, (-1, drafter.block_size)))
 
 
 def sha256(files: Iterable[Path]) -> str:
@@ -238,7 +239,7 @@ def provenance(
         "target_config": asdict(target_config),
         "drafter": drafter,
         "drafter_sha256": sha256(weight_files(checkpoint_folder(drafter))),
-        "drafter_config": asdict(drafter_config),
+        "drafter_config": drafter_config.described(),
         "device": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "versions": versions,
@@ -331,7 +332,7 @@ def record(
     torch_dtype = number_type(dtype)
     chosen = choose_prompts(prompts, limit)
     config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
-    drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device)
+    drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
     check_pair(config, drafter_shape, drafter)
     layers = forward.target_layers(config, weights)
     source = provenance(target, config, drafter, drafter_shape, device, torch_dtype) | {

@@ -203,7 +203,7 @@ def validate(
     check_device(torch.device(device))
     kind = number_type(dtype)
     config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=encoded is None)
-    shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
+    shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device, target=weights)
     chosen = choose_prompts(prompts, limit)
     if encoded is None:
         ids = encode_all(tokenizer, chosen, config, max_new_tokens)

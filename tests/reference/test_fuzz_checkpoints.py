@@ -16,10 +16,11 @@ import torch
 from ddsim.errors import DdsimError
 from ddsim_reference.limits import in_child
 from ddsim_reference.model import workloads
-from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target, save_drafter
 from ddsim_reference.model.config import drafter_shapes, target_shapes
+from ddsim_reference.model.heads import HeadConfig, head_shapes
 from ddsim_reference.model.workloads import encode_all
-from tests.reference import tiny_models
+from tests.reference import tiny, tiny_models
 
 LONGEST = 30.0  # seconds for one case on a busy machine; a hang takes for ever
 VALUES: list[Any] = [
@@ -88,12 +89,32 @@ def holds(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) 
     assert all(bool(torch.isfinite(x).all()) for x in weights.values())
 
 
+def load_with_head(name: str) -> Any:
+    shape, weights = load_drafter(name)
+    return shape, weights, load_head(name, shape)
+
+
+def holds_a_drafter(loaded: Any) -> None:
+    shape, weights, head = loaded
+    holds(weights, drafter_shapes(shape))
+    assert 1 <= shape.horizon < 64
+    if head is not None:
+        holds(head[1], head_shapes(head[0], shape))
+
+
+def save_dspark(folder: Path) -> None:
+    shape, weights = tiny.drafter(tiny.target_config(), sample_from_anchor=True)
+    head = HeadConfig("markov", 5, tables=True)
+    save_drafter(folder, shape, weights, {}, (head, tiny.random_weights(head_shapes(head, shape), 0)))
+
+
 class Checkpoints:
     """Whole checkpoints in a folder, one file of which is damaged at a time."""
 
     def __init__(self, folder: Path) -> None:
         target, drafter = tiny_models.save(folder)
-        gguf = folder / "tiny.gguf"
+        gguf, dspark = folder / "tiny.gguf", folder / "dspark"
+        save_dspark(dspark)
         tiny_models.save_gguf(gguf)
         target_of: Callable[[str], Any] = load_target
         bare: Callable[[str], Any] = lambda name: load_target(name, with_tokenizer=False)  # noqa: E731
@@ -106,6 +127,8 @@ class Checkpoints:
             (target / "tokenizer.json", str(target), target_of, holds_a_target),
             (target / "tokenizer_config.json", str(target), target_of, holds_a_target),
             (target / "chat_template.jinja", str(target), target_of, holds_a_target),
+            (dspark / "config.json", str(dspark), load_with_head, holds_a_drafter),
+            (dspark / "model.safetensors", str(dspark), load_with_head, holds_a_drafter),
         ]
         self.whole = {path: path.read_bytes() for path, *_ in self.kinds}
 
@@ -144,7 +167,7 @@ def run(folder: Path, numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, range(16), monkeypatch)
+    run(tmp_path, range(30), monkeypatch)
 
 
 @pytest.mark.slow

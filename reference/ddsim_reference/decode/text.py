@@ -103,7 +103,7 @@ def decode_prompts(
     config, weights, tokenizer = load_target(target, dtype=number_type(kind), device=device)
     shape, drafter_weights, draft_head = None, None, None
     if drafter is not None and rule.drafts:
-        shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device)
+        shape, drafter_weights = load_drafter(drafter, dtype=number_type(kind), device=device, target=weights)
         check_pair(config, shape, drafter)
         draft_head = load_head(drafter, shape, dtype=number_type(kind), device=device) if head else None
     ids = encode_all(tokenizer, chosen, config, max_new_tokens)

@@ -29,7 +29,7 @@ from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
 from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
 from ddsim_reference.model.device import check_device
-from ddsim_reference.model.forward import head_logits, rms_norm
+from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
 from ddsim_reference.model.heads import HeadConfig, cut, lattice_of
 from ddsim_reference.model.sampling import round_down_half, top_candidates
 
@@ -105,7 +105,7 @@ class Engine:
             check_pair(target_config, drafter_config)
         self.target, self.drafter = target_config, drafter_config
         self.max_context, self.max_tokens, self.batch = max_context, max_tokens, batch
-        self.steps = 16 if drafter_config is None else power_of_two(drafter_config.block_size)
+        self.steps = 16 if drafter_config is None else power_of_two(drafter_config.horizon + 1)
         self.length = max_context + max(max_tokens, 2 * self.steps)
         self.draft_head = draft_head
         self.candidates = min(candidates if draft_head is None else lattice_width, target_config.vocab_size)
@@ -498,7 +498,7 @@ class Engine:
             outside_metadata=placed,
             streamed=streamed,
         )
-        drafted = hidden.unflatten(0, (batch, block))[:, 1:].flatten(0, 1)
+        drafted = by_depth(config, hidden.unflatten(0, (batch, block))).flatten(0, 1)
         logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
         project_head(drafted, self.head, logits, streamed=streamed)
         if self.draft_head is None:
@@ -508,7 +508,7 @@ class Engine:
             found = cut(
                 drafted.unflatten(0, (batch, -1)), logits.unflatten(0, (batch, -1)), self.candidates, reach=head.reach
             )
-            ids, first, transitions = lattice_of(head, weights, found, self.embedding, self.head)
+            ids, first, transitions = lattice_of(head, weights, found, self.embedding, self.head, self.roots)
             values = round_down_half(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))

@@ -1,6 +1,6 @@
 """Targets and drafters as they are: files, shapes, one plain forward pass, sampling, prompts.
 
-``config`` holds shapes, ``fields``, ``checkpoint`` and ``gguf`` read and write files, ``device`` says where weights go, ``forward`` is
+``config`` holds shapes, ``fields``, ``formats``, ``checkpoint`` and ``gguf`` read and write files, ``device`` says where weights go, ``forward`` is
 the plain forward pass, ``heads`` conditions drafts on the token before, ``sampling`` chooses tokens, ``workloads`` reads prompts, ``widen`` makes a small pair as dear as a big one.
 
 May use: ddsim.errors, ddsim.files, limits.

@@ -18,18 +18,18 @@ from safetensors.torch import save
 
 from ddsim.errors import DdsimError
 from ddsim.files import atomic as _atomic
-from ddsim_reference.model.config import (
-    MOST_BLOCK,
-    MOST_LAYERS,
-    DrafterConfig,
-    ModelConfig,
-    Weights,
-    drafter_shapes,
-    stored_shapes,
-    target_layer_ids,
-)
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes, stored_shapes
 from ddsim_reference.model.device import check_device, check_room
 from ddsim_reference.model.fields import Fields, model_config, read_json, reason_of
+from ddsim_reference.model.formats import (
+    COPIES,
+    MARKOV,
+    beside_the_head,
+    drafter_document,
+    markov_head,
+    markov_shapes,
+    read_drafter,
+)
 from ddsim_reference.model.gguf import GgufFile, shown
 from ddsim_reference.model.heads import FORMS, MOST_REACH, MOST_WIDTH, HeadConfig, head_shapes
 
@@ -309,15 +309,16 @@ def checkpoint_folder(name: str) -> Path:
 
 
 def load_drafter(
-    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", target: Weights | None = None
 ) -> tuple[DrafterConfig, Weights]:
-    """Load a DFlash drafter in the published format.
+    """Load a DFlash or DSpark drafter in its published format; `load_head` loads DSpark's head.
 
     Parameters
     ----------
     name : str
-        A folder with ``config.json`` (``block_size``, ``dflash_config.target_layer_ids``, ``dflash_config.mask_token_id``)
-        and safetensors, or a hub name such as ``z-lab/Qwen3-8B-DFlash-b16``.
+        A folder with ``config.json`` and safetensors, or a hub name such as ``z-lab/Qwen3-8B-DFlash-b16``.
+    target : dict of str to Tensor, optional
+        The target's weights, in the same type: copies of its embedding and head, as DSpark's files hold, must be equal to them.
 
     Returns
     -------
@@ -327,27 +328,31 @@ def load_drafter(
     Raises
     ------
     DdsimError
-        The folder, a field or a tensor is missing, or a tensor's shape contradicts the configuration.
+        The folder, a field or a tensor is missing, a tensor's shape contradicts the configuration, or the drafter is of another
+        kind, which the message names.
     """
     folder = checkpoint_folder(name)
     path = folder / "config.json"
     fields = Fields(read_json(path), path, "; is this a DFlash drafter?")
-    shared = fields.layers()
-    dflash = fields.part("dflash_config")
-    num_target_layers = fields.whole("num_target_layers", 1, MOST_LAYERS)
-    default = target_layer_ids(num_target_layers, shared["num_layers"])
-    drafter = DrafterConfig(
-        **shared,
-        block_size=fields.whole("block_size", 2, MOST_BLOCK),
-        mask_token_id=dflash.whole("mask_token_id", 0, shared["vocab_size"] - 1),
-        target_layer_ids=dflash.ids("target_layer_ids", num_target_layers, default),
-        num_target_layers=num_target_layers,
-    )
-    if not drafter.target_layer_ids:
-        raise dflash.fail("target_layer_ids", [], "a list of at least one layer")
+    drafter, spare = read_drafter(fields)
     shapes = drafter_shapes(drafter)
     check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
-    return drafter, _load_safetensors(folder, shapes, frozenset(), dtype, device)
+    weights = _load_safetensors(folder, shapes, spare, dtype, device)
+    if target is not None:
+        _check_copies(folder, target, device)
+    return drafter, weights
+
+
+def _check_copies(folder: Path, target: Weights, device: str) -> None:
+    """Refuse a drafter whose own embedding or head is another than the target's: drafts are made with the target's."""
+    for file in weight_files(folder):
+        with safe_open(str(file), framework="pt", device=device) as handle:
+            for name in COPIES.keys() & handle.keys():
+                own, theirs = handle.get_tensor(name), target[COPIES[name]]
+                if own.shape != theirs.shape or not torch.equal(own.to(theirs.dtype), theirs):
+                    raise DdsimError(
+                        f"{file}: {name} is not the target's; a drafter with its own is not supported; use the target it was made for"
+                    )
 
 
 def load_head(
@@ -359,7 +364,7 @@ def load_head(
     ----------
     name : str
         As ``load_drafter`` takes it. The head is in a folder ``head`` in the drafter's: ``config.json`` (``form``, ``width``,
-        ``tables``, ``reach``) and safetensors.
+        ``tables``, ``reach``) and safetensors; or it is DSpark's, in the drafter's own files.
     drafter : DrafterConfig
         The drafter's.
 
@@ -368,9 +373,16 @@ def load_head(
     DdsimError
         The head is of an unknown form, or a file or a tensor is missing, damaged or of another shape.
     """
-    folder = checkpoint_folder(name) / HEAD
+    whole = checkpoint_folder(name)
+    folder = whole / HEAD
     if not folder.is_dir():
-        return None
+        own = markov_head(Fields(read_json(whole / "config.json"), whole / "config.json"))
+        if own is None:
+            return None
+        stored = markov_shapes(own, drafter)
+        check_room(name, sum(map(math.prod, stored.values())), dtype, device)
+        found = _load_safetensors(whole, stored, beside_the_head(drafter), dtype, device)
+        return own, {MARKOV[key]: weight for key, weight in found.items()}
     path = folder / "config.json"
     fields = Fields(read_json(path), path)
     unknown = sorted(fields.fields.keys() - {"form", "width", "tables", "reach", "ddsim_provenance"})
@@ -406,35 +418,28 @@ def write_tensors(path: Path, tensors: Weights) -> None:
     _atomic.write(path, lambda file: file.write(content))
 
 
-def save_drafter(path: str | Path, config: DrafterConfig, weights: Weights, provenance: dict[str, Any]) -> None:
-    """Write a drafter in the published format (``config.json`` and ``model.safetensors`` in bfloat16)."""
+def save_drafter(
+    path: str | Path,
+    config: DrafterConfig,
+    weights: Weights,
+    provenance: dict[str, Any],
+    head: tuple[HeadConfig, Weights] | None = None,
+) -> None:
+    """Write a drafter in the published format (``config.json`` and ``model.safetensors`` in bfloat16).
+
+    Parameters
+    ----------
+    head : (HeadConfig, dict of str to Tensor), optional
+        A ``markov`` head: the format is then DSpark's. `save_head` writes heads of other forms.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    fields = asdict(config)
-    document = {
-        "architectures": ["DFlashDraftModel"],
-        "model_type": "qwen3",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "torch_dtype": "bfloat16",
-        "tie_word_embeddings": True,
-        "num_hidden_layers": fields["num_layers"],
-        "num_attention_heads": fields["num_heads"],
-        "num_key_value_heads": fields["num_kv_heads"],
-        "max_position_embeddings": 8192,
-        **{
-            key: fields[key]
-            for key in ("hidden_size", "head_dim", "intermediate_size", "vocab_size", "rms_norm_eps", "rope_theta")
-        },
-        "block_size": config.block_size,
-        "num_target_layers": config.num_target_layers,
-        "dflash_config": {
-            "mask_token_id": config.mask_token_id,
-            "target_layer_ids": list(config.target_layer_ids),
-        },
-        "ddsim_provenance": provenance,
-    }
     tensors = {key: weights[key].to("cpu", torch.bfloat16) for key in drafter_shapes(config)}
+    if head is not None:
+        if head[0].form != "markov":
+            raise DdsimError(f"{folder}: DSpark's format holds a markov head, not a {head[0].form} one; use save_head")
+        tensors |= {name: head[1][mine].to("cpu", torch.bfloat16) for name, mine in MARKOV.items()}
+    document = drafter_document(config, None if head is None else head[0]) | {"ddsim_provenance": provenance}
     write_tensors(folder / "model.safetensors", tensors)
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 

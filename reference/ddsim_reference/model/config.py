@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -53,7 +54,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DrafterConfig:
-    """Shape of a DFlash drafter: its own layers plus what ties it to its target."""
+    """Shape of a DFlash drafter: its own layers plus what ties it to its target.
+
+    A slot of its block drafts the token at its own position; with ``sample_from_anchor`` (DSpark) the token after it, so that the
+    root's slot drafts too.
+    """
 
     hidden_size: int
     num_layers: int
@@ -68,11 +73,16 @@ class DrafterConfig:
     mask_token_id: int
     target_layer_ids: tuple[int, ...]
     num_target_layers: int
+    sample_from_anchor: bool = False
 
     @property
     def horizon(self) -> int:
-        """Positions drafted in one pass: the block without its root."""
-        return self.block_size - 1
+        """Positions drafted in one pass: the block without its root, whose slot drafts with ``sample_from_anchor`` only."""
+        return self.block_size if self.sample_from_anchor else self.block_size - 1
+
+    def described(self) -> dict[str, Any]:
+        """Its fields; without those that plain DFlash drafters don't have, where they are at their defaults."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
 
 def target_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -161,10 +171,10 @@ def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16
 
 def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str = "drafter") -> None:
     """Refuse a drafter that was not made for the target."""
-    if drafter.block_size < 2:
+    if drafter.horizon < 1:
         raise DdsimError(f"{name}: block size {drafter.block_size} drafts nothing; it must be at least 2")
-    if drafter.block_size > 64:
-        raise DdsimError(f"{name}: block size {drafter.block_size} is not supported; the largest is 64")
+    if drafter.horizon >= MOST_BLOCK:
+        raise DdsimError(f"{name}: block size {drafter.block_size} is not supported; the largest is {MOST_BLOCK}")
     for field in ("hidden_size", "vocab_size"):
         mine, other = getattr(drafter, field), getattr(target, field)
         if mine != other:

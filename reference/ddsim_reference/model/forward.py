@@ -270,6 +270,11 @@ def block_inputs(config: DrafterConfig, roots: Tensor, anchors: Tensor) -> tuple
     return tokens.flatten(-2), (anchors[..., None] + offsets).flatten(-2)
 
 
+def by_depth(config: DrafterConfig, hidden: Tensor) -> Tensor:
+    """Of hidden states of blocks [..., block_size, hidden], those that draft depths 1 to L: [..., L, hidden]."""
+    return hidden[..., config.block_size - config.horizon :, :]
+
+
 def block_mask(anchors: Tensor, context: int, block_size: int) -> Tensor:
     """Bool [blocks * block_size, context + blocks * block_size]: a block sees positions before its root, and itself."""
     rows = anchors.repeat_interleave(block_size)

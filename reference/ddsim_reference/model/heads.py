@@ -18,6 +18,8 @@ from ddsim_reference.model.config import DrafterConfig, Weights
 from ddsim_reference.model.forward import head_logits
 
 FORMS = ("static", "gated", "gated_low_rank")
+"""Forms that are trained here."""
+
 MOST_WIDTH = 1 << 16
 MOST_REACH = 4
 FLOOR = -20.0
@@ -36,6 +38,9 @@ class HeadConfig:
     With ``reach`` r > 0 a head sees text that drifts: b reads the hidden states of depths d - r to d + r; a how likely the token
     before was at depths d - 1 - r to d - 1 + r (one that comes early takes the rest of the draft with it); and i mixes those
     hidden states into h_d. A static head has no reach, one with tables doesn't mix.
+
+    ``markov`` is DSpark's as it is published: i = a with tables, at depth 1 behind the root, and normalised over the whole
+    vocabulary, which costs a product with a table a parent.
     """
 
     form: str
@@ -51,10 +56,12 @@ class HeadConfig:
 
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a head, with its shape."""
-    hidden, width = drafter.hidden_size, head.width
+    hidden, width, vocabulary = drafter.hidden_size, head.width, drafter.vocab_size
+    if head.form == "markov":
+        return {"previous.table": (vocabulary, width), "out.table": (vocabulary, width)}
     shapes: dict[str, tuple[int, ...]] = {"rest.weight": (width,)}
     if head.tables:
-        shapes |= {"previous.table": (drafter.vocab_size, width), "out.table": (drafter.vocab_size, width)}
+        shapes |= {"previous.table": (vocabulary, width), "out.table": (vocabulary, width)}
     else:
         shapes |= {"previous.weight": (width, hidden), "out.weight": (hidden, width)}
     if head.form != "static":
@@ -219,7 +226,13 @@ def _unit(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lattice(
-    head: HeadConfig, weights: Weights, hidden: Tensor, embedding: Tensor, target_head: Tensor, count: int
+    head: HeadConfig,
+    weights: Weights,
+    hidden: Tensor,
+    embedding: Tensor,
+    target_head: Tensor,
+    count: int,
+    roots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The lattice of drafted blocks: candidates, and their log-probabilities behind each candidate of the depth above.
 
@@ -230,25 +243,48 @@ def lattice(
     embedding, target_head : Tensor [vocabulary, hidden]
     count : int
         Candidates K a depth.
+    roots : int Tensor [blocks], optional
+        The tokens before depth 1, which a ``markov`` head looks at.
 
     Returns
     -------
     token_ids : int Tensor [blocks, L, K]
         Best first by the drafter's marginals.
     first : float32 Tensor [blocks, K]
-        Log-probabilities of depth 1, the drafter's own.
+        Log-probabilities of depth 1: the drafter's own, or behind the root with a ``markov`` head.
     transitions : float32 Tensor [blocks, L - 1, K, K]
         [b, d - 1, i, j]: candidate j of depth d + 1 behind candidate i of depth d.
     """
     found = marginals(hidden, target_head, count, reach=head.reach)
-    return lattice_of(head, weights, found, embedding, target_head)
+    return lattice_of(head, weights, found, embedding, target_head, roots)
 
 
 @torch.no_grad()
 def lattice_of(
-    head: HeadConfig, weights: Weights, found: Marginals, embedding: Tensor, target_head: Tensor
+    head: HeadConfig,
+    weights: Weights,
+    found: Marginals,
+    embedding: Tensor,
+    target_head: Tensor,
+    roots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lattice` of marginals whose parents are all candidates of the depth above."""
+    if head.form == "markov":
+        assert roots is not None
+        logprobs = _markov(weights, found, roots, target_head)
+        return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]
     logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
     first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
+
+
+def _markov(weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor) -> Tensor:
+    """Log-probabilities [blocks, L, K, K] behind the root, K times, and behind the candidates of depths 1 to L - 1."""
+    out = weights["out.table"]
+    parents = torch.cat((roots[:, None, None].expand(-1, 1, found.ids.shape[-1]), found.ids[:, :-1]), 1)
+    inner = F.embedding(parents, weights["previous.table"])
+    scores = found.logits[:, :, None] + (inner @ F.embedding(found.ids, out).mT).float()
+    logits = head_logits(found.hidden, target_head)
+    step = max(1, (1 << 25) // logits.numel())  # parents whose logits are held at a time
+    totals = [(logits[:, :, None] + head_logits(some, out)).logsumexp(-1) for some in inner.split(step, 2)]
+    return scores - torch.cat(totals, -1)[..., None]
