@@ -19,7 +19,7 @@ class Graphs:
 
     def __init__(self, on: bool) -> None:
         self.on = on
-        self.pool = torch.cuda.graph_pool_handle() if on else None
+        self.pool: tuple[int, int] | None = None
         self.captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
 
     def prepare(self, key: Hashable, body: Callable[[], None], state: Sequence[Tensor] = ()) -> None:
@@ -41,6 +41,7 @@ class Graphs:
 
     def capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of its own, for whoever asks, after a run of ``body`` to warm up."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode():
