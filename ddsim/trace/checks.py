@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsim.arrays import numbers, plain, whole_numbers
 from ddsim.errors import DdsimError
+from ddsim.trace.paths import Paths, fold, round_conditionals, rounded
 from ddsim.trace.schema import _Rows
 
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
@@ -145,6 +146,81 @@ def _sparse(
         token = int(rows.token_ids[order][int(np.argmax(twice))])
         raise DdsimError(f"{where}: position {row // horizon}, depth {row % horizon + 1}: token {token} twice")
     return _Rows(rows.tokens, rows.counts, rows.token_ids.astype(np.int32), rows.logprobs)
+
+
+def lattice_paths(
+    where: str, meta: Mapping[str, Any], tokens: Any, token_ids: Any, first: Any, transitions: Any
+) -> Paths:
+    """Check the lattices of one sequence; round them, and keep what trees can use."""
+    from ddsim.tree.lattices import Lattices  # loads Numba
+
+    x, ids = _committed(where, meta, tokens), whole_numbers(token_ids, f"{where}: token_ids")
+    horizon, vocab, most = int(meta["horizon"]), int(meta["vocab_size"]), int(meta["max_budget"])
+    starts, steps = numbers(first, f"{where}: first"), numbers(transitions, f"{where}: transitions")
+    rounds = len(x) - 1
+    wanted = f"[{len(x)}, {horizon}, K], [{len(x)}, K] and [{len(x)}, {horizon - 1}, K, K]"
+    shapes = ids.shape, starts.shape, steps.shape
+    width = ids.shape[2] if ids.ndim == 3 else 0
+    if not any(
+        shapes == ((n, horizon, width), (n, width), (n, horizon - 1, width, width)) for n in (rounds, rounds + 1)
+    ):
+        raise DdsimError(
+            f"{where}: {len(x)} tokens, token_ids, first and transitions of shapes {', '.join(map(str, shapes))}: must be {wanted}"
+        )
+    ids, starts, steps = ids[:rounds], starts[:rounds], steps[:rounds]
+    for name, rows in (("first", starts), ("transitions", steps)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            bad = ~(rows <= 0).all(-1) | ~(np.exp(rows.astype(np.float64)).sum(-1) <= 1 + ROW_SUM_TOLERANCE)
+        if bad.any():
+            at = ", ".join(str(int(i)) for i in np.argwhere(bad)[0])
+            raise DdsimError(f"{where}: {name}[{at}] are no log-probabilities: NaN, positive, or they sum above 1")
+    lattices = Lattices.from_dense(ids, round_conditionals(starts), round_conditionals(steps), most)
+    return _folded(where, x, lattices, vocab)
+
+
+def tree_paths(where: str, meta: Mapping[str, Any], tokens: Any, trees: Any) -> Paths:
+    """Check the explicit trees of one sequence, (parents, tokens, path log-probabilities) a position; round them."""
+    from ddsim.tree.lattices import Lattices  # loads Numba
+
+    x, listed = _committed(where, meta, tokens), _listed(f"{where}: trees", trees)
+    if len(listed) not in (len(x) - 1, len(x)):
+        raise DdsimError(f"{where}: {len(x)} tokens, but {len(listed)} trees")
+    parts = [
+        [numbers(part, f"{where}: tree {p}") for part in _tree(tree)] for p, tree in enumerate(listed[: len(x) - 1])
+    ]
+    starts = np.concatenate([[0], np.cumsum([len(part[0]) for part in parts], dtype=np.int64)])
+    flat = [np.concatenate([part[i] for part in parts]) if parts else np.zeros(0) for i in range(3)]
+    try:
+        lattices = Lattices.from_trees(int(meta["horizon"]), starts, *flat)
+    except DdsimError as error:
+        raise DdsimError(f"{where}: {error}") from None
+    return _folded(where, x, rounded(lattices).pruned(int(meta["max_budget"])), int(meta["vocab_size"]))
+
+
+def _tree(tree: Any) -> tuple[Any, Any, Any]:
+    """Parents, tokens and path log-probabilities, without the root."""
+    if hasattr(tree, "parents"):
+        return tree.parents[1:], tree.tokens[1:], tree.logprobs[1:]
+    parents, tokens, logprobs = tree
+    return parents, tokens, logprobs
+
+
+def _committed(where: str, meta: Mapping[str, Any], tokens: Any) -> NDArray[np.int64]:
+    x, vocab = whole_numbers(tokens, f"{where}: tokens"), int(meta["vocab_size"])
+    if x.ndim != 1 or len(x) == 0:
+        raise DdsimError(f"{where}: tokens must be a row of at least one integer, got shape {x.shape}")
+    if np.any((x < 0) | (x >= vocab)):
+        p = int(np.argmax((x < 0) | (x >= vocab)))
+        raise DdsimError(f"{where}: token {x[p]} at position {p} lies outside the vocabulary of {vocab}")
+    return x
+
+
+def _folded(where: str, x: NDArray[np.int64], lattices: Any, vocab: int) -> Paths:
+    """The proposals of all positions of a sequence but its last, and none there."""
+    fault = lattices.first_fault(vocab)
+    if fault is not None:
+        raise DdsimError(f"{where}: position {fault[0]}: {fault[1]}")
+    return fold(x.astype(np.int32), lattices)
 
 
 def _dense(rows: _Rows) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

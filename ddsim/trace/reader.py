@@ -23,10 +23,13 @@ from ddsim.errors import DdsimError
 from ddsim.files.cache import is_known, remember
 from ddsim.files.documents import array, integer, mapping, need, parse
 from ddsim.trace.checks import _first_bad_row, _listed
+from ddsim.trace.paths import COLUMNS, Paths
 from ddsim.trace.schema import (
     _INDEX_COLUMNS,
+    _PATH_COLUMNS,
     _ROW_COLUMNS,
     _SHAPE,
+    KINDS,
     RECORDING_FILE,
     SCHEMA_VERSION,
     SequenceInfo,
@@ -176,7 +179,7 @@ class _Shard:
 
     def _check_schema(self, schema: pa.Schema) -> None:
         id_type = _id_type(self.meta["vocab_size"])
-        wanted = {column.name: column.type for column in _schema(id_type)}
+        wanted = {column.name: column.type for column in _schema(id_type, self.meta.get("kind", "rows"))}
         for name, kind in wanted.items():
             if schema.names.count(name) != 1:
                 how = "is missing" if name not in schema.names else "is there twice"
@@ -254,15 +257,74 @@ class _Shard:
         ]
         return infos, bounds
 
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Paths]:
         """Sequences by their ascending numbers in the file, reading only the row groups that hold them."""
         numbers = np.asarray(wanted)
         groups = np.searchsorted(self._cuts, numbers, side="right") - 1
         with _Reading(self.path) as file:
             for group in np.unique(groups):
-                table = file.read_row_group(int(group), columns=_ROW_COLUMNS)
+                paths = "kind" in self.meta
+                table = file.read_row_group(int(group), columns=_PATH_COLUMNS if paths else _ROW_COLUMNS)
                 table.validate(full=True)
-                yield from self._parse(table, int(group), numbers[groups == group])
+                parse = self._parse_paths if paths else self._parse
+                yield from parse(table, int(group), numbers[groups == group])
+
+    def _tokens(self, table: pa.Table, group: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Committed tokens of a row group, and which are the last of a sequence."""
+        a, b = int(self._cuts[group]), int(self._cuts[group + 1])
+        base = int(self.starts[a])
+        vocab, positions = int(self.meta["vocab_size"]), int(self.starts[b]) - base
+        if table.num_rows != positions:
+            raise self.fail(base, f"{table.num_rows} rows in a row group of {positions}; was the file edited?")
+        token = table["token"]
+        if token.null_count:
+            raise self.fail(base + int(np.argmax(token.is_null().to_numpy(zero_copy_only=False))), "token is missing")
+        tokens = token.to_numpy()
+        self._refuse(base, (tokens < 0) | (tokens >= vocab), f"token lies outside the vocabulary of {vocab}")
+        last = np.zeros(positions, bool)
+        last[self.starts[a + 1 : b + 1] - base - 1] = True
+        return tokens, last
+
+    def _parse_paths(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[Paths]:
+        """Sequences ``wanted`` of a row group of proposals that know their path, all checked."""
+        base = int(self.starts[int(self._cuts[group])])
+        horizon, vocab, most = (int(self.meta[name]) for name in ("horizon", "vocab_size", "max_budget"))
+        tokens, last = self._tokens(table, group)
+        lists = {name: self._list(table, name, base) for name in COLUMNS}
+        edges = {name: found[0] - found[0][0] for name, found in lists.items()}
+        flat = {name: plain(found[1], np.int32) for name, found in lists.items()}
+        sizes = {name: np.diff(found) for name, found in edges.items()}
+        for name, found in sizes.items():
+            self._refuse(base, last & (found != 0), f"the last position of a sequence has {name}")
+        self._refuse(base, ~last & (sizes["widths"] != horizon), f"widths of other than {horizon} depths")
+        widths = np.zeros((len(tokens), horizon), np.int32)
+        widths[~last] = flat["widths"].reshape(-1, horizon)
+        candidates = widths.sum(1, dtype=np.int64)
+        self._refuse(base, sizes["token_ids"] != candidates, "token_ids are not as many as widths say")
+        self._refuse(base, ~last & (sizes["counts"] != candidates + 1), "counts are not as many as widths say")
+        rows = np.concatenate([[0], np.cumsum(flat["counts"], dtype=np.int64)])[edges["counts"]]
+        self._refuse(base, np.diff(rows) != sizes["children"], "children are not as many as counts say")
+        self._refuse(base, sizes["falls"] != sizes["children"], "falls are not as many as children")
+        self._refuse(base, sizes["children"] > most + horizon, f"more candidates than a budget of {most} can use")
+        # In memory the last position of a sequence has the root's row too, empty.
+        counts = np.zeros(len(tokens) + len(flat["token_ids"]), np.int32)
+        slots = np.concatenate([[0], np.cumsum(candidates + 1)])
+        counts[np.delete(np.arange(len(counts)), slots[:-1][last])] = flat["counts"]
+        whole = Paths(tokens.astype(np.int32), widths, flat["token_ids"], counts, flat["children"], flat["falls"])
+        try:
+            fault = whole.unfold().first_fault(vocab)
+        except DdsimError as error:
+            at, _, why = str(error).removeprefix("position ").partition(": ")
+            raise self.fail(base + int(at), why) from None
+        if fault is not None:
+            raise self.fail(base + fault[0], fault[1])
+        for i in wanted:
+            p, q = int(self.starts[i]) - base, int(self.starts[i + 1]) - base
+            part = whole.part(p, q)
+            info = self.infos[i]
+            if _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, part) != info.digest:
+                raise self.fail(base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited")
+            yield part
 
     def _parse(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[_Rows]:
         """Sequences ``wanted`` of a row group, its rows checked."""
@@ -270,20 +332,12 @@ class _Shard:
         base = int(self.starts[a])
         horizon, vocab = int(self.meta["horizon"]), int(self.meta["vocab_size"])
         positions = int(self.starts[b]) - base
-        if table.num_rows != positions:
-            raise self.fail(base, f"{table.num_rows} rows in a row group of {positions}; was the file edited?")
+        tokens, last = self._tokens(table, group)
         lists = {name: self._list(table, name, base) for name in ("counts", "token_ids", "logprobs")}
-        token = table["token"]
-        if token.null_count:
-            raise self.fail(base + int(np.argmax(token.is_null().to_numpy(zero_copy_only=False))), "token is missing")
-        tokens = token.to_numpy()
-        last = np.zeros(positions, bool)
-        last[self.starts[a + 1 : b + 1] - base - 1] = True
         depth_edges, flat_counts = lists["counts"]
         pair_edges, ids = lists["token_ids"]
         value_edges, half = lists["logprobs"]
         sizes = np.diff(depth_edges)
-        self._refuse(base, (tokens < 0) | (tokens >= vocab), f"token lies outside the vocabulary of {vocab}")
         self._refuse(base, last & (sizes != 0), "the last position of a sequence has candidates")
         self._refuse(base, ~last & (sizes != horizon), f"counts of other than {horizon} depths")
         counts = np.zeros((positions, horizon), np.int32)
@@ -409,7 +463,10 @@ def _shard_meta(path: Path, metadata: Mapping[bytes, bytes] | None) -> tuple[dic
     meta = _read_meta(path, text)
     shape = {name: integer(need(meta, name, where), f"{where}: {name}", 1) for name in _SHAPE}
     try:
-        checked = _metadata(**shape, provenance=mapping(need(meta, "provenance", where), "provenance"))
+        kind = need(meta, "kind", where) if meta["schema_version"] > 1 else "rows"
+        if meta["schema_version"] > 1 and kind not in KINDS:
+            raise DdsimError(f"kind must be {' or '.join(KINDS)}")
+        checked = _metadata(**shape, provenance=mapping(need(meta, "provenance", where), "provenance"), kind=kind)
     except DdsimError as error:
         raise DdsimError(f"{path}: {error}") from None
     if need(meta, "block_size", where) != checked["block_size"]:

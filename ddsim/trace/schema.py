@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 from ddsim.errors import DdsimError
 from ddsim.files.documents import parse
 from ddsim.text import brief
+from ddsim.trace.paths import COLUMNS, Paths, columns
 
 if TYPE_CHECKING:
+    from ddsim.tree.lattices import Lattices
     from ddsim.tree.proposal import Rows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest; rows of marginals are written as version 1, which older builds read too."""
+
+
+KINDS = ("lattice", "trees")
+"""What schema 2 records; schema 1 holds rows of marginals, and chains, which are rows of one candidate."""
 
 
 DEFAULT_MAX_BUDGET = 512
@@ -47,6 +54,9 @@ _INDEX_COLUMNS = ["sequence", "prompt_id", "workload", "temperature", "position"
 
 
 _ROW_COLUMNS = ["token", "counts", "token_ids", "logprobs"]
+
+
+_PATH_COLUMNS = ["token", *COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class TraceBlock:
     """[P] number of the sequence in the trace."""
     starts: NDArray[np.int64]
     """[S + 1] sequence s is positions starts[s] : starts[s + 1]."""
-    proposal: Rows
+    proposal: Rows | Lattices
     """What the drafter proposed at each position."""
     prompt_id: list[str]
     """[S]"""
@@ -94,7 +104,16 @@ class TraceBlock:
 
     def rows(self, position: int) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """Candidates and log-probabilities of depths 1..L at a position of the block."""
-        return self.proposal.at(position)
+        return self.marginals.at(position)
+
+    @property
+    def marginals(self) -> Rows:
+        """``proposal``, where it is rows of marginals; else refused."""
+        from ddsim.tree.proposal import Rows
+
+        if not isinstance(self.proposal, Rows):
+            raise DdsimError("this trace holds no rows of marginals, but proposals that know their path")
+        return self.proposal
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -127,7 +146,7 @@ class _Source(Protocol):
 
     infos: list[SequenceInfo]
 
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Paths]:
         """The sequences with these ascending numbers."""
         ...
 
@@ -135,7 +154,11 @@ class _Source(Protocol):
 _SHAPE = ("horizon", "max_budget", "vocab_size")
 
 
-def _metadata(horizon: Any, max_budget: Any, vocab_size: Any, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(
+    horizon: Any, max_budget: Any, vocab_size: Any, provenance: Mapping[str, Any], kind: str = "rows"
+) -> dict[str, Any]:
+    if kind != "rows" and kind not in KINDS:
+        raise DdsimError(f"kind {brief(kind)}: must be rows, {' or '.join(KINDS)}")
     limits = (MAX_HORIZON, MAX_BUDGET, 2**31 - 1)
     for name, value, most in zip(_SHAPE, (horizon, max_budget, vocab_size), limits, strict=True):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not 1 <= value <= most:
@@ -147,13 +170,13 @@ def _metadata(horizon: Any, max_budget: Any, vocab_size: Any, provenance: Mappin
     except (TypeError, ValueError, RecursionError) as error:
         raise DdsimError(f"provenance: must be a mapping of JSON values ({error})") from None
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1 if kind == "rows" else 2,
         "horizon": int(horizon),
         "block_size": int(horizon) + 1,
         "max_budget": int(max_budget),
         "vocab_size": int(vocab_size),
         "provenance": told,
-    }
+    } | ({} if kind == "rows" else {"kind": kind})
 
 
 def _check_name(where: str, what: str, name: Any) -> str:
@@ -170,10 +193,12 @@ def _digest(
     prompt_id: str,
     temperature: float,
     prompt_tokens: int,
-    rows: _Rows,
+    rows: _Rows | Paths,
     half: NDArray[np.float16] | None = None,
 ) -> str:
     """Hash of a sequence's content, the same whether it lies in a file or in memory; ``half``: its exact log-probabilities."""
+    if isinstance(rows, Paths):
+        return rows.digest([workload, prompt_id, temperature, prompt_tokens])
     exact = half is not None
     if half is None:
         half = rows.logprobs.astype(np.float16)
@@ -192,7 +217,7 @@ def _digest(
 
 
 def _describe(
-    where: str, workload: Any, prompt_id: Any, temperature: Any, prompt_tokens: Any, rows: _Rows
+    where: str, workload: Any, prompt_id: Any, temperature: Any, prompt_tokens: Any, rows: _Rows | Paths
 ) -> SequenceInfo:
     workload, prompt_id = _check_name(where, "workload", workload), _check_name(where, "prompt_id", prompt_id)
     heat = _temperature(where, temperature)
@@ -239,6 +264,7 @@ def _check_agree(
     right = "this run" if other_path is None else f"{other_path}"
     mine, others = _leaves(meta["provenance"]), _leaves(other["provenance"])
     pairs = [(name, meta[name], other[name]) for name in ("horizon", "max_budget", "vocab_size")]
+    pairs.append(("kind", meta.get("kind", "rows"), other.get("kind", "rows")))
     for key in keys:
         ours, theirs = mine.get(key), others.get(key)
         if other_path is None or (ours is not None and theirs is not None):
@@ -271,7 +297,8 @@ def _id_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 65536 else pa.int32()
 
 
-def _schema(id_type: pa.DataType) -> pa.Schema:
+def _schema(id_type: pa.DataType, kind: str = "rows") -> pa.Schema:
+    rows = [("counts", pa.list_(pa.uint16())), ("token_ids", pa.list_(id_type)), ("logprobs", pa.list_(pa.float16()))]
     return pa.schema(
         [
             ("sequence", pa.int32()),
@@ -281,9 +308,7 @@ def _schema(id_type: pa.DataType) -> pa.Schema:
             ("position", pa.int32()),
             ("token", pa.int32()),
             ("context", pa.int32()),
-            ("counts", pa.list_(pa.uint16())),
-            ("token_ids", pa.list_(id_type)),
-            ("logprobs", pa.list_(pa.float16())),
+            *(rows if kind == "rows" else columns(id_type)),
         ]
     )
 

@@ -15,12 +15,13 @@ import numpy as np
 from ddsim.arrays import _is_path, _named, relative_error
 from ddsim.errors import DdsimError
 from ddsim.text import brief
-from ddsim.trace.checks import _arrays, _dense, _is_row, _listed, _rescaled, _sparse
+from ddsim.trace.checks import _arrays, _dense, _is_row, _listed, _rescaled, _sparse, _tree, lattice_paths, tree_paths
+from ddsim.trace.memory import Memory, Names, rank_of, several, vocabulary
+from ddsim.trace.paths import Paths
 from ddsim.trace.reader import _check_recording, _names, _read_pieces, _shards, _trace_folders
 from ddsim.trace.schema import (
     DEFAULT_MAX_BUDGET,
     PIECES_FILE,
-    SequenceInfo,
     TraceBlock,
     _check_agree,
     _check_new,
@@ -98,6 +99,11 @@ class Trace:
     def vocab_size(self) -> int:
         """Tokens in the vocabulary."""
         return int(self.meta["vocab_size"])
+
+    @property
+    def kind(self) -> str:
+        """What the drafter proposed: "rows" of marginals, "lattice" or "trees"."""
+        return str(self.meta.get("kind", "rows"))
 
     @property
     def path(self) -> Path | None:
@@ -207,7 +213,7 @@ class Trace:
         DdsimError
             Content is damaged or breaks an invariant; the line names file, row and reason.
         """
-        pending: list[_Rows] = []
+        pending: list[_Rows | Paths] = []
         size = first = 0
         for number, rows in enumerate(self._load()):
             if pending and size + len(rows.tokens) > max_positions:
@@ -218,7 +224,7 @@ class Trace:
         if pending:
             yield self._block(first, pending)
 
-    def _load(self) -> Iterator[_Rows]:
+    def _load(self) -> Iterator[_Rows | Paths]:
         """All sequences, opening each source once per run of neighbouring sequences."""
         i = 0
         while i < len(self._entries):
@@ -228,13 +234,10 @@ class Trace:
             yield from source.load([k for _, k in self._entries[i:j]])
             i = j
 
-    def _block(self, first: int, parts: list[_Rows]) -> TraceBlock:
-        from ddsim.tree.proposal import Rows  # loads Numba, which opening a trace can do without
-
+    def _block(self, first: int, parts: list[Any]) -> TraceBlock:
         infos = self.sequences[first : first + len(parts)]
         lengths = np.array([info.length for info in infos])
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        counts = np.concatenate([part.counts.ravel() for part in parts])
         here = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
         return TraceBlock(
             horizon=self.horizon,
@@ -243,15 +246,23 @@ class Trace:
             context=(here + np.repeat([info.prompt_tokens for info in infos], lengths)).astype(np.int32),
             sequence=np.repeat(np.arange(first, first + len(parts)), lengths).astype(np.int32),
             starts=starts,
-            proposal=Rows(
-                self.horizon,
-                np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
-                np.concatenate([part.token_ids for part in parts]),
-                np.concatenate([part.logprobs for part in parts]),
-            ),
+            proposal=self._proposal(parts),
             prompt_id=[info.prompt_id for info in infos],
             workload=[info.workload for info in infos],
             temperature=np.array([info.temperature for info in infos], np.float32),
+        )
+
+    def _proposal(self, parts: list[Any]) -> Any:
+        from ddsim.tree.proposal import Rows  # loads Numba, which opening a trace can do without
+
+        if self.kind != "rows":
+            return Paths.joined(parts).unfold()
+        counts = np.concatenate([part.counts.ravel() for part in parts])
+        return Rows(
+            self.horizon,
+            np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64),
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.logprobs for part in parts]),
         )
 
     def check(self) -> None:
@@ -286,9 +297,10 @@ class Trace:
             vocab_size=self.vocab_size,
             provenance=provenance,
             resume=False,
+            kind=self.kind,
         ) as writer:
             for (source, _), info, rows in zip(self._entries, self.sequences, self._load(), strict=True):
-                if isinstance(source, _Memory):  # neither pruned nor rounded yet
+                if isinstance(rows, _Rows) and isinstance(source, Memory):  # neither pruned nor rounded yet
                     token_ids, logprobs = _dense(rows)
                     writer.add_sequence(
                         prompt_id=info.prompt_id,
@@ -349,26 +361,8 @@ class Trace:
         >>> len(trace), trace.horizon, next(trace.blocks()).offsets[-1]
         (3, 2, np.int64(8))
         """
-        if _is_row(tokens[0]) if isinstance(tokens, (list, tuple)) and tokens else getattr(tokens, "ndim", 1) == 2:
-            given = [_listed(*one) for one in (("tokens", tokens), ("token_ids", token_ids), ("logprobs", logprobs))]
-        else:
-            given = [[tokens], [token_ids], [logprobs]]
-        count = len(given[0])
-        if count == 0 or len(given[1]) != count or len(given[2]) != count:
-            raise DdsimError(
-                f"{count} sequences of tokens, {len(given[1])} of token_ids and {len(given[2])} of logprobs: must be "
-                "equally many, at least one"
-            )
-
-        def spread(name: str, value: Any) -> list[Any]:
-            values = _listed(name, value) if _is_row(value) else [value] * count
-            if len(values) != count:
-                raise DdsimError(f"{name}: {len(values)} values for {count} sequences")
-            return values
-
-        workloads, contexts = spread("workload", workload), spread("context0", context0)
-        temperatures = spread("temperature", temperature)
-        names = [str(i) for i in range(count)] if prompt_id is None else spread("prompt_id", prompt_id)
+        given, spread = several(tokens=tokens, token_ids=token_ids, logprobs=logprobs)
+        names = Names(spread, workload, prompt_id, context0, temperature)
         parts = [_arrays(f"sequence {i}", *one) for i, one in enumerate(zip(*given, strict=True))]
         size = vocab_size
         if size is None:
@@ -376,17 +370,160 @@ class Trace:
             size = 1 + int(max(*used, *(x.max() for x, _, _ in parts), 0))
         most = DEFAULT_MAX_BUDGET if max_budget is None else max_budget
         meta = _metadata(parts[0][2].shape[1], most, size, {} if provenance is None else provenance)
-        rows, infos, seen = [], [], set[tuple[str, str, float]]()
-        for i, (x, ids, values) in enumerate(parts):
+        rows = [
+            _sparse(f"sequence {i}", meta, x, ids, _rescaled(values, relative_error(given[2][i])))
+            for i, (x, ids, values) in enumerate(parts)
+        ]
+        return cls._in_memory(meta, rows, names)
+
+    @classmethod
+    def from_chains(
+        cls, tokens: Any, token_ids: Any, logprobs: Any, *, max_budget: int | None = None, **named: Any
+    ) -> Trace:
+        """A trace in memory, of a drafter that proposes one chain a position: rows of one candidate.
+
+        Parameters
+        ----------
+        tokens : int array [T], or several
+        token_ids, logprobs : int and float arrays [T, L] (or [T - 1, L]), or several
+            The chain's tokens, and the log-probability of each given those before it; -inf from where it ends.
+        max_budget : int, optional
+            L by default: no tree is larger.
+        **named
+            As `from_arrays`.
+
+        Examples
+        --------
+        >>> trace = Trace.from_chains([5, 6, 7], [[6, 7], [7, 8]], np.log([[0.5, 0.5], [0.5, 0.5]]))
+        >>> trace.max_budget, next(trace.blocks()).proposal.tree(0, 2)[1].tolist()
+        (2, [6, 7])
+        """
+        given, _ = several(tokens=tokens, token_ids=token_ids, logprobs=logprobs)
+        # A second candidate that is absent: so nothing is missing from the rows.
+        ids = [np.pad(rank_of(2, "token_ids", one)[..., None], [(0, 0), (0, 0), (0, 1)]) for one in given[1]]
+        values = [
+            np.pad(
+                rank_of(2, "logprobs", one)[..., None].astype(np.float32),
+                [(0, 0), (0, 0), (0, 1)],
+                constant_values=-np.inf,
+            )
+            for one in given[2]
+        ]
+        most = ids[0].shape[1] if max_budget is None else max_budget
+        return cls.from_arrays(given[0], ids, values, max_budget=most, **named)
+
+    @classmethod
+    def from_lattice(
+        cls,
+        tokens: Any,
+        token_ids: Any,
+        first: Any,
+        transitions: Any,
+        *,
+        workload: str | Sequence[str] = "",
+        prompt_id: str | Sequence[str] | None = None,
+        context0: int | Sequence[int] = 0,
+        temperature: float | Sequence[float] = 0.0,
+        max_budget: int = DEFAULT_MAX_BUDGET,
+        vocab_size: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace in memory, from the lattices of one sequence or of several.
+
+        Parameters
+        ----------
+        tokens : int array [T], or several: a list of such, or [S, T]
+        token_ids : int array [T, L, K] (or [T - 1, L, K]), or several
+        first : float array [T, K], or several
+        transitions : float array [T, L - 1, K, K], or several
+            A `ddsim.Lattice` at each position. Log-probabilities are rounded to 1/64 nat, as on disk, and what no tree of
+            ``max_budget`` nodes uses is left out but for the chain of best candidates.
+        workload, prompt_id, context0, temperature, vocab_size, provenance
+            As `from_arrays`.
+        max_budget : int
+            Largest budget that may be asked of the trace.
+
+        Raises
+        ------
+        DdsimError
+            No lattices, or lengths that don't match.
+
+        Examples
+        --------
+        >>> first, transitions = np.log(np.full((3, 2), 0.4)), np.log(np.full((3, 1, 2, 2), [0.6, 0.2]))
+        >>> trace = Trace.from_lattice([5, 6, 7], np.full((3, 2, 2), [6, 7]), first, transitions, max_budget=4)
+        >>> trace.kind, next(trace.blocks()).proposal.tree(0, 4)[1].tolist()
+        ('lattice', [6, 7, 6, 6])
+        """
+        given, spread = several(tokens=tokens, token_ids=token_ids, first=first, transitions=transitions)
+        names = Names(spread, workload, prompt_id, context0, temperature)
+        ids = [rank_of(3, "token_ids", one) for one in given[1]]
+        size = vocabulary(vocab_size, given[0], ids)
+        meta = _metadata(ids[0].shape[1], max_budget, size, {} if provenance is None else provenance, "lattice")
+        parts = [lattice_paths(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
+        return cls._in_memory(meta, parts, names)
+
+    @classmethod
+    def from_trees(
+        cls,
+        tokens: Any,
+        trees: Any,
+        *,
+        horizon: int,
+        workload: str | Sequence[str] = "",
+        prompt_id: str | Sequence[str] | None = None,
+        context0: int | Sequence[int] = 0,
+        temperature: float | Sequence[float] = 0.0,
+        max_budget: int = DEFAULT_MAX_BUDGET,
+        vocab_size: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Trace:
+        """A trace in memory, from the explicit trees that a drafter such as EAGLE proposes, of one sequence or of several.
+
+        Parameters
+        ----------
+        tokens : int array [T], or a list of several
+        trees : list of T - 1 (or T) trees, or a list of several such lists
+            Each a `DraftTree` with tokens, or (parents, tokens, path log-probabilities) of its nodes without the root, best first; a
+            parent is 0 for the root, else the number of the node from 1.
+        horizon : int
+            L: no node is deeper.
+        workload, prompt_id, context0, temperature, max_budget, vocab_size, provenance
+            As `from_lattice`; each node's log-probability given its parent is rounded as transitions are.
+
+        Examples
+        --------
+        >>> tree = [0, 1, 0], [6, 7, 8], np.log([0.5, 0.4, 0.3])
+        >>> trace = Trace.from_trees([5, 6, 7], [tree, tree], horizon=2)
+        >>> next(trace.blocks()).proposal.tree(1, 2)[1].tolist()
+        [6, 7]
+        """
+        many = isinstance(tokens, (list, tuple)) and len(tokens) > 0 and _is_row(tokens[0])
+        given, spread = several(tokens=tokens if many else [tokens], trees=trees if many else [trees])
+        names = Names(spread, workload, prompt_id, context0, temperature)
+        proposed = [np.max(_tree(tree)[1], initial=0) for one in given[1] for tree in one]
+        size = vocabulary(vocab_size, given[0], proposed)
+        meta = _metadata(horizon, max_budget, size, {} if provenance is None else provenance, "trees")
+        parts = [tree_paths(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
+        return cls._in_memory(meta, parts, names)
+
+    @classmethod
+    def _in_memory(cls, meta: dict[str, Any], parts: Sequence[_Rows | Paths], names: Names) -> Trace:
+        infos, seen = [], set[tuple[str, str, float]]()
+        for i, part in enumerate(parts):
             where = f"sequence {i}"
-            part = _sparse(where, meta, x, ids, _rescaled(values, relative_error(given[2][i])))
-            rows.append(part)
-            name = names[i] if isinstance(names[i], str) else str(_count(where, "prompt_id", names[i]))
-            info = _describe(where, workloads[i], name, temperatures[i], _count(where, "context0", contexts[i]), part)
+            name = (
+                names.prompts[i]
+                if isinstance(names.prompts[i], str)
+                else str(_count(where, "prompt_id", names.prompts[i]))
+            )
+            before = _count(where, "context0", names.contexts[i])
+            info = _describe(where, names.workloads[i], name, names.temperatures[i], before, part)
             _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
             infos.append(info)
-        source = _Memory(infos, rows)
-        return cls(meta | {"provenances": [meta["provenance"]], "complete": True}, [(source, i) for i in range(count)])
+        source = Memory(infos, list(parts))
+        whole = meta | {"provenances": [meta["provenance"]], "complete": True}
+        return cls(whole, [(source, i) for i in range(len(parts))])
 
 
 def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
@@ -452,14 +589,3 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
     agreed = {k: v for k, v in provenances[0].items() if all(k in p and p[k] == v for p in provenances)}
     whole = False if False in complete else None if None in complete else True
     return Trace(first | {"provenance": agreed, "provenances": provenances, "complete": whole}, entries, folders)
-
-
-class _Memory:
-    """Sequences in memory."""
-
-    def __init__(self, infos: list[SequenceInfo], rows: list[_Rows]) -> None:
-        self.infos = infos
-        self._rows = rows
-
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows]:
-        return (self._rows[i] for i in wanted)

@@ -20,13 +20,13 @@ from ddsim.files.atomic import write, write_text
 from ddsim.files.atomic import write as _write
 from ddsim.files.locks import FolderLock
 from ddsim.text import brief
-from ddsim.trace.checks import _arrays, _check_descending, _order_ties, _sparse, round_logprobs
+from ddsim.trace.checks import _arrays, _check_descending, _order_ties, _sparse, lattice_paths, round_logprobs
+from ddsim.trace.paths import COLUMNS, Paths
 from ddsim.trace.reader import _check_recording, _pieces_digest, _shard_path, _shards
 from ddsim.trace.schema import (
     CHANGING_PROVENANCE,
     PIECES_FILE,
     RECORDING_FILE,
-    SCHEMA_VERSION,
     SequenceInfo,
     _check_agree,
     _check_name,
@@ -70,6 +70,8 @@ class TraceWriter:
         Where the numbers come from (models, device, versions ...); JSON values.
     resume : bool
         Continue a trace that is already there. It must have the same shape and provenance, dates aside.
+    kind : {"rows", "lattice", "trees"}
+        What is recorded: rows of marginals (``add_sequence``), or proposals that know their path (``add_lattice``).
 
     Attributes
     ----------
@@ -106,14 +108,15 @@ class TraceWriter:
         vocab_size: int,
         provenance: Mapping[str, Any],
         resume: bool = True,
+        kind: str = "rows",
     ) -> None:
         if not isinstance(path, (str, os.PathLike)):
             raise DdsimError(f"{brief(path)}: is no path; give a folder")
         self.path = Path(path)
         self.done: set[tuple[str, str, float]] = set()
         self.prompt_digests: dict[tuple[str, str, float], str] = {}
-        self._meta = _metadata(horizon, max_budget, vocab_size, provenance)
-        self._pending: list[tuple[SequenceInfo, _Rows]] = []
+        self._meta = _metadata(horizon, max_budget, vocab_size, provenance, kind)
+        self._pending: list[tuple[SequenceInfo, _Rows | Paths]] = []
         self._positions = 0
         self._sequence = 0
         self._complete = False
@@ -186,8 +189,7 @@ class TraceWriter:
             Not marginals, wrong shapes, tokens outside the vocabulary, or a name used before; nothing is
             added then.
         """
-        where = f"{_check_name('sequence', 'workload', workload)} {_check_name('sequence', 'prompt_id', prompt_id)}"
-        _check_new(set(self.done), workload, prompt_id, _temperature(where, temperature), where)
+        where = self._new(workload, prompt_id, temperature, "rows")
         x, ids, values = _arrays(where, tokens, token_ids, logprobs)
         rounded = round_logprobs(values)
         _check_descending(where, rounded)
@@ -195,8 +197,48 @@ class TraceWriter:
         rows = _sparse(where, self._meta, x, ids, rounded, prune=True)
         self._append(workload, prompt_id, temperature, prompt_tokens, rows, prompt_digest)
 
+    def add_lattice(
+        self,
+        *,
+        prompt_id: str,
+        workload: str,
+        temperature: float,
+        prompt_tokens: int,
+        tokens: ArrayLike,
+        token_ids: ArrayLike,
+        first: ArrayLike,
+        transitions: ArrayLike,
+        prompt_digest: str = "",
+    ) -> None:
+        """Add the answer to one prompt, of a trace of kind "lattice"; as ``add_sequence`` but for what is proposed.
+
+        Parameters
+        ----------
+        token_ids : int [T, L, K] (or [T - 1, L, K])
+        first : float [T, K] (or [T - 1, K])
+        transitions : float [T, L - 1, K, K] (or [T - 1, L - 1, K, K])
+            A `ddsim.Lattice` at each position, rounded by `ddsim.trace.paths.round_conditionals`; the last position is ignored.
+        """
+        where = self._new(workload, prompt_id, temperature, "lattice")
+        paths = lattice_paths(where, self._meta, tokens, token_ids, first, transitions)
+        self._append(workload, prompt_id, temperature, prompt_tokens, paths, prompt_digest)
+
+    def _new(self, workload: str, prompt_id: str, temperature: float, kind: str) -> str:
+        """Name a sequence for error messages, if it may be added."""
+        where = f"{_check_name('sequence', 'workload', workload)} {_check_name('sequence', 'prompt_id', prompt_id)}"
+        if self._meta.get("kind", "rows") != kind:
+            raise DdsimError(f"{self.path}: records {self._meta.get('kind', 'rows')}, not {kind}")
+        _check_new(set(self.done), workload, prompt_id, _temperature(where, temperature), where)
+        return where
+
     def _append(
-        self, workload: str, prompt_id: str, temperature: float, prompt_tokens: int, rows: _Rows, prompt_digest: str
+        self,
+        workload: str,
+        prompt_id: str,
+        temperature: float,
+        prompt_tokens: int,
+        rows: _Rows | Paths,
+        prompt_digest: str,
     ) -> None:
         """Add a sequence whose rows are checked and pruned."""
         where = f"{workload} {prompt_id}"
@@ -257,16 +299,15 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
 
 
 def _write_recording(folder: Path, checksums: Sequence[str], complete: bool) -> None:
-    listed = {"schema_version": SCHEMA_VERSION, "complete": complete, "shards": list(checksums)}
+    listed = {"schema_version": 1, "complete": complete, "shards": list(checksums)}
     write_text(folder / RECORDING_FILE, json.dumps(listed | {"checksum": _checksum(listed)}) + "\n")
 
 
-def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> pa.Table:
+def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, Any]]) -> pa.Table:
     """Rows of some sequences."""
     lengths = np.array([info.length for info, _ in parts])
     here = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
     rounds = np.concatenate([np.arange(length) < length - 1 for length in lengths])
-    counts = np.concatenate([rows.counts for _, rows in parts])
 
     def spread(values: Sequence[Any], dtype: type) -> NDArray[Any]:
         return np.repeat(np.array(values, dtype), lengths)
@@ -275,9 +316,6 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _R
         edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(edges), pa.array(values, kind))
 
-    ids = np.concatenate([rows.token_ids for _, rows in parts])
-    logprobs = np.concatenate([rows.logprobs for _, rows in parts]).astype(np.float16)
-    totals = counts.sum(1, dtype=np.int64)
     columns = [
         pa.array(spread(range(first, first + len(parts)), np.int32)),
         pa.array(spread([info.prompt_id for info, _ in parts], object), pa.string()),
@@ -286,20 +324,35 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, _R
         pa.array(here),
         pa.array(np.concatenate([rows.tokens for _, rows in parts])),
         pa.array(here + spread([info.prompt_tokens for info, _ in parts], np.int32)),
-        lists(pa.uint16(), rounds * counts.shape[1], counts[rounds].ravel().astype(np.uint16)),
-        lists(schema.field("token_ids").type.value_type, totals, ids),
-        lists(pa.float16(), totals, logprobs),
     ]
+    if isinstance(parts[0][1], Paths):
+        whole = Paths.joined([rows for _, rows in parts])
+        sizes = whole.sizes()
+        flat = {name: getattr(whole, name) for name in COLUMNS}
+        flat["widths"] = whole.widths[rounds].ravel()
+        flat["counts"] = whole.counts[np.repeat(rounds, sizes["counts"])]
+        columns += [lists(schema.field(name).type.value_type, sizes[name] * rounds, flat[name]) for name in COLUMNS]
+    else:
+        counts = np.concatenate([rows.counts for _, rows in parts])
+        ids = np.concatenate([rows.token_ids for _, rows in parts])
+        logprobs = np.concatenate([rows.logprobs for _, rows in parts]).astype(np.float16)
+        totals = counts.sum(1, dtype=np.int64)
+        columns += [
+            lists(pa.uint16(), rounds * counts.shape[1], counts[rounds].ravel().astype(np.uint16)),
+            lists(schema.field("token_ids").type.value_type, totals, ids),
+            lists(pa.float16(), totals, logprobs),
+        ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, _Rows]]) -> str:
+def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequence[tuple[SequenceInfo, Any]]) -> str:
     """Write a shard and return the checksum of its metadata."""
     full = dict(meta) | {"first_sequence": first, "digests": [info.digest for info, _ in parts], "listed": True}
     if any(info.prompt_digest for info, _ in parts):
         full["prompt_digests"] = [info.prompt_digest for info, _ in parts]
     checksum = full["checksum"] = _checksum(full)
-    schema = _schema(_id_type(meta["vocab_size"]))
+    kind = meta.get("kind", "rows")
+    schema = _schema(_id_type(meta["vocab_size"]), kind)
     tables, start, size = [], 0, 0
     for i, (info, _) in enumerate(parts):
         if i > start and size + info.length > POSITIONS_PER_GROUP:
@@ -309,7 +362,8 @@ def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequenc
     tables.append(_table(schema, first + start, parts[start:]))
 
     def write(file: Any) -> None:
-        with pq.ParquetWriter(file, schema, **_PARQUET_OPTIONS) as writer:
+        options = _PARQUET_OPTIONS | ({} if kind == "rows" else {"column_encoding": _PATH_ENCODING})
+        with pq.ParquetWriter(file, schema, **options) as writer:
             writer.add_key_value_metadata({"ddsim": json.dumps(full)})
             for table in tables:
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
@@ -332,3 +386,7 @@ _PARQUET_OPTIONS: dict[str, Any] = {
     "write_page_checksum": True,
     "store_schema": False,
 }
+
+
+# Parquet keeps 16-bit integers in 32 bits; byte streams leave the empty halves together.
+_PATH_ENCODING = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS}

@@ -2,9 +2,9 @@
 
 Run by test_fuzz_traces.py in a process of its own, so that a crash or a hang is seen as one::
 
-    python tests/trace/fuzz_traces.py FOLDER SEED FIRST LAST
+    python tests/trace/fuzz_traces.py FOLDER SEED FIRST LAST KIND
 
-Case i is drawn from (SEED, i). What fails is printed as one JSON object a line. Who writes a valid checksum over other valid
+KIND is rows or lattice. Case i is drawn from (SEED, i). What fails is printed as one JSON object a line. Who writes a valid checksum over other valid
 values has made another trace, which no check can tell; so these are not drawn.
 """
 
@@ -54,27 +54,31 @@ HOSTILE = (
 # --- the sound trace ------------------------------------------------------------------------------------------------
 
 
-def sound(folder: Path, seed: int = 0) -> Path:
+def sound(folder: Path, kind: str, seed: int = 0) -> Path:
     """Three shards of two sequences each, with pieces."""
     rng = np.random.default_rng(seed)
-    with TraceWriter(
-        folder, horizon=HORIZON, max_budget=BUDGET, vocab_size=VOCABULARY, provenance={"target": "t", "drafter": "d"}
-    ) as writer:
+    provenance = {"target": "t", "drafter": "d"}
+    shape = {"horizon": HORIZON, "max_budget": BUDGET, "vocab_size": VOCABULARY}
+    with TraceWriter(folder, **shape, provenance=provenance, kind=kind) as writer:
         for i in range(6):
             length = int(rng.integers(3, 12))
             logits = rng.normal(size=(length, HORIZON, VOCABULARY)) * 2
             logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
             ids = np.argsort(-logprobs, -1)[..., :BUDGET]
-            writer.add_sequence(
-                prompt_id=f"p{i}",
-                workload="ab"[i % 2],
-                temperature=0.0,
-                prompt_tokens=5 + i,
-                prompt_digest=f"digest {i}",
-                tokens=rng.integers(0, VOCABULARY, length),
-                token_ids=ids,
-                logprobs=round_logprobs(np.take_along_axis(logprobs, ids, -1)),
-            )
+            names = {
+                "prompt_id": f"p{i}",
+                "workload": "ab"[i % 2],
+                "temperature": 0.0,
+                "prompt_tokens": 5 + i,
+                "prompt_digest": f"digest {i}",
+                "tokens": rng.integers(0, VOCABULARY, length),
+            }
+            rows = np.take_along_axis(logprobs, ids, -1)
+            if kind == "rows":
+                writer.add_sequence(**names, token_ids=ids, logprobs=round_logprobs(rows))
+            else:
+                steps = np.log(rng.dirichlet(np.full(5, 0.5), (length, HORIZON - 1, 5)))
+                writer.add_lattice(**names, token_ids=ids[..., :5], first=rows[:, 0, :5], transitions=steps)
             if i % 2:
                 writer.flush()
     write_pieces(folder, {i: f"<{i}>" for i in range(VOCABULARY)})
@@ -356,7 +360,7 @@ def offsets(table: pa.Table, rng: Rng) -> pa.Table:
         name = some(rng, ("prompt_id", "workload"))
         text = pa.array([b"\xff\xfe\xed\xa0\x80"] * table.num_rows, pa.binary())
         return set_column(table, name, pa.StringArray.from_buffers(len(text), *text.buffers()[1:]))
-    name = some(rng, ("counts", "token_ids", "logprobs"))
+    name = some(rng, [column.name for column in table.schema if pa.types.is_list(column.type)])
     column = table[name].combine_chunks()
     edges = column.offsets.to_numpy().copy()
     at = int(rng.integers(1, len(edges) - 1))
@@ -462,7 +466,7 @@ def outcome(folder: Path, expected: str, through_cli: bool) -> tuple[str, str]:
     return kind, line
 
 
-def run(work: Path, seed: int, first: int, last: int) -> Counter[str]:
+def run(work: Path, seed: int, first: int, last: int, kind_of_trace: str) -> Counter[str]:
     """Cases ``first`` to ``last`` (exclusive); prints those that fail."""
     from tests import made_up
 
@@ -470,8 +474,8 @@ def run(work: Path, seed: int, first: int, last: int) -> Counter[str]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     os.environ["DDSIM_CACHE"] = str(work / "cache")
-    template = sound(work / "sound")
-    sound(work / "foreign", seed=1)
+    template = sound(work / "sound", kind_of_trace)
+    sound(work / "foreign", kind_of_trace, seed=1)
     made_up.profile().save(work / "profile.json")
     expected = answer(template)
     seen: Counter[str] = Counter()
@@ -510,5 +514,5 @@ def run(work: Path, seed: int, first: int, last: int) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    counts = run(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:5]))
+    counts = run(Path(sys.argv[1]), *(int(word) for word in sys.argv[2:5]), sys.argv[5])
     print(json.dumps({"counts": dict(counts)}))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CHUNK = 500
 
 
-def fuzzed(folder: Path, seed: int, first: int, last: int) -> dict[str, int]:
+def fuzzed(folder: Path, seed: int, first: int, last: int, kind: str) -> dict[str, int]:
     """Run cases in a process of their own; how many were refused, and how many gave the same."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])}
     words = [
@@ -22,6 +22,7 @@ def fuzzed(folder: Path, seed: int, first: int, last: int) -> dict[str, int]:
         str(ROOT / "tests" / "trace" / "fuzz_traces.py"),
         str(folder),
         *map(str, (seed, first, last)),
+        kind,
     ]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     told = [json.loads(line) for line in done.stdout.splitlines()]
@@ -32,13 +33,15 @@ def fuzzed(folder: Path, seed: int, first: int, last: int) -> dict[str, int]:
     return counts
 
 
-def test_damaged_traces_give_the_same_or_one_line(tmp_path: Path) -> None:
-    counts = fuzzed(tmp_path, 0, 0, 100)
+@pytest.mark.parametrize("kind", ["rows", "lattice"])
+def test_damaged_traces_give_the_same_or_one_line(tmp_path: Path, kind: str) -> None:
+    counts = fuzzed(tmp_path, 0, 0, 100, kind)
     assert counts["refused"] > 50 and counts["same"] > 5  # both endings are seen
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rows", "lattice"])
 @pytest.mark.parametrize("first", range(0, 10_000, CHUNK))
-def test_10_000_damaged_traces(tmp_path: Path, first: int) -> None:
-    counts = fuzzed(tmp_path, 1, first, first + CHUNK)
+def test_10_000_damaged_traces(tmp_path: Path, first: int, kind: str) -> None:
+    counts = fuzzed(tmp_path, 1, first, first + CHUNK, kind)
     assert counts["refused"] > CHUNK // 2 and counts["same"] > CHUNK // 20

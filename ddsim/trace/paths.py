@@ -1,0 +1,229 @@
+"""Proposals that know their path, as traces keep them: candidates a depth, and the steps between those that trees use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from ddsim.arrays import numbers
+from ddsim.errors import DdsimError
+
+if TYPE_CHECKING:
+    from ddsim.tree.lattices import Lattices
+
+PER_NAT = 64  # log-probabilities are whole multiples of 1 / PER_NAT nats
+
+
+LOWEST = 65535  # in these units; below, a candidate is absent
+
+
+COLUMNS = ("widths", "token_ids", "counts", "children", "falls")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """T positions, compact.
+
+    The candidates of a position are listed depth by depth. The row behind the root, then that behind each candidate in turn, holds
+    ``counts`` of the next depth's candidates, most probable first: their numbers within that depth, and by how many units each lies
+    below the one before it in its row, the first below probability 1.
+    """
+
+    tokens: NDArray[np.int32]
+    """[T] committed."""
+    widths: NDArray[np.int32]
+    """[T, L] candidates of each depth; zeros at the last position."""
+    token_ids: NDArray[np.int32]
+    """[C] candidates."""
+    counts: NDArray[np.int32]
+    """[T + C] the root's row, then the candidates', of one position after another."""
+    children: NDArray[np.int32]
+    """[M]"""
+    falls: NDArray[np.int32]
+    """[M]"""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Paths]) -> Paths:
+        """The positions of several, one after another."""
+        names = ("tokens", *COLUMNS)
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+    def part(self, first: int, last: int) -> Paths:
+        """Positions first..last-1."""
+        edges = {name: np.concatenate([[0], np.cumsum(size)]) for name, size in self.sizes().items()}
+        cut = {name: getattr(self, name)[edges[name][first] : edges[name][last]] for name in COLUMNS[1:]}
+        return Paths(self.tokens[first:last], self.widths[first:last], **cut)
+
+    def digest(self, head: Sequence[Any]) -> str:
+        """Hash of a sequence's content; ``head`` names it."""
+        digest = hashlib.sha256(json.dumps([*head, len(self.tokens), "paths"]).encode())
+        for part in (self.tokens, *(getattr(self, name) for name in COLUMNS)):
+            digest.update(np.ascontiguousarray(part, "<i4").data)
+        return digest.hexdigest()[:32]
+
+    def sizes(self) -> dict[str, NDArray[np.int64]]:
+        """[T] how many entries of each column belong to each position; the last position of a sequence has none in files."""
+        candidates = self.widths.sum(1, dtype=np.int64)
+        rows = np.concatenate([[0], np.cumsum(candidates + 1)])
+        edges = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+        steps = np.diff(edges[rows])
+        return {
+            "widths": np.full(len(self.tokens), self.widths.shape[1]),
+            "token_ids": candidates,
+            "counts": candidates + 1,
+            "children": steps,
+            "falls": steps,
+        }
+
+    def unfold(self) -> Lattices:
+        """As kernels take them.
+
+        Raises
+        ------
+        DdsimError
+            Numbers that don't fit together; the line names the position.
+        """
+        from ddsim.tree.lattices import Lattices  # loads Numba, which opening a trace can do without
+
+        count, horizon = self.widths.shape
+        depth_starts = np.concatenate([[0], np.cumsum(self.widths, dtype=np.int64)])  # [T * L + 1]
+        firsts = depth_starts[::horizon]  # [T + 1] first candidate of each position
+        slots = firsts + np.arange(count + 1)  # the root, then the candidates
+        slot_depth = np.zeros(slots[-1], np.int64)
+        slot_position = np.repeat(np.arange(count), np.diff(slots))
+        is_candidate = np.ones(slots[-1], bool)
+        is_candidate[slots[:-1]] = False
+        slot_depth[is_candidate] = np.repeat(np.tile(np.arange(1, horizon + 1), count), self.widths.ravel())
+        slot = np.repeat(np.arange(slots[-1]), self.counts)
+        position, depth = slot_position[slot], slot_depth[slot]
+        _refuse(position, depth >= horizon, "a candidate of the last depth has a row behind it")
+        place = position * horizon + depth
+        candidate = depth_starts[place] + self.children
+        _refuse(
+            position,
+            (self.children < 0) | (candidate >= depth_starts[place + 1]),
+            "a row names a candidate that isn't there",
+        )
+        opens = self.counts > 0
+        opens[slots[:-1]] = True
+        number = np.cumsum(opens) - 1
+        positions = np.append(number[slots[:-1]], np.count_nonzero(opens))
+        own = candidate + position + 1  # the slot of each candidate named
+        nexts = np.where(opens[own], number[own] - positions[position], -1).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(self.counts[opens], dtype=np.int64)])
+        total = np.cumsum(self.falls, dtype=np.int64)
+        before = np.concatenate([[0], total])[np.repeat(offsets[:-1], np.diff(offsets))]
+        units = total - before
+        _refuse(position, (self.falls < 0) | (units > LOWEST), "log-probabilities are out of range")
+        return Lattices(
+            horizon, positions, offsets, self.token_ids[candidate], nexts, (units / -PER_NAT).astype(np.float32)
+        )
+
+
+def fold(tokens: NDArray[np.int32], lattices: Lattices) -> Paths:
+    """The compact form of lattices whose log-probabilities are rounded, one fewer than the T tokens: the last starts no round."""
+    lattices = replace(
+        lattices,
+        positions=np.append(lattices.positions, lattices.positions[-1] + 1),
+        offsets=np.append(lattices.offsets, lattices.offsets[-1]),
+    )
+    listed = lattices.candidates()
+    position, depth, row = listed["position"], listed["depth"].astype(np.int64), listed["row"].astype(np.int64)
+    horizon, count = lattices.horizon, len(lattices)
+    after = lattices.nexts.astype(np.int64)
+    place = position * horizon + depth - 1
+    # A candidate is a row that follows, or a token without one; the former come first, in order of their rows.
+    key = np.where(after >= 0, after, np.int64(2**32) + lattices.token_ids)
+    order = np.lexsort((key, place))
+    new = np.ones(len(order), bool)
+    new[1:] = (np.diff(place[order]) != 0) | (np.diff(key[order]) != 0)
+    candidate = np.empty(len(order), np.int64)  # of each step: the number of its candidate, over all positions
+    candidate[order] = np.cumsum(new) - 1
+    of_step = order[new]
+    widths = np.bincount(place[of_step], minlength=count * horizon).reshape(count, horizon)
+    firsts = np.concatenate([[0], np.cumsum(widths.sum(1))])
+    depth_starts = np.concatenate([[0], np.cumsum(widths)])
+    # The slot of each row: the root's, or that of the candidate before it.
+    slot_of_row = np.zeros(len(lattices.offsets) - 1, np.int64)
+    slot_of_row[lattices.positions[:-1]] = firsts[:-1] + np.arange(count)
+    leads = after >= 0
+    slot_of_row[lattices.positions[position[leads]] + after[leads]] = candidate[leads] + position[leads] + 1
+    slot = slot_of_row[lattices.positions[position] + row]
+    counts = np.bincount(slot, minlength=int(firsts[-1]) + count)
+    order = np.lexsort((listed["rank"], slot))
+    units = np.rint(lattices.logprobs[order].astype(np.float64) * -PER_NAT).astype(np.int64)
+    falls = units.copy()
+    same = np.flatnonzero(slot[order][1:] == slot[order][:-1]) + 1
+    falls[same] -= units[same - 1]
+    children = (candidate - depth_starts[place])[order]
+    return Paths(
+        tokens,
+        widths.astype(np.int32),
+        lattices.token_ids[of_step],
+        counts.astype(np.int32),
+        children.astype(np.int32),
+        falls.astype(np.int32),
+    )
+
+
+def round_conditionals(logprobs: ArrayLike) -> NDArray[np.float32]:
+    """Round conditional log-probabilities to what a trace keeps: multiples of 1/64 nat.
+
+    Recorder and decoder pass a lattice through this, so both build the same trees.
+
+    Parameters
+    ----------
+    logprobs : array_like of float32 [..., K]
+        Natural logarithms, at most 0; rows sum to at most 1.
+
+    Returns
+    -------
+    float32 ndarray, same shape
+        The nearest multiples, or, where the probabilities of a row would sum above 1, the next lower ones; -inf below -1,023.
+
+    Examples
+    --------
+    >>> (64 * round_conditionals(np.log([[0.5, 0.2], [0.5, 0.5]]))).tolist()
+    [[-44.0, -103.0], [-45.0, -45.0]]
+    """
+    exact = numbers(logprobs, "logprobs").astype(np.float64)
+    nearest = np.rint(exact * PER_NAT) / PER_NAT
+    sums = np.exp(nearest).sum(-1, keepdims=True)
+    return _rounded(exact, nearest, sums)
+
+
+def rounded(lattices: Lattices) -> Lattices:
+    """Lattices with each row as `round_conditionals` rounds it; what it takes for absent gets the least that a trace can hold."""
+    exact = lattices.logprobs.astype(np.float64)
+    nearest = np.rint(exact * PER_NAT) / PER_NAT
+    row = np.repeat(np.arange(len(lattices.offsets) - 1), np.diff(lattices.offsets))
+    sums = np.bincount(row, np.exp(nearest), minlength=len(lattices.offsets) - 1)[row]
+    return replace(lattices, logprobs=np.maximum(_rounded(exact, nearest, sums), np.float32(-LOWEST / PER_NAT)))
+
+
+def _rounded(exact: NDArray[np.float64], nearest: NDArray[np.float64], sums: NDArray[Any]) -> NDArray[np.float32]:
+    found = np.where(sums <= 1, nearest, np.floor(exact * PER_NAT) / PER_NAT)
+    return np.where(found < -LOWEST / PER_NAT, -np.inf, found).astype(np.float32)
+
+
+def columns(id_type: pa.DataType) -> list[tuple[str, pa.DataType]]:
+    """Of a file, beside the index."""
+    return [
+        ("widths", pa.list_(pa.uint16())),
+        ("token_ids", pa.list_(id_type)),
+        ("counts", pa.list_(pa.uint16())),
+        ("children", pa.list_(pa.uint16())),
+        ("falls", pa.list_(pa.uint16())),
+    ]
+
+
+def _refuse(position: NDArray[np.int64], bad: NDArray[np.bool_], why: str) -> None:
+    if bad.any():
+        raise DdsimError(f"position {position[int(np.argmax(bad))]}: {why}")
