@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsim.arrays import numbers, plain, whole_numbers
 from ddsim.errors import DdsimError
-from ddsim.trace.paths import Paths, fold, round_conditionals, rounded
+from ddsim.trace.folded import Folded, fold, round_conditionals, rounded
 from ddsim.trace.schema import _Rows
 
 ROW_SUM_TOLERANCE = 1e-4  # rows come from float32 softmaxes, whose sums are not exactly 1
@@ -148,9 +148,9 @@ def _sparse(
     return _Rows(rows.tokens, rows.counts, rows.token_ids.astype(np.int32), rows.logprobs)
 
 
-def lattice_paths(
+def folded_lattices(
     where: str, meta: Mapping[str, Any], tokens: Any, token_ids: Any, first: Any, transitions: Any
-) -> Paths:
+) -> Folded:
     """Check the lattices of one sequence; round them, and keep what trees can use."""
     from ddsim.tree.lattices import Lattices  # loads Numba
 
@@ -178,7 +178,7 @@ def lattice_paths(
     return _folded(where, x, lattices, vocab)
 
 
-def tree_paths(where: str, meta: Mapping[str, Any], tokens: Any, trees: Any) -> Paths:
+def folded_trees(where: str, meta: Mapping[str, Any], tokens: Any, trees: Any) -> Folded:
     """Check the explicit trees of one sequence, (parents, tokens, path log-probabilities) a position; round them."""
     from ddsim.tree.lattices import Lattices  # loads Numba
 
@@ -215,7 +215,7 @@ def _committed(where: str, meta: Mapping[str, Any], tokens: Any) -> NDArray[np.i
     return x
 
 
-def _folded(where: str, x: NDArray[np.int64], lattices: Any, vocab: int) -> Paths:
+def _folded(where: str, x: NDArray[np.int64], lattices: Any, vocab: int) -> Folded:
     """The proposals of all positions of a sequence but its last, and none there."""
     fault = lattices.first_fault(vocab)
     if fault is not None:

@@ -10,18 +10,18 @@ import numpy as np
 from ddsim.arrays import numbers
 from ddsim.errors import DdsimError
 from ddsim.trace.checks import _is_row, _listed
-from ddsim.trace.paths import Paths
-from ddsim.trace.schema import SequenceInfo, _Rows
+from ddsim.trace.folded import Folded
+from ddsim.trace.schema import SequenceInfo, _check_new, _count, _describe, _Rows
 
 
 class Memory:
     """Sequences in memory."""
 
-    def __init__(self, infos: list[SequenceInfo], rows: list[_Rows | Paths]) -> None:
+    def __init__(self, infos: list[SequenceInfo], rows: list[_Rows | Folded]) -> None:
         self.infos = infos
         self._rows = rows
 
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Paths]:
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Folded]:
         return (self._rows[i] for i in wanted)
 
 
@@ -35,6 +35,18 @@ class Names:
         self.prompts = (
             [str(i) for i in range(len(self.workloads))] if prompt_id is None else spread("prompt_id", prompt_id)
         )
+
+    def describe(self, parts: Sequence[_Rows | Folded]) -> list[SequenceInfo]:
+        """What is known of sequences of this content; none may stand twice."""
+        infos, seen = [], set[tuple[str, str, float]]()
+        for i, part in enumerate(parts):
+            where, prompt = f"sequence {i}", self.prompts[i]
+            name = prompt if isinstance(prompt, str) else str(_count(where, "prompt_id", prompt))
+            before = _count(where, "context0", self.contexts[i])
+            info = _describe(where, self.workloads[i], name, self.temperatures[i], before, part)
+            _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
+            infos.append(info)
+        return infos
 
 
 def several(**arrays: Any) -> tuple[list[list[Any]], Any]:

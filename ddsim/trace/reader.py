@@ -23,10 +23,10 @@ from ddsim.errors import DdsimError
 from ddsim.files.cache import is_known, remember
 from ddsim.files.documents import array, integer, mapping, need, parse
 from ddsim.trace.checks import _first_bad_row, _listed
-from ddsim.trace.paths import COLUMNS, Paths
+from ddsim.trace.folded import COLUMNS, Folded
 from ddsim.trace.schema import (
+    _FOLDED_COLUMNS,
     _INDEX_COLUMNS,
-    _PATH_COLUMNS,
     _ROW_COLUMNS,
     _SHAPE,
     KINDS,
@@ -257,16 +257,16 @@ class _Shard:
         ]
         return infos, bounds
 
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Paths]:
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Folded]:
         """Sequences by their ascending numbers in the file, reading only the row groups that hold them."""
         numbers = np.asarray(wanted)
         groups = np.searchsorted(self._cuts, numbers, side="right") - 1
         with _Reading(self.path) as file:
             for group in np.unique(groups):
                 paths = "kind" in self.meta
-                table = file.read_row_group(int(group), columns=_PATH_COLUMNS if paths else _ROW_COLUMNS)
+                table = file.read_row_group(int(group), columns=_FOLDED_COLUMNS if paths else _ROW_COLUMNS)
                 table.validate(full=True)
-                parse = self._parse_paths if paths else self._parse
+                parse = self._parse_folded if paths else self._parse
                 yield from parse(table, int(group), numbers[groups == group])
 
     def _tokens(self, table: pa.Table, group: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -285,7 +285,7 @@ class _Shard:
         last[self.starts[a + 1 : b + 1] - base - 1] = True
         return tokens, last
 
-    def _parse_paths(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[Paths]:
+    def _parse_folded(self, table: pa.Table, group: int, wanted: NDArray[np.int64]) -> Iterator[Folded]:
         """Sequences ``wanted`` of a row group of proposals that know their path, all checked."""
         base = int(self.starts[int(self._cuts[group])])
         horizon, vocab, most = (int(self.meta[name]) for name in ("horizon", "vocab_size", "max_budget"))
@@ -310,7 +310,7 @@ class _Shard:
         counts = np.zeros(len(tokens) + len(flat["token_ids"]), np.int32)
         slots = np.concatenate([[0], np.cumsum(candidates + 1)])
         counts[np.delete(np.arange(len(counts)), slots[:-1][last])] = flat["counts"]
-        whole = Paths(tokens.astype(np.int32), widths, flat["token_ids"], counts, flat["children"], flat["falls"])
+        whole = Folded(tokens.astype(np.int32), widths, flat["token_ids"], counts, flat["children"], flat["falls"])
         try:
             fault = whole.unfold().first_fault(vocab)
         except DdsimError as error:

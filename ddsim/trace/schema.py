@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ddsim.errors import DdsimError
 from ddsim.files.documents import parse
 from ddsim.text import brief
-from ddsim.trace.paths import COLUMNS, Paths, columns
+from ddsim.trace.folded import COLUMNS, Folded, columns
 
 if TYPE_CHECKING:
     from ddsim.tree.lattices import Lattices
@@ -56,7 +56,7 @@ _INDEX_COLUMNS = ["sequence", "prompt_id", "workload", "temperature", "position"
 _ROW_COLUMNS = ["token", "counts", "token_ids", "logprobs"]
 
 
-_PATH_COLUMNS = ["token", *COLUMNS]
+_FOLDED_COLUMNS = ["token", *COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class _Source(Protocol):
 
     infos: list[SequenceInfo]
 
-    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Paths]:
+    def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Folded]:
         """The sequences with these ascending numbers."""
         ...
 
@@ -193,11 +193,11 @@ def _digest(
     prompt_id: str,
     temperature: float,
     prompt_tokens: int,
-    rows: _Rows | Paths,
+    rows: _Rows | Folded,
     half: NDArray[np.float16] | None = None,
 ) -> str:
     """Hash of a sequence's content, the same whether it lies in a file or in memory; ``half``: its exact log-probabilities."""
-    if isinstance(rows, Paths):
+    if isinstance(rows, Folded):
         return rows.digest([workload, prompt_id, temperature, prompt_tokens])
     exact = half is not None
     if half is None:
@@ -217,7 +217,7 @@ def _digest(
 
 
 def _describe(
-    where: str, workload: Any, prompt_id: Any, temperature: Any, prompt_tokens: Any, rows: _Rows | Paths
+    where: str, workload: Any, prompt_id: Any, temperature: Any, prompt_tokens: Any, rows: _Rows | Folded
 ) -> SequenceInfo:
     workload, prompt_id = _check_name(where, "workload", workload), _check_name(where, "prompt_id", prompt_id)
     heat = _temperature(where, temperature)

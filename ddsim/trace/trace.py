@@ -15,9 +15,19 @@ import numpy as np
 from ddsim.arrays import _is_path, _named, relative_error
 from ddsim.errors import DdsimError
 from ddsim.text import brief
-from ddsim.trace.checks import _arrays, _dense, _is_row, _listed, _rescaled, _sparse, _tree, lattice_paths, tree_paths
+from ddsim.trace.checks import (
+    _arrays,
+    _dense,
+    _is_row,
+    _listed,
+    _rescaled,
+    _sparse,
+    _tree,
+    folded_lattices,
+    folded_trees,
+)
+from ddsim.trace.folded import Folded
 from ddsim.trace.memory import Memory, Names, rank_of, several, vocabulary
-from ddsim.trace.paths import Paths
 from ddsim.trace.reader import _check_recording, _names, _read_pieces, _shards, _trace_folders
 from ddsim.trace.schema import (
     DEFAULT_MAX_BUDGET,
@@ -25,8 +35,6 @@ from ddsim.trace.schema import (
     TraceBlock,
     _check_agree,
     _check_new,
-    _count,
-    _describe,
     _metadata,
     _Rows,
     _Source,
@@ -213,7 +221,7 @@ class Trace:
         DdsimError
             Content is damaged or breaks an invariant; the line names file, row and reason.
         """
-        pending: list[_Rows | Paths] = []
+        pending: list[_Rows | Folded] = []
         size = first = 0
         for number, rows in enumerate(self._load()):
             if pending and size + len(rows.tokens) > max_positions:
@@ -224,7 +232,7 @@ class Trace:
         if pending:
             yield self._block(first, pending)
 
-    def _load(self) -> Iterator[_Rows | Paths]:
+    def _load(self) -> Iterator[_Rows | Folded]:
         """All sequences, opening each source once per run of neighbouring sequences."""
         i = 0
         while i < len(self._entries):
@@ -256,7 +264,7 @@ class Trace:
         from ddsim.tree.proposal import Rows  # loads Numba, which opening a trace can do without
 
         if self.kind != "rows":
-            return Paths.joined(parts).unfold()
+            return Folded.joined(parts).unfold()
         counts = np.concatenate([part.counts.ravel() for part in parts])
         return Rows(
             self.horizon,
@@ -460,7 +468,7 @@ class Trace:
         ids = [rank_of(3, "token_ids", one) for one in given[1]]
         size = vocabulary(vocab_size, given[0], ids)
         meta = _metadata(ids[0].shape[1], max_budget, size, {} if provenance is None else provenance, "lattice")
-        parts = [lattice_paths(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
+        parts = [folded_lattices(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
         return cls._in_memory(meta, parts, names)
 
     @classmethod
@@ -504,24 +512,12 @@ class Trace:
         proposed = [np.max(_tree(tree)[1], initial=0) for one in given[1] for tree in one]
         size = vocabulary(vocab_size, given[0], proposed)
         meta = _metadata(horizon, max_budget, size, {} if provenance is None else provenance, "trees")
-        parts = [tree_paths(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
+        parts = [folded_trees(f"sequence {i}", meta, *one) for i, one in enumerate(zip(*given, strict=True))]
         return cls._in_memory(meta, parts, names)
 
     @classmethod
-    def _in_memory(cls, meta: dict[str, Any], parts: Sequence[_Rows | Paths], names: Names) -> Trace:
-        infos, seen = [], set[tuple[str, str, float]]()
-        for i, part in enumerate(parts):
-            where = f"sequence {i}"
-            name = (
-                names.prompts[i]
-                if isinstance(names.prompts[i], str)
-                else str(_count(where, "prompt_id", names.prompts[i]))
-            )
-            before = _count(where, "context0", names.contexts[i])
-            info = _describe(where, names.workloads[i], name, names.temperatures[i], before, part)
-            _check_new(seen, info.workload, info.prompt_id, info.temperature, where)
-            infos.append(info)
-        source = Memory(infos, list(parts))
+    def _in_memory(cls, meta: dict[str, Any], parts: Sequence[_Rows | Folded], names: Names) -> Trace:
+        source = Memory(names.describe(parts), list(parts))
         whole = meta | {"provenances": [meta["provenance"]], "complete": True}
         return cls(whole, [(source, i) for i in range(len(parts))])
 

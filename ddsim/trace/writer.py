@@ -20,8 +20,8 @@ from ddsim.files.atomic import write, write_text
 from ddsim.files.atomic import write as _write
 from ddsim.files.locks import FolderLock
 from ddsim.text import brief
-from ddsim.trace.checks import _arrays, _check_descending, _order_ties, _sparse, lattice_paths, round_logprobs
-from ddsim.trace.paths import COLUMNS, Paths
+from ddsim.trace.checks import _arrays, _check_descending, _order_ties, _sparse, folded_lattices, round_logprobs
+from ddsim.trace.folded import COLUMNS, Folded
 from ddsim.trace.reader import _check_recording, _pieces_digest, _shard_path, _shards
 from ddsim.trace.schema import (
     CHANGING_PROVENANCE,
@@ -116,7 +116,7 @@ class TraceWriter:
         self.done: set[tuple[str, str, float]] = set()
         self.prompt_digests: dict[tuple[str, str, float], str] = {}
         self._meta = _metadata(horizon, max_budget, vocab_size, provenance, kind)
-        self._pending: list[tuple[SequenceInfo, _Rows | Paths]] = []
+        self._pending: list[tuple[SequenceInfo, _Rows | Folded]] = []
         self._positions = 0
         self._sequence = 0
         self._complete = False
@@ -217,10 +217,10 @@ class TraceWriter:
         token_ids : int [T, L, K] (or [T - 1, L, K])
         first : float [T, K] (or [T - 1, K])
         transitions : float [T, L - 1, K, K] (or [T - 1, L - 1, K, K])
-            A `ddsim.Lattice` at each position, rounded by `ddsim.trace.paths.round_conditionals`; the last position is ignored.
+            A `ddsim.Lattice` at each position, rounded by `ddsim.trace.folded.round_conditionals`; the last position is ignored.
         """
         where = self._new(workload, prompt_id, temperature, "lattice")
-        paths = lattice_paths(where, self._meta, tokens, token_ids, first, transitions)
+        paths = folded_lattices(where, self._meta, tokens, token_ids, first, transitions)
         self._append(workload, prompt_id, temperature, prompt_tokens, paths, prompt_digest)
 
     def _new(self, workload: str, prompt_id: str, temperature: float, kind: str) -> str:
@@ -237,7 +237,7 @@ class TraceWriter:
         prompt_id: str,
         temperature: float,
         prompt_tokens: int,
-        rows: _Rows | Paths,
+        rows: _Rows | Folded,
         prompt_digest: str,
     ) -> None:
         """Add a sequence whose rows are checked and pruned."""
@@ -325,8 +325,8 @@ def _table(schema: pa.Schema, first: int, parts: Sequence[tuple[SequenceInfo, An
         pa.array(np.concatenate([rows.tokens for _, rows in parts])),
         pa.array(here + spread([info.prompt_tokens for info, _ in parts], np.int32)),
     ]
-    if isinstance(parts[0][1], Paths):
-        whole = Paths.joined([rows for _, rows in parts])
+    if isinstance(parts[0][1], Folded):
+        whole = Folded.joined([rows for _, rows in parts])
         sizes = whole.sizes()
         flat = {name: getattr(whole, name) for name in COLUMNS}
         flat["widths"] = whole.widths[rounds].ravel()
@@ -362,7 +362,7 @@ def _write_shard(path: Path, meta: Mapping[str, Any], first: int, parts: Sequenc
     tables.append(_table(schema, first + start, parts[start:]))
 
     def write(file: Any) -> None:
-        options = _PARQUET_OPTIONS | ({} if kind == "rows" else {"column_encoding": _PATH_ENCODING})
+        options = _PARQUET_OPTIONS | ({} if kind == "rows" else {"column_encoding": _FOLDED_ENCODING})
         with pq.ParquetWriter(file, schema, **options) as writer:
             writer.add_key_value_metadata({"ddsim": json.dumps(full)})
             for table in tables:
@@ -389,4 +389,4 @@ _PARQUET_OPTIONS: dict[str, Any] = {
 
 
 # Parquet keeps 16-bit integers in 32 bits; byte streams leave the empty halves together.
-_PATH_ENCODING = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS}
+_FOLDED_ENCODING = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in COLUMNS}

@@ -28,7 +28,7 @@ COLUMNS = ("widths", "token_ids", "counts", "children", "falls")
 
 
 @dataclass(frozen=True)
-class Paths:
+class Folded:
     """T positions, compact.
 
     The candidates of a position are listed depth by depth. The row behind the root, then that behind each candidate in turn, holds
@@ -50,20 +50,20 @@ class Paths:
     """[M]"""
 
     @classmethod
-    def joined(cls, parts: Sequence[Paths]) -> Paths:
+    def joined(cls, parts: Sequence[Folded]) -> Folded:
         """The positions of several, one after another."""
         names = ("tokens", *COLUMNS)
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
-    def part(self, first: int, last: int) -> Paths:
+    def part(self, first: int, last: int) -> Folded:
         """Positions first..last-1."""
         edges = {name: np.concatenate([[0], np.cumsum(size)]) for name, size in self.sizes().items()}
         cut = {name: getattr(self, name)[edges[name][first] : edges[name][last]] for name in COLUMNS[1:]}
-        return Paths(self.tokens[first:last], self.widths[first:last], **cut)
+        return Folded(self.tokens[first:last], self.widths[first:last], **cut)
 
     def digest(self, head: Sequence[Any]) -> str:
         """Hash of a sequence's content; ``head`` names it."""
-        digest = hashlib.sha256(json.dumps([*head, len(self.tokens), "paths"]).encode())
+        digest = hashlib.sha256(json.dumps([*head, len(self.tokens), "folded"]).encode())
         for part in (self.tokens, *(getattr(self, name) for name in COLUMNS)):
             digest.update(np.ascontiguousarray(part, "<i4").data)
         return digest.hexdigest()[:32]
@@ -127,7 +127,7 @@ class Paths:
         )
 
 
-def fold(tokens: NDArray[np.int32], lattices: Lattices) -> Paths:
+def fold(tokens: NDArray[np.int32], lattices: Lattices) -> Folded:
     """The compact form of lattices whose log-probabilities are rounded, one fewer than the T tokens: the last starts no round."""
     lattices = replace(
         lattices,
@@ -163,7 +163,7 @@ def fold(tokens: NDArray[np.int32], lattices: Lattices) -> Paths:
     same = np.flatnonzero(slot[order][1:] == slot[order][:-1]) + 1
     falls[same] -= units[same - 1]
     children = (candidate - depth_starts[place])[order]
-    return Paths(
+    return Folded(
         tokens,
         widths.astype(np.int32),
         lattices.token_ids[of_step],

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import ddsim
 from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
-from ddsim.trace.paths import PER_NAT, fold, round_conditionals, rounded
+from ddsim.trace.folded import PER_NAT, fold, round_conditionals, rounded
 from ddsim.trace.trace import Trace, open_trace
 from ddsim.trace.writer import TraceWriter
 from ddsim.tree.lattices import Lattices
