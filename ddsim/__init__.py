@@ -21,8 +21,10 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.contract import Policy as Policy
     from ddsim.policy.parse import parse_policy as parse_policy
     from ddsim.policy.rules import Autoregressive as Autoregressive
+    from ddsim.policy.rules import BestChain as BestChain
     from ddsim.policy.rules import BestFixed as BestFixed
     from ddsim.policy.rules import CaDDTree as CaDDTree
+    from ddsim.policy.rules import Chain as Chain
     from ddsim.policy.rules import DDTree as DDTree
     from ddsim.policy.rules import DFlash as DFlash
     from ddsim.policy.rules import GreedySteps as GreedySteps
@@ -74,12 +76,14 @@ _HOME = {
     "Policy": "policy.contract",
     "Autoregressive": "policy.rules",
     "DFlash": "policy.rules",
+    "Chain": "policy.rules",
     "DDTree": "policy.rules",
     "CaDDTree": "policy.rules",
     "GreedySteps": "policy.rules",
     "RoundRatio": "policy.rules",
     "LongRun": "policy.rules",
     "BestFixed": "policy.rules",
+    "BestChain": "policy.rules",
     "Hindsight": "policy.rules",
     "parse_policy": "policy.parse",
     "ReplayResult": "replay.replay",

@@ -196,7 +196,7 @@ def rounds(gains: Any, ranks: Any, lengths: Sequence[int], chain: Any = None, ex
         ranks.astype(np.int32),
         _rounds.node_counts(gains),
         chain.astype(np.uint8),
-        np.zeros(count, np.float32) if expected is None else expected.astype(np.float32),
+        np.zeros((count, horizon), np.float32) if expected is None else expected.astype(np.float32),
         np.zeros(count, np.int32),
         starts,
         tuple(map(str, range(len(lengths)))),
@@ -211,7 +211,7 @@ def positions(draw: Draw, lengths: Sequence[int], horizon: int, width: int) -> P
     count = sum(lengths)
     order = np.argsort(draw(ints(0, 255, count, width + horizon)), axis=1, kind="stable")
     ranks = 1 + np.sort(order[:, :horizon], axis=1)  # some of 1 to width + horizon, rising
-    chain, expected = draw(ints(0, 255, count)), draw(ints(0, 64 * horizon, count)) / 64
+    chain, expected = draw(ints(0, 255, count)), draw(ints(0, 64, count, horizon)).cumsum(axis=1) / 64
     return rounds(draw(gains(count, width)), ranks, lengths, chain, expected)
 
 

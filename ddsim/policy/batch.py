@@ -16,13 +16,23 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats, Ints, plain
 from ddsim.cost.table import CostTable
 from ddsim.jit import njit
-from ddsim.policy.choose import CHAIN, GREEDY, PRICE, _choose, _slopes_ahead, filled, round_budgets
+from ddsim.policy.choose import (
+    CHAIN,
+    GREEDY,
+    PREFIX,
+    PRICE,
+    _choose,
+    _slopes_ahead,
+    chain_length,
+    filled,
+    round_budgets,
+)
 from ddsim.policy.contract import Decision, Policy, ask, decision_of, name_with, prepared
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, node_counts
 
 AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
-"""Modes of a `Decision`, for a lone request as for many: no draft; the chains; ``width`` nodes for every request; a rule for the batch
+"""Modes of a `Decision`, for a lone request as for many: no draft; chains of ``width`` tokens (0: all); ``width`` nodes for every request; a rule for the batch
 as one tree, for each request at its share of the cost, for one width; `FairRatio`. For a lone request the last four are one rule."""
 
 
@@ -194,7 +204,7 @@ def decide_batch(decision: Decision, gains: NDArray[np.float32], seconds: Floats
     key, rate = np.zeros(batch), np.zeros(batch)
     order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(budget, np.float32)
     n, _ = decide(
-        decision.mode, decision.rule, decision.price, decision.fill, 0, mapped, node_counts(mapped), np.zeros(0, np.float32),
+        decision.mode, decision.rule, decision.price, decision.fill, 0, mapped, node_counts(mapped), np.zeros((0, 1), np.float32),
         np.arange(batch), 0, charged[0], plain(own, np.float64)[0], ahead[0], share[0], _slopes_ahead(share)[0], budgets, order,
         heap, key, rate, mean,
     )  # fmt: skip
@@ -356,10 +366,12 @@ def decide(  # type: ignore[no-untyped-def]
         )
     total, tokens = 0, 0.0
     if mode == CHAINS:
+        action = PREFIX - width if width else CHAIN
+        k = chain_length(action, horizon)
         for b in range(batch):
-            budgets[b] = CHAIN
-            tokens += 1.0 + chain_expected[where[b]]
-        return batch * horizon, tokens
+            budgets[b] = action
+            tokens += 1.0 + chain_expected[where[b], k - 1]
+        return batch * k, tokens
     if mode == UNIFORM:
         most = len(share) - 1
         for i in range(most):

@@ -22,6 +22,12 @@ NO_DRAFT = -1  # an action: decode one token without drafting
 CHAIN = -2  # an action: draft, and verify the chain of best candidates
 
 
+PREFIX = -1000  # PREFIX - k is an action: draft, and verify the first k tokens of the chain
+
+
+LONGEST = 255  # tokens of a chain: accepted ones are counted in a byte
+
+
 GREEDY, EXHAUSTIVE, PRICE = 0, 1, 2
 
 
@@ -29,6 +35,24 @@ RULES = {"greedy": GREEDY, "exhaustive": EXHAUSTIVE, "price": PRICE}
 
 
 Rule = Literal["greedy", "exhaustive", "price"]
+
+
+@njit(cache=True, nogil=True)
+def chain_length(action, horizon):  # type: ignore[no-untyped-def]
+    """Tokens of the chain that an action of CHAIN or less verifies; at most the horizon."""
+    return horizon if action == CHAIN else min(PREFIX - action, horizon)
+
+
+def nodes_of(actions: NDArray[Any], nodes: NDArray[Any], horizon: int) -> NDArray[Any]:
+    """Nodes that actions verify, where so many exist in the trees; chains are paid for whole.
+
+    Examples
+    --------
+    >>> nodes_of(np.array([NO_DRAFT, CHAIN, PREFIX - 2, 3, 9]), np.full(5, 7), horizon=4).tolist()
+    [0, 4, 2, 3, 7]
+    """
+    chains = np.where(actions == CHAIN, horizon, np.minimum(PREFIX - actions, horizon))
+    return np.where(actions <= CHAIN, chains, np.maximum(np.minimum(actions, nodes), 0))
 
 
 @njit(cache=True, nogil=True)

@@ -15,7 +15,7 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN, NO_DRAFT, PRICE
+from ddsim.policy.choose import CHAIN, LONGEST, NO_DRAFT, PREFIX, PRICE, nodes_of
 from ddsim.policy.walk import Walk, in_order, lockstep, walk
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
@@ -88,9 +88,9 @@ class Policy:
     fill : bool
         Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_batch` gets it as a third argument.
     fixed : int or None
-        Its answer to every question, if that is always the same: NO_DRAFT, CHAIN or a number of nodes.
+        Its answer to every question, if that is always the same: NO_DRAFT, CHAIN, PREFIX - k or a number of nodes.
     solves : str or None
-        What `prepare` solves for on a trace: "price" and "budget" are numbers that `at` takes. None: nothing.
+        What `prepare` solves for on a trace: "price", "budget" and "chain" are numbers that `at` takes. None: nothing.
     price : float or None
         Tokens per second that it decides at, if it decides at a price that is known.
     needs_trace : bool
@@ -175,7 +175,8 @@ class Policy:
         Returns
         -------
         int32 [k]
-            Nodes to verify, or NO_DRAFT (decode one token without drafting) or CHAIN (the chain of best candidates).
+            Nodes to verify, or NO_DRAFT (decode one token without drafting), CHAIN (the chain of best candidates) or PREFIX - k (its
+            first k tokens).
         """
         raise NotImplementedError(f"{self.name} chooses no budgets")
 
@@ -241,7 +242,7 @@ def name_with(label: str, calibration: Calibration | None) -> str:
 
 
 def ask(policy: Policy, gains: Gains, costs: CostTable, *, most: int | None = None) -> Ints:
-    """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, CHAIN or 0 .. ``most`` nodes (default: those in ``gains``)."""
+    """`Policy.choose`, its answer checked: int32 [k] of NO_DRAFT, chains or 0 .. ``most`` nodes (default: those in ``gains``)."""
     most = gains.shape[1] if most is None else most
     try:
         answer = policy.choose(gains, costs)
@@ -316,8 +317,8 @@ def _check_payable(policy: Policy, block: Positions, costs: CostTable, actions: 
     width = charged.seconds.shape[1]
     if width > max(block.max_budget, block.horizon) and np.isfinite(charged.seconds[:, -1]).all():
         return
-    nodes = np.where(actions == CHAIN, block.horizon, np.minimum(actions, block.nodes))
-    drafted = np.flatnonzero(nodes >= 0)
+    nodes = nodes_of(actions, block.nodes, block.horizon)
+    drafted = np.flatnonzero(actions != NO_DRAFT)
     beyond = nodes[drafted] >= width
     beyond |= ~np.isfinite(charged.seconds[costs.row[drafted], np.minimum(nodes[drafted], width - 1)])
     if beyond.any():
@@ -336,7 +337,20 @@ def decision_of(policy: Policy) -> Decision | None:
 
 def is_rule(policy: Policy) -> bool:
     """Whether it can choose another budget in every round, and could be run."""
-    return policy.fixed is None and policy.solves != "budget" and not policy.hindsight
+    return policy.fixed is None and policy.solves not in ("budget", "chain") and not policy.hindsight
+
+
+def is_chain(policy: Policy) -> bool:
+    """Whether it always verifies a chain."""
+    return policy.solves == "chain" or (policy.fixed is not None and policy.fixed <= CHAIN)
+
+
+def check_chain(policy: Policy, horizon: int) -> None:
+    """Refuse a chain that is longer than those of a trace."""
+    if policy.fixed is not None and policy.fixed < PREFIX - horizon:
+        raise DdsimError(
+            f"{policy.name}: the trace's drafts have {horizon} tokens; choose at most that, or record with a larger block"
+        )
 
 
 def knows_batches(policy: Policy) -> bool:
@@ -356,11 +370,11 @@ def calibration_matters(policy: Policy, kind: str) -> bool:
         return True
     if kind == "path":
         return policy.drafts
-    return kind == "temperature" and policy.drafts and not policy.hindsight and policy.fixed != CHAIN
+    return kind == "temperature" and policy.drafts and not policy.hindsight and not is_chain(policy)
 
 
 def _checked(policy: Policy, method: str, answer: Any, count: int, most: int) -> Ints:
-    """An answer as int32 [count], NO_DRAFT, CHAIN or 0 .. ``most`` each."""
+    """An answer as int32 [count], NO_DRAFT, a chain or 0 .. ``most`` each."""
     said = f"policy {policy.name}: {method} must return a whole number for each of {count} rounds"
     try:
         out = np.asarray(answer)
@@ -370,10 +384,13 @@ def _checked(policy: Policy, method: str, answer: Any, count: int, most: int) ->
         what = f"{out.dtype} of shape {list(out.shape)}" if isinstance(answer, np.ndarray) else type(answer).__name__
         raise DdsimError(f"{said}, int32 of shape [{count}]; returned {what}")
     if count and (out.max() > most or out.min() < CHAIN):
-        k = int(np.flatnonzero((out > most) | (out < CHAIN))[0])
-        raise DdsimError(
-            f"{said}: 0 to {most} nodes, NO_DRAFT ({NO_DRAFT}) or CHAIN ({CHAIN}); returned {out[k]} for the first such round, {k}"
-        )
+        wrong = (out > most) | ((out < CHAIN) & ((out >= PREFIX) | (out < PREFIX - LONGEST)))
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            raise DdsimError(
+                f"{said}: 0 to {most} nodes, NO_DRAFT ({NO_DRAFT}), CHAIN ({CHAIN}) or PREFIX - k ({PREFIX} - k) for k tokens of the "
+                f"chain; returned {out[k]} for the first such round, {k}"
+            )
     return np.ascontiguousarray(out, np.int32)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 RULES = ("CaDDTree", "CaDDTree:fill", "GreedySteps", "RoundRatio", "LongRun", "LongRun:online")
 """Policies that choose anew each round."""
 
-RUN = ("AR", "DFlash", "DDTree:63", *RULES)
+RUN = ("AR", "DFlash", "Chain:7", "DDTree:63", *RULES)
 """Policies that can choose without having seen a trace."""
 
-TRACE = ("BestFixed",)
+TRACE = ("BestFixed", "BestChain")
 """Those that solve for something on a trace first."""
 
 HINDSIGHT = ("Hindsight",)

@@ -13,10 +13,20 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import AR, CHAINS, FOREST, WIDTH, decide_batch
-from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, RULES, Rule, round_budgets
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, LONGEST, NO_DRAFT, PREFIX, PRICE, RULES, Rule, round_budgets
 from ddsim.policy.contract import Decision, Gains, Policy, name_with
 from ddsim.policy.price import solve_walk_price
-from ddsim.policy.walk import Walk, begin, fixed_seconds, hindsight_walk, online_walk, rule_walk, track, walk
+from ddsim.policy.walk import (
+    Walk,
+    begin,
+    chain_walks,
+    fixed_seconds,
+    hindsight_walk,
+    online_walk,
+    rule_walk,
+    track,
+    walk,
+)
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
@@ -28,6 +38,7 @@ class _Fixed(Policy):
     """The same answer in every round."""
 
     adaptive = False
+    instead: ClassVar[str] = "DDTree(budget)"
 
     def choose(self, gains: Gains, costs: CostTable) -> Ints:
         return self._always(len(gains))
@@ -41,15 +52,18 @@ class _Fixed(Policy):
     def _always(self, count: int) -> Ints:
         if self.fixed is None:
             raise DdsimError(
-                f"{self.name}: which budget is best shows on a trace only; replay it, then use DDTree(budget)"
+                f"{self.name}: which budget is best shows on a trace only; replay it, then use {self.instead}"
             )
         return np.full(count, self.fixed, np.int32)
 
     def decision(self) -> Decision | None:
         if self.fixed is None:
             return None
-        mode = {NO_DRAFT: AR, CHAIN: CHAINS}.get(self.fixed, WIDTH)
-        return Decision(mode, width=self.fixed if mode == WIDTH else 0)
+        if self.fixed == NO_DRAFT:
+            return Decision(AR)
+        if self.fixed <= CHAIN:
+            return Decision(CHAINS, width=0 if self.fixed == CHAIN else PREFIX - self.fixed)
+        return Decision(WIDTH, width=self.fixed)
 
 
 class Autoregressive(_Fixed):
@@ -61,7 +75,7 @@ class Autoregressive(_Fixed):
 
 
 class DFlash(_Fixed):
-    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens."""
+    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens. `Chain` of L by its usual name."""
 
     name = "DFlash"
     fixed = CHAIN
@@ -93,6 +107,37 @@ class DDTree(_Fixed):
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "budget": self.budget}
+
+
+class Chain(_Fixed):
+    """The first k tokens of the chain of best candidates, each the most probable after those before: k + 1 verified tokens.
+
+    The trace's whole block is drafted, and its draft is paid for, as where an engine drafts a block and cuts it. An engine that is set
+    to k once and for all may draft a shorter block, which proposes other tokens: record that with ``--block-size`` k + 1.
+
+    Parameters
+    ----------
+    k : int
+        1 to the trace's horizon.
+
+    Examples
+    --------
+    >>> Chain(7).name
+    'Chain(7)'
+    """
+
+    def __init__(self, k: int) -> None:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= LONGEST:
+            raise DdsimError(f"Chain: k must be a whole number of tokens, 1 to {LONGEST}, is {k!r}")
+        self.k = int(k)
+        self.name = f"Chain({self.k})"
+
+    @property
+    def fixed(self) -> int:  # type: ignore[override]
+        return PREFIX - self.k
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
 
 
 class _Rule(Policy):
@@ -350,6 +395,39 @@ class BestFixed(_Fixed):
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "budget": self.budget}
+
+
+class BestChain(_Fixed):
+    """The `Chain` of highest realised throughput over the trace, of 1 to L tokens: what `BestFixed` is for trees."""
+
+    name = "BestChain"
+    solves = "chain"
+    instead = "Chain(k)"
+
+    def __init__(self) -> None:
+        self.k: int | None = None
+
+    @property
+    def fixed(self) -> int | None:  # type: ignore[override]
+        return None if self.k is None else PREFIX - self.k
+
+    @property
+    def needs_trace(self) -> bool:  # type: ignore[override]
+        return self.k is None
+
+    def prepare(
+        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
+    ) -> BestChain:
+        spent = chain_walks(positions, costs)[0]
+        return self.at(1 + int(np.argmin((spent if sequences is None else spent[sequences]).sum(axis=0))))
+
+    def at(self, value: float) -> BestChain:
+        ready = copy.copy(self)
+        ready.k = int(value)
+        return ready
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
 
 
 class Hindsight(Policy):

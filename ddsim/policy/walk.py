@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats, Ints, plain
 from ddsim.cost.table import CostTable
 from ddsim.jit import njit
-from ddsim.policy.choose import CHAIN, NO_DRAFT, RULES, Rule, _choose, _slopes_ahead, filled
+from ddsim.policy.choose import CHAIN, NO_DRAFT, RULES, Rule, _choose, _slopes_ahead, chain_length, filled, nodes_of
 from ddsim.threads import split
 from ddsim.trace.rounds import Positions
 
@@ -70,10 +70,8 @@ class Walk(Tally):
         """The rounds: position, nodes verified and seconds paid."""
         here = np.flatnonzero(self.accepted >= 0)
         chosen = self.actions[here]
-        nodes = np.minimum(chosen, block.nodes[here])
-        nodes[chosen == CHAIN] = block.horizon
+        nodes = nodes_of(chosen, block.nodes[here], block.horizon)
         alone = chosen == NO_DRAFT
-        nodes[alone] = 0
         costs = costs.paid
         row = costs.row[here]
         seconds = costs.seconds[row, nodes]
@@ -96,8 +94,9 @@ def _round(ranks, nodes, chain, seconds, ar_seconds, row, p, action):  # type: i
     if action == NO_DRAFT:
         return 0, 0, ar_seconds[u]
     horizon = ranks.shape[1]
-    if action == CHAIN:
-        return horizon, int(chain[p]), seconds[u, horizon]
+    if action <= CHAIN:
+        k = chain_length(action, horizon)
+        return k, min(k, int(chain[p])), seconds[u, k]
     n = min(action, nodes[p])
     a = 0
     while a < horizon and ranks[p, a] <= n:
@@ -120,8 +119,8 @@ def _tallied(  # type: ignore[no-untyped-def]
     if p + ranks.shape[1] < starts[s + 1]:
         if tokens == 0.0:
             tokens = 1.0
-            if action == CHAIN:
-                tokens += chain_expected[p]
+            if action <= CHAIN:
+                tokens += chain_expected[p, n - 1]
             else:
                 for i in range(n):
                     tokens += gains[p, i]
@@ -209,7 +208,7 @@ def _verification(  # type: ignore[no-untyped-def]
             n = 0
             spent = ar_seconds[u]
             if actions[p] != NO_DRAFT:
-                n = horizon if actions[p] == CHAIN else min(actions[p], nodes[p])
+                n = chain_length(actions[p], horizon) if actions[p] <= CHAIN else min(actions[p], nodes[p])
                 spent = seconds[u, n] - (seconds[u, 0] - ar_seconds[u])
             for k in range(len(total)):
                 total[k] += spent * weights[n, k]
@@ -251,7 +250,7 @@ def _walked(block: Positions, costs: CostTable) -> tuple[Any, ...]:
 
 
 def walk(block: Positions, costs: CostTable, actions: Ints | int) -> Walk:
-    """Walk all sequences of a block in memory with given budgets (or NO_DRAFT, CHAIN): int32 [P], or one for all positions."""
+    """Walk all sequences of a block in memory with given actions (see `Policy.choose`): int32 [P], or one for all positions."""
     done = Walk.begun(block)
     arguments = (*_walked(block, costs), plain(np.atleast_1d(actions), np.int32))
     split(lambda first, last: _walk(*arguments, first, last, *done.arrays()), block.sequences, 1024)
@@ -342,6 +341,28 @@ def fixed_walks(positions: Positions, costs: CostTable) -> tuple[Floats, Ints]:
         arguments = (block.ranks, block.nodes, block.starts, part.seconds, part.row)
         sums = (spent[s : s + block.sequences], rounds[s : s + block.sequences])
         split(lambda first, last, a=arguments, b=sums: _fixed_walks(*a, first, last, *b), block.sequences, 8)  # type: ignore[misc]
+    return spent, rounds
+
+
+@njit(cache=True, nogil=True)
+def _chain_walks(chain, starts, seconds, row, first, last, spent, rounds):  # type: ignore[no-untyped-def]
+    for s in range(first, last):
+        end = starts[s + 1] - 1
+        for k in range(1, spent.shape[1] + 1):
+            p = starts[s]
+            while p < end:
+                spent[s, k - 1] += seconds[row[p], k]
+                rounds[s, k - 1] += 1
+                p += min(k, int(chain[p])) + 1
+
+
+def chain_walks(positions: Positions, costs: CostTable) -> tuple[Floats, Ints]:
+    """Realised seconds, float64 [S, L], and rounds, int32 [S, L], of chains of 1, 2, ... L tokens, sequence by sequence."""
+    costs = costs.paid
+    spent = np.zeros((positions.sequences, positions.horizon))
+    rounds = np.zeros(spent.shape, np.int32)
+    arguments = (positions.chain, positions.starts, costs.seconds, costs.row)
+    split(lambda first, last: _chain_walks(*arguments, first, last, spent, rounds), positions.sequences, 64)
     return spent, rounds
 
 

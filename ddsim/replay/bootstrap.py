@@ -30,6 +30,19 @@ FEW = 20
 """Prompts below which `plan` calls its intervals rough."""
 
 
+def percent(interval: Interval) -> str:
+    """A relative gain with its interval in words, as "+4.2 % (+3.0 to +5.5 %)"."""
+    value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
+
+
+def named_interval(interval: Interval) -> dict[str, float | None]:
+    """A gain as JSON: gain, low, high."""
+    return {
+        key: value if np.isfinite(value) else None for key, value in zip(("gain", "low", "high"), interval, strict=True)
+    }
+
+
 def _knots(cost: CostModel, most: int) -> Floats:
     """Weights [most, K] of the knots 1, 2, 4, ... at 1 .. ``most`` tokens.
 

@@ -16,11 +16,13 @@ from ddsim.cost.model import CostModel
 from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy, is_rule
 from ddsim.policy.parse import policies_of, same_policy
-from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DFlash, Hindsight, LongRun, RoundRatio
+from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
-from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error
+from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error, named_interval, percent
+from ddsim.replay.chains import Chains, best_chain
+from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn
-from ddsim.replay.replay import Fixed, ReplayResult, _ready, _records, _Replayer
+from ddsim.replay.replay import ReplayResult, _ready, _records, _Replayer
 from ddsim.text import listed
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
@@ -87,6 +89,8 @@ class Plan:
     """Names in `result` of what doesn't draft, of the chain and of the best fixed budget."""
     foresight: Foresight | None = None
     """What a planner without foresight could reach of hindsight: most of the distance is chance."""
+    chains: Chains | None = None
+    """The best chain beside the trees: what an engine that verifies chains would get."""
     _judged: Outcome | None = None
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
@@ -123,7 +127,7 @@ class Plan:
             "details": list(self.details),
             "policy": self.policy.to_json(),
             "choice": self.choice,
-            "gains": [{"over": name, **_named(self.gain(name))} for name in self.baselines],
+            "gains": [{"over": name, **named_interval(self.gain(name))} for name in self.baselines],
             "judged": _records(pd.DataFrame([self.judged()]))[0],
             "judged_on": self.judged_on,
             "fold_choices": list(self.fold_choices),
@@ -135,6 +139,7 @@ class Plan:
             "curve": _records(self._curve),
             "workloads": _records(self.by_workload),
             "hindsight": self._hindsight(),
+            "chains": None if self.chains is None else self.chains.to_json(),
             "replay": self.result.to_json(),
         }
 
@@ -149,12 +154,6 @@ class Plan:
             "distance_by_chance": self.foresight.chance(share),
             "drawn": self.foresight.to_json(),
         }
-
-
-def _named(interval: Interval) -> dict[str, float | None]:
-    return {
-        key: value if np.isfinite(value) else None for key, value in zip(("gain", "low", "high"), interval, strict=True)
-    }
 
 
 def plan(
@@ -240,6 +239,7 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         shown[(*beside, chosen.outcome.key)[0]] = fixed[chosen.outcome.calibrated]
         last = id(contest.hindsight), False
         shown[last] = shown.pop(last)
+    chains = best_chain(replayed, draws, shown[id(contest.best), False], folds)
     result = replayed.result(shown, bootstrap=bootstrap, seed=seed)
 
     def name_of(outcome: Outcome) -> str:
@@ -263,14 +263,18 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         fold_choices=tuple(name_of(pick.outcome) for pick in picks),
         by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
         notes=(),
-        _curve=_fixed_curve(result, walked, every),
+        _curve=walked.curve(draws, replayed.positions.tokens, every),
         foresight=without_foresight(replayed.trace, replayed.cost, seed=seed),
+        chains=chains,
         _judged=judged,
     )
     return dataclasses.replace(
         advice,
         sentence=_sentence(advice),
-        details=_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
+        details=(
+            *_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
+            str(chains),
+        ),
         notes=_notes(advice, replayed),
     )
 
@@ -354,7 +358,7 @@ def _choose(
         return float(outcome.seconds[counted].sum())
 
     fixed = {
-        calibrated: replayed.outcome_of_budget(_smallest(replayed.fixed(calibrated), draws, counted), calibrated)
+        calibrated: replayed.outcome_of(DDTree(_smallest(replayed.fixed(calibrated), draws, counted)), calibrated)
         for calibrated in (False, True)
         if on(calibrated, [contest.best])
     }
@@ -388,24 +392,6 @@ def _smallest(fixed: Fixed, draws: _Bootstrap, counted: NDArray[np.bool_]) -> in
     return int(near[high >= 1.0][0]) if np.isfinite(high).all() else best
 
 
-def _fixed_curve(result: ReplayResult, fixed: Fixed, counted: NDArray[np.bool_]) -> pd.DataFrame:
-    """The throughput of every fixed budget that the costs cover."""
-    covered = np.flatnonzero(np.isfinite(fixed.seconds).all(axis=0))
-    draws = result._draws
-    spent = draws.seconds(fixed.seconds[:, covered], fixed.mix[covered], counted)
-    tokens, drawn = draws.sums(result.tokens, counted)
-    value, low, high = draws.intervals((tokens, drawn), spent, counted)
-    return pd.DataFrame(
-        {
-            "budget": covered,
-            "tokens_per_second": value,
-            "low": low,
-            "high": high,
-            "acceptance_length": result.tokens[counted].sum() / fixed.rounds[counted][:, covered].sum(axis=0),
-        }
-    )
-
-
 def _workloads(
     result: ReplayResult,
     fixed: Fixed,
@@ -420,11 +406,11 @@ def _workloads(
         counted = result.workload == workload
         best, runs = fixed.best(counted)
         flat = next(run for run in runs if run[0] <= best <= run[1])
-        own = replayed.outcome_of_budget(best)
+        own = replayed.outcome_of(DDTree(best))
         held_out = folds is not None and len(np.unique(folds[counted])) > 1
         if folds is not None and held_out:
             others = [counted & (folds != part) for part in range(int(folds.max()) + 1)]
-            own = _dealt(own, [replayed.outcome_of_budget(fixed.best(other)[0]) for other in others], folds)
+            own = _dealt(own, [replayed.outcome_of(DDTree(fixed.best(other)[0])) for other in others], folds)
         share = result._gain(judged, own, workload)
         rows.append(
             {
@@ -447,11 +433,6 @@ def _workloads(
 def _is_tree(policy: Policy) -> bool:
     """Whether it verifies trees of one size."""
     return policy.fixed is not None and policy.fixed >= 0
-
-
-def _percent(interval: Interval) -> str:
-    value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
-    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
 
 
 def _about(interval: Interval) -> str:
@@ -502,10 +483,10 @@ def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> 
     alone, chain, best_fixed = advice.baselines
 
     def gain(over: str) -> str:
-        return _percent(advice.gain(over))
+        return percent(advice.gain(over))
 
     def between(name: str, over: Outcome) -> str:
-        return _percent(advice.result._gain(outcomes[name], over))
+        return percent(advice.result._gain(outcomes[name], over))
 
     if policy.fixed == NO_DRAFT:
         lines = [

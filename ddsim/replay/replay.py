@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +17,12 @@ from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.contract import Policy, calibration_matters, decision_table, prepared, walk_of
+from ddsim.policy.contract import Policy, calibration_matters, check_chain, decision_table, prepared, walk_of
 from ddsim.policy.parse import policies_of, policy_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
-from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error
+from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn, named
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration, CrossCalibration
@@ -352,8 +351,8 @@ class _Replayer:
         self.knots = _knots(cost, self.costs.seconds.shape[1])
         self.most = measured_budget(cost, self.positions.max_budget)
         self.better = None if calibration is None else positions_of(trace, calibration=calibration, progress=progress)
-        self._fixed: dict[bool, Fixed] = {}
-        self._of_budget: dict[tuple[int, bool], Outcome] = {}
+        self._fixed: dict[tuple[bool, bool], Fixed] = {}
+        self._of: dict[tuple[str, bool], Outcome] = {}
 
     def outcomes(self, policies: Sequence[Policy], sequences: NDArray[np.bool_] | None = None) -> dict[Key, Outcome]:
         """What policies do, tuned on some of the sequences (default all), and again calibrated where that matters."""
@@ -372,8 +371,9 @@ class _Replayer:
         tables = [decision_table(policy, self.cost, self.costs) for policy in policies]
         runs = []
         for policy, costs in zip(policies, tables, strict=True):
-            if policy.solves == "budget":  # the walks that say it are kept
-                runs.append((policy.at(self.fixed(calibrated).best(sequences)[0]), costs))
+            if policy.solves in ("budget", "chain"):  # the walks that say it are kept
+                walked = self.fixed(calibrated, chains=policy.solves == "chain")
+                runs.append((policy.at(walked.best(sequences)[0]), costs))
             else:
                 runs.append((prepared(policy, positions, costs, sequences=sequences), costs))
         tallies = _tallies(runs, positions, self.knots)
@@ -402,19 +402,20 @@ class _Replayer:
             outcome.policy, self._on(outcome.calibrated), decision_table(outcome.policy, self.cost, self.costs)
         )
 
-    def fixed(self, calibrated: bool = False) -> Fixed:
-        """Every fixed budget, on the trees as recorded or on calibrated ones."""
-        if calibrated not in self._fixed:
-            self._fixed[calibrated] = Fixed.walked(self._on(calibrated), self.costs, self.knots)
-        return self._fixed[calibrated]
+    def fixed(self, calibrated: bool = False, *, chains: bool = False) -> Fixed:
+        """Every fixed budget or every chain, on the trees as recorded or on calibrated ones."""
+        key = calibrated, chains
+        if key not in self._fixed:
+            self._fixed[key] = Fixed.walked(self._on(calibrated), self.costs, self.knots, chains=chains)
+        return self._fixed[key]
 
-    def outcome_of_budget(self, budget: int, calibrated: bool = False) -> Outcome:
-        """What one fixed budget does; its number counts as tuned on the trace."""
-        key = budget, calibrated
-        if key not in self._of_budget:
-            (outcome,) = self._run([DDTree(budget)], None, calibrated).values()
-            self._of_budget[key] = dataclasses.replace(outcome, tuned_on="same prompts")
-        return self._of_budget[key]
+    def outcome_of(self, fixed: Policy, calibrated: bool = False) -> Outcome:
+        """What one fixed budget or chain does; its number counts as tuned on the trace."""
+        key = repr(fixed), calibrated
+        if key not in self._of:
+            (outcome,) = self._run([fixed], None, calibrated).values()
+            self._of[key] = dataclasses.replace(outcome, tuned_on="same prompts")
+        return self._of[key]
 
     def result(self, outcomes: dict[Key, Outcome], *, bootstrap: int, seed: int) -> ReplayResult:
         """Outcomes with their intervals and where they come from."""
@@ -459,38 +460,10 @@ def _fitted_here(calibration: Calibration, trace: Trace) -> bool:
     return origin is None or origin == trace.fingerprint
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Every fixed budget, 0 to N, on S sequences."""
-
-    seconds: Floats
-    """[S, N + 1]"""
-    rounds: NDArray[Any]
-    """[S, N + 1]"""
-    mix: Floats
-    """[N + 1, K] as `Outcome.mix`; for trees that never run out of nodes."""
-
-    @classmethod
-    def walked(cls, positions: Positions, costs: CostTable, knots: Floats) -> Fixed:
-        """Walk every budget."""
-        seconds, rounds = fixed_walks(positions, costs)
-        weight = np.bincount(costs.row, minlength=len(costs.seconds)) / len(costs.row)
-        curves = costs.seconds[:, : seconds.shape[1]]
-        whole = weight @ np.where(np.isfinite(curves), curves, 1.0)
-        drafting = weight @ (costs.seconds[:, 0] - costs.ar_seconds)
-        return cls(seconds, rounds, (1.0 - drafting / whole)[:, None] * knots[: len(whole)])
-
-    def best(self, sequences: NDArray[np.bool_] | None = None) -> tuple[int, tuple[tuple[int, int], ...]]:
-        """The budget of least seconds on some of the sequences (default all), and all runs of budgets within 1 % of its throughput."""
-        seconds = (self.seconds if sequences is None else self.seconds[sequences]).sum(axis=0)
-        best = int(np.argmin(seconds))
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], seconds * 0.99 <= seconds[best], [0]])))
-        return best, tuple((int(a), int(b) - 1) for a, b in edges.reshape(-1, 2))
-
-
 def _ready(policy: Policy | str, trace: Trace, cost: CostModel) -> Policy:
     """The policy, if trace and costs can answer for it."""
     policy = policy_of(policy)
+    check_chain(policy, trace.horizon)
     if policy.fixed is not None and policy.fixed > 0:  # neither the chain nor without a draft
         trace.check_budget(policy.fixed)
         most = measured_budget(cost, trace.max_budget)

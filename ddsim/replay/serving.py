@@ -20,8 +20,8 @@ from ddsim.cost.table import CONTEXT_STEP, CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.batch import AR, CHAINS, FairRatio, Share, Uniform, calibrated, decide, share_curve
-from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE
-from ddsim.policy.contract import Decision, Policy, ask_batch, decision_of, prepared
+from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, chain_length, nodes_of
+from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_chain, prepared
 from ddsim.policy.joint import JointTable, batches_of, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
@@ -134,7 +134,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             for b in range(batch):
                 p, accepted = where[b], 0
                 if mode == CHAINS:
-                    accepted = chain[p]
+                    accepted = min(int(chain[p]), chain_length(budgets[b], horizon))
                 elif mode != AR:
                     while accepted < horizon and ranks[p, accepted] <= budgets[b]:
                         accepted += 1
@@ -188,15 +188,14 @@ def _loop(
         paid = table.seconds[u, : table.limit + 1]
         asked = ask_batch(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
-        nodes = int(np.where(asked == CHAIN, horizon, np.maximum(budgets, 0)).sum())
-        if policy.rectangular:
-            nodes = batch * int(np.where(asked == CHAIN, horizon, np.maximum(asked, 0)).max())
+        each = nodes_of(budgets, budgets, horizon)
+        nodes = batch * int(nodes_of(asked, asked, horizon).max()) if policy.rectangular else int(each.sum())
         if nodes >= table.seconds.shape[1]:
             raise DdsimError(f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed")
         took = float(table.ar_seconds[u] if (asked == NO_DRAFT).all() else table.seconds[u, nodes])
         now += took
         accepted = (ranks[where] <= np.maximum(budgets, 0)[:, None]).cumprod(axis=1).sum(axis=1)  # type: ignore[index]
-        accepted = np.where(asked == CHAIN, positions.chain[where], accepted)
+        accepted = np.where(asked <= CHAIN, np.minimum(positions.chain[where], each), accepted)
         moved = np.minimum(where + accepted + 1, end)
         gained = int((moved - where).sum())
         where = moved
@@ -300,6 +299,7 @@ def simulate(
     for policy in asked:
         if (policy.fixed or 0) > positions.max_budget:
             raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
+        check_chain(policy, positions.horizon)
     for size in sizes:
         limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
     names = distinct([policy.name for policy in asked])
@@ -317,20 +317,20 @@ def simulate(
             table = joint_table(
                 cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
             )
-            chain = next((policy.name for policy in asked if policy.fixed == CHAIN), None)
-            if chain is not None and table.seconds.shape[1] <= size * positions.horizon:
-                raise DdsimError(
-                    f"{chain}: {size} chains verify {size * (positions.horizon + 1)} tokens; max_tokens allows {max_tokens}"
-                )
             tables = [decided_on(policy, cost, table, positions.max_budget) for policy in asked]
             for name, policy, own in zip(names, asked, tables, strict=True):
-                ready[size, name] = _prepared(policy, positions, own, queues[size][:SHUFFLES])
+                ready[size, name] = one = _prepared(policy, positions, own, queues[size][:SHUFFLES])
+                verified = 1 + (chain_length(one.fixed, positions.horizon) if is_chain(one) else 0)
+                if size * verified > table.seconds.shape[1] - 1 + size:
+                    raise DdsimError(
+                        f"{name}: {size} chains verify {size * verified} tokens; max_tokens allows {max_tokens}"
+                    )
             for name, own in zip(names, tables, strict=True):
                 key = size, name
                 decision = decision_of(ready[key])
                 if decision is None:  # the kernel can't decide as the policy does
-                    one = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
-                    runs[key] = Run(*(np.array(column) for column in zip(*one, strict=True)))
+                    loops = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
+                    runs[key] = Run(*(np.array(column) for column in zip(*loops, strict=True)))
                 else:
                     width = min(decision.width, (table.seconds.shape[1] - 1) // size)
                     runs[key] = _run(dataclasses.replace(decision, width=width), positions, own, queues[size])
@@ -375,7 +375,7 @@ def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Pos
         whole.ranks[rows],  # type: ignore[index]
         whole.nodes[rows],
         whole.chain[rows],
-        whole.chain_expected[rows],
+        whole.chain_expected[rows],  # type: ignore[index]
         whole.context[rows],
         np.concatenate([[0], np.cumsum(np.diff(whole.starts)[keep])]),
         tuple(whole.prompt_id[s] for s in keep),

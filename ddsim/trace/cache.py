@@ -28,7 +28,7 @@ from ddsim.tree.kernels import NO_RANK
 KIND = "positions"
 
 
-VERSION = 2
+VERSION = 3
 """Counted up when gains, ranks or the files of an entry change."""
 
 
@@ -124,7 +124,7 @@ def _shapes(positions: int, budget: int, horizon: int) -> _Shapes:
     return {
         "nodes": (np.dtype(np.int32), (positions,)),
         "chain": (np.dtype(np.uint8), (positions,)),
-        "chain_expected": (np.dtype(np.float32), (positions,)),
+        "chain_expected": (np.dtype(np.float32), (positions, horizon)),
         "ranks": (np.dtype(np.int32), (positions, horizon)),
         "gains": (np.dtype(np.float32), (positions, budget)),
     }
@@ -212,24 +212,21 @@ def _opened(entry: Path, shapes: _Shapes) -> dict[str, Any]:
 
 def _sound(arrays: dict[str, Any]) -> bool:
     """Whether arrays are such as a trace can give: kernels index with ranks, nodes and chain, and add gains up unchecked."""
-    nodes, chain, chain_expected = arrays["nodes"], arrays["chain"], arrays["chain_expected"]
+    nodes, chain = arrays["nodes"], arrays["chain"]
     (positions, budget), horizon = arrays["gains"].shape, arrays["ranks"].shape[1]
-    if not (
-        np.all((nodes >= 0) & (nodes <= budget))
-        and np.all(chain <= horizon)
-        and np.all((chain_expected >= 0) & (chain_expected <= horizon * (1 + 1e-6)))
-    ):
+    if not (np.all((nodes >= 0) & (nodes <= budget)) and np.all(chain <= horizon)):
         return False
 
     def piece(low: int) -> bool:
         rows = slice(low, low + step)
-        gains, ranks = arrays["gains"][rows], arrays["ranks"][rows]
+        gains, ranks, expected = (arrays[name][rows] for name in ("gains", "ranks", "chain_expected"))
         return bool(
             np.all((gains[:, 0] <= 1) & (gains[:, -1] >= 0))  # and, falling between the two, all others
             and np.all(gains[:, 1:] <= gains[:, :-1])
             and np.array_equal(np.count_nonzero(gains, axis=1), nodes[rows])
             and np.all(((ranks >= 1) & (ranks <= budget)) | (ranks == NO_RANK))
             and np.all((ranks[:, 1:] > ranks[:, :-1]) | (ranks[:, 1:] == NO_RANK))
+            and np.all((expected >= 0) & (expected <= np.arange(1, horizon + 1) * (1 + 1e-6)))
         )
 
     step = max(1, _PIECE // (4 * budget))

@@ -73,7 +73,7 @@ class Positions:
     ranks : int32 [P, L], best-first rank of the node of the first d true tokens, or NO_RANK
     nodes : int32 [P], nodes that exist
     chain : uint8 [P], leading depths whose true token is the best candidate
-    chain_expected : float32 [P], expected number of accepted tokens of the chain
+    chain_expected : float32 [P, L], expected number of accepted tokens of the chain's first 1, 2, ... L tokens
     context : int32 [P], committed tokens before the root
     starts : int64 [S + 1], first position of each sequence
     prompt_id, workload : tuples of S strings; temperature : float32 [S]
@@ -83,7 +83,7 @@ class Positions:
     ranks: Table
     nodes: Ints
     chain: NDArray[np.uint8]
-    chain_expected: NDArray[np.float32]
+    chain_expected: Table
     context: Ints
     starts: NDArray[np.int64]
     prompt_id: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class Positions:
             np.ascontiguousarray(self.ranks[low:high]),
             self.nodes[low:high],
             self.chain[low:high],
-            self.chain_expected[low:high],
+            np.ascontiguousarray(self.chain_expected[low:high]),
             self.context[low:high],
             self.starts[first : last + 1] - low,
             self.prompt_id[first:last],
@@ -148,7 +148,7 @@ class Positions:
             PickedRows(self.ranks, at),
             self.nodes[at],
             self.chain[at],
-            self.chain_expected[at],
+            PickedRows(self.chain_expected, at),
             self.context[at],
             np.concatenate([[0], np.cumsum(lengths[chosen])]),
             tuple(self.prompt_id[i] for i in numbers),

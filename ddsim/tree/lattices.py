@@ -21,7 +21,7 @@ from ddsim.tree.lattice_tables import (
     row_depths,
     true_paths,
 )
-from ddsim.tree.proposal import Drafts
+from ddsim.tree.proposal import Drafts, chain_expected
 from ddsim.tree.rows import ROW_SUM_TOLERANCE, budget_of
 from ddsim.tree.trees import DraftTree
 
@@ -253,8 +253,7 @@ class Lattices:
         truth = plain(paths, np.int32)
         rows = self.logprobs, self.offsets, self.nexts, self.positions
         split(lambda a, b: gains_and_ranks(*rows, truth, a, b, gains, ranks, chain), count, 256)
-        expected = np.exp(np.cumsum(self.chain_logprobs(), axis=1)).sum(axis=1).astype(np.float32)
-        return Drafts(gains, ranks, chain, expected)
+        return Drafts(gains, ranks, chain, chain_expected(self.chain_logprobs()))
 
     def tree(self, position: int, budget: int) -> tuple[DraftTree, NDArray[np.int32]]:
         """As `Proposal`."""

@@ -23,7 +23,18 @@ class Drafts(NamedTuple):
     chain: NDArray[np.uint8]
     """[P] leading depths whose true token is the best candidate."""
     chain_expected: NDArray[np.float32]
-    """[P] expected accepted tokens of the chain of best candidates."""
+    """[P, L] expected accepted tokens of the first 1, 2, ... L tokens of the chain of best candidates."""
+
+
+def chain_expected(logprobs: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`Drafts.chain_expected` from the log-probability [P, L] of each token of the chain given those before.
+
+    Examples
+    --------
+    >>> chain_expected(np.log([[0.5, 0.5, 0.5]])).tolist()
+    [[0.5, 0.75, 0.875]]
+    """
+    return np.exp(np.cumsum(logprobs, axis=1)).cumsum(axis=1).astype(np.float32)
 
 
 class Proposal(Protocol):
@@ -142,7 +153,7 @@ class Rows:
     def drafts(self, paths: NDArray[np.int32], max_budget: int) -> Drafts:
         """As `Proposal`; whoever made the rows has checked them."""
         drafted = gains_and_ranks(self.logprobs, self.offsets, paths, self.horizon, max_budget, check=False)
-        return Drafts(*drafted, np.exp(np.cumsum(self.best(), axis=1)).sum(axis=1).astype(np.float32))
+        return Drafts(*drafted, chain_expected(self.best()))
 
     def tree(self, position: int, budget: int) -> tuple[DraftTree, NDArray[np.int32]]:
         """As `Proposal`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction as F
 from typing import Any
 
-NO_DRAFT, CHAIN = -1, -2
+NO_DRAFT, CHAIN, PREFIX = -1, -2, -1000
 
 Row = Sequence[float]
 
@@ -78,14 +78,19 @@ def accepted(ranks: Sequence[int], n: int) -> int:
     return max([0, *(d for d in range(1, len(ranks) + 1) if ranks[d - 1] <= n)])
 
 
+def chain(action: int, horizon: int) -> int:
+    """Tokens of a chain: all for CHAIN, k for PREFIX - k, never more than there are."""
+    return min(PREFIX - action, horizon) if action < CHAIN else horizon
+
+
 def round_at(positions: Any, costs: Any, p: int, action: int) -> tuple[int, int, float]:
     """(nodes verified, drafted tokens accepted, seconds) of one round."""
     u = int(costs.row[p])
     if action == NO_DRAFT:
         return 0, 0, float(costs.ar_seconds[u])
-    if action == CHAIN:
-        horizon = positions.ranks.shape[1]
-        return horizon, int(positions.chain[p]), float(costs.seconds[u, horizon])
+    if action <= CHAIN:
+        k = chain(action, positions.ranks.shape[1])
+        return k, min(k, int(positions.chain[p])), float(costs.seconds[u, k])
     n = min(action, nodes(positions.gains[p]))
     return n, accepted(positions.ranks[p].tolist(), n), float(costs.seconds[u, n])
 
@@ -105,7 +110,7 @@ def walk(positions: Any, costs: Any, actions: Sequence[int]) -> list[dict[str, A
             done["accepted"][p] = a
             if p + horizon <= stop - 1:
                 done["drawn"] += a + 1
-                drafted = positions.chain_expected[p] if actions[p] == CHAIN else phi(positions.gains[p], n)
+                drafted = positions.chain_expected[p, n - 1] if actions[p] <= CHAIN else phi(positions.gains[p], n)
                 done["expected"] += 1 + float(drafted)
             p += a + 1
         out.append(done)

@@ -93,8 +93,8 @@ def fair(gains: Any, seconds: Any) -> tuple[list[int], float]:
 def closed_loop(
     positions: Positions, queue: Sequence[int], batch: int, seconds: Any, ar_seconds: Any, choose: Any, padded: bool
 ) -> Any:
-    """One simulation at one context row: ``choose(gains [B, N]) -> budgets``; None: no draft, "chain": chains. ``padded``: nodes
-    that don't exist are paid for.
+    """One simulation at one context row: ``choose(gains [B, N]) -> budgets``; None: no draft, a number: chains of so many tokens.
+    ``padded``: nodes that don't exist are paid for.
 
     Returns seconds, tokens, rounds, nodes and the latency of every request.
     """
@@ -112,8 +112,8 @@ def closed_loop(
         budgets = choose(positions.gains[[slot["p"] for slot in slots]])
         if budgets is None:
             now += ar_seconds
-        elif budgets == "chain":
-            n = batch * positions.horizon
+        elif isinstance(budgets, int):
+            n = batch * budgets
             now, nodes = now + seconds[n], nodes + n
         else:
             n = (
@@ -125,8 +125,8 @@ def closed_loop(
         rounds += 1
         for i, slot in enumerate(slots):
             p, accepted = slot["p"], 0
-            if budgets == "chain":
-                accepted = int(positions.chain[p])
+            if isinstance(budgets, int):
+                accepted = min(int(positions.chain[p]), budgets)
             elif budgets is not None:
                 while accepted < positions.horizon and positions.ranks[p][accepted] <= budgets[i]:
                     accepted += 1

@@ -77,7 +77,8 @@ def counted_nodes(data: Any) -> None:
 @check
 def walks_are_those_of_a_plain_loop(data: Any) -> None:
     positions, table = data.draw(strategies.cases())
-    chosen = [data.draw(st.sampled_from(list(naive.choices(positions, p)))) for p in range(len(positions))]
+    chains = [naive.PREFIX - k for k in range(1, positions.horizon + 2)]  # one token more than there are is all
+    chosen = [data.draw(st.sampled_from([*naive.choices(positions, p), *chains])) for p in range(len(positions))]
     actions = np.array(chosen, np.int32)
     expected, done = naive.walk(positions, table, actions.tolist()), _walk.walk(positions, table, actions)
     for key in ("seconds", "rounds", "budget", "drawn", "expected"):
@@ -100,7 +101,12 @@ def walks_are_those_of_a_plain_loop(data: Any) -> None:
     ]
     if np.isfinite(seconds).all() and np.isfinite(table.seconds).all():
         assert done.verification(positions, table, weights) == pytest.approx(np.array(expected))
-    for action in (naive.NO_DRAFT, naive.CHAIN, data.draw(numbers(0, positions.max_budget))):
+    for action in (
+        naive.NO_DRAFT,
+        naive.CHAIN,
+        data.draw(st.sampled_from(chains)),
+        data.draw(numbers(0, positions.max_budget)),
+    ):
         same = _walk.walk(positions, table, np.full(len(positions), action, np.int32))
         assert all(
             np.array_equal(a, b)
@@ -168,6 +174,16 @@ def fixed_walks_are_walks(data: Any) -> None:
         done = naive.walk(positions, table, [n] * len(positions))
         assert spent[:, n] == pytest.approx(np.array([one["seconds"] for one in done]))
         assert rounds[:, n].tolist() == [one["rounds"] for one in done]
+
+
+@check
+def chain_walks_are_walks(data: Any) -> None:
+    positions, table = data.draw(strategies.cases())
+    spent, rounds = _walk.chain_walks(positions, table)
+    for k in range(1, positions.horizon + 1):
+        done = naive.walk(positions, table, [naive.PREFIX - k] * len(positions))
+        assert spent[:, k - 1] == pytest.approx(np.array([one["seconds"] for one in done]))
+        assert rounds[:, k - 1].tolist() == [one["rounds"] for one in done]
 
 
 @check

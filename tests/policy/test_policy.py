@@ -15,13 +15,15 @@ from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy import names
 from ddsim.policy.batch import FairRatio, Share, Uniform
-from ddsim.policy.choose import CHAIN, NO_DRAFT
+from ddsim.policy.choose import CHAIN, NO_DRAFT, PREFIX
 from ddsim.policy.contract import Policy, ask_batch, decision_of, decision_table, knows_batches
 from ddsim.policy.parse import parse_policy
 from ddsim.policy.rules import (
     Autoregressive,
+    BestChain,
     BestFixed,
     CaDDTree,
+    Chain,
     DDTree,
     DFlash,
     GreedySteps,
@@ -57,6 +59,7 @@ def test_choices_of_one_round() -> None:
     chosen = {
         Autoregressive(): [NO_DRAFT, NO_DRAFT],
         DFlash(): [CHAIN, CHAIN],
+        Chain(2): [PREFIX - 2, PREFIX - 2],
         DDTree(3): [3, 3],
         CaDDTree(): [3, 1],
         GreedySteps(): [3, 1],
@@ -85,8 +88,8 @@ def test_choices_of_a_joint_round() -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        Autoregressive(), DFlash(), DDTree(7), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(200.0),
-        LongRun(), LongRun(online=True), BestFixed(),
+        Autoregressive(), DFlash(), Chain(3), DDTree(7), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(200.0),
+        LongRun(), LongRun(online=True), BestFixed(), BestChain(),
     ],
 )  # fmt: skip
 def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy) -> None:
@@ -263,6 +266,8 @@ def test_names_and_parsing() -> None:
         "autoregressive": "AR",
         "dflash": "DFlash",
         "DDTree:64": "DDTree(64)",
+        "chain:7": "Chain(7)",
+        "Chain(k=7)": "Chain(7)",
         "DDTree(64)": "DDTree(64)",
         " DDTree:budget=8 ": "DDTree(8)",
         "CaDDTree": "CaDDTree",
@@ -322,6 +327,9 @@ def test_policies_for_a_batch() -> None:
         ("DDTree", "needs a budget"),
         ("DDTree:many", "can't be 'many'"),
         ("DDTree:-1", "0 or more"),
+        ("Chain", "needs a k"),
+        ("Chain:0", "1 to 255, is 0"),
+        ("Chain:256", "1 to 255, is 256"),
         ("CaDDTree:3", "takes fill"),
         ("CaDDTree:fill=7", "fill can't be '7'"),
         ("GreedySteps:fill", "takes no settings"),
@@ -747,8 +755,8 @@ def test_an_exception_of_ones_own_policy_is_a_line_on_the_command_line(
 def test_a_policy_is_called_as_it_is_made() -> None:
     """`repr` is the call, which is read back as the same policy."""
     for policy in (
-        Autoregressive(), DFlash(), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
-        LongRun(500.0), LongRun(0.25), LongRun(online=True), LongRun(online=True, memory=50), BestFixed(), Hindsight(),
+        Autoregressive(), DFlash(), Chain(7), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
+        LongRun(500.0), LongRun(0.25), LongRun(online=True), LongRun(online=True, memory=50), BestFixed(), BestChain(), Hindsight(),
         Share(RoundRatio()), Uniform(LongRun(price=3)), Share(CaDDTree(fill=True)), FairRatio(),
     ):  # fmt: skip
         again = parse_policy(repr(policy), joint=True)

@@ -17,12 +17,13 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy import walk as _walk
-from ddsim.policy.choose import CHAIN
+from ddsim.policy.choose import CHAIN, PREFIX, nodes_of
 from ddsim.policy.contract import Policy, decision_table
 from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
     CaDDTree,
+    Chain,
     DDTree,
     DFlash,
     GreedySteps,
@@ -53,7 +54,7 @@ def one_thread() -> None:
 
 
 class Anything(Policy):
-    """Random budgets, no draft and chains among them: another tree each round, and ragged ones in a batch."""
+    """Random budgets, no draft, chains and their beginnings among them: another tree each round, and ragged ones in a batch."""
 
     name = "Anything"
     adaptive = False
@@ -62,7 +63,8 @@ class Anything(Policy):
         self.largest, self.rng = largest, np.random.default_rng(seed)
 
     def choose(self, gains: NDArray[np.float32], costs: Any) -> NDArray[np.int32]:
-        return self.rng.integers(CHAIN, self.largest + 1, len(gains)).astype(np.int32)
+        drawn = self.rng.integers(CHAIN - 3, self.largest + 1, len(gains))
+        return np.where(drawn < CHAIN, PREFIX + drawn - CHAIN, drawn).astype(np.int32)
 
     def choose_batch(self, gains: NDArray[np.float32], seconds: Any) -> NDArray[np.int32]:
         return self.choose(gains, None)
@@ -302,7 +304,7 @@ def test_rounds_are_those_of_a_replay(arch: str, temperature: float, count: int,
     trace = open_trace(tmp_path / "t")
     temper = Calibration("temperature", np.zeros(0), np.zeros(0), np.array([0.8, 1.3, 0.9, 1.1, 0.7]), {})
     flatten = Calibration("isotonic", np.log([0.01, 0.2, 0.9]), np.array([0.02, 0.3, 0.8]), np.zeros(0), {})
-    fixed = (DFlash(), DDTree(3), DDTree(20), DDTree(64))
+    fixed = (DFlash(), Chain(1), Chain(3), DDTree(3), DDTree(20), DDTree(64))
     for calibration, more in ((None, fixed), (temper, fixed), (flatten, ())):
         positions = positions_of(trace, calibration=calibration)
         measured = cost_table(COST, positions.context, 64)
@@ -317,7 +319,7 @@ def test_rounds_are_those_of_a_replay(arch: str, temperature: float, count: int,
                 visited = np.flatnonzero(accepted[own] >= 0)
                 assert [r.position for r in answer.rounds] == visited.tolist()
                 assert [r.accepted for r in answer.rounds] == accepted[own][visited].tolist()
-                budgets = np.where(actions[own] == CHAIN, positions.horizon, actions[own])[visited]
+                budgets = nodes_of(actions[own], np.full(len(accepted[own]), 64), positions.horizon)[visited]
                 assert [r.budget for r in answer.rounds] == budgets.tolist()
     assert int(accepted.max()) >= 2
 

@@ -15,8 +15,8 @@ import torch
 
 from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN
-from ddsim.policy.rules import Autoregressive, DDTree, DFlash, RoundRatio
+from ddsim.policy.choose import CHAIN, PREFIX
+from ddsim.policy.rules import Autoregressive, Chain, DDTree, DFlash, RoundRatio
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.lattices import Lattices
 from ddsim_reference.decode import decode
@@ -87,7 +87,7 @@ def test_the_engine_drafts_the_heads_lattice(form: str, more: dict[str, Any], mo
     assert not np.array_equal(logprobs[:, 1], logprobs[:, 2])  # it looks at the token before
 
 
-@pytest.mark.parametrize("budget", [0, 1, 7, 40, CHAIN])
+@pytest.mark.parametrize("budget", [0, 1, 7, 40, CHAIN, PREFIX - 1, PREFIX - 3])
 def test_trees_match_the_naive_twin(budget: int) -> None:
     engine = small_vocabulary(batch=3, max_tokens=180)
     drafted(engine, [1, 2, 3])
@@ -99,8 +99,8 @@ def test_trees_match_the_naive_twin(budget: int) -> None:
     assert total == 2 + int(grown.nodes[2]) + int(grown.nodes[0])
     for slot, asked, own in ((2, budget, gains[0]), (0, 13, gains[1])):
         wanted = as_naive(engine, slot)
-        if asked == CHAIN:
-            candidates = [j for _, j in naive.chain(wanted)]
+        if asked <= CHAIN:
+            candidates = [j for _, j in naive.chain(wanted)][: None if asked == CHAIN else PREFIX - asked]
             nodes = [naive.Node(0.0, (), tuple(candidates[: d + 1])) for d in range(len(candidates))]
         else:
             nodes = naive.best_first(wanted, asked)
@@ -172,7 +172,7 @@ def test_rounds_are_those_of_the_recorded_lattices(form: str, temperature: float
     paths = proposal.true_paths(np.concatenate(answers).astype(np.int32), starts)
     gains, ranks, chain, _ = proposal.drafts(paths, 64)
     most = 0
-    for policy in (DFlash(), DDTree(3), DDTree(20), DDTree(64), RoundRatio()):
+    for policy in (DFlash(), Chain(2), DDTree(3), DDTree(20), DDTree(64), RoundRatio()):
         got = decode(engine, prompts, policy, COST, **settings)
         for s, (answer, text) in enumerate(zip(got, answers, strict=True)):
             assert answer.tokens == text
@@ -186,6 +186,8 @@ def test_rounds_are_those_of_the_recorded_lattices(form: str, temperature: float
                     accepted = int((ranks[at] <= budget).sum())
                 elif isinstance(policy, DFlash):
                     budget, accepted = 5, int(chain[at])
+                elif isinstance(policy, Chain):
+                    budget, accepted = policy.k, min(policy.k, int(chain[at]))
                 else:
                     budget, accepted = policy.fixed, int((ranks[at] <= policy.fixed).sum())
                 walked.append((p, budget, accepted))

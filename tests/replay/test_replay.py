@@ -27,11 +27,12 @@ from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.files import cache
 from ddsim.policy.contract import Policy
-from ddsim.policy.rules import DDTree, LongRun
+from ddsim.policy.rules import Chain, DDTree, DFlash, LongRun
 from ddsim.replay.bootstrap import _Bootstrap, _knots, cost_error
+from ddsim.replay.fixed import Fixed
 from ddsim.replay.maps import batch_map
 from ddsim.replay.plan import plan, said_runs
-from ddsim.replay.replay import Fixed, ReplayResult, default_budgets, default_policies, replay, replay_rounds
+from ddsim.replay.replay import ReplayResult, default_budgets, default_policies, replay, replay_rounds
 from ddsim.replay.serving import simulate
 from ddsim.trace import cache as cached
 from ddsim.trace import rounds as _rounds
@@ -64,7 +65,7 @@ def contents(positions: _rounds.Positions) -> list[Any]:
 
 
 def decode_naively(trace: Trace, budget: int | None) -> list[list[int]]:
-    """Accepted tokens of every round, sequence by sequence: an explicit tree (None: the chain) walked along the true tokens."""
+    """Accepted tokens of every round, sequence by sequence: an explicit tree (None: the chain; −k: its first k) walked along the true tokens."""
     out = []
     for block in trace.blocks():
         for s in range(len(block.starts) - 1):
@@ -73,8 +74,8 @@ def decode_naively(trace: Trace, budget: int | None) -> list[list[int]]:
             while p < end:
                 rows = block.rows(p)
                 values = [row[1].tolist() for row in rows]
-                if budget is None:
-                    tree = {(0,) * d for d in range(1, block.horizon + 1)}
+                if budget is None or budget < 0:
+                    tree = {(0,) * d for d in range(1, 1 + (-budget if budget else block.horizon))}
                 else:
                     tree = {node for _, node in naive_tree.best_first(values, budget)}
                 path: tuple[int, ...] = ()
@@ -90,10 +91,14 @@ def decode_naively(trace: Trace, budget: int | None) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize("budget", [None, 0, 1, 5, 16, 64])
+@pytest.mark.parametrize("budget", [None, -1, -3, 0, 1, 5, 16, 64])
 def test_rounds_are_those_of_explicit_trees(budget: int | None) -> None:
     trace = made_trace(5, prompts=3, length=40)
-    table = replay_rounds(trace, COST, "DFlash" if budget is None else DDTree(budget))
+    policy = DFlash() if budget is None else DDTree(budget) if budget >= 0 else Chain(-budget)
+    table = replay_rounds(trace, COST, policy)
+    if budget is None or budget < 0:
+        verified = int(table["budget"].max())
+        assert (table["budget"] == verified).all() and verified == (-budget if budget else trace.horizon)
     rounds = [part["accepted"].tolist() for _, part in table.groupby("sequence")]
     assert rounds == decode_naively(trace, budget)
 
@@ -795,19 +800,46 @@ def test_what_was_chosen_is_judged_on_other_prompts() -> None:
     rows = advice.table().set_index("policy")
     tuned = {name: value for name, value in rows["tuned_on"].items() if isinstance(value, str)}
     assert tuned["BestFixed"] == tuned["LongRun"] == "other prompts" and "AR" not in tuned and "RoundRatio" not in tuned
-    spent = {name: np.zeros(len(folds)) for name in ("BestFixed", "LongRun")}
+    spent = {name: np.zeros(len(folds)) for name in ("BestFixed", "LongRun", "BestChain")}
     for part in range(5):
         others = trace.subset(np.flatnonzero(folds != part))
         for name in spent:
             ready = replay(others, COST, [name], bootstrap=1).outcomes[name].policy
-            fresh = DDTree(ready.budget) if name == "BestFixed" else LongRun(ready.price)  # type: ignore[attr-defined]
+            fresh: Policy = LongRun(ready.price)
+            if name != "LongRun":
+                fresh = DDTree(ready.budget) if name == "BestFixed" else Chain(ready.k)  # type: ignore[attr-defined]
             judged = replay(trace, COST, [fresh], bootstrap=1).outcomes[fresh.name].seconds
             spent[name][folds == part] = judged[folds == part]
+    chains = spent.pop("BestChain").sum()
     for name, seconds in spent.items():
         assert advice.result.outcomes[name].seconds == pytest.approx(seconds)
+    assert advice.chains is not None
+    assert advice.chains.tokens_per_second == pytest.approx(advice.result.tokens.sum() / chains)
+    assert advice.chains.trees_gain[0] == pytest.approx(chains / spent["BestFixed"].sum() - 1)
     same = replay(trace, COST, ["BestFixed", "LongRun", "LongRun:online"], bootstrap=10).table()
     assert same["tuned_on"].tolist()[:2] == ["same prompts"] * 2 and same["tuned_on"].isna().tolist() == [0, 0, 1]
     assert replay(trace, COST, ["LongRun:400"], bootstrap=10).table()["tuned_on"].isna().all()
+
+
+def test_a_plan_says_what_the_best_chain_would_give(trace: Trace) -> None:
+    advice = plan(trace, COST, bootstrap=50)
+    chains = advice.chains
+    assert chains is not None
+    result = replay(trace, COST, [Chain(k) for k in range(1, trace.horizon + 1)], bootstrap=50)
+    table = result.table()
+    assert chains.curve["k"].tolist() == list(range(1, trace.horizon + 1))
+    for ours, theirs in {"low": "tokens_per_second_low", "high": "tokens_per_second_high"}.items():
+        assert chains.curve[ours].to_numpy() == pytest.approx(table[theirs].to_numpy())
+    for name in ("tokens_per_second", "acceptance_length"):
+        assert chains.curve[name].to_numpy() == pytest.approx(table[name].to_numpy())
+    assert chains.k == 1 + table["tokens_per_second"].argmax()
+    for row in chains.by_workload.to_dict("records"):
+        found = replay(trace.select(workload=row["workload"]), COST, ["BestChain", "BestFixed"], bootstrap=1)
+        assert found.outcomes["BestChain"].policy.to_json()["k"] == row["best_k"]
+        assert row["trees_gain"] == pytest.approx(found.gain("BestFixed", "BestChain")[0])
+    assert advice.details[-1] == str(chains) and f"K = {chains.k}: " in str(chains)
+    said = json.loads(json.dumps(advice.to_json(), allow_nan=False))["chains"]
+    assert said["k"] == chains.k and said["trees_gain"]["gain"] == chains.trees_gain[0] and len(said["curve"]) == 6
 
 
 def test_the_best_of_many_is_not_too_good_on_other_prompts() -> None:

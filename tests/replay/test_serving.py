@@ -19,14 +19,16 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.batch import FAIR, FOREST, SHARE, UNIFORM, WIDTH, FairRatio, Share, Uniform, share_curve
+from ddsim.policy.batch import CHAINS, FAIR, FOREST, SHARE, UNIFORM, WIDTH, FairRatio, Share, Uniform, share_curve
 from ddsim.policy.choose import _slopes_ahead
 from ddsim.policy.contract import Decision, Policy, decision_of
 from ddsim.policy.joint import JointTable, decided_on, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.rules import (
     Autoregressive,
+    BestChain,
     BestFixed,
     CaDDTree,
+    Chain,
     DDTree,
     DFlash,
     GreedySteps,
@@ -74,7 +76,7 @@ def made(
         ranks,
         nodes,
         rng.integers(0, horizon + 1, count).astype(np.uint8),
-        rng.uniform(0, horizon, count).astype(np.float32),
+        rng.uniform(0, 1, (count, horizon)).cumsum(axis=1).astype(np.float32),
         context,
         starts,
         tuple(f"p{i // 2}" for i in range(len(lengths))),
@@ -165,6 +167,17 @@ def check_decisions(data: Any, batch: int, budget: int, way: str, rule: str, pri
     assert nodes == int(chosen.sum())
     assert got == pytest.approx(expected, rel=1e-6)
     assert spent == (seconds if paid is None else paid)[int(nodes)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(0, 4))
+def test_expected_tokens_of_chains(data: Any, batch: int, k: int) -> None:
+    """``k`` 0: whole chains, of 4 tokens."""
+    positions, seconds = data.draw(some_positions([3] * batch)), data.draw(curves(4 * batch + 1))
+    groups = np.array([positions.roots()[:batch]])
+    got = joint_totals(Decision(CHAINS, width=k), positions, groups, table_of(seconds, batch, 12))
+    expected = sum(1 + float(positions.chain_expected[p, (k or 4) - 1]) for p in groups[0])
+    assert got == (pytest.approx(expected), seconds[batch * (k or 4)], batch * (k or 4))
 
 
 def policy_of(way: str, inner: Policy) -> Policy:
@@ -302,6 +315,7 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
         Autoregressive(), DFlash(), DDTree(3), CaDDTree(), RoundRatio(), LongRun(80.0), Share(RoundRatio()),
         Share(LongRun(60.0)), Uniform(RoundRatio()), Uniform(LongRun(70.0)), FairRatio(),
         GreedySteps(), CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree()), Uniform(CaDDTree(fill=True)),
+        Chain(1), Chain(3), Chain(4),
     ]  # fmt: skip
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
     whole = _serving._in_memory(positions, None)
@@ -316,7 +330,9 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
             if isinstance(policy, Autoregressive):
                 return None
             if isinstance(policy, DFlash):
-                return "chain"
+                return 4
+            if isinstance(policy, Chain):
+                return policy.k
             return policy.choose_batch(np.ascontiguousarray(gains), own.curve[0], *paid).tolist()
 
         for r, queue in enumerate(queues.tolist()):
@@ -359,6 +375,7 @@ def test_the_kernel_does_what_the_policy_objects_do(data: Any, seed: int, length
     cost = ddsim.fit_cost(ddsim.Profile(samples), "isotonic")
     pure = [
         Autoregressive(), DFlash(), DDTree(5), BestFixed(), CaDDTree(), RoundRatio(), LongRun(90.0), LongRun(online=True),
+        Chain(3), BestChain(),
         LongRun(online=True, memory=3), Share(CaDDTree()), Uniform(LongRun(90.0)), FairRatio(), GreedySteps(),
         CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree(fill=True)),
     ]  # fmt: skip
@@ -382,6 +399,7 @@ def test_batches_of_one_are_replay() -> None:
     cost = ddsim.fit_cost(ddsim.Profile(samples), "table")
     table = cost_table(cost, positions.context, 12)
     policies: list[Policy] = [Autoregressive(), DFlash(), DDTree(4), RoundRatio(), BestFixed(), LongRun(60.0)]
+    policies += [Chain(2), BestChain()]
     result = quiet(positions, cost, policies, batch=1, requests=4, bootstrap=0)
     for policy in policies:
         ready = policy.prepare(positions, table)
@@ -467,6 +485,18 @@ def test_best_fixed_width_is_the_best_of_all() -> None:
         assert rate["BestFixed"] >= 0.99 * rate.drop("AR").max()  # contexts and the end of the loop differ a little
 
 
+def test_best_chain_is_the_best_of_all() -> None:
+    positions = made(10, [60] * 8, spread=1)
+    best = []
+    for batch in (1, 9, 60):
+        chains = [f"Chain:{k}" for k in range(1, 5)]
+        result = quiet(positions, COST, [*chains, "DFlash", "BestChain"], batch=batch, requests=200, bootstrap=0)
+        rate = result.table().set_index("policy")["tokens_per_second"]
+        assert rate["BestChain"] >= 0.99 * rate.drop("AR").max() and rate["Chain(4)"] == rate["DFlash"]
+        best += [p["k"] for p in result.provenance["policies"] if p["name"] == "BestChain"]
+    assert best[0] > best[-1]
+
+
 def test_calibration_of_policies_and_of_traces() -> None:
     positions = made(11, [40] * 6)
     calibration = Calibration("isotonic", np.log([0.01, 1.0]), np.array([0.005, 0.5]), np.ones(0), {})
@@ -508,6 +538,11 @@ def test_limits_on_tokens() -> None:
         simulate(positions, COST, [Copied(DFlash())], batch=4, max_tokens=19)
     with pytest.raises(DdsimError, match="DFlash: 4 chains verify 20 tokens; max_tokens allows 19"):
         simulate(positions, COST, ["DFlash"], batch=4, max_tokens=19)
+    with pytest.raises(DdsimError, match=r"Chain\(4\): 4 chains verify 20 tokens; max_tokens allows 19"):
+        simulate(positions, COST, ["Chain:4"], batch=4, max_tokens=19)
+    simulate(positions, COST, ["Chain:3", "BestChain"], batch=4, max_tokens=19, bootstrap=0)
+    with pytest.raises(DdsimError, match=r"Chain\(5\): the trace's drafts have 4 tokens"):
+        simulate(positions, COST, ["Chain:5"], batch=4)
 
 
 def test_batches_that_were_not_measured_are_flagged_and_priced() -> None:

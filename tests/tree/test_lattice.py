@@ -101,8 +101,9 @@ def test_gains_and_ranks(cases: int) -> None:
             assert np.all(drafts.gains[p] >= np.nextafter(exact, np.float32(-1)))
             assert np.all(np.diff(drafts.gains[p]) <= 0)
             assert drafts.chain[p] == next((d for d, rank in enumerate(wanted) if rank != 0), horizon)
-            best = np.cumsum([value for value, _ in naive.chain(lattice)])
-            assert drafts.chain_expected[p] == pytest.approx(np.exp(best).sum(), rel=1e-6)
+            best = np.full(horizon, -np.inf)  # past its end
+            best[: len(naive.chain(lattice))] = np.cumsum([value for value, _ in naive.chain(lattice)])
+            assert drafts.chain_expected[p] == pytest.approx(np.exp(best).cumsum(), rel=1e-6)
             drafted, ids = proposal.tree(p, budget)
             assert nodes_of(drafted) == [node.ranks for node in nodes]
             assert ids.tolist() == [lattice.token_ids[len(n.ranks) - 1][n.candidates[-1]] for n in nodes]

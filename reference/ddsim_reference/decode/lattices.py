@@ -7,7 +7,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN
+from ddsim.policy.choose import CHAIN, chain_length
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.kernels import write_gains
 from ddsim.tree.lattice_kernels import first_nodes, make_scratch, next_row
@@ -56,9 +56,9 @@ def grow(logprobs, ids, horizon, slots, budgets, ranks, nodes, parents, depths, 
         own = ids[b].reshape(-1)
         n = 0
         parents[b, 0], depths[b, 0] = -1, 0
-        if budgets[i] == CHAIN:
+        if budgets[i] <= CHAIN:
             row = 0
-            while n < horizon:
+            while n < chain_length(budgets[i], horizon):
                 best = best_of_row(flat, _NOTHING, width, b * rows + row)
                 if best < 0:
                     break

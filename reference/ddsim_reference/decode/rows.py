@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
-from ddsim.policy.choose import CHAIN
+from ddsim.policy.choose import CHAIN, chain_length
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.kernels import first_nodes, make_scratch, write_gains, write_tree
 from ddsim.tree.rows import kept_pairs
@@ -80,7 +80,7 @@ class DraftedRows:
         ----------
         slots : int64 [B]
         budgets : int32 [B]
-            Nodes, CHAIN for the chain of best candidates, or NO_DRAFT for the root alone.
+            Nodes, CHAIN for the chain of best candidates, PREFIX - k for its first k tokens, or NO_DRAFT for the root alone.
         grown : Grown
             Filled at these slots.
         gains : float32 [B, N]
@@ -104,9 +104,9 @@ def grow(rows, offsets, ids, horizon, slots, budgets, ranks, nodes, parents, dep
         b = slots[i]
         first = b * horizon
         n = 0
-        if budgets[i] == CHAIN:
+        if budgets[i] <= CHAIN:
             parents[b, 0], depths[b, 0] = -1, 0
-            while n < horizon:
+            while n < chain_length(budgets[i], horizon):
                 best = offsets[first + n]
                 if best == offsets[first + n + 1] or rows[best] == -np.inf:
                     break

@@ -74,7 +74,7 @@ class Trees:
                 f"policy {self.policy.name}: a tree of {max(asked)} nodes, but the engine holds {self.most}; "
                 "raise max_tokens and candidates"
             )
-        if self.policy.adaptive and CHAIN not in asked:  # the first nodes of a best-first tree are the smaller tree
+        if self.policy.adaptive and min(asked) > CHAIN:  # the first nodes of a best-first tree are the smaller tree
             total = cut(slots, budgets, self.nodes)
         else:
             total = self.draft.grow(slots, budgets, self.grown, gains[:0])
