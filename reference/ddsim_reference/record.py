@@ -21,7 +21,7 @@ from ddsim_reference.generate import TextGenerator
 from ddsim_reference.limits import check_sampling, free_memory
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, target_files, weight_files
-from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.forward import head_logits
 from ddsim_reference.model.heads import HeadConfig, lattice
@@ -344,6 +344,7 @@ def record(
     ids = _prompt_tokens(chosen, tokenizer, encoded, config, max_new_tokens)
     longest = max((len(tokens) for tokens in ids.values()), default=0) + max_new_tokens
     check_caches(config, min(batch, len(chosen)), longest, torch_dtype, device)
+    check_window(drafter_shape, longest)
     at = float(np.float32(temperature))
     with TraceWriter(
         out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source

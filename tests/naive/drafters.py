@@ -32,6 +32,32 @@ def softmax(x: Vector) -> Vector:
     return e / e.sum()
 
 
+def kernel(config: Any, own: dict[str, Vector], name: str, x: Vector) -> Vector | None:
+    """A slot's weights [before or after the sublayer, tap, channel]: the layer's, and what its input adds to a group of channels."""
+    if config.convolution is None:
+        return None
+    taps, group = config.convolution
+    weights = own[f"{name}.base_kernel"].copy()
+    added = own[f"{name}.kernel_projection.weight"] @ x
+    groups = len(x) // group
+    for side in range(2):
+        for t in range(taps):
+            for c in range(len(x)):
+                weights[side, t, c] += added[(side * taps + t) * groups + c // group]
+    return weights
+
+
+def convolved(slots: list[Vector], kernels: list[Vector | None], side: int) -> list[Vector]:
+    """Each slot from itself and the slots of its block before it."""
+    out = []
+    for s, (x, weights) in enumerate(zip(slots, kernels, strict=True)):
+        if weights is None:
+            out.append(x)
+        else:
+            out.append(sum(weights[side, t] * slots[s - t] for t in range(weights.shape[1]) if s >= t))
+    return out
+
+
 def block(config: Any, w: dict[str, Vector], features: Vector, root: int, embedding: Vector) -> list[Vector]:
     """Final hidden states of a block's slots: the root stands at position len(features), masks after it.
 
@@ -52,6 +78,8 @@ def block(config: Any, w: dict[str, Vector], features: Vector, root: int, embedd
             ]
 
         normed = [rms(x, own["input_layernorm.weight"], eps) for x in slots]
+        kernels = [kernel(config, own, "attention_conv", x) for x in normed]
+        normed = convolved(normed, kernels, 0)
         seen = [*enumerate(context), *((n + s, x) for s, x in enumerate(normed))]
         keys = [heads("k", x, at) for at, x in seen]
         values = [heads("v", x, at) for at, x in seen]
@@ -63,13 +91,15 @@ def block(config: Any, w: dict[str, Vector], features: Vector, root: int, embedd
                 share = softmax(np.array([query @ key[group] for key in keys]) / math.sqrt(dim))
                 out.append(sum(p * value[group] for p, value in zip(share, values, strict=True)))
             attended.append(own["self_attn.o_proj.weight"] @ np.concatenate(out))
-        slots = [x + y for x, y in zip(slots, attended, strict=True)]
+        slots = [x + y for x, y in zip(slots, convolved(attended, kernels, 1), strict=True)]
         normed = [rms(x, own["post_attention_layernorm.weight"], eps) for x in slots]
+        kernels = [kernel(config, own, "mlp_conv", x) for x in normed]
+        normed = convolved(normed, kernels, 0)
         outputs = []
         for x in normed:
             gate = own["mlp.gate_proj.weight"] @ x
             outputs.append(own["mlp.down_proj.weight"] @ (gate / (1 + np.exp(-gate)) * (own["mlp.up_proj.weight"] @ x)))
-        slots = [x + y for x, y in zip(slots, outputs, strict=True)]
+        slots = [x + y for x, y in zip(slots, convolved(outputs, kernels, 1), strict=True)]
     return [rms(x, w["norm.weight"], eps) for x in slots]
 
 
@@ -81,3 +111,10 @@ def drafted(config: Any, slots: list[Vector], target_head: Vector) -> list[Vecto
 def markov(logits: Vector, before: int, w1: Vector, w2: Vector) -> Vector:
     """DSpark's log-probabilities behind a token: softmax over the whole vocabulary of the block's logits + w2 · w1[before]."""
     return np.log(softmax(logits + w2 @ w1[before]))
+
+
+def selected(logits: Vector, candidates: list[int], before: int, hidden: Vector, w: dict[str, Vector]) -> Vector:
+    """DFlash 2's log-probabilities of candidates behind a token: softmax of logits[b] + <A[before] ⊙ P·hidden, B[b]> over them."""
+    gate = w["hidden.weight"] @ hidden
+    scores = [logits[b] + float((w["previous.table"][before] * gate) @ w["out.table"][b]) for b in candidates]
+    return np.log(softmax(np.array(scores)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.naive import drafters as naive
 from tests.reference import tiny
 
 MARKOV = HeadConfig("markov", 5, tables=True)
+SELECTOR = HeadConfig("selector", 5, tables=True)
 
 
 def tables(config: DrafterConfig, seed: int = 0, head: HeadConfig = MARKOV) -> Weights:
@@ -85,6 +87,27 @@ def test_markov_lattices_are_the_published_steps(seed: int, count: int, from_anc
                 np.testing.assert_allclose(found, naive.markov(logits, before, w1, w2)[own], atol=2e-4)
 
 
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(1, 3), st.sampled_from([1, 4, 48]), st.integers(3, 5))
+@settings(max_examples=15, deadline=None)
+def test_selector_lattices_are_the_published_steps(seed: int, count: int, taps: int, group: int, block: int) -> None:
+    """With DFlash 2's convolutions below, within each block."""
+    shape, weights = tiny.drafter(tiny.target_config(), seed % 5, block_size=block, convolution=(taps, group))
+    hidden, roots, twins, target = blocks(shape, weights, seed, [1, 4, 8])
+    head = tables(shape, seed, SELECTOR)
+    target_head = target["lm_head.weight"]
+    ids, first, transitions = lattice(
+        SELECTOR, head, hidden, target["model.embed_tokens.weight"], target_head, count, roots
+    )
+    for b, twin in enumerate(twins):
+        np.testing.assert_allclose(hidden[b], np.array(twin[1:]), atol=1e-4)
+        for d, logits in enumerate(naive.drafted(shape, twin, target_head.double().numpy())):
+            own = ids[b, d].tolist()
+            for i, before in enumerate([int(roots[b])] if d == 0 else ids[b, d - 1].tolist()):
+                found = first[b] if d == 0 else transitions[b, d - 1, i]
+                wanted = naive.selected(logits, own, before, twin[d + 1], doubles(head))
+                np.testing.assert_allclose(found, wanted, atol=5e-4)
+
+
 @pytest.mark.parametrize("block", [1, 4, 8])
 def test_the_engine_drafts_from_the_anchor_as_recorded(block: int) -> None:
     """A block of 8 drafts 8 tokens, and a round may commit 9."""
@@ -118,11 +141,20 @@ def test_the_engine_drafts_from_the_anchor_as_recorded(block: int) -> None:
         np.testing.assert_allclose(engine.drafted()[0][0], logprobs[block + 1], atol=2e-3)
 
 
-@pytest.mark.parametrize("from_anchor", [False, True])
-def test_the_engine_drafts_the_markov_lattice_as_recorded(from_anchor: bool) -> None:
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [
+        ({}, MARKOV),
+        ({"sample_from_anchor": True}, MARKOV),
+        ({"convolution": (2, 4), "window": 70}, SELECTOR),
+        ({"convolution": (3, 48), "window": None}, SELECTOR),
+    ],
+    ids=str,
+)
+def test_the_engine_drafts_published_lattices_as_recorded(more: dict[str, Any], form: HeadConfig) -> None:
     config, target = tiny.target()
-    shape, weights = tiny.drafter(config, sample_from_anchor=from_anchor)
-    head = MARKOV, tables(shape)
+    shape, weights = tiny.drafter(config, **more)
+    head = form, tables(shape, 0, form)
     (prompt,) = tiny.prompts(1, config.vocab_size)
     (answer,) = write_answers(config, target, [prompt], max_new_tokens=5)
     layers = forward.target_layers(config, target)
@@ -264,3 +296,92 @@ def test_others_in_dflashs_clothes_are_refused_by_name(fields: dict[str, Any], m
     (tmp_path / "config.json").write_text(json.dumps(document))
     with pytest.raises(DdsimError, match=message):
         load_drafter(str(tmp_path))
+
+
+def second(folder: Path, **changes: Any) -> tuple[DrafterConfig, Weights, Weights]:
+    """A DFlash 2 checkpoint by the names, shapes and fields of a released one."""
+    shape, weights = tiny.drafter(tiny.target_config(), convolution=(2, 4), window=40)
+    head = tables(shape, 0, SELECTOR)
+    save_drafter(folder, replace(shape, convolution=None), weights, {})
+    document = json.loads((folder / "config.json").read_text())
+    dflash = document["dflash_config"] | {
+        "block_size": document.pop("block_size"), "conv_group_size": 4, "conv_kernel_size": 2,
+        "selector_rank": 5, "selector_top_k": 16,
+    }  # fmt: skip
+    document |= {
+        "architectures": ["DFlash2DraftModel"], "is_causal": False, "layer_types": ["sliding_attention"] * 2,
+        "sliding_window": 40, "use_sliding_window": True, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+    }  # fmt: skip
+    for key, value in changes.items():
+        (dflash if key in dflash or key in SCALES else document)[key] = value
+    (folder / "config.json").write_text(json.dumps(document | {"dflash_config": dflash}))
+    write_tensors(
+        folder / "model.safetensors",
+        weights
+        | {
+            "candidate_selector.predecessor_codebook": head["previous.table"],
+            "candidate_selector.successor_codebook": head["out.table"],
+            "candidate_selector.hidden_projection.weight": head["hidden.weight"],
+        },
+    )
+    return shape, weights, head
+
+
+SCALES = ("input_embedding_scale", "output_multiplier", "final_logit_softcapping")
+
+
+def test_dflash_2_is_read_as_it_is_published(tmp_path: Path) -> None:
+    shape, weights, head = second(tmp_path, output_multiplier=1.0, final_logit_softcapping=None)
+    found, mine = load_drafter(str(tmp_path))
+    assert found == shape
+    assert mine.keys() == weights.keys() and all(torch.equal(mine[name], weights[name]) for name in weights)
+    again = load_head(str(tmp_path), found)
+    assert again is not None and again[0] == SELECTOR
+    assert again[1].keys() == head.keys() and all(torch.equal(again[1][name], head[name]) for name in head)
+    with pytest.raises(DdsimError, match="a drafter with convolutions is read only"):
+        save_drafter(tmp_path / "again", shape, weights, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"conv_group_size": 5}, "conv_group_size is 5, but must be a divisor of hidden_size, 48"),
+        ({"conv_group_size": 8}, "kernel_projection.weight' has shape \\(48, 48\\)"),
+        ({"conv_kernel_size": 0}, "conv_kernel_size is 0"),
+        ({"conv_kernel_size": 7}, "conv_kernel_size is 7"),
+        ({"conv_kernel_size": None}, "'conv_kernel_size' is missing"),
+        ({"selector_rank": None}, "'selector_rank' is missing"),
+        ({"selector_rank": 6}, "codebook' has shape|projection.weight' has shape"),
+        ({"selector_top_k": 8}, "selector_top_k is 8, but must be 16"),
+        ({"output_multiplier": 0.5}, "output_multiplier is 0.5, but must be absent; it is not supported"),
+        ({"input_embedding_scale": 2}, "input_embedding_scale is 2"),
+        ({"final_logit_softcapping": 20.0}, "final_logit_softcapping is 20.0"),
+        ({"sample_from_anchor": True}, "sample_from_anchor is True"),
+        ({"is_causal": True}, "is_causal is True, but must be false"),
+        ({"is_causal": None}, "is_causal is True, but must be false"),
+        ({"sliding_window": None}, "'sliding_window' is missing"),
+        ({"sliding_window": 6}, "sliding_window is 6"),
+        ({"architectures": ["DFlashDraftModel"], "block_size": 6}, "layers with a sliding window are not supported"),
+    ],
+)
+def test_what_is_no_readable_dflash_2_is_refused_by_name(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    shape, _, _ = second(tmp_path, **fields)
+    with pytest.raises(DdsimError, match=message) as caught:
+        load_drafter(str(tmp_path))
+        load_head(str(tmp_path), shape)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_contexts_that_a_window_cuts_are_refused() -> None:
+    config, target = tiny.target()
+    shape, weights = tiny.drafter(config, convolution=(2, 4), window=40)
+    Engine(config, tiny.copies(target), shape, tiny.copies(weights), max_context=34, max_tokens=9)
+    with pytest.raises(DdsimError, match="context of 35 tokens: the drafter's window of 40 holds 34 beside its block"):
+        Engine(config, target, shape, weights, max_context=35, max_tokens=9)
+
+
+def test_a_plain_drafter_is_described_as_ever() -> None:
+    """Recordings made before go on only where their provenance says the same."""
+    shape = tiny.drafter_config(tiny.target_config())
+    assert len(shape.described()) == 13 and shape.described().keys().isdisjoint({"sample_from_anchor", "window"})
+    assert replace(shape, window=9).described() == shape.described() | {"window": 9}

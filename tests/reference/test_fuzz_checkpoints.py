@@ -20,7 +20,7 @@ from ddsim_reference.model.checkpoint import load_drafter, load_head, load_targe
 from ddsim_reference.model.config import drafter_shapes, target_shapes
 from ddsim_reference.model.heads import HeadConfig, head_shapes
 from ddsim_reference.model.workloads import encode_all
-from tests.reference import tiny, tiny_models
+from tests.reference import test_formats, tiny, tiny_models
 
 LONGEST = 30.0  # seconds for one case on a busy machine; a hang takes for ever
 VALUES: list[Any] = [
@@ -113,8 +113,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         target, drafter = tiny_models.save(folder)
-        gguf, dspark = folder / "tiny.gguf", folder / "dspark"
+        gguf, dspark, dflash2 = folder / "tiny.gguf", folder / "dspark", folder / "dflash2"
         save_dspark(dspark)
+        dflash2.mkdir()
+        test_formats.second(dflash2)
         tiny_models.save_gguf(gguf)
         target_of: Callable[[str], Any] = load_target
         bare: Callable[[str], Any] = lambda name: load_target(name, with_tokenizer=False)  # noqa: E731
@@ -129,6 +131,8 @@ class Checkpoints:
             (target / "chat_template.jinja", str(target), target_of, holds_a_target),
             (dspark / "config.json", str(dspark), load_with_head, holds_a_drafter),
             (dspark / "model.safetensors", str(dspark), load_with_head, holds_a_drafter),
+            (dflash2 / "config.json", str(dflash2), load_with_head, holds_a_drafter),
+            (dflash2 / "model.safetensors", str(dflash2), load_with_head, holds_a_drafter),
         ]
         self.whole = {path: path.read_bytes() for path, *_ in self.kinds}
 
@@ -167,7 +171,7 @@ def run(folder: Path, numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_damaged_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tmp_path, range(30), monkeypatch)
+    run(tmp_path, range(36), monkeypatch)
 
 
 @pytest.mark.slow

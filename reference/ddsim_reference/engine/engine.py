@@ -27,7 +27,7 @@ from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
 from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
 from ddsim_reference.limits import free_memory
-from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
 from ddsim_reference.model.heads import HeadConfig, cut, lattice_of
@@ -103,6 +103,7 @@ class Engine:
             drafter_config = drafter_weights = draft_head = None
         else:
             check_pair(target_config, drafter_config)
+            check_window(drafter_config, max_context)
         self.target, self.drafter = target_config, drafter_config
         self.max_context, self.max_tokens, self.batch = max_context, max_tokens, batch
         self.steps = 16 if drafter_config is None else power_of_two(drafter_config.horizon + 1)
@@ -489,7 +490,7 @@ class Engine:
             slot=torch.cat((kept.flatten(), own)),
         )
         x = F.embedding(self.block_tokens.flatten(), self.embedding)
-        streamed = self._streams(placed.request.shape[0])
+        streamed = self._streams(placed.request.shape[0]) and config.convolution is None
         hidden = run_layers(
             self.drafter_stack,
             x,

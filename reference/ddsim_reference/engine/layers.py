@@ -13,7 +13,7 @@ from ddsim_reference.engine import kernels
 from ddsim_reference.engine.attention import TreeMetadata, tree_attention
 from ddsim_reference.engine.products import streamed_product
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
-from ddsim_reference.model.forward import rope_table
+from ddsim_reference.model.forward import CONVOLUTION_NAMES, Around, convolutions, rope_table
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Layer:
     down: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
+    around: tuple[Around, Around] | None = None
+    """What a drafter with convolutions does around attention and SwiGLU."""
 
 
 @dataclass
@@ -66,7 +68,9 @@ def build_stack(
     """Fused layers named ``<prefix>layers.N...`` with an empty cache of ``length`` rows for each of ``batch`` requests."""
     layers = []
     for i in range(config.num_layers):
-        at = f"{prefix}layers.{i}."
+        at, around = f"{prefix}layers.{i}.", None
+        if isinstance(config, DrafterConfig) and config.convolution is not None:
+            around = convolutions([weights[at + name] for name in CONVOLUTION_NAMES], config.block_size)
         layers.append(
             Layer(
                 norm1=weights[at + "input_layernorm.weight"],
@@ -77,6 +81,7 @@ def build_stack(
                 down=weights[at + "mlp.down_proj.weight"],
                 q_norm=weights.get(at + "self_attn.q_norm.weight"),
                 k_norm=weights.get(at + "self_attn.k_norm.weight"),
+                around=around,
             )
         )
     norm = weights[final_norm]
@@ -110,7 +115,8 @@ def run_layers(
         the M tokens. One product serves both, since its time is that of reading the weights. ``outside_metadata`` places
         all C + M tokens.
     streamed : bool
-        Products of few tokens leave their sums in parts, which the kernels between them add up (``streamed_product``).
+        Products of few tokens leave their sums in parts, which the kernels between them add up (``streamed_product``); not for
+        layers with something around their sublayers.
 
     Returns
     -------
@@ -125,17 +131,25 @@ def run_layers(
     for i, layer in enumerate(stack.layers):
         auxiliary = _auxiliary(features, auxiliary_layers, i - 1, x)
         kernels.add_rms_norm(x, delta, layer.norm1, stack.eps, out=joined[c:], auxiliary=auxiliary)
+        if layer.around is not None:
+            inside, after = layer.around[0](joined[c:])
+            joined[c:] = inside
         query = kernels.rope_write(
             product(joined, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
             placed.position, placed.request, placed.slot, stack.keys[i], stack.values[i],
         )  # fmt: skip
         attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], metadata)
-        normed = kernels.add_rms_norm(x, product(attended, layer.o), layer.norm2, stack.eps)
+        delta = product(attended, layer.o)
+        normed = kernels.add_rms_norm(x, delta if layer.around is None else after(delta), layer.norm2, stack.eps)
+        if layer.around is not None:
+            normed, after = layer.around[1](normed)
         if streamed:
             active = streamed_product(normed, layer.gate_up, gated=True)
         else:
             active = kernels.silu_mul(F.linear(normed, layer.gate_up))
         delta = product(active, layer.down)
+        if layer.around is not None:
+            delta = after(delta)
     auxiliary = _auxiliary(features, auxiliary_layers, len(stack.layers) - 1, x)
     return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, auxiliary=auxiliary)
 

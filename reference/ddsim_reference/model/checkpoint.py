@@ -23,11 +23,11 @@ from ddsim_reference.model.device import check_device, check_room
 from ddsim_reference.model.fields import Fields, model_config, read_json, reason_of
 from ddsim_reference.model.formats import (
     COPIES,
-    MARKOV,
+    HEADS,
     beside_the_head,
     drafter_document,
-    markov_head,
-    markov_shapes,
+    published_head,
+    published_shapes,
     read_drafter,
 )
 from ddsim_reference.model.gguf import GgufFile, shown
@@ -311,7 +311,7 @@ def checkpoint_folder(name: str) -> Path:
 def load_drafter(
     name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", target: Weights | None = None
 ) -> tuple[DrafterConfig, Weights]:
-    """Load a DFlash or DSpark drafter in its published format; `load_head` loads DSpark's head.
+    """Load a DFlash, DFlash 2 or DSpark drafter in its published format; `load_head` loads the head of the last two.
 
     Parameters
     ----------
@@ -364,7 +364,7 @@ def load_head(
     ----------
     name : str
         As ``load_drafter`` takes it. The head is in a folder ``head`` in the drafter's: ``config.json`` (``form``, ``width``,
-        ``tables``, ``reach``) and safetensors; or it is DSpark's, in the drafter's own files.
+        ``tables``, ``reach``) and safetensors; or it is DSpark's or DFlash 2's, in the drafter's own files.
     drafter : DrafterConfig
         The drafter's.
 
@@ -376,13 +376,13 @@ def load_head(
     whole = checkpoint_folder(name)
     folder = whole / HEAD
     if not folder.is_dir():
-        own = markov_head(Fields(read_json(whole / "config.json"), whole / "config.json"))
+        own = published_head(Fields(read_json(whole / "config.json"), whole / "config.json"))
         if own is None:
             return None
-        stored = markov_shapes(own, drafter)
+        stored = published_shapes(own, drafter)
         check_room(name, sum(map(math.prod, stored.values())), dtype, device)
         found = _load_safetensors(whole, stored, beside_the_head(drafter), dtype, device)
-        return own, {MARKOV[key]: weight for key, weight in found.items()}
+        return own, {HEADS[own.form][key]: weight for key, weight in found.items()}
     path = folder / "config.json"
     fields = Fields(read_json(path), path)
     unknown = sorted(fields.fields.keys() - {"form", "width", "tables", "reach", "ddsim_provenance"})
@@ -438,7 +438,7 @@ def save_drafter(
     if head is not None:
         if head[0].form != "markov":
             raise DdsimError(f"{folder}: DSpark's format holds a markov head, not a {head[0].form} one; use save_head")
-        tensors |= {name: head[1][mine].to("cpu", torch.bfloat16) for name, mine in MARKOV.items()}
+        tensors |= {name: head[1][mine].to("cpu", torch.bfloat16) for name, mine in HEADS["markov"].items()}
     document = drafter_document(config, None if head is None else head[0]) | {"ddsim_provenance": provenance}
     write_tensors(folder / "model.safetensors", tensors)
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")

@@ -56,6 +56,9 @@ class ModelConfig:
 class DrafterConfig:
     """Shape of a DFlash drafter: its own layers plus what ties it to its target.
 
+    ``convolution`` is DFlash 2's around every sublayer: taps, and channels that share one. A drafter with a ``window`` sees so many
+    positions, its block among them; only contexts within are supported.
+
     A slot of its block drafts the token at its own position; with ``sample_from_anchor`` (DSpark) the token after it, so that the
     root's slot drafts too.
     """
@@ -74,6 +77,8 @@ class DrafterConfig:
     target_layer_ids: tuple[int, ...]
     num_target_layers: int
     sample_from_anchor: bool = False
+    convolution: tuple[int, int] | None = None
+    window: int | None = None
 
     @property
     def horizon(self) -> int:
@@ -143,6 +148,11 @@ def drafter_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
             "mlp.up_proj.weight": (inner, hidden),
             "mlp.down_proj.weight": (hidden, inner),
         }
+        if config.convolution is not None:
+            taps, group = config.convolution
+            for name in ("attention_conv", "mlp_conv"):
+                layer[f"{name}.base_kernel"] = (2, taps, hidden)
+                layer[f"{name}.kernel_projection.weight"] = (2 * taps * (hidden // group), hidden)
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
 
@@ -167,6 +177,15 @@ def drafter_config(target: ModelConfig, *, layers: int = 5, block_size: int = 16
         rms_norm_eps=target.rms_norm_eps, rope_theta=target.rope_theta, block_size=block_size,
         mask_token_id=mask_token_id, target_layer_ids=ids, num_target_layers=target.num_layers,
     )  # fmt: skip
+
+
+def check_window(drafter: DrafterConfig, context: int) -> None:
+    """Refuse contexts that a drafter's window cuts."""
+    if drafter.window is not None and context + drafter.block_size > drafter.window:
+        raise DdsimError(
+            f"context of {context} tokens: the drafter's window of {drafter.window} holds {drafter.window - drafter.block_size} "
+            "beside its block, and longer ones are not supported; shorten prompts, answers or contexts"
+        )
 
 
 def check_pair(target: ModelConfig, drafter: DrafterConfig, name: str = "drafter") -> None:

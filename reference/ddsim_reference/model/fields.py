@@ -88,13 +88,14 @@ class Fields:
             raise self.fail(key, value, "an object")
         return Fields(value, self.path, self.hint)
 
-    def layers(self) -> dict[str, Any]:
-        """What target and drafter have in common."""
+    def layers(self, *, window: bool = False) -> dict[str, Any]:
+        """What target and drafter have in common; layers with a window are refused unless they are looked after elsewhere."""
         if self.flag("attention_bias") or self.flag("mlp_bias"):
             raise DdsimError(f"{self.path}: projections with a bias are not supported")
         if self.get("hidden_act", "silu") != "silu":
             raise self.fail("hidden_act", self.get("hidden_act"), "'silu'; other activations are not supported")
-        if self.flag("use_sliding_window") or "sliding_attention" in str(self.get("layer_types", "")):
+        sliding = self.flag("use_sliding_window") or "sliding_attention" in str(self.get("layer_types", ""))
+        if sliding and not window:
             raise DdsimError(f"{self.path}: layers with a sliding window are not supported")
         heads = self.whole("num_attention_heads", 1, 4096)
         kv_heads = self.whole("num_key_value_heads", 1, 4096, heads)

@@ -1,12 +1,14 @@
 """Published formats of drafters: which there are, what their config.json says, and what their tensors are called.
 
-Facts were read from MIT- and Apache-licensed code, none of which is here: DFlash from z-lab/dflash (``dflash/model.py``), DSpark from
+Facts were read from MIT- and Apache-licensed code, none of which is here: DFlash and DFlash 2 from z-lab/dflash (``dflash/model.py``
+and the header of a released checkpoint in ``tests/fixtures``), DSpark from
 deepseek-ai/DeepSpec (``deepspec/modeling/dspark`` and ``deepspec/eval/dspark``) and vLLM (``models/qwen3_dspark.py`` and
 ``spec_decode/dspark/speculator.py``, where ``sample_from_anchor`` is told).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ddsim.errors import DdsimError
@@ -16,20 +18,30 @@ from ddsim_reference.model.heads import MOST_WIDTH, HeadConfig, head_shapes
 
 DFLASH = ("DFlashDraftModel", "Qwen3DFlashDraftModel")
 DSPARK = "Qwen3DSparkModel"
-SUPPORTED = (*DFLASH, DSPARK)
+DFLASH2 = "DFlash2DraftModel"
+SUPPORTED = (*DFLASH, DFLASH2, DSPARK)
 
 REFUSED = (
     ("lilicorr", "LiLiCorr", "its scores come from a transformer over the candidates"),
     ("domino", "Domino", "its head carries a state along the drafted tokens, so that there is no lattice"),
     ("jetspec", "JetSpec", "slots of its block see the ones before only"),
     ("eagle", "EAGLE", "every drafted token needs a pass of its own"),
-    ("dflash2", "DFlash 2", "its convolutions and its selector are not built"),
     ("dspark", "DSpark", f"only its layout {DSPARK} is read"),
 )
 """What architectures and projectors of drafters that are not read have in their names, what they are, and why."""
 
-MARKOV = {"markov_head.markov_w1.weight": "previous.table", "markov_head.markov_w2.weight": "out.table"}
-"""DSpark's head, by its published names."""
+HEADS = {
+    "markov": {"markov_head.markov_w1.weight": "previous.table", "markov_head.markov_w2.weight": "out.table"},
+    "selector": {
+        "candidate_selector.predecessor_codebook": "previous.table",
+        "candidate_selector.successor_codebook": "out.table",
+        "candidate_selector.hidden_projection.weight": "hidden.weight",
+    },
+}
+"""Tensors of published heads, by published name."""
+
+WIDTH = 16
+"""Candidates a depth that a selector is trained for, and that lattices have here."""
 
 COPIES = {"embed_tokens.weight": "model.embed_tokens.weight", "lm_head.weight": "lm_head.weight"}
 """Copies of the target's tensors that DSpark's files may hold, and the target's names."""
@@ -45,21 +57,47 @@ def read_drafter(fields: Fields) -> tuple[DrafterConfig, frozenset[str]]:
     DdsimError
         The format is one that is not read, named in the message, or a field is missing or not what a drafter can have.
     """
-    if _format(fields) == DSPARK:
+    architecture = _format(fields)
+    if architecture == DSPARK:
         return _dspark(fields)
-    shared = fields.layers()
+    second = architecture == DFLASH2
+    shared = fields.layers(window=second)
     dflash = fields.part("dflash_config")
     if dflash.flag("causal"):
         raise _refused(fields, "jetspec")
     layers = fields.whole("num_target_layers", 1, MOST_LAYERS)
+    size = dflash if second and dflash.get("block_size", None) is not None else fields
     drafter = DrafterConfig(
         **shared,
-        block_size=fields.whole("block_size", 2, MOST_BLOCK),
+        block_size=size.whole("block_size", 2, MOST_BLOCK),
         mask_token_id=dflash.whole("mask_token_id", 0, shared["vocab_size"] - 1),
         target_layer_ids=_target_layers(dflash, layers, target_layer_ids(layers, shared["num_layers"])),
         num_target_layers=layers,
     )
-    return drafter, frozenset()
+    if not second:
+        return drafter, frozenset()
+    group = dflash.whole("conv_group_size", 1, 1 << 20)
+    if drafter.hidden_size % group:
+        raise dflash.fail("conv_group_size", group, f"a divisor of hidden_size, {drafter.hidden_size}")
+    taps = dflash.whole("conv_kernel_size", 1, drafter.block_size)
+    for part, key in (
+        (dflash, "input_embedding_scale"), (dflash, "output_multiplier"), (dflash, "final_logit_softcapping"),
+        (fields, "sample_from_anchor"),
+    ):  # fmt: skip
+        value = part.get(key, None)
+        if value not in (None, 0 if key in ("final_logit_softcapping", "sample_from_anchor") else 1):
+            raise part.fail(key, value, "absent; it is not supported")
+    drafter = replace(drafter, convolution=(taps, group), window=_window(fields, drafter.block_size))
+    return drafter, frozenset(HEADS["selector"])
+
+
+def _window(fields: Fields, block: int) -> int | None:
+    """Positions that a block sees in both directions; None where all layers see all."""
+    sliding = "sliding_attention" in str(fields.get("layer_types", ""))
+    causal = fields.get("is_causal", sliding)  # as the published code reads it
+    if causal is not False:
+        raise fields.fail("is_causal", causal, "false; blocks whose slots see the ones before only are not supported")
+    return fields.whole("sliding_window", block + 1, 1 << 30) if sliding else None
 
 
 def _format(fields: Fields) -> str:
@@ -114,15 +152,21 @@ def _dspark(fields: Fields) -> tuple[DrafterConfig, frozenset[str]]:
     )
     spare = {
         *COPIES,
-        *(MARKOV if markov_head(fields) else ()),
+        *(HEADS["markov"] if published_head(fields) else ()),
         *(CONFIDENCE if fields.flag("enable_confidence_head") else ()),
     }
     return drafter, frozenset(spare)
 
 
-def markov_head(fields: Fields) -> HeadConfig | None:
-    """The head that a config.json describes in DSpark's way; None for other formats, and for a rank of 0."""
-    if _format(fields) != DSPARK:
+def published_head(fields: Fields) -> HeadConfig | None:
+    """The head that is part of a published format: DSpark's, unless its rank is 0, or DFlash 2's; None for other formats."""
+    architecture = _format(fields)
+    if architecture == DFLASH2:
+        selector = fields.part("dflash_config")
+        if selector.get("selector_top_k") != WIDTH:
+            raise selector.fail("selector_top_k", selector.get("selector_top_k"), str(WIDTH))
+        return HeadConfig("selector", selector.whole("selector_rank", 1, MOST_WIDTH), tables=True)
+    if architecture != DSPARK:
         return None
     rank = fields.whole("markov_rank", 0, MOST_WIDTH)
     if rank == 0:
@@ -133,19 +177,21 @@ def markov_head(fields: Fields) -> HeadConfig | None:
     return HeadConfig("markov", rank, tables=True)
 
 
-def markov_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of DSpark's head, by published name."""
+def published_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a published head, by published name."""
     shapes = head_shapes(head, drafter)
-    return {name: shapes[mine] for name, mine in MARKOV.items()}
+    return {name: shapes[mine] for name, mine in HEADS[head.form].items()}
 
 
 def beside_the_head(drafter: DrafterConfig) -> frozenset[str]:
-    """What DSpark's files hold beside the head."""
+    """What the files of a drafter with a published head hold beside it."""
     return frozenset((*drafter_shapes(drafter), *COPIES, *CONFIDENCE))
 
 
 def drafter_document(config: DrafterConfig, head: HeadConfig | None) -> dict[str, Any]:
     """The config.json of a drafter: DSpark's where it has DSpark's head or samples from the anchor, and DFlash's otherwise."""
+    if config.convolution is not None:
+        raise DdsimError("a drafter with convolutions is read only; its format is not written")
     dspark = head is not None or config.sample_from_anchor
     shared: dict[str, Any] = {
         "architectures": [DSPARK if dspark else DFLASH[0]],

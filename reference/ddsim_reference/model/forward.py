@@ -16,6 +16,9 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pair = Callable[[Tensor], Sequence[Tensor]]
 """Of hidden states [..., hidden], their products with two weight matrices: key and value, or gate and up."""
 
+Around = Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]
+"""Of a sublayer's normed input [..., hidden]: what goes into the sublayer, and a function of what comes out of it."""
+
 TargetLayer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 DrafterLayer = tuple[Tensor, ...]
 
@@ -29,6 +32,9 @@ DRAFTER_LAYER_NAMES = (
     "mlp.gate_proj.weight",
     "mlp.up_proj.weight",
     "mlp.down_proj.weight",
+)
+CONVOLUTION_NAMES = tuple(
+    f"{name}_conv.{part}" for name in ("attention", "mlp") for part in ("base_kernel", "kernel_projection.weight")
 )
 
 
@@ -71,6 +77,45 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
 
+def convolve(x: Tensor, own: Tensor, base: Tensor, block: int) -> Tensor:
+    """Convolve the slots of each block with those before them.
+
+    Parameters
+    ----------
+    x : Tensor [..., blocks * block, hidden]
+    own : Tensor [..., blocks * block, taps, groups]
+        What each slot adds to the kernel, equal for the channels of a group.
+    base : Tensor [taps, hidden]
+        Tap t weighs the slot t places before; none before the block's first.
+    """
+    kernel = base + own.repeat_interleave(x.shape[-1] // own.shape[-1], -1)
+    blocks = x.unflatten(-2, (-1, block))
+    out = kernel[..., 0, :] * x
+    for t in range(1, len(base)):
+        out = out + kernel[..., t, :] * F.pad(blocks[..., :-t, :], (0, 0, t, 0)).flatten(-3, -2)
+    return out
+
+
+def convolutions(kernels: Sequence[Tensor], block: int) -> tuple[Around, Around]:
+    """DFlash 2's convolutions of blocks around attention and SwiGLU, of the tensors of ``CONVOLUTION_NAMES``."""
+    base, projection, second_base, second_projection = kernels
+    return _convolution(base, projection, block), _convolution(second_base, second_projection, block)
+
+
+def _convolution(base: Tensor, projection: Tensor, block: int) -> Around:
+    """Two convolutions, by base [2, taps, hidden] and by what projection [2 * taps * groups, hidden] makes of the input."""
+
+    def around(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        before, after = F.linear(x, projection).unflatten(-1, (2, base.shape[1], -1)).unbind(-3)
+        return convolve(x, before, base[0], block), lambda y: convolve(y, after, base[1], block)
+
+    return around
+
+
+def _nothing(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    return x, lambda y: y
+
+
 def transformer_layer(
     x: Tensor,
     norm1: Tensor,
@@ -81,6 +126,7 @@ def transformer_layer(
     down: Tensor,
     eps: float,
     norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm,
+    around: tuple[Around, Around] = (_nothing, _nothing),
 ) -> Tensor:
     """One pre-norm layer with SwiGLU over the residual stream x [..., hidden]: what all plain passes are made of.
 
@@ -90,10 +136,14 @@ def transformer_layer(
         Of the normed stream, to [..., heads * head_dim].
     norm : callable
         RMSNorm of x, weight and eps.
+    around : pair of callables
+        What is done around attention and around the SwiGLU.
     """
-    x = x + F.linear(attention(norm(x, norm1, eps)), o_weight)
-    gate, up = gate_up(norm(x, norm2, eps))
-    return x + F.linear(F.silu(gate) * up, down)
+    inside, after = around[0](norm(x, norm1, eps))
+    x = x + after(F.linear(attention(inside), o_weight))
+    inside, after = around[1](norm(x, norm2, eps))
+    gate, up = gate_up(inside)
+    return x + after(F.linear(F.silu(gate) * up, down))
 
 
 def halves(weight: Tensor) -> Pair:
@@ -193,8 +243,9 @@ def target_features(
 
 
 def drafter_layers(config: DrafterConfig, weights: Weights) -> list[DrafterLayer]:
-    """Per-layer weights of a drafter, in the order of ``DRAFTER_LAYER_NAMES``."""
-    return [tuple(weights[f"layers.{i}.{name}"] for name in DRAFTER_LAYER_NAMES) for i in range(config.num_layers)]
+    """Per-layer weights of a drafter, in the order of ``DRAFTER_LAYER_NAMES``, then of ``CONVOLUTION_NAMES`` if it has them."""
+    names = DRAFTER_LAYER_NAMES if config.convolution is None else DRAFTER_LAYER_NAMES + CONVOLUTION_NAMES
+    return [tuple(weights[f"layers.{i}.{name}"] for name in names) for i in range(config.num_layers)]
 
 
 def drafter_layer(
@@ -207,9 +258,13 @@ def drafter_layer(
     eps: float,
     attend: Attend,
     pair: Callable[[Tensor, Tensor], Pair] = joined,
+    block: int = 0,
 ) -> Tensor:
-    """One DFlash layer: blocks x [batch, blocks * block_size, hidden] attend to the context's keys and to their own."""
-    norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down = layer
+    """One DFlash layer: blocks x [batch, blocks * block_size, hidden] attend to the context's keys and to their own.
+
+    ``block`` is the blocks' size, which convolutions need.
+    """
+    norm1, q_weight, k_weight, v_weight, o_weight, q_norm, k_norm, norm2, gate, up, down, *kernels = layer
     key_value = pair(k_weight, v_weight)
 
     def attention(normed: Tensor) -> Tensor:
@@ -222,7 +277,8 @@ def drafter_layer(
         attended = attend(query, torch.cat((context_key, own_key), 2), torch.cat((context_value, own_value), 2))
         return attended.transpose(1, 2).flatten(2)
 
-    return transformer_layer(x, norm1, attention, o_weight, norm2, pair(gate, up), down, eps)
+    around = convolutions(kernels, block) if kernels else (_nothing, _nothing)
+    return transformer_layer(x, norm1, attention, o_weight, norm2, pair(gate, up), down, eps, around=around)
 
 
 def drafter_hidden(
@@ -257,8 +313,11 @@ def drafter_hidden(
     block_rope = rope_table(block_positions, config.head_dim, config.rope_theta)
     context_rope = rope_table(context_positions, config.head_dim, config.rope_theta)
     x = noise
+    more = {} if config.convolution is None else {"block": config.block_size}
     for layer in drafter_layers(config, weights):
-        x = layer_function(x, context, layer, block_rope, context_rope, config.head_dim, config.rms_norm_eps, attend)
+        x = layer_function(
+            x, context, layer, block_rope, context_rope, config.head_dim, config.rms_norm_eps, attend, **more
+        )
     return rms_norm(x, weights["norm.weight"], config.rms_norm_eps)
 
 

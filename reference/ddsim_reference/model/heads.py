@@ -20,6 +20,9 @@ from ddsim_reference.model.forward import head_logits
 FORMS = ("static", "gated", "gated_low_rank")
 """Forms that are trained here."""
 
+PUBLISHED = ("markov", "selector")
+"""Forms of others' drafters."""
+
 MOST_WIDTH = 1 << 16
 MOST_REACH = 4
 FLOOR = -20.0
@@ -39,8 +42,9 @@ class HeadConfig:
     before was at depths d - 1 - r to d - 1 + r (one that comes early takes the rest of the draft with it); and i mixes those
     hidden states into h_d. A static head has no reach, one with tables doesn't mix.
 
-    ``markov`` is DSpark's as it is published: i = a with tables, at depth 1 behind the root, and normalised over the whole
-    vocabulary, which costs a product with a table a parent.
+    Two more are as they are published, with tables, and at depth 1 behind the root: ``markov`` (DSpark) has i = a, and is normalised
+    over the whole vocabulary, which costs a product with a table a parent; ``selector`` (DFlash 2) has i = a ⊙ Wh·h, and is
+    normalised over the candidates.
     """
 
     form: str
@@ -57,8 +61,9 @@ class HeadConfig:
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a head, with its shape."""
     hidden, width, vocabulary = drafter.hidden_size, head.width, drafter.vocab_size
-    if head.form == "markov":
-        return {"previous.table": (vocabulary, width), "out.table": (vocabulary, width)}
+    if head.form in PUBLISHED:
+        tables: dict[str, tuple[int, ...]] = {"previous.table": (vocabulary, width), "out.table": (vocabulary, width)}
+        return tables | ({"hidden.weight": (width, hidden)} if head.form == "selector" else {})
     shapes: dict[str, tuple[int, ...]] = {"rest.weight": (width,)}
     if head.tables:
         shapes |= {"previous.table": (vocabulary, width), "out.table": (vocabulary, width)}
@@ -244,14 +249,14 @@ def lattice(
     count : int
         Candidates K a depth.
     roots : int Tensor [blocks], optional
-        The tokens before depth 1, which a ``markov`` head looks at.
+        The tokens before depth 1, which published heads look at.
 
     Returns
     -------
     token_ids : int Tensor [blocks, L, K]
         Best first by the drafter's marginals.
     first : float32 Tensor [blocks, K]
-        Log-probabilities of depth 1: the drafter's own, or behind the root with a ``markov`` head.
+        Log-probabilities of depth 1: the drafter's own, or behind the root with a published head.
     transitions : float32 Tensor [blocks, L - 1, K, K]
         [b, d - 1, i, j]: candidate j of depth d + 1 behind candidate i of depth d.
     """
@@ -269,21 +274,25 @@ def lattice_of(
     roots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lattice` of marginals whose parents are all candidates of the depth above."""
-    if head.form == "markov":
+    if head.form in PUBLISHED:
         assert roots is not None
-        logprobs = _markov(weights, found, roots, target_head)
+        logprobs = _published(head, weights, found, roots, target_head)
         return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]
     logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
     first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
 
 
-def _markov(weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor) -> Tensor:
+def _published(head: HeadConfig, weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor) -> Tensor:
     """Log-probabilities [blocks, L, K, K] behind the root, K times, and behind the candidates of depths 1 to L - 1."""
     out = weights["out.table"]
     parents = torch.cat((roots[:, None, None].expand(-1, 1, found.ids.shape[-1]), found.ids[:, :-1]), 1)
     inner = F.embedding(parents, weights["previous.table"])
+    if head.form == "selector":
+        inner = inner * F.linear(found.hidden, weights["hidden.weight"])[:, :, None]
     scores = found.logits[:, :, None] + (inner @ F.embedding(found.ids, out).mT).float()
+    if head.form == "selector":
+        return scores.log_softmax(-1)
     logits = head_logits(found.hidden, target_head)
     step = max(1, (1 << 25) // logits.numel())  # parents whose logits are held at a time
     totals = [(logits[:, :, None] + head_logits(some, out)).logsumexp(-1) for some in inner.split(step, 2)]

@@ -212,6 +212,8 @@ def widen_drafter(
     seed: int = 0,
 ) -> tuple[DrafterConfig, Weights]:  # fmt: skip
     """A drafter for the widened target, with the small drafter's function; it keeps its own number of layers."""
+    if config.convolution is not None:
+        raise DdsimError("widen: drafters with convolutions are not supported")
     widener = _Widener(config, shape, device, dtype, seed)
     hidden, features = config.hidden_size, len(config.target_layer_ids)
     fc = widener.zeros(shape.hidden_size, features * shape.hidden_size)
