@@ -36,7 +36,7 @@ from ddsim_reference.model.config import (
     target_shapes,
 )
 from ddsim_reference.model.device import device_name, number_type
-from ddsim_reference.model.heads import HeadConfig
+from ddsim_reference.model.heads import DraftHead
 from ddsim_reference.model.widen import SHAPES
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
@@ -390,7 +390,7 @@ def measure_profile(
     path = Path(out)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DdsimError("device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch")
-    models: tuple[DrafterConfig | None, Weights | None, tuple[HeadConfig, Weights] | None] = (None, None, None)
+    models: tuple[DrafterConfig | None, Weights | None, DraftHead | None] = (None, None, None)
     if random_weights:
         config, shape = shape_configs(target)
     else:

@@ -24,7 +24,7 @@ from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, lo
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.forward import head_logits
-from ddsim_reference.model.heads import HeadConfig, lattice
+from ddsim_reference.model.heads import DraftHead, lattice
 from ddsim_reference.model.sampling import choose, round_down_half, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
@@ -129,7 +129,7 @@ def lattices(
     layers: list[forward.TargetLayer],
     drafter: DrafterConfig,
     drafter_weights: Weights,
-    draft_head: tuple[HeadConfig, Weights],
+    draft_head: DraftHead,
     prompt: Sequence[int],
     answer: Sequence[int],
     *,
@@ -140,7 +140,7 @@ def lattices(
 
     Parameters
     ----------
-    draft_head : (HeadConfig, dict of str to Tensor)
+    draft_head : DraftHead
         As ``load_head`` returns it.
     width : int
         Candidates a depth, K; no more than the vocabulary holds.

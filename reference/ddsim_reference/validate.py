@@ -34,7 +34,8 @@ from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_target
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 from ddsim_reference.model.device import check_device, device_name, number_type
-from ddsim_reference.model.widen import SHAPES, away_from, widen_drafter, widen_target
+from ddsim_reference.model.heads import DraftHead
+from ddsim_reference.model.widen import SHAPES, away_from, widen_drafter, widen_head, widen_target
 from ddsim_reference.model.workloads import choose_prompts, encode_all
 from ddsim_reference.profile import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
 
@@ -74,10 +75,11 @@ def hidden_states(
 
 
 def widened(
-    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, name: str,
-    texts: Sequence[Sequence[int]],
-) -> tuple[ModelConfig, Weights, DrafterConfig, Weights]:  # fmt: skip
-    """A pair at a big model's cost, on the device and in the type that it has; ``texts`` show what its hidden states look like.
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, draft_head: DraftHead | None,
+    name: str, texts: Sequence[Sequence[int]],
+) -> tuple[ModelConfig, Weights, DrafterConfig, Weights, DraftHead | None]:  # fmt: skip
+    """A pair and its head at a big model's cost, on the device and in the type that it has; ``texts`` show what its hidden states
+    look like.
 
     Raises
     ------
@@ -92,7 +94,9 @@ def widened(
         )
     device, kind = str(weights["model.embed_tokens.weight"].device), weights["model.embed_tokens.weight"].dtype
     big, wide = widen_target(config, weights, SHAPES[name], away=away, device=device, dtype=kind)
-    return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind)
+    if draft_head is not None:
+        draft_head = widen_head(*draft_head, shape, SHAPES[name], device=device, dtype=kind)
+    return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind), draft_head
 
 
 def engine_marginals(
@@ -211,7 +215,9 @@ def validate(
         ids = [encoded[p.workload, p.id] for p in chosen]
     label = target
     if widen is not None:
-        config, weights, shape, drafter_weights = widened(config, weights, shape, drafter_weights, widen, ids[:16])
+        config, weights, shape, drafter_weights, _ = widened(
+            config, weights, shape, drafter_weights, None, widen, ids[:16]
+        )
         label = f"{Path(target).name} text at {widen} cost"
     most = max(*contexts, max(map(len, ids)) + max_new_tokens) + 64
     engine = Engine(config, weights, shape, drafter_weights, max_context=most, max_tokens=largest + 1, device=device)

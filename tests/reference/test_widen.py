@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -17,7 +19,8 @@ from ddsim_reference.engine.engine import Engine
 from ddsim_reference.model import forward, widen
 from ddsim_reference.model.config import drafter_shapes, target_shapes
 from ddsim_reference.model.forward import head_logits
-from ddsim_reference.record import marginals
+from ddsim_reference.model.heads import FORMS, PUBLISHED, head_shapes
+from ddsim_reference.record import lattices, marginals
 from tests.reference import tiny
 
 BIG = widen.Shape(
@@ -93,3 +96,32 @@ def test_a_direction_away_from_states() -> None:
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(400, 24, generator=generator) + 4 * torch.eye(24)[3]
     assert ((states @ widen.away_from(states)) < -0.3).all()
+
+
+EVERY = [(form, more) for form in FORMS for more in ({}, {"tables": True}, {"reach": 1})]
+
+
+@pytest.mark.parametrize("width", [None, 12, 31])
+@pytest.mark.parametrize(("form", "more"), [*EVERY, *((form, {"tables": True}) for form in PUBLISHED)], ids=str)
+def test_heads(form: str, more: dict[str, Any], width: int | None) -> None:
+    (config, weights, shape, drafter), (big, wide, big_shape, wide_drafter) = pairs(61)
+    head = tiny.head(shape, form, **more)
+    wide_head = widen.widen_head(*head, shape, replace(BIG, vocab_size=61), width=width)
+    assert wide_head[0].width == (12 * BIG.hidden_size // config.hidden_size if width is None else width)
+    assert {n: tuple(t.shape) for n, t in wide_head[1].items()} == head_shapes(wide_head[0], big_shape)
+    found = []
+    for models in ((config, weights, shape, drafter, head), (big, wide, big_shape, wide_drafter, wide_head)):
+        layers = forward.target_layers(*models[:2])
+        found.append(lattices(*models[:2], layers, *models[2:], PROMPTS[1], PROMPTS[2], width=8))
+    (ids, first, steps), (wide_ids, wide_first, wide_steps) = found
+    same = ids == wide_ids
+    assert same.mean() > 0.98
+    np.testing.assert_allclose(first[:-1][same[:-1, 0]], wide_first[:-1][same[:-1, 0]], atol=2e-2)
+    both = same[:-1, :-1, :, None] & same[:-1, 1:, None, :]
+    np.testing.assert_allclose(steps[:-1][both], wide_steps[:-1][both], atol=2e-2, rtol=2e-3)
+
+
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    (_, _, shape, _), _ = pairs(61)
+    with pytest.raises(DdsimError, match="a head of 11 inner values cannot hold one of 12"):
+        widen.widen_head(*tiny.head(shape), shape, BIG, width=11)

@@ -30,7 +30,7 @@ from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
-from ddsim_reference.model.heads import HeadConfig, cut, lattice_of
+from ddsim_reference.model.heads import DraftHead, cut, lattice_of
 from ddsim_reference.model.sampling import round_down_half, top_candidates
 
 
@@ -44,7 +44,7 @@ class Engine:
         fused, and the dictionary's entries become views of the fused ones.
     drafter_config, drafter_weights : optional
         As ``load_drafter`` returns them; None decodes autoregressively only.
-    draft_head : (HeadConfig, dict of str to Tensor), optional
+    draft_head : DraftHead, optional
         As ``load_head`` returns it: lattices are drafted, and not marginals.
     max_context : int
         Most committed tokens of a request, prompt included.
@@ -77,7 +77,7 @@ class Engine:
         target_weights: Weights,
         drafter_config: DrafterConfig | None = None,
         drafter_weights: Weights | None = None,
-        draft_head: tuple[HeadConfig, Weights] | None = None,
+        draft_head: DraftHead | None = None,
         *,
         max_context: int = 2048,
         max_tokens: int = 1025,

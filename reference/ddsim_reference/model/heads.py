@@ -58,6 +58,10 @@ class HeadConfig:
         return 2 * self.reach + 1
 
 
+DraftHead = tuple[HeadConfig, Weights]
+"""A head and its weights, as ``load_head`` returns them."""
+
+
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a head, with its shape."""
     hidden, width, vocabulary = drafter.hidden_size, head.width, drafter.vocab_size

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ddsim.errors import DdsimError
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
+from ddsim_reference.model.heads import DraftHead, HeadConfig, head_shapes
 
 
 @dataclass(frozen=True)
@@ -235,4 +236,48 @@ def widen_drafter(
         wide |= {prefix + name: tensor for name, tensor in layer.items()}
     big = replace(config, **_sizes(config, shape), num_target_layers=shape.num_layers)
     assert all(tuple(wide[name].shape) == size for name, size in drafter_shapes(big).items())
+    return big, wide
+
+
+def widen_head(
+    head: HeadConfig, weights: Weights, config: DrafterConfig, shape: Shape, *, width: int | None = None,
+    device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> DraftHead:  # fmt: skip
+    """The head of a drafter (``config``: before it was widened) for the widened one.
+
+    Parameters
+    ----------
+    width : int, optional
+        Inner values of the wide head; by default in proportion to the hidden size.
+
+    Raises
+    ------
+    DdsimError
+        ``width`` is below the head's own.
+    """
+    widener = _Widener(config, shape, device, dtype, seed)
+    wide_width = -(-head.width * shape.hidden_size // config.hidden_size) if width is None else width
+    if wide_width < head.width:
+        raise DdsimError(f"widening: a head of {wide_width} inner values cannot hold one of {head.width}")
+    big = replace(head, width=wide_width)
+    sizes = head_shapes(big, replace(config, hidden_size=shape.hidden_size, vocab_size=shape.vocab_size))
+    wide: Weights = {}
+    for name, small in weights.items():
+        # What comes of the random values goes nowhere: the columns that read them are zero.
+        values = (
+            widener.random(*sizes[name])
+            if name in ("previous.weight", "hidden.weight")
+            else widener.zeros(*sizes[name])
+        )
+        real = small.to(device, torch.float32)
+        if name in ("previous.weight", "hidden.weight"):
+            # Vectors are made to have a unit mean square, which is over more dimensions here; a selector reads them as they are.
+            scale = 1.0 if head.form == "selector" else widener.norm_scale
+            real = (real * scale).unflatten(1, (-1, config.hidden_size))
+            place = values.unflatten(1, (-1, shape.hidden_size))
+            place[: head.width] = 0
+            place[: head.width, :, : config.hidden_size] = real.to(dtype)
+        else:
+            values[tuple(slice(n) for n in small.shape)] = real.to(dtype)
+        wide[name] = values
     return big, wide
