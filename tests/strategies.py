@@ -241,13 +241,14 @@ def traces(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 
 @st.composite
 def path_corrections(draw: Draw, horizon: int = 3, vocabulary: int = 9, max_budget: int = 8) -> PathCorrection:
     """Corrections of any sign, with some pairs of tokens."""
-    numbers = draw(ints(-64, 64, 8 + 2 * horizon)) / 32
-    pairs = sorted(draw(st.sets(st.tuples(*[st.integers(0, vocabulary - 1)] * 2), max_size=12)))
+    numbers = draw(ints(-64, 64, 14 + 2 * horizon)) / 32
+    classes = draw(ints(0, 2, draw(st.integers(0, vocabulary)))).astype(np.int32)  # of the first few tokens
+    highest = st.integers(-1 - int(classes.max(initial=0)), vocabulary - 1)
+    pairs = sorted(draw(st.sets(st.tuples(highest, highest), max_size=16)))
     before, after = np.array(pairs, np.int32).reshape(-1, 2).T.copy()
-    powers, rests = numbers[8 : 8 + horizon], numbers[8 + horizon :]
-    return PathCorrection(
-        numbers[:8], powers, rests, before, after, draw(ints(-99, 99, len(pairs))).astype(np.int32), max_budget
-    )
+    hundredths = draw(ints(-99, 99, len(pairs), 2)).astype(np.int32)
+    powers, rests = numbers[14 : 14 + horizon], numbers[14 + horizon :]
+    return PathCorrection(numbers[:14], powers, rests, classes, before, after, hundredths, max_budget)
 
 
 policies: st.SearchStrategy[Policy] = st.one_of(

@@ -214,7 +214,7 @@ def _path_gains(
     length = number(2)
     columns = (
         ("workload", "workload", str), ("policy", "policy", str), ("before", "before", length), ("after", "after", length),
-        ("gain", "gain", percent), ("low", "95 % from", percent), ("high", "to", percent), ("others", "other workloads", percent),
+        ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent), ("others", "elsewhere", percent),
     )  # fmt: skip
     answer = {"gains": gains}
     if leave_workload_out:
@@ -224,7 +224,9 @@ def _path_gains(
             away = positions_of(recording, calibration=others, progress=progress)
         answer["gains_from_other_workloads"] = tokens_a_round(recording, before, away, seed=seed)
         gains = gains.assign(others=answer["gains_from_other_workloads"]["gain"])
-    show.table(gains, columns, "Tokens a round, each prompt by a fit on others")
+    title = "Tokens a round, each prompt by a fit on others (95 % interval"
+    title += "; elsewhere: by a fit on other workloads)" if leave_workload_out else ")"
+    show.table(gains, columns, title)
     return answer
 
 

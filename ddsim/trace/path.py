@@ -7,14 +7,19 @@ Given token a, candidate i of the depth before, candidate b of depth d gets, of 
 
 where r_d is what the listed candidates leave to others, off is 1 if a isn't the best of its depth (i > 0), and x are:
 
-- off log q_d(b);
-- log (N_ab + k) / (E_ab + k): how often b followed a in the recording against how often the marginals said;
-- log (1 + q_d(a) q_(d+1)(b) / q_(d-1)(a) q_d(b)): the draft may be one token ahead;
-- log (1 + q_(d-2)(a) q_(d-1)(b) / q_(d-1)(a) q_d(b)): or one behind;
-- 1 if a = b;
-- log ((n_ab + q_d(b)) / ((n_a + 1) q_d(b))): how often a was followed by b in the answer so far;
-- off, if b is the best candidate of depth d.
+0. off log q_d(b);
+1. log (N_ab + k) / (E_ab + k): how often b followed a in the recording against how often the marginals said;
+2. the same, counted where a wasn't the best of its depth, if off;
+3. as 1, and 4. as 2, of a and all tokens of b's class;
+5. as 2, of the class of a and the class of b;
+6. log (1 + q_d(a) q_(d+1)(b) / q_(d-1)(a) q_d(b)): the draft may be one token ahead;
+7. log (1 + q_(d-2)(a) q_(d-1)(b) / q_(d-1)(a) q_d(b)): or one behind;
+8. 1 if a = b;
+9. log ((n_ab + q_d(b)) / ((n_a + 1) q_d(b))): how often a was followed by b in the answer so far;
+10. the same behind two tokens, a and the one before it (of candidates, the best one);
+11. off, and 12. -log q_(d-1)(a), if b is the best candidate of depth d.
 
+Tokens are of one class if their texts start alike: with a space or without, then a digit, a letter, a capital or the same sign.
 So the proposal stays a function of the committed text. The candidates stay too, but for those beyond the first `WIDTH` of a depth.
 """
 
@@ -31,8 +36,9 @@ from numpy.typing import ArrayLike, NDArray
 from ddsim.arrays import numbers, plain, whole_numbers
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, integer, mapping, need, number, text
+from ddsim.text import brief
 from ddsim.threads import split
-from ddsim.trace.path_kernels import FEATURES, corrected
+from ddsim.trace.path_kernels import FEATURES, Table, corrected
 from ddsim.tree.checked import even_offsets
 from ddsim.tree.kernels import kept_pairs
 from ddsim.tree.lattice import Lattice
@@ -48,6 +54,10 @@ HUNDREDTHS = 100
 
 
 LARGEST = 2**31 - 1
+
+
+MOST_TOKENS = 1 << 24
+"""No vocabulary is larger; a number typed wrongly would only be refused by the allocator."""
 
 
 def kept_candidates(
@@ -68,17 +78,19 @@ class PathCorrection:
     """A fitted correction of rows by the token before (equation: see the module)."""
 
     weights: NDArray[np.float64]
-    """[8] of the features, the last that of unlisted tokens."""
+    """[14] of the features, the last that of unlisted tokens."""
     powers: NDArray[np.float64]
     """[L] of the marginals, t."""
     rests: NDArray[np.float64]
     """[L] biases of unlisted tokens, c."""
+    classes: NDArray[np.int32]
+    """[V] class of each token, 0 for unknown ones, as tokens beyond these are."""
     before: NDArray[np.int32]
-    """[M] first token of each pair that is kept, ascending."""
+    """[M] first of each pair that is kept, ascending: a token, or -1 - k for class k."""
     after: NDArray[np.int32]
     """[M] second, ascending with the same first."""
     hundredths: NDArray[np.int32]
-    """[M] log-ratio of the pair, times 100."""
+    """[M, 2] log-ratios of the pair, times 100: of all rows, of those off the best path."""
     max_budget: int
     """Rows are cut to what product trees of so many nodes use, as the recording's were that it was fitted on."""
 
@@ -88,11 +100,14 @@ class PathCorrection:
         return len(self.powers)
 
     @cached_property
-    def _model(self) -> tuple[NDArray[Any], ...]:
-        """As the kernel takes it: where the pairs of each first token start, the second ones, their log-ratios, and the rest."""
-        starts = np.searchsorted(self.before, np.arange(int(self.before.max(initial=-1)) + 2))
-        pairs = plain(starts, np.int64), plain(self.after, np.int32), self.hundredths / HUNDREDTHS
-        return (*pairs, *(plain(values, np.float64) for values in (self.weights, self.powers, self.rests)))
+    def _model(self) -> tuple[Any, ...]:
+        """As the kernel takes it: the table of pairs, then the numbers."""
+        count = int(max(self.classes.max(initial=0), -1 - self.before.min(initial=0)))
+        numbers = np.arange(-1 - count, int(self.before.max(initial=-1)) + 2)
+        starts = plain(np.searchsorted(self.before, numbers), np.int64)
+        classes, after = plain(self.classes, np.int32), plain(self.after, np.int32)
+        table = Table(classes, count, starts, after, plain(self.hundredths / HUNDREDTHS, np.float64))
+        return (table, *(plain(values, np.float64) for values in (self.weights, self.powers, self.rests)))
 
     def lattices(self, rows: Rows, tokens: NDArray[np.int32], starts: NDArray[np.int64], max_budget: int) -> Lattices:
         """The lattices of rows of marginals.
@@ -190,12 +205,15 @@ class PathCorrection:
         return ids, first, steps
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads; the pairs of a first token as text, "second:hundredths" each."""
-        edges = np.flatnonzero(np.diff(self.before, prepend=-1, append=LARGEST))
-        seconds = [f"{b}:{v}" for b, v in zip(self.after.tolist(), self.hundredths.tolist(), strict=True)]
-        pairs = {str(self.before[a]): " ".join(seconds[a:b]) for a, b in pairwise(edges.tolist())}
+        """What `from_json` reads: the tokens of each class from 1, and the pairs of a first number, "second:all:off" each, as text."""
+        members = [
+            " ".join(map(str, np.flatnonzero(self.classes == k))) for k in range(1, self.classes.max(initial=0) + 1)
+        ]
+        edges = [0, *(np.flatnonzero(np.diff(self.before)) + 1).tolist(), len(self.before)]
+        seconds = [f"{b}:{v}:{w}" for b, (v, w) in zip(self.after.tolist(), self.hundredths.tolist(), strict=True)]
+        pairs = {str(self.before[a]): " ".join(seconds[a:b]) for a, b in pairwise(edges) if a < b}
         numbers = {name: getattr(self, name).tolist() for name in ("weights", "powers", "rests")}
-        return numbers | {"max_budget": self.max_budget, "pairs": pairs}
+        return numbers | {"max_budget": self.max_budget, "classes": members, "pairs": pairs}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> PathCorrection:
@@ -206,7 +224,7 @@ class PathCorrection:
         DdsimError
             Anything else; the line names the place.
         """
-        given = mapping(value, where, ("weights", "powers", "rests", "max_budget", "pairs"))
+        given = mapping(value, where, ("weights", "powers", "rests", "max_budget", "classes", "pairs"))
 
         def floats(key: str) -> NDArray[np.float64]:
             place = f"{where}: {key}"
@@ -225,22 +243,46 @@ class PathCorrection:
                 f"{where}: {len(weights)} weights, {len(powers)} powers and {len(rests)} rests; a path correction has {FEATURES} "
                 "weights, and of the others one a depth each"
             )
-        pairs: list[tuple[int, int, int]] = []
-        for key, line in mapping(need(given, "pairs", where), f"{where}: pairs").items():
-            place = f"{where}: pairs: {key}"
-            try:
-                first = int(key)
-                found = [tuple(map(int, pair.split(":"))) for pair in text(line, place).split(" ")]
-                pairs += [(first, b, v) for b, v in found]
-            except ValueError:
-                raise DdsimError(f"{place}: must be a token, and pairs of whole numbers, second:hundredths") from None
-        table = np.array(pairs, np.float64).reshape(-1, 3)
-        if len(table) and (
-            table[:, :2].min() < 0 or table[:, :2].max() >= LARGEST or np.abs(table[:, 2]).max() > 10_000
-        ):
-            raise DdsimError(f"{where}: pairs: a token below 0 or above 31 bits, or a log-ratio beyond 100")
-        before, after, hundredths = (np.ascontiguousarray(column, np.int32) for column in table.T)
-        if np.any((np.diff(before) < 0) | ((np.diff(before) == 0) & (np.diff(after) <= 0))):
-            raise DdsimError(f"{where}: pairs: tokens must rise, and each pair stand once")
         most = integer(need(given, "max_budget", where), f"{where}: max_budget", 1)
-        return cls(weights, powers, rests, before, after, hundredths, most)
+        classes = _classes(array(need(given, "classes", where), f"{where}: classes"), f"{where}: classes")
+        pairs: list[list[int]] = []
+        for key, line in mapping(need(given, "pairs", where), f"{where}: pairs").items():
+            place = f"{where}: pairs: {brief(key)}"
+            try:
+                found = [[int(key), *map(int, pair.split(":"))] for pair in text(line, place).split(" ")]
+            except ValueError:
+                found = [[]]
+            if any(len(pair) != 4 for pair in found):
+                raise DdsimError(f"{place}: must be a number, and pairs of whole numbers, second:all:off")
+            pairs += found
+        if any(not -LARGEST < v < LARGEST for pair in pairs for v in pair):
+            raise DdsimError(f"{where}: pairs: a number beyond 31 bits")
+        table = np.array(pairs, np.int64).reshape(-1, 4)
+        before, after, hundredths = table[:, 0], table[:, 1], table[:, 2:]
+        if np.abs(hundredths).max(initial=0) > 10_000:
+            raise DdsimError(f"{where}: pairs: a log-ratio beyond 100")
+        if min(before.min(initial=0), after.min(initial=0)) < -1 - classes.max(initial=0):
+            raise DdsimError(f"{where}: pairs: a class that no token has")
+        if np.any((np.diff(before) < 0) | ((np.diff(before) == 0) & (np.diff(after) <= 0))):
+            raise DdsimError(f"{where}: pairs: numbers must rise, and each pair stand once")
+        numbers: NDArray[np.int32] = table.astype(np.int32)
+        pair, ratios = np.ascontiguousarray(numbers[:, :2].T), np.ascontiguousarray(numbers[:, 2:])
+        return cls(weights, powers, rests, classes, pair[0], pair[1], ratios, most)
+
+
+def _classes(members: list[Any], where: str) -> NDArray[np.int32]:
+    """[V] class of each token, from the tokens of the classes from 1."""
+    found: dict[int, int] = {}
+    for k, line in enumerate(members):
+        try:
+            tokens = [int(token) for token in text(line, where).split(" ")]
+        except ValueError:
+            raise DdsimError(f"{where}: must be whole numbers, the tokens of a class each") from None
+        if not 0 <= min(tokens) <= max(tokens) < MOST_TOKENS:
+            raise DdsimError(f"{where}: a token below 0 or above {MOST_TOKENS:,}")
+        if any(token in found for token in tokens):
+            raise DdsimError(f"{where}: a token of two classes")
+        found |= dict.fromkeys(tokens, k + 1)
+    classes = np.zeros(max(found, default=-1) + 1, np.int32)
+    classes[list(found)] = list(found.values())
+    return classes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,12 @@ from ddsim.trace.trace import Trace
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
 
-PRIOR = 0.5
-"""Expected and observed counts that every pair is given, k."""
+PRIORS = 0.5, 1.0
+"""Expected and observed counts that every pair is given, k: among all rows, and among those off the best path."""
+
+
+COLUMNS = ((1, 2), (3, 4), (None, 5))
+"""Features of the log-ratios of token and token, token and class, class and class: of all rows, of those off the best path."""
 
 
 RIDGE = 1.0
@@ -49,9 +53,11 @@ class Samples:
     rows: NDArray[np.int64]
     """[n, 3] group (its own counts are left out), depth from 0, place of the true token (WIDTH: unlisted)."""
     pairs: NDArray[np.int64]
-    """[n, WIDTH] number of the pair in ``keys``, -1 for no candidate."""
+    """[3, n, WIDTH] numbers in ``keys``, of token and token, token and class, class and class; -1 for no candidate."""
     keys: NDArray[np.int64]
-    """[U] token before * 2^32 + candidate, ascending."""
+    """[U, 2] pairs of tokens and classes (-1 - k for class k), ascending."""
+    classes: NDArray[np.int32]
+    """[V] class of each token, 0 for unknown ones."""
     x: NDArray[np.float32]
     """[n, WIDTH + 1, FEATURES + 2]"""
     expected: NDArray[np.float64]
@@ -94,40 +100,79 @@ def gathered(trace: Trace, groups: NDArray[np.int64], progress: Progress | None 
     rows, pairs, x = (np.concatenate([part[i] for part in parts]) for i in range(3))
     rows[:, 0] = groups[rows[:, 0]]
     here = pairs >= 0
-    keys, number = np.unique(pairs[here], return_inverse=True)
-    pairs[here] = number
+    tokens = np.stack([pairs[here] >> 32, pairs[here] & 0xFFFFFFFF], axis=1)
+    classes = token_classes(trace, np.unique(tokens))
+    count = int(classes.max(initial=0)) + 1
+    before, after = tokens.T
+    of_before, of_after = (-1 - classes[part] for part in (before, after))
+    flat = [(a + count << 32) + b + count for a, b in ((before, after), (before, of_after), (of_before, of_after))]
+    keys, number = np.unique(np.concatenate(flat), return_inverse=True)
+    numbered = np.full((3, *pairs.shape), -1)
+    numbered[:, here] = number.reshape(3, -1)
     expected = np.where(here, np.exp(x[:, :WIDTH, FEATURES].astype(np.float64)), 0.0)
-    return Samples(rows, pairs, keys, x, expected, trace.horizon, trace.max_budget)
+    both = np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1) - count
+    return Samples(rows, numbered, both, np.trim_zeros(classes, "b"), x, expected, trace.horizon, trace.max_budget)
+
+
+def token_classes(trace: Trace, tokens: NDArray[np.int64]) -> NDArray[np.int32]:
+    """[V] class of each token from 1, by how its text starts; 0 for tokens that aren't given, or have no text."""
+    starts: dict[str, int] = {}
+    classes = np.zeros(int(tokens.max(initial=-1)) + 1, np.int32)
+    for token in tokens.tolist():
+        text = trace.text([token])
+        if text and text != f"<{token}>":
+            classes[token] = starts.setdefault(_start(text), len(starts) + 1)
+    return classes
+
+
+def _start(text: str) -> str:
+    """What tokens of one class have in common."""
+    word = text.strip()
+    if not word:
+        return "\n" if "\n" in text else " "
+    sign = word[0]
+    kind = (
+        "0" if sign.isdigit() else "A" if sign.isupper() else "a" if sign.isalpha() else sign if sign.isascii() else "?"
+    )
+    return " " * text[0].isspace() + kind
 
 
 def fit_path(data: Samples, use: NDArray[np.bool_]) -> PathCorrection:
     """A correction from some of the rows (``use`` [n])."""
-    rows, pairs, x = data.rows[use], data.pairs[use], data.x[use]
+    rows, x, pairs = data.rows[use], data.x[use], data.pairs[:, use]
     if not len(rows):
         raise DdsimError("calibration: no position of the training prompts has a true token after it")
-    expected, observed = data.expected[use], data.observed[use]
-    here = pairs >= 0
-    flat = pairs[here]
-    sums = [np.bincount(flat, values[here], len(data.keys)) for values in (expected, observed)]
-    # What a prompt adds itself is left out of the counts that it is fitted with.
-    own, number = np.unique(np.repeat(rows[:, 0], here.sum(1)) * len(data.keys) + flat, return_inverse=True)
-    others = [
-        total[flat] - np.bincount(number, values[here], len(own))[number]
-        for total, values in zip(sums, (expected, observed), strict=True)
-    ]
-    ratios = np.zeros(pairs.shape)
-    ratios[here] = _hundredths(*others) / HUNDREDTHS
-    x[:, :WIDTH, 1] = ratios
-    weights, powers, rests = fit_logit(x, pairs, rows, data.horizon)
-    table = _hundredths(*sums)
-    kept = np.abs(table) >= LOWEST
-    before, after = (part.astype(np.int32) for part in (data.keys[kept] >> 32, data.keys[kept] & 0xFFFFFFFF))
-    return PathCorrection(weights, powers, rests, before, after, table[kept].astype(np.int32), data.max_budget)
+    expected, observed, size = data.expected[use], data.observed[use], len(data.keys)
+    here, off = pairs[0] >= 0, x[:, WIDTH, FEATURES - 1] > 0
+    table = np.zeros((size, 2))
+    for numbers, columns in zip(pairs, COLUMNS, strict=True):
+        for side, (column, prior, chosen) in enumerate(zip(columns, PRIORS, (off | True, off), strict=True)):
+            if column is None:
+                continue
+            there = here & chosen[:, None]
+            flat = numbers[there]
+            sums = [np.bincount(flat, values[there], size) for values in (expected, observed)]
+            # What a prompt adds itself is left out of the counts that it is fitted with.
+            own, at = np.unique(np.repeat(rows[:, 0], there.sum(1)) * size + flat, return_inverse=True)
+            others = [
+                total[flat] - np.bincount(at, values[there], len(own))[at]
+                for total, values in zip(sums, (expected, observed), strict=True)
+            ]
+            ratios = np.zeros(there.shape)
+            ratios[there] = _hundredths(others[0], others[1], prior) / HUNDREDTHS
+            x[:, :WIDTH, column] = ratios
+            table[:, side] += _hundredths(sums[0], sums[1], prior)  # 0 where the kind has no pair
+    weights, powers, rests = fit_logit(x, pairs[0], rows, data.horizon)
+    kept = np.abs(table).max(axis=1) >= LOWEST
+    before, after = (np.ascontiguousarray(part, np.int32) for part in data.keys[kept].T)
+    return PathCorrection(
+        weights, powers, rests, data.classes, before, after, table[kept].astype(np.int32), data.max_budget
+    )
 
 
-def _hundredths(expected: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[np.float64]:
+def _hundredths(expected: NDArray[Any], observed: NDArray[Any], prior: float) -> NDArray[np.float64]:
     """Log-ratios of observed and expected counts, in whole hundredths."""
-    ratio = np.log((np.maximum(observed, 0) + PRIOR) / (np.maximum(expected, 0) + PRIOR))
+    ratio = np.log((np.maximum(observed, 0) + prior) / (np.maximum(expected, 0) + prior))
     return np.round(ratio * HUNDREDTHS)
 
 

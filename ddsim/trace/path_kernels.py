@@ -1,7 +1,6 @@
 """Numba kernels of path corrections: what relates a candidate to the token before it, and the fit's sums.
 
-A position's rows are cut to their first K candidates and laid out as `Rows16` says. Row d (from 0) is followed by row d + 1; row 0 follows
-the root.
+A position's rows are cut to their first K candidates. Row d (from 0) is followed by row d + 1; row 0 follows the root.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +14,11 @@ import numpy as np
 
 from ddsim.jit import njit
 
-FEATURES = 8
+FEATURES = 14
+"""In the order of the module ``path``; columns 1 to `COUNTED` come from its table, the last is of unlisted tokens only."""
+
+
+COUNTED = 5
 
 
 LEAST = 1e-4  # probability that a row at least leaves to unlisted tokens
@@ -37,8 +40,19 @@ class Text(NamedTuple):
     """Committed tokens, and for each where it stood before."""
 
     tokens: Any  # int32 [T]
+    first: Any  # where the answer starts among them
     latest: Any  # int32 [V]: latest place of each token that another token follows, -1 for none
     earlier: Any  # int32 [T]: the place of the same token before this one, -1 for none
+
+
+class Table(NamedTuple):
+    """Log-ratios of pairs of tokens or classes of them. Class k counts as the number -1 - k; unknown tokens are of class 0."""
+
+    classes: Any  # int32 [V]: class of each token, 0 to count
+    count: Any  # the largest class
+    starts: Any  # int64 [count + 1 + V + 1]: where the pairs of each first number start, from the lowest on
+    seconds: Any  # int32 [M]: second numbers, ascending behind each first one
+    ratios: Any  # float64 [M, 2]: of all rows, of those off the best path
 
 
 @njit(cache=True, nogil=True)
@@ -93,67 +107,102 @@ def remember(text, place):
 
 
 @njit(cache=True, nogil=True)
-def relate(c, d, i, token, text, x):
+def relate(c, d, i, token, text, place, x):
     """Fill x [K + 1, FEATURES] for row d behind ``token``, candidate i of row d - 1 (or the root); the last: of unlisted tokens.
 
-    Column 1, the pair's count, is left to the caller.
+    ``place``: where the root stands in the text. Columns 1 to `COUNTED` are left to the caller.
     """
     size = c.sizes[d]
     off = 1.0 if d > 0 and i > 0 else 0.0
     for j in range(size + 1):
-        for f in range(FEATURES):
-            if f != 1:
-                x[j, f] = 0.0
+        x[j, 0] = 0.0
+        for f in range(COUNTED + 1, FEATURES):
+            x[j, f] = 0.0
+    grand = np.int32(-1)  # the token before ``token``: of candidates, the best one
+    if d >= 2:
+        grand = c.ids[d - 2, 0]
+    elif place - 1 + d >= text.first:
+        grand = text.tokens[place - 1 + d]
     seen = 0
-    place = text.latest[token] if token < text.latest.shape[0] else -1
-    while place >= 0:
+    seen_both = 0
+    q = text.latest[token] if token < text.latest.shape[0] else -1
+    while q >= 0:
+        both = q > text.first and text.tokens[q - 1] == grand
         seen += 1
-        j = place_of(text.tokens[place + 1], c.ids[d], size)
+        seen_both += both
+        j = place_of(text.tokens[q + 1], c.ids[d], size)
         if j >= 0:
-            x[j, 5] += 1.0
-        place = text.earlier[place]
+            x[j, 9] += 1.0
+            x[j, 10] += both
+        q = text.earlier[q]
     for j in range(size):
         chance = c.chances[d, j]
         x[j, 0] = off * c.logs[d, j]
         if d > 0:
             both = c.chances[d - 1, i] * chance + 1e-6
             if c.below[d - 1, i] >= 0 and c.below[d, j] >= 0:
-                x[j, 2] = math.log1p(c.chances[d, c.below[d - 1, i]] * c.chances[d + 1, c.below[d, j]] / both)
+                x[j, 6] = math.log1p(c.chances[d, c.below[d - 1, i]] * c.chances[d + 1, c.below[d, j]] / both)
             if c.above[d - 1, i] >= 0 and c.above[d, j] >= 0:
-                x[j, 3] = math.log1p(c.chances[d - 2, c.above[d - 1, i]] * c.chances[d - 1, c.above[d, j]] / both)
-        x[j, 4] = 1.0 if c.ids[d, j] == token else 0.0
+                x[j, 7] = math.log1p(c.chances[d - 2, c.above[d - 1, i]] * c.chances[d - 1, c.above[d, j]] / both)
+        x[j, 8] = 1.0 if c.ids[d, j] == token else 0.0
         if seen > 0:
-            x[j, 5] = math.log((x[j, 5] + chance + 1e-3) / ((seen + 1.0) * chance + 1e-3))
-    x[0, 6] = off
-    x[size, 6] = 0.0
-    x[size, 7] = off
-    for f in range(7):
-        x[size, f] = 0.0
+            x[j, 9] = math.log((x[j, 9] + chance + 1e-3) / ((seen + 1.0) * chance + 1e-3))
+        if seen_both > 0:
+            x[j, 10] = math.log((x[j, 10] + chance + 1e-3) / ((seen_both + 1.0) * chance + 1e-3))
+    if size > 0:
+        x[0, 11] = off
+        x[0, 12] = -c.logs[d - 1, i] if d > 0 else 0.0
+    x[size, 13] = off
 
 
 @njit(cache=True, nogil=True)
-def look_up(token, c, d, starts, seconds, ratios, x):
-    """Fill column 1 of x: the log-ratio of each pair of ``token`` and a candidate of row d, 0 where the table has none."""
-    low = 0
-    high = 0
-    if token + 1 < starts.shape[0]:
-        low = starts[token]
-        high = starts[token + 1]
-    for j in range(c.sizes[d]):
-        x[j, 1] = 0.0
-        if low < high:
+def entry(seconds, low, high, wanted):
+    """Where a number stands in ascending ones from low to high, -1 if it doesn't."""
+    end = high
+    while low < high:
+        middle = (low + high) // 2
+        if seconds[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < end and seconds[low] == wanted else -1
+
+
+@njit(cache=True, nogil=True)
+def look_up(token, off, c, d, table, x):
+    """Fill columns 1 to `COUNTED` of x: log-ratios of token and token, of token and class, and of class and class; 0 for none."""
+    size = c.sizes[d]
+    for j in range(size + 1):
+        for f in range(1, COUNTED + 1):
+            x[j, f] = 0.0
+    known = table.classes.shape[0]
+    lowest = -1 - table.count
+    before = -1 - table.classes[token] if token < known else -1
+    rows = table.starts.shape[0] - 1
+    for kind in range(2):
+        row = (token if kind == 0 else before) - lowest
+        if row >= rows:
+            continue
+        low = table.starts[row]
+        high = table.starts[row + 1]
+        if low == high:
+            continue
+        for j in range(size):
             wanted = c.ids[d, j]
-            a = low
-            b = high
-            while a < b:
-                middle = (a + b) // 2
-                if seconds[middle] < wanted:
-                    a = middle + 1
-                else:
-                    b = middle
-            if a < high and seconds[a] == wanted:
-                x[j, 1] = ratios[a]
-    x[c.sizes[d], 1] = 0.0
+            after = -1 - table.classes[wanted] if wanted < known else -1
+            if kind == 0:
+                at = entry(table.seconds, low, high, wanted)
+                if at >= 0:
+                    x[j, 1] = table.ratios[at, 0]
+                    x[j, 2] = off * table.ratios[at, 1]
+                at = entry(table.seconds, low, high, after)
+                if at >= 0:
+                    x[j, 3] = table.ratios[at, 0]
+                    x[j, 4] = off * table.ratios[at, 1]
+            elif off > 0.0:
+                at = entry(table.seconds, low, high, after)
+                if at >= 0:
+                    x[j, 5] = table.ratios[at, 1]
 
 
 @njit(cache=True, nogil=True)
@@ -163,11 +212,11 @@ def correct(c, d, x, weights, power, rest, out):
     out[:] = -np.inf
     if size == 0:
         return
-    unlisted = c.rest[d] + rest + weights[7] * x[size, 7]
+    unlisted = c.rest[d] + rest + weights[FEATURES - 1] * x[size, FEATURES - 1]
     largest = unlisted
     for j in range(size):
         score = power * c.logs[d, j]
-        for f in range(7):
+        for f in range(FEATURES - 1):
             score += weights[f] * x[j, f]
         out[j] = score
         largest = max(largest, score)
@@ -181,8 +230,7 @@ def correct(c, d, x, weights, power, rest, out):
 
 @njit(cache=True, nogil=True)
 def corrected(
-    token_ids, logprobs, offsets, kept, base, tokens, vocab, starts, seconds, ratios, weights, powers, rests, first, last,
-    ids, roots, steps
+    token_ids, logprobs, offsets, kept, base, tokens, vocab, table, weights, powers, rests, first, last, ids, roots, steps
 ):  # fmt: skip
     """Fill ids [P, L, K], roots [P, K] and steps [P, L - 1, K, K] for positions first..last-1 of one text.
 
@@ -190,7 +238,7 @@ def corrected(
     """
     horizon, width = ids.shape[1:]
     c = make_candidates(horizon, width)
-    text = Text(tokens, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
+    text = Text(tokens, 0, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
     x = np.zeros((width + 1, FEATURES))
     out = np.empty(width)
     for q in range(base + first):
@@ -204,8 +252,8 @@ def corrected(
         for d in range(horizon):
             for i in range(c.sizes[d - 1] if d > 0 else 1):
                 token = c.ids[d - 1, i] if d > 0 else tokens[base + p]
-                look_up(token, c, d, starts, seconds, ratios, x)
-                relate(c, d, i, token, text, x)
+                look_up(token, 1.0 if d > 0 and i > 0 else 0.0, c, d, table, x)
+                relate(c, d, i, token, text, base + p, x)
                 correct(c, d, x, weights, powers[d], rests[d], out)
                 if d > 0:
                     steps[p, d - 1, i] = out
@@ -225,7 +273,7 @@ def samples(token_ids, logprobs, offsets, kept, tokens, starts, vocab, width, le
     c = make_candidates(horizon, width)
     n = 0
     for s in range(starts.shape[0] - 1):
-        text = Text(tokens, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
+        text = Text(tokens, starts[s], np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
         for p in range(starts[s], starts[s + 1] - 1):
             if p > starts[s]:
                 remember(text, p - 1)
@@ -243,7 +291,7 @@ def samples(token_ids, logprobs, offsets, kept, tokens, starts, vocab, width, le
                     rows[n, 0] = first + s
                     rows[n, 1] = d
                     rows[n, 2] = j if j >= 0 else width
-                    relate(c, d, i, token, text, x[n])
+                    relate(c, d, i, token, text, p, x[n])
                     last = c.sizes[d]
                     for k in range(last):
                         x[n, k, FEATURES] = c.logs[d, k]

@@ -17,13 +17,14 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import cross_calibrate, fit_calibration, fit_on_all, split_prompts
 from ddsim.trace.calibration import Calibration, calibrated_proposal
 from ddsim.trace.path import PathCorrection
-from ddsim.trace.path_fit import fit_logit, fit_path, gathered
+from ddsim.trace.path_fit import fit_logit, fit_path, gathered, token_classes
 from ddsim.trace.reliability import BRANCHES, reliability
 from ddsim.trace.rounds import drafted
 from ddsim.trace.trace import Trace
 from ddsim.tree.lattices import Lattices
 from ddsim.tree.proposal import Rows
 from ddsim.tree.rows import kept_pairs
+from tests import made_up
 from tests import strategies as some
 from tests.naive import lattice as naive_lattice
 from tests.naive import path as naive
@@ -76,15 +77,11 @@ def rows_of_position(rows: Rows, position: int, most: int) -> list[naive.Row]:
 
 
 def lattices_are_those_of_their_twin(trace: Trace, correction: PathCorrection) -> None:
-    pairs = {
-        (a, b): v / 100
-        for a, b, v in zip(
-            correction.before.tolist(), correction.after.tolist(), correction.hundredths.tolist(), strict=True
-        )
-    }
+    table = zip(correction.before.tolist(), correction.after.tolist(), correction.hundredths.tolist(), strict=True)
+    pairs = {(a, b): (v / 100, w / 100) for a, b, (v, w) in table}
     (block,) = trace.blocks()
     found = correction.lattices(block.proposal, block.tokens, block.starts, 1 << 12)
-    given = correction.weights, correction.powers, correction.rests
+    given = correction.classes.tolist(), correction.weights, correction.powers, correction.rests
     start = 0
     for p in range(len(block)):
         start = p if p in block.starts else start
@@ -114,7 +111,7 @@ def test_lattices_are_those_of_their_twin(cases: int) -> None:
 
 def test_no_correction_gives_the_trees_of_the_marginals(trace: Trace) -> None:
     none = np.zeros(0, np.int32)
-    neutral = PathCorrection(np.zeros(8), np.ones(L), np.zeros(L), none, none, none, trace.max_budget)
+    neutral = PathCorrection(np.zeros(14), np.ones(L), np.zeros(L), none, none, none, np.zeros((0, 2), np.int32), 12)
     (block,) = trace.subset([0, 1]).blocks()
     lattices = neutral.lattices(block.proposal, block.tokens, block.starts, 12)
     paths = block.proposal.true_paths(block.tokens, block.starts)
@@ -148,9 +145,8 @@ def test_it_finds_what_the_marginals_don_t_know(trace: Trace) -> None:
     assert (report["predicted_after"] / report["realised_after"] - 1).abs().max() < 0.1
     assert calibration.path is not None
     path = calibration.path
-    odd = {
-        (a, b): v for a, b, v in zip(path.before.tolist(), path.after.tolist(), path.hundredths.tolist(), strict=True)
-    }
+    table = zip(path.before.tolist(), path.after.tolist(), path.hundredths[:, 0].tolist(), strict=True)
+    odd = {(a, b): v for a, b, v in table if min(a, b) >= 0}
     assert np.median([v for (a, b), v in odd.items() if a % 2 == 0 and b == a + 1]) > 30
     assert np.median([v for (a, b), v in odd.items() if a % 2 == 0 and b % 2 and b != a + 1]) < -30
     _, held_out = split_prompts(trace)
@@ -220,16 +216,44 @@ def test_a_prompt_s_own_counts_are_left_out(trace: Trace) -> None:
     fitted = fit_path(
         dataclasses.replace(data, rows=data.rows * [0, 1, 1]), np.ones(len(one), bool)
     )  # all rows of one prompt
-    assert fitted.weights[1] == 0.0  # so none of its counts is left to fit with
-    assert fit_path(data, np.ones(len(one), bool)).weights[1] > 0.3
+    assert not fitted.weights[1:6].any()  # so none of its counts is left to fit with
+    assert np.abs(fit_path(data, np.ones(len(one), bool)).weights[1:3]).max() > 0.3
+
+
+def test_classes_are_those_of_texts_that_start_alike(tmp_path: Path) -> None:
+    trace = made_up.saved(tmp_path / "trace")
+    alike = [
+        {" return", " x"},
+        {" None", " True"},
+        {"_"},
+        {"\n", "\n   "},
+        {"(", ")"},
+        {'"', '"""'},
+        {"0", "1"},
+        {":"},
+        {" =", " =="},
+    ]
+    classes = token_classes(trace, np.arange(len(made_up.WORDS) + 5))
+    of = {word: int(classes[i]) for i, word in enumerate(made_up.WORDS)}
+    assert not classes[len(made_up.WORDS) :].any()  # those without text
+    for words in alike[:4] + alike[5:]:
+        assert len({of[word] for word in words}) == 1 and min(of[word] for word in words) > 0
+    assert len({of[min(words)] for words in alike}) == len(alike) and of["("] != of[")"]
+    correction = fit_on_all(trace, "path").path
+    assert (
+        correction is not None
+        and (correction.before < 0).any()
+        and ((correction.before >= 0) & (correction.after < 0)).any()
+    )
+    assert np.array_equal(correction.classes, classes[: len(correction.classes)])
 
 
 def test_newton_finds_the_least_loss() -> None:
     rng = np.random.default_rng(0)
     n, horizon = 300, 2
-    x = rng.normal(size=(n, _path.WIDTH + 1, 10)).astype(np.float32)
-    x[:, :, 8] = -np.sort(rng.exponential(size=(n, _path.WIDTH + 1)))
-    x[:, :, 9] = np.arange(_path.WIDTH + 1) == _path.WIDTH
+    x = rng.normal(size=(n, _path.WIDTH + 1, 16)).astype(np.float32)
+    x[:, :, 14] = -np.sort(rng.exponential(size=(n, _path.WIDTH + 1)))
+    x[:, :, 15] = np.arange(_path.WIDTH + 1) == _path.WIDTH
     rows = np.stack([np.zeros(n), rng.integers(0, horizon, n), rng.integers(0, _path.WIDTH + 1, n)], 1).astype(np.int64)
     pairs = np.zeros((n, _path.WIDTH), np.int64)
     weights, powers, rests = fit_logit(x, pairs, rows, horizon)
@@ -237,7 +261,7 @@ def test_newton_finds_the_least_loss() -> None:
     def loss(weights: Any, powers: Any, rests: Any) -> float:
         total = float((weights**2).sum() + ((powers - 1) ** 2).sum() + (rests**2).sum())
         for row, (_, d, j) in zip(x.astype(float), rows, strict=True):
-            scores = row[:, :8] @ weights + np.where(row[:, 9] > 0, row[:, 8] + rests[d], powers[d] * row[:, 8])
+            scores = row[:, :14] @ weights + np.where(row[:, 15] > 0, row[:, 14] + rests[d], powers[d] * row[:, 14])
             total += np.exp(-d / 7) * (np.log(np.exp(scores).sum()) - scores[j])
         return total
 
@@ -267,11 +291,17 @@ def test_json(trace: Trace, tmp_path: Path) -> None:
         ({"powers": [1e9] * L}, "1,000"),
         ({"powers": [True] * L}, "powers"),
         ({"max_budget": 0}, "max_budget"),
-        ({"pairs": {"2": "3:5 3:6"}}, "rise"),
-        ({"pairs": {"2": "3"}}, "second:hundredths"),
-        ({"pairs": {"x": "3:1"}}, "second:hundredths"),
-        ({"pairs": {"2": "-3:1"}}, "below 0"),
-        ({"pairs": {"2": "3:99999"}}, "beyond 100"),
+        ({"pairs": {"2": "3:5:0 3:6:0"}}, "rise"),
+        ({"pairs": {"3": "3:5:0", "2": "3:6:0"}}, "rise"),
+        ({"pairs": {"2": "3:1"}}, "second:all:off"),
+        ({"pairs": {"x": "3:1:1"}}, "second:all:off"),
+        ({"pairs": {"2": "-3:1:1"}}, "a class that no token has"),
+        ({"pairs": {"2": "3:99999:1"}}, "beyond 100"),
+        ({"pairs": {"2": f"{10**30}:1:1"}}, "31 bits"),
+        ({"classes": ["1 2", "2"]}, "two classes"),
+        ({"classes": ["1 x"]}, "whole numbers"),
+        ({"classes": ["-1"]}, "below 0"),
+        ({"classes": [f"{10**12}"]}, "above"),
         ({"pairs": {"2": ""}}, "pairs"),
         ({"extra": 1}, "extra"),
     ):
