@@ -160,19 +160,21 @@ def test_the_engine_drafts_published_lattices_as_recorded(more: dict[str, Any], 
     layers = forward.target_layers(config, target)
     ids, first, transitions = lattices(config, target, layers, shape, weights, head, prompt, answer, width=7)
     engine = Engine(
-        config, tiny.copies(target), shape, tiny.copies(weights), head, max_context=64, max_tokens=9, lattice_width=7
-    )
-    engine.prefill(0, prompt)
+        config, tiny.copies(target), shape, tiny.copies(weights), head, max_context=64, max_tokens=18, batch=2,
+        lattice_width=7,
+    )  # fmt: skip
+    engine.prefill(0, [5, *prompt])
+    engine.prefill(1, prompt)
     for root in (answer[0], (answer[0] + 1) % 60):
-        engine.set_roots([root])
+        engine.set_roots([7, root])
         engine.draft()
         engine.wait()
-        logprobs, drafted = engine.drafted()
+        logprobs, drafted = (found[1] for found in engine.drafted())
         same = root == answer[0]
-        assert np.allclose(logprobs[0, 0], first[0], atol=2e-3) == same
+        assert np.allclose(logprobs[0], first[0], atol=2e-3) == same
         if same:
-            assert drafted[0].tolist() == ids[0].tolist()
-            np.testing.assert_allclose(logprobs[0, 1:], transitions[0].reshape(-1, 7), atol=2e-3)
+            assert drafted.tolist() == ids[0].tolist()
+            np.testing.assert_allclose(logprobs[1:], transitions[0].reshape(-1, 7), atol=2e-3)
     plain = write_answers(config, target, [prompt], max_new_tokens=20)
     engine = Engine(config, target, shape, weights, head, max_context=64, max_tokens=33)
     assert [x.tokens for x in decode(engine, [prompt], DDTree(30), max_new_tokens=20)] == plain

@@ -30,7 +30,7 @@ from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
-from ddsim_reference.model.heads import DraftHead, cut, lattice_of
+from ddsim_reference.model.heads import DraftHead, cut, lattice_of, parents_at_a_time
 from ddsim_reference.model.sampling import round_down_half, top_candidates
 
 
@@ -208,7 +208,10 @@ class Engine:
         )
         if d is not None:
             total += 2 * size * d.num_layers * self.batch * d.num_kv_heads * self.length * d.head_dim
-            total += 5 * 4 * self.batch * d.horizon * t.vocab_size
+            logits = self.batch * d.horizon * t.vocab_size
+            total += 5 * 4 * logits
+            if self.draft_head is not None and self.draft_head[0].form == "markov":
+                total += 3 * 4 * logits * parents_at_a_time(logits, self.candidates)
         return total
 
     def _check_memory(self, *weights: Weights | None) -> None:

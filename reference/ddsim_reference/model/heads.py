@@ -287,6 +287,11 @@ def lattice_of(
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
 
 
+def parents_at_a_time(logits: int, count: int) -> int:
+    """Parents behind which a ``markov`` head's logits of the whole vocabulary are held, where there are ``logits`` behind one."""
+    return min(count, max(1, (1 << 25) // logits))
+
+
 def _published(head: HeadConfig, weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor) -> Tensor:
     """Log-probabilities [blocks, L, K, K] behind the root, K times, and behind the candidates of depths 1 to L - 1."""
     out = weights["out.table"]
@@ -298,6 +303,6 @@ def _published(head: HeadConfig, weights: Weights, found: Marginals, roots: Tens
     if head.form == "selector":
         return scores.log_softmax(-1)
     logits = head_logits(found.hidden, target_head)
-    step = max(1, (1 << 25) // logits.numel())  # parents whose logits are held at a time
+    step = parents_at_a_time(logits.numel(), inner.shape[2])
     totals = [(logits[:, :, None] + head_logits(some, out)).logsumexp(-1) for some in inner.split(step, 2)]
     return scores - torch.cat(totals, -1)[..., None]
