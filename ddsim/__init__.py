@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.rules import Hindsight as Hindsight
     from ddsim.policy.rules import LongRun as LongRun
     from ddsim.policy.rules import RoundRatio as RoundRatio
+    from ddsim.policy.rules import Schedule as Schedule
     from ddsim.replay.maps import batch_map as batch_map
     from ddsim.replay.maps import best_widths as best_widths
     from ddsim.replay.plan import Plan as Plan
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.replay.replay import default_policies as default_policies
     from ddsim.replay.replay import replay as replay
     from ddsim.replay.replay import replay_rounds as replay_rounds
-    from ddsim.replay.serving import ServingResult as ServingResult
+    from ddsim.replay.served import ServingResult as ServingResult
     from ddsim.replay.serving import simulate as simulate
     from ddsim.trace.cache import positions_of as positions_of
     from ddsim.trace.calibrate import cross_calibrate as cross_calibrate
@@ -77,6 +78,7 @@ _HOME = {
     "Autoregressive": "policy.rules",
     "DFlash": "policy.rules",
     "Chain": "policy.rules",
+    "Schedule": "policy.rules",
     "DDTree": "policy.rules",
     "CaDDTree": "policy.rules",
     "GreedySteps": "policy.rules",
@@ -100,7 +102,7 @@ _HOME = {
     "simulate": "replay.serving",
     "batch_map": "replay.maps",
     "best_widths": "replay.maps",
-    "ServingResult": "replay.serving",
+    "ServingResult": "replay.served",
     "Share": "policy.batch",
     "Uniform": "policy.batch",
     "FairRatio": "policy.batch",

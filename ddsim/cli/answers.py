@@ -312,6 +312,9 @@ def serve(
     max_tokens: Annotated[
         int | None, typer.Option(callback=_within("max_tokens"), help="Most tokens that one pass may verify.")
     ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="Let the batch run empty at the end, as one call with all prompts does.")
+    ] = False,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -327,14 +330,15 @@ def serve(
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
     from ddsim.policy.parse import policies_of
-    from ddsim.replay.serving import EXTRAPOLATED, simulate
+    from ddsim.replay.served import EXTRAPOLATED
+    from ddsim.replay.serving import simulate
 
     policies = policies_of(policy or (), joint=True)
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with _progress("Simulating") as progress:
         result = simulate(
             recording, cost, policies or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
-            bootstrap=bootstrap, seed=seed, progress=progress,
+            drain=drain, bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     table = result.table()
     marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))

@@ -101,6 +101,9 @@ class Policy:
         Whether it is made for requests that are verified together.
     rectangular : bool
         Whether requests of a batch with fewer nodes are padded to the largest, and cost as much.
+    scheduled : bool
+        Whether its answer depends on how many requests are decoded together, and on nothing else. `fixed` is then its answer for as
+        many as it was prepared for, at first for one.
     """
 
     name: str = "?"
@@ -117,6 +120,7 @@ class Policy:
     hindsight: bool = False
     for_batches: bool = False
     rectangular: bool = False
+    scheduled: bool = False
 
     def __init_subclass__(cls, **named: Any) -> None:
         super().__init_subclass__(**named)
@@ -340,14 +344,19 @@ def is_rule(policy: Policy) -> bool:
     return policy.fixed is None and policy.solves not in ("budget", "chain") and not policy.hindsight
 
 
+def is_autoregressive(policy: Policy) -> bool:
+    """Whether it never drafts, however many requests there are: the baseline of speed-ups."""
+    return policy.fixed == NO_DRAFT and not policy.scheduled
+
+
 def is_chain(policy: Policy) -> bool:
-    """Whether it always verifies a chain."""
-    return policy.solves == "chain" or (policy.fixed is not None and policy.fixed <= CHAIN)
+    """Whether it always verifies a chain, if it drafts."""
+    return policy.solves == "chain" or policy.scheduled or (policy.fixed is not None and policy.fixed <= CHAIN)
 
 
 def check_chain(policy: Policy, horizon: int) -> None:
-    """Refuse a chain that is longer than those of a trace."""
-    if policy.fixed is not None and policy.fixed < PREFIX - horizon:
+    """Refuse a chain that is longer than those of a trace; a schedule's are cut to it, as engines do."""
+    if policy.fixed is not None and policy.fixed < PREFIX - horizon and not policy.scheduled:
         raise DdsimError(
             f"{policy.name}: the trace's drafts have {horizon} tokens; choose at most that, or record with a larger block"
         )

@@ -24,9 +24,12 @@ _KNOWN: dict[str, type[Policy]] = {
 """Every policy that ddsim has, by the name that is typed for it."""
 
 _SPELLED = {spelt.lower(): name for name, kind in _KNOWN.items() for spelt in (name, kind.__name__)}
-_KINDS = {"int": int, "bool": bool, "float": float, "float | None": float}  # of settings that can be typed
+_KINDS: dict[str, Any] = {
+    "int": int, "bool": bool, "float": float, "float | None": float, "list[tuple[int, int, int]]": ast.literal_eval,
+}  # fmt: skip
+"""How settings that can be typed are read, by how they are declared."""
 
-LONGEST_NAME = 200  # characters: each level of Share(Share(... is a call deeper
+LONGEST_NAME = 800  # characters: each level of Share(Share(... is a call deeper
 
 
 def kind_of(name: str) -> type[Policy]:
@@ -159,6 +162,8 @@ def _as_call(text: str) -> str:
         if _takes_a_policy(kind):
             return f"{named.group(1)}({_as_call(settings)})"
         flags = [key for key, of in _settings_of(kind).items() if of is bool]
+        if not flags:
+            return f"{named.group(1)}({settings})"
         parts = [part.strip() for part in settings.split(",") if part.strip()]
         parts = [f"{part}=True" if part in flags else part for part in parts]  # LongRun:online
         return f"{named.group(1)}({', '.join(sorted(parts, key=lambda part: '=' in part))})"
@@ -197,15 +202,16 @@ def _built(node: ast.expr, text: str, joint: bool) -> Policy:
             raise DdsimError(f"policy {text!r}: {name} takes {', '.join(takes) or 'no settings'}")
         try:
             values[key] = {"true": True, "false": False}[said.lower()] if takes[key] is bool else takes[key](said)
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise DdsimError(f"policy {text!r}: {key} can't be {said!r}") from None
     for key, parameter in inspect.signature(kind).parameters.items():
         if parameter.default is parameter.empty and key not in values:
-            raise DdsimError(f"policy {text!r}: {name} needs a {key}, as in {name}:63")
+            example = "Schedule([(1, 4, 15), (5, 16, 7)])" if kind.scheduled else f"{name}:63"
+            raise DdsimError(f"policy {text!r}: {name} needs {'' if kind.scheduled else 'a '}{key}, as in {example}")
     return kind(**values)
 
 
-def _settings_of(kind: type[Policy]) -> dict[str, type]:
+def _settings_of(kind: type[Policy]) -> dict[str, Any]:
     """What can be typed for one of ddsim's own policies."""
     parameters = inspect.signature(kind).parameters.items()
     return {key: _KINDS[parameter.annotation] for key, parameter in parameters if parameter.annotation in _KINDS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -364,6 +365,89 @@ class LongRun(_Rule):
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"price": self.price, "solved": self.solves is not None, "memory": self.memory}
+
+
+class Schedule(_Fixed):
+    """K tokens of the chain by the number of requests that are decoded together, as in vLLM's ``num_speculative_tokens_per_batch_size``.
+
+    The whole block is drafted whatever K is, and its draft is paid for: vLLM's runner drafts the block and cuts it. K of 0 turns drafting
+    off: a round decodes one token and pays for no draft. (ddsim's decoder drafts all the same, which keeps the drafter up to date.)
+    A lone request, as in replay, has the K of one request.
+
+    Parameters
+    ----------
+    ranges : list of (int, int, int)
+        ``(first, last, K)``: K, 0 or more, for ``first`` to ``last`` requests, both counted. One range starts from 1, and none
+        overlap. Between and after them the K before goes on. K is cut to the length of the drafts.
+
+    Examples
+    --------
+    >>> schedule = Schedule([(1, 4, 15), (9, 16, 7), (17, 64, 0)])
+    >>> [schedule.k(requests) for requests in (1, 4, 5, 9, 16, 17, 1000)]
+    [15, 15, 15, 7, 7, 0, 0]
+    """
+
+    scheduled = True
+    solves = None
+
+    def __init__(self, ranges: list[tuple[int, int, int]]) -> None:
+        self.ranges = _ranges(ranges)
+        self.name = f"Schedule({self.ranges})"
+        self.requests = 1
+        self.drafts = any(k for _, _, k in self.ranges)
+
+    def k(self, requests: int) -> int:
+        """K for a number of requests."""
+        return next(k for first, _, k in reversed(self.ranges) if first <= requests)
+
+    def action(self, requests: int) -> int:
+        """What a round of so many requests does, as `Policy.choose` says it."""
+        k = self.k(requests)
+        return PREFIX - k if k else NO_DRAFT
+
+    @property
+    def fixed(self) -> int:  # type: ignore[override]
+        return self.action(self.requests)
+
+    def prepare(
+        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
+    ) -> Schedule:
+        ready = copy.copy(self)
+        ready.requests = costs.batch
+        return ready
+
+    def choose(self, gains: Gains, costs: CostTable) -> Ints:
+        return np.full(len(gains), self.action(costs.batch), np.int32)
+
+    def choose_batch(self, gains: Gains, seconds: Floats) -> Ints:
+        return np.full(len(gains), self.action(len(gains)), np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "ranges": [list(one) for one in self.ranges]}
+
+
+def _ranges(given: Any) -> list[tuple[int, int, int]]:
+    """A schedule's ranges, in order, checked as vLLM checks them."""
+    if not isinstance(given, (list, tuple)) or not given:
+        raise DdsimError(
+            f"Schedule: must be a list of (first, last, K), as in [(1, 4, 15), (5, 16, 7)], is {given!r:.60}"
+        )
+    found = []
+    for one in given:
+        numbers = list(one) if isinstance(one, (list, tuple)) else []
+        if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in numbers):
+            raise DdsimError(f"Schedule: {one!r:.60} must be three whole numbers: first, last, K")
+        first, last, k = map(int, numbers)
+        if not (1 <= first <= last and 0 <= k <= LONGEST):
+            raise DdsimError(f"Schedule: {one!r:.60}: needs 1 <= first <= last requests and K of 0 to {LONGEST}")
+        found.append((first, last, k))
+    found.sort()
+    if found[0][0] != 1:
+        raise DdsimError(f"Schedule: the first range must start from 1 request, starts from {found[0][0]}")
+    for before, after in pairwise(found):
+        if after[0] <= before[1]:
+            raise DdsimError(f"Schedule: {before} and {after} overlap")
+    return found
 
 
 class BestFixed(_Fixed):

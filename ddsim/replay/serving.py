@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 import ddsim
@@ -21,12 +20,13 @@ from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.batch import AR, CHAINS, FairRatio, Share, Uniform, calibrated, decide, share_curve
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, chain_length, nodes_of
-from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_chain, prepared
+from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_autoregressive, prepared
 from ddsim.policy.joint import JointTable, batches_of, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
 from ddsim.replay.arguments import check_given
+from ddsim.replay.served import SHUFFLES, Run, ServingResult
 from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.cache import positions_of
@@ -35,17 +35,7 @@ from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
 
-Interval = tuple[float, float, float]
-
-
 BATCHES = (1, 8, 32)
-
-
-EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
-
-
-SHUFFLES = 8
-"""Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
 
 
 def serving_policies() -> list[Policy]:
@@ -68,28 +58,6 @@ def serving_policies() -> list[Policy]:
         LongRun(online=True),
         FairRatio(),
     ]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one policy did at one batch size: SHUFFLES entries with all prompts, then one for each repeat with resampled prompts.
-
-    Attributes
-    ----------
-    seconds : float64 [R]
-    tokens : int64 [R], committed by all slots
-    rounds : int64 [R], joint rounds
-    nodes : int64 [R], verified nodes in all
-    latency : float64 [R, requests], seconds from a request's first round to its last
-    largest : int64 [R], nodes of the largest round
-    """
-
-    seconds: Floats
-    tokens: NDArray[np.int64]
-    rounds: NDArray[np.int64]
-    nodes: NDArray[np.int64]
-    latency: Floats
-    largest: NDArray[np.int64]
 
 
 @njit(cache=True, nogil=True)
@@ -166,24 +134,33 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     tokens, rounds, nodes, largest = (np.zeros(len(queue), np.int64) for _ in range(4))
-    run = Run(np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape), largest)
-    sums = (run.seconds, run.tokens, run.rounds, run.nodes, run.latency, run.largest)
+    sums = np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape), largest
     split(lambda first, last: _closed_loop(*arguments, first, last, *sums), len(queue), 4)
-    return run
+    return Run(*sums, shares=rounds * table.batch)
 
 
 def _loop(
-    policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]
-) -> tuple[float, int, int, int, Floats, int]:
-    """One repeat in Python, for policies that the kernel doesn't know: `Policy.choose_batch` is asked every round."""
-    requests, batch, horizon = len(queue), table.batch, positions.horizon
+    policy: Policy,
+    positions: Positions,
+    batch: int,
+    table_of: Callable[[int], JointTable],
+    queue: NDArray[np.int64],
+    drain: bool,
+) -> tuple[float, int, int, int, Floats, int, int]:
+    """One repeat in Python, for what the kernel doesn't know: `Policy.choose_batch` is asked every round.
+
+    ``table_of`` gives the table of a number of requests: always ``batch``, unless the queue may ``drain``.
+    """
+    requests, horizon = len(queue), positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
-    request = np.arange(batch)
+    request = np.arange(min(batch, requests) if drain else batch)
     taken = queue[request % requests]
-    where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(batch)
+    where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(len(request))
     latency = np.zeros(requests)
-    following, done, now, committed, rounds, verified, largest = batch, 0, 0.0, 0, 0, 0, 0
+    following, done, now, committed, rounds, verified, largest, shares = batch, 0, 0.0, 0, 0, 0, 0, 0
     while done < requests:
+        batch = len(where)
+        table = table_of(batch)
         u = table.row_of(float(positions.context[where].sum()) / batch)
         paid = table.seconds[u, : table.limit + 1]
         asked = ask_batch(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
@@ -208,8 +185,11 @@ def _loop(
             following += 1
         policy.observe(gained, took)
         committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
-        largest = max(largest, nodes)
-    return now, committed, rounds, verified, latency, largest
+        largest, shares = max(largest, nodes), shares + batch
+        if drain:
+            left = request < requests
+            where, end, request, since = where[left], end[left], request[left], since[left]
+    return now, committed, rounds, verified, latency, largest, shares
 
 
 def _allowed(asked: NDArray[np.int64], nodes: Ints, most: int) -> NDArray[np.int64]:
@@ -228,6 +208,7 @@ def simulate(
     batch: int | Sequence[int] | None = None,
     requests: int | None = None,
     max_tokens: int | None = None,
+    drain: bool = False,
     calibration: Calibration | None = None,
     bootstrap: int = 100,
     seed: int = 0,
@@ -257,6 +238,10 @@ def simulate(
         Requests to finish. Default: every sequence once, and at least four a slot.
     max_tokens : int, optional
         Tokens that one pass may verify; see `ddsim.policy.joint.joint_table`.
+    drain : bool
+        Take every request of the queue once, and end with the last: a slot whose sequence ends when none waits stays empty, and rounds
+        go on with fewer requests at the cost of so few, which schedules look up too. As when one call hands an engine ``requests``
+        prompts. What is solved stays that of the whole batch. Simulated in Python, so slower.
     calibration : Calibration, optional
         Of the marginals; changes the trees.
     bootstrap : int
@@ -303,36 +288,46 @@ def simulate(
     for size in sizes:
         limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
     names = distinct([policy.name for policy in asked])
-    baseline = next(name for name, policy in zip(names, asked, strict=True) if policy.fixed == NO_DRAFT)
+    baseline = next(name for name, policy in zip(names, asked, strict=True) if is_autoregressive(policy))
     contexts = int(positions.context.min()), int(positions.context.max())
     widest = max(0, *(policy.fixed or 0 for policy in asked))
     runs: dict[tuple[int, str], Run] = {}
     ready: dict[tuple[int, str], Policy] = {}
     queues: dict[int, NDArray[np.int64]] = {}
     extrapolated: dict[tuple[int, str], bool] = {}
+
+    @functools.cache
+    def priced(requests: int) -> JointTable:
+        widths = positions.max_budget, positions.horizon
+        return joint_table(cost, contexts, requests, *widths, max_tokens=max_tokens, widest=widest)
+
+    def table_for(policy: Policy, requests: int) -> JointTable:
+        return decided_on(policy, cost, priced(requests), positions.max_budget)
+
     with cost.one_warning():
         for size in sizes:
             count = max(positions.sequences, 4 * size) if requests is None else requests
             queues[size] = _queues(positions, count, bootstrap, seed)
-            table = joint_table(
-                cost, contexts, size, positions.max_budget, positions.horizon, max_tokens=max_tokens, widest=widest
-            )
-            tables = [decided_on(policy, cost, table, positions.max_budget) for policy in asked]
+            tables = [table_for(policy, size) for policy in asked]
             for name, policy, own in zip(names, asked, tables, strict=True):
                 ready[size, name] = one = _prepared(policy, positions, own, queues[size][:SHUFFLES])
-                verified = 1 + (chain_length(one.fixed, positions.horizon) if is_chain(one) else 0)
-                if size * verified > table.seconds.shape[1] - 1 + size:
+                chain = one.fixed is not None and one.fixed <= CHAIN
+                verified = 1 + (chain_length(one.fixed, positions.horizon) if chain else 0)
+                if size * verified > own.seconds.shape[1] - 1 + size:
                     raise DdsimError(
                         f"{name}: {size} chains verify {size * verified} tokens; max_tokens allows {max_tokens}"
                     )
-            for name, own in zip(names, tables, strict=True):
+            for name, policy, own in zip(names, asked, tables, strict=True):
                 key = size, name
                 decision = decision_of(ready[key])
-                if decision is None:  # the kernel can't decide as the policy does
-                    loops = [_loop(copy.deepcopy(ready[key]), positions, own, row) for row in queues[size]]
+                if decision is None or (drain and size > 1):  # the kernel can't decide as the policy does, or for fewer
+                    tables_of = functools.cache(functools.partial(table_for, policy))
+                    loops = [
+                        _loop(copy.deepcopy(ready[key]), positions, size, tables_of, row, drain) for row in queues[size]
+                    ]
                     runs[key] = Run(*(np.array(column) for column in zip(*loops, strict=True)))
                 else:
-                    width = min(decision.width, (table.seconds.shape[1] - 1) // size)
+                    width = min(decision.width, (own.seconds.shape[1] - 1) // size)
                     runs[key] = _run(dataclasses.replace(decision, width=width), positions, own, queues[size])
                 # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
                 asked_contexts = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
@@ -346,6 +341,7 @@ def simulate(
         "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
         "contexts": "a batch is priced at the mean context of its requests",
         "max_tokens": max_tokens,
+        "drain": drain,
         "seed": seed,
         "bootstrap": bootstrap,
         "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
@@ -390,7 +386,7 @@ def _with_baseline(policies: list[Policy]) -> list[Policy]:
     for policy in policies:
         if policy.hindsight:
             raise DdsimError(f"{policy.name}: a shortest path for one request; it has no meaning in a batch")
-    return policies if any(policy.fixed == NO_DRAFT for policy in policies) else [Autoregressive(), *policies]
+    return policies if any(map(is_autoregressive, policies)) else [Autoregressive(), *policies]
 
 
 def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
@@ -460,123 +456,3 @@ def _shares(positions: Positions, table: JointTable) -> CostTable:
 
     charged = share_curve(table.seconds[:, : table.limit + 1], table.batch, positions.max_budget)
     return of(table.share, of(charged, None))
-
-
-class ServingResult:
-    """Outcomes of policies at several batch sizes, with 95 % intervals from repeated simulations.
-
-    Attributes
-    ----------
-    runs : dict, (batch, policy name) -> Run
-        Names that would be the same are numbered, as in "Half" and "Half (2)".
-    provenance : dict
-    extrapolated : dict, (batch, policy name) -> bool
-        Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
-    baseline : str
-        The policy that speed-ups are over: autoregressive decoding.
-    """
-
-    def __init__(
-        self,
-        runs: dict[tuple[int, str], Run],
-        lengths: dict[int, NDArray[np.int64]],
-        provenance: dict[str, Any],
-        extrapolated: dict[tuple[int, str], bool],
-        baseline: str,
-    ) -> None:
-        self.runs = runs
-        self.baseline = baseline
-        self.extrapolated = extrapolated
-        self.provenance = provenance
-        self._lengths = lengths
-
-    def __repr__(self) -> str:
-        batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
-        return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
-
-    def table(self) -> pd.DataFrame:
-        """One row a batch size and policy.
-
-        Returns
-        -------
-        DataFrame
-            batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
-            a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one slot),
-            tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
-            the same batch size; _low, _high), extrapolated (whether a round cost what wasn't measured).
-        """
-        rows = []
-        for (batch, name), run in self.runs.items():
-            rate = _rates(run)
-            tpot = run.latency / self._lengths[batch]
-            rounds = int(run.rounds[:SHUFFLES].sum())
-            row: dict[str, Any] = {
-                "batch": batch,
-                "policy": name,
-                "rounds": rounds,
-                "tokens": int(run.tokens[:SHUFFLES].sum()),
-                "acceptance_length": run.tokens[:SHUFFLES].sum() / (rounds * batch),
-                "budget_mean": run.nodes[:SHUFFLES].sum() / (rounds * batch),
-                "seconds": float(run.seconds[:SHUFFLES].sum()),
-            }
-            row |= _columns("tokens_per_second", rate)
-            row["tokens_per_second_user"] = rate[0] / batch
-            row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
-            row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
-            row |= _columns("speedup", rate / _rates(self.runs[batch, self.baseline]))
-            row["extrapolated"] = self.extrapolated[batch, name]
-            rows.append(row)
-        return pd.DataFrame(rows)
-
-    def gain(self, policy: str, over: str, batch: int) -> Interval:
-        """Relative gain in tokens per second of one policy over another at one batch size, paired: value, low, high."""
-        for name in (policy, over):
-            if (batch, name) not in self.runs:
-                known = ", ".join(n for b, n in self.runs if b == batch)
-                raise DdsimError(f"no policy {name!r} at batch {batch}; there {'are ' + known if known else 'is none'}")
-        return _interval(_rates(self.runs[batch, policy]) / _rates(self.runs[batch, over]) - 1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """Table (times in seconds) and provenance, as JSON."""
-        rows = self.table().astype(object).where(lambda t: t.notna(), None).to_dict("records")
-        return {"kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": rows}
-
-    def __str__(self) -> str:
-        table = self.table()
-        shown = pd.DataFrame(
-            {
-                "batch": table["batch"],
-                "policy": table["policy"] + np.where(table["extrapolated"], " *", ""),
-                "accepted": table["acceptance_length"].map("{:.2f}".format),
-                "nodes": table["budget_mean"].map("{:.1f}".format),
-                "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
-                "a user": table["tokens_per_second_user"].map("{:.1f}".format),
-                "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
-                "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
-                "speedup": table["speedup"].map("{:.2f}".format),
-            }
-        )
-        if table["speedup_low"].notna().any():
-            shown["95 %"] = [
-                f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
-            ]
-        note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
-        return shown.to_string(index=False) + note
-
-
-def _rates(run: Run) -> Floats:
-    """Tokens per second of all slots: over the shuffles of all prompts, then of every repeat."""
-    plain = run.tokens[:SHUFFLES].sum() / run.seconds[:SHUFFLES].sum()
-    return np.append(plain, run.tokens[SHUFFLES:] / run.seconds[SHUFFLES:])
-
-
-def _interval(values: Floats) -> Interval:
-    """The first value, and the 95 % percentile interval of the others (NaN without any)."""
-    if len(values) < 2:
-        return float(values[0]), np.nan, np.nan
-    low, high = np.quantile(values[1:], [0.025, 0.975])
-    return float(values[0]), float(low), float(high)
-
-
-def _columns(name: str, values: Floats) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values), strict=True))

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
 from ddsim.files.documents import write_document
-from ddsim.policy.choose import NO_DRAFT
-from ddsim.policy.contract import Policy, decision_table, prepared
+from ddsim.policy.contract import Policy, decision_table, is_autoregressive, prepared
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, LongRun, RoundRatio
 from ddsim.replay.replay import priced, replay, replay_rounds
@@ -196,7 +195,7 @@ def validate(
     for rule in rules:
         if rule.hindsight:
             raise DdsimError(f"validate: {rule.name} is known after a text only, so it can't be decoded")
-    ar = next((rule for rule in rules if rule.fixed == NO_DRAFT), None)
+    ar = next((rule for rule in rules if is_autoregressive(rule)), None)
     if ar is None:
         raise DdsimError("validate: AR must be among the policies; speedups and the recorded text are its")
     called = distinct([rule.name for rule in rules])

@@ -140,6 +140,45 @@ def closed_loop(
     return now, tokens, rounds, nodes, [latency[k] for k in range(len(queue))]
 
 
+def drained(positions: Positions, queue: Sequence[int], batch: int, seconds: Any, ar_seconds: Any, choose: Any) -> Any:
+    """One simulation whose queue runs empty, at one context row: ``seconds[b]`` and ``ar_seconds[b]`` are those of b requests.
+
+    ``choose(gains [b, N]) -> budgets`` as in `closed_loop`. Returns seconds, tokens, rounds, nodes and the latency of every request.
+    """
+    waiting = list(enumerate(queue))
+    running: list[dict[str, Any]] = []
+    now, tokens, rounds, nodes = 0.0, 0, 0, 0
+    latency: dict[int, float] = {}
+    while waiting or running:
+        while waiting and len(running) < batch:
+            k, s = waiting.pop(0)
+            end = int(positions.starts[s + 1]) - 1
+            running.append({"request": k, "p": int(positions.starts[s]), "end": end, "since": now})
+        budgets = choose(positions.gains[[one["p"] for one in running]])
+        b, rounds = len(running), rounds + 1
+        if budgets is None:
+            now += ar_seconds[b]
+        else:
+            each = [budgets] * b if isinstance(budgets, int) else list(budgets)
+            if not isinstance(budgets, int):
+                each = [min(n, int(positions.nodes[one["p"]])) for n, one in zip(each, running, strict=True)]
+            now, nodes = now + seconds[b][sum(each)], nodes + sum(each)
+        for i, one in enumerate(running):
+            p, accepted = one["p"], 0
+            if isinstance(budgets, int):
+                accepted = min(int(positions.chain[p]), budgets)
+            elif budgets is not None:
+                while accepted < positions.horizon and positions.ranks[p][accepted] <= budgets[i]:
+                    accepted += 1
+            one["p"] = min(p + accepted + 1, one["end"])
+            tokens += one["p"] - p
+        for one in running:
+            if one["p"] == one["end"]:
+                latency[one["request"]] = now - one["since"]
+        running = [one for one in running if one["p"] < one["end"]]
+    return now, tokens, rounds, nodes, [latency[k] for k in range(len(queue))]
+
+
 def forest_budgets(
     gains: NDArray[np.float32],
     seconds: Floats,

@@ -15,7 +15,7 @@ from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy import names
 from ddsim.policy.batch import FairRatio, Share, Uniform
-from ddsim.policy.choose import CHAIN, NO_DRAFT, PREFIX
+from ddsim.policy.choose import CHAIN, NO_DRAFT, PREFIX, chain_length
 from ddsim.policy.contract import Policy, ask_batch, decision_of, decision_table, knows_batches
 from ddsim.policy.parse import parse_policy
 from ddsim.policy.rules import (
@@ -30,6 +30,7 @@ from ddsim.policy.rules import (
     Hindsight,
     LongRun,
     RoundRatio,
+    Schedule,
 )
 from ddsim.replay.replay import priced, replay, replay_rounds
 from ddsim.replay.serving import simulate
@@ -40,6 +41,7 @@ from ddsim.trace.trace import Trace, open_trace
 from tests import strategies
 from tests.made_up import made_trace
 from tests.naive import budget as naive
+from tests.naive import schedule as naive_schedule
 
 COST = CostModel.from_table([1, 16, 33, 65], [0.010, 0.0104, 0.0115, 0.016], draft_seconds=0.001)
 GAINS = np.array([[0.9, 0.8, 0.5, 0.1], [0.5, 0.1, 0.05, 0.0]], np.float32)
@@ -109,6 +111,50 @@ def test_replay_asks_the_object_that_a_decoder_asks(trace: Trace, policy: Policy
             after = p + accepted + 1
             again.observe(min(after, end) - p, seconds)
             p = after
+
+
+ranges = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(-1, 20)), min_size=1, max_size=4)
+
+
+@strategies.CASES
+def test_schedules_are_read_as_documented(cases: int) -> None:
+    """By the rules of vLLM's ``num_speculative_tokens_per_batch_size``, whether they are allowed too."""
+
+    def check(given: list[tuple[int, int, int]], tidy: bool, block: int) -> None:
+        if tidy:  # ranges one after another, some of them with gaps between
+            at, made = 1, []
+            for gap, length, k in given:
+                made.append((at, at + length, max(k, 0)))
+                at += length + 1 + gap % 3
+            given = made[::-1]
+        if not naive_schedule.allowed(given):
+            with pytest.raises(DdsimError, match=r"^Schedule: ") as caught:
+                Schedule(given)
+            assert "\n" not in str(caught.value)
+            return
+        schedule = Schedule(given)
+        for requests in range(1, 60):
+            wanted = naive_schedule.tokens(given, requests, block)
+            assert min(schedule.k(requests), block) == wanted
+            (action, *rest) = schedule.choose_batch(np.zeros((requests, 1), np.float32), np.ones(1)).tolist()
+            assert rest == [action] * (requests - 1)
+            assert action == NO_DRAFT if not wanted else chain_length(action, block) == wanted
+
+    strategies.run(cases, check, ranges, st.booleans(), st.integers(1, 16))
+
+
+def test_a_schedule_is_replayed_at_one_request(trace: Trace) -> None:
+    few = trace.subset(range(4))
+    table = replay(
+        few, COST, ["Schedule([(1,1,3),(2,8,0)])", "Chain:3", "Schedule([(1,8,0)])", "AR"], bootstrap=1
+    ).table()
+    for one, other in ((0, 1), (2, 3)):
+        assert table.iloc[one].drop("policy").equals(table.iloc[other].drop("policy"))
+    longer = replay(few, COST, [Schedule([(1, 4, 200)]), "DFlash"], bootstrap=1).table()  # cut to the block
+    assert longer["seconds"].nunique() == 1 and longer["budget_mean"].nunique() == 1
+    off = simulate(few, COST, ["Schedule([(1,8,0)])", "Schedule([(1,1,3),(2,8,1)])", "Chain:1"], batch=2, bootstrap=0)
+    rows = off.table().set_index("policy")["tokens_per_second"]
+    assert off.baseline == "AR" and rows.iloc[0] == rows.iloc[1] and rows.iloc[2] == rows.iloc[3]
 
 
 def test_calibration_maps_gains() -> None:
@@ -268,6 +314,9 @@ def test_names_and_parsing() -> None:
         "DDTree:64": "DDTree(64)",
         "chain:7": "Chain(7)",
         "Chain(k=7)": "Chain(7)",
+        "schedule([(1,4,15),(5,16,0)])": "Schedule([(1, 4, 15), (5, 16, 0)])",
+        "Schedule(ranges=[[1, 4, 15], [9, 16, 7]])": "Schedule([(1, 4, 15), (9, 16, 7)])",
+        "Schedule:[(1,4,15)]": "Schedule([(1, 4, 15)])",
         "DDTree(64)": "DDTree(64)",
         " DDTree:budget=8 ": "DDTree(8)",
         "CaDDTree": "CaDDTree",
@@ -329,6 +378,17 @@ def test_policies_for_a_batch() -> None:
         ("DDTree:-1", "0 or more"),
         ("Chain", "needs a k"),
         ("Chain:0", "1 to 255, is 0"),
+        ("Schedule", r"needs ranges, as in Schedule\(\[\(1, 4, 15\)"),
+        ("Schedule(7)", "must be a list"),
+        ("Schedule([])", "must be a list"),
+        ("Schedule({1: 7})", "must be a list"),
+        ("Schedule([(1, 4)])", "three whole numbers"),
+        ("Schedule([(1, 4, 1.5)])", "three whole numbers"),
+        ("Schedule([(2, 4, 7)])", "must start from 1 request, starts from 2"),
+        ("Schedule([(1, 4, 7), (4, 8, 3)])", "overlap"),
+        ("Schedule([(1, 4, -1)])", "K of 0 to 255"),
+        ("Schedule([(4, 1, 7)])", "first <= last"),
+        ("Schedule([(1, 4, k)])", "ranges can't be"),
         ("Chain:256", "1 to 255, is 256"),
         ("CaDDTree:3", "takes fill"),
         ("CaDDTree:fill=7", "fill can't be '7'"),
@@ -755,7 +815,7 @@ def test_an_exception_of_ones_own_policy_is_a_line_on_the_command_line(
 def test_a_policy_is_called_as_it_is_made() -> None:
     """`repr` is the call, which is read back as the same policy."""
     for policy in (
-        Autoregressive(), DFlash(), Chain(7), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
+        Autoregressive(), DFlash(), Chain(7), Schedule([(1, 4, 15), (5, 16, 7)]), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
         LongRun(500.0), LongRun(0.25), LongRun(online=True), LongRun(online=True, memory=50), BestFixed(), BestChain(), Hindsight(),
         Share(RoundRatio()), Uniform(LongRun(price=3)), Share(CaDDTree(fill=True)), FairRatio(),
     ):  # fmt: skip

@@ -30,12 +30,14 @@ from ddsim.policy.rules import (
     Hindsight,
     LongRun,
     RoundRatio,
+    Schedule,
 )
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference.decode import Decoded, Event, Piece, decode, stream
 from ddsim_reference.decode.text import pieces
+from ddsim_reference.decode.trees import Trees
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.model import forward
@@ -68,6 +70,28 @@ class Anything(Policy):
 
     def choose_batch(self, gains: NDArray[np.float32], seconds: Any) -> NDArray[np.int32]:
         return self.choose(gains, None)
+
+
+def test_a_schedule_looks_at_the_requests_that_are_left() -> None:
+    """Three answers of different lengths side by side: 1 token of the chain for three, 2 for two, and for the last none."""
+    engine = small_vocabulary(batch=3, max_tokens=30)
+    prompts = tiny.prompts(3, 9, seed=7)
+    schedule = Schedule([(1, 1, 0), (2, 2, 2), (3, 3, 1)])
+    running: list[int] = []
+    plant = Trees.plant
+
+    def counted(self: Trees, live: list[int], *rest: Any) -> Any:
+        bucket = plant(self, live, *rest)
+        running.append(len(live))
+        assert self.nodes[live].max() <= schedule.k(len(live)) == self.nodes[live].min()
+        return bucket
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trees, "plant", counted)
+        got = decode(engine, prompts, schedule, max_new_tokens=14)
+    wanted = decode(engine, prompts, Autoregressive(), max_new_tokens=14)
+    assert [answer.tokens for answer in got] == [answer.tokens for answer in wanted]
+    assert running == sorted(running, reverse=True) and running[0] == 3
 
 
 class Adaptive(Anything):

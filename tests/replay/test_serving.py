@@ -35,6 +35,7 @@ from ddsim.policy.rules import (
     Hindsight,
     LongRun,
     RoundRatio,
+    Schedule,
 )
 from ddsim.replay import serving as _serving
 from ddsim.replay.maps import batch_map, best_widths
@@ -46,6 +47,7 @@ from ddsim.tree.kernels import NO_RANK
 from tests import strategies
 from tests.made_up import made_trace
 from tests.naive import budget as naive_budget
+from tests.naive import schedule as naive_schedule
 from tests.naive import serving as naive_serving
 
 WAYS = {"forest": FOREST, "share": SHARE, "uniform": UNIFORM}
@@ -315,7 +317,7 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
         Autoregressive(), DFlash(), DDTree(3), CaDDTree(), RoundRatio(), LongRun(80.0), Share(RoundRatio()),
         Share(LongRun(60.0)), Uniform(RoundRatio()), Uniform(LongRun(70.0)), FairRatio(),
         GreedySteps(), CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree()), Uniform(CaDDTree(fill=True)),
-        Chain(1), Chain(3), Chain(4),
+        Chain(1), Chain(3), Chain(4), Schedule([(1, 1, 9), (2, 3, 2), (5, 9, 0)]),
     ]  # fmt: skip
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
     whole = _serving._in_memory(positions, None)
@@ -333,6 +335,8 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
                 return 4
             if isinstance(policy, Chain):
                 return policy.k
+            if isinstance(policy, Schedule):
+                return min(policy.k(len(gains)), 4) or None
             return policy.choose_batch(np.ascontiguousarray(gains), own.curve[0], *paid).tolist()
 
         for r, queue in enumerate(queues.tolist()):
@@ -342,6 +346,59 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
             got = run.seconds[r], run.tokens[r], run.rounds[r], run.nodes[r]
             assert got[1:] == want[1:4], policy.name
             assert got[0] == pytest.approx(want[0]) and run.latency[r] == pytest.approx(want[4])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.data(), st.integers(0, 99), st.lists(st.integers(2, 9), min_size=1, max_size=7), st.integers(2, 5),
+    st.integers(1, 12),
+)  # fmt: skip
+def test_a_batch_that_drains_against_a_plain_one(
+    data: Any, seed: int, lengths: list[int], batch: int, requests: int
+) -> None:
+    positions = data.draw(some_positions(lengths))
+    schedule = Schedule([(1, 1, 9), (2, 3, 2), (4, 4, 0)])
+    policies = [Autoregressive(), DFlash(), DDTree(3), RoundRatio(), FairRatio(), Chain(2), schedule]
+    result = quiet(positions, COST, policies, batch=batch, requests=requests, drain=True, bootstrap=1, seed=seed)
+    whole = _serving._in_memory(positions, None)
+    queues = _serving._queues(whole, requests, 1, seed)
+    tables = {b: joint_table(COST, (10, 20), b, 12, 4, widest=3) for b in range(1, batch + 1)}
+    seconds, alone = ({b: getattr(t, name)[0] for b, t in tables.items()} for name in ("seconds", "ar_seconds"))
+    for policy in policies:
+        run = result.runs[batch, policy.name]
+
+        def choose(gains: Any, policy: Policy = policy) -> Any:
+            if isinstance(policy, Autoregressive):
+                return None
+            if isinstance(policy, (DFlash, Chain)):
+                return 4 if isinstance(policy, DFlash) else 2
+            if isinstance(policy, Schedule):
+                return naive_schedule.tokens(policy.ranges, len(gains), 4) or None
+            return policy.choose_batch(np.ascontiguousarray(gains), tables[len(gains)].curve[0]).tolist()
+
+        for r, queue in enumerate(queues.tolist()):
+            want = naive_serving.drained(whole, queue, batch, seconds, alone, choose)
+            got = run.seconds[r], run.tokens[r], run.rounds[r], run.nodes[r]
+            assert got == pytest.approx(want[:4])
+            np.testing.assert_allclose(run.latency[r], want[4])
+            assert run.tokens[r] == whole.tokens[queue].sum()
+
+
+def test_a_schedule_pays_where_a_batch_drains() -> None:
+    positions = made(4, [60, 20, 20, 20, 20, 20, 20, 20])
+    names = ["Chain:1", "Chain:4", "Schedule([(1, 1, 4), (2, 8, 0)])"]
+    steep = CostModel.from_table([1, 2, 8, 9, 300], [0.010, 0.0101, 0.0105, 0.02, 0.9])
+    full, ends = (
+        quiet(positions, steep, names, batch=8, requests=8, bootstrap=0, drain=d).table() for d in (False, True)
+    )
+    rate = ends.set_index("policy")["tokens_per_second"]
+    assert rate.iloc[3] > rate.drop(names[2]).max()  # the schedule
+    assert (
+        full["tokens_per_second"][0] > 2 * ends["tokens_per_second"][0]
+    )  # a round of AR costs about the same for fewer
+    assert (ends["tokens"] == 8 * positions.tokens.sum()).all()
+    alone, same = (quiet(positions, steep, names, batch=1, bootstrap=2, drain=d).table() for d in (False, True))
+    assert alone.equals(same)
 
 
 class Copied(Policy):

@@ -1,0 +1,166 @@
+"""What serving came to: runs of policies at batch sizes, and their table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddsim.arrays import Floats
+from ddsim.errors import DdsimError
+
+Interval = tuple[float, float, float]
+
+
+EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
+
+
+SHUFFLES = 8
+"""Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one policy did at one batch size: SHUFFLES entries with all prompts, then one for each repeat with resampled prompts.
+
+    Attributes
+    ----------
+    seconds : float64 [R]
+    tokens : int64 [R], committed by all slots
+    rounds : int64 [R], joint rounds
+    nodes : int64 [R], verified nodes in all
+    latency : float64 [R, requests], seconds from a request's first round to its last
+    largest : int64 [R], nodes of the largest round
+    shares : int64 [R], rounds that requests took part in: of a joint round as many as it had requests
+    """
+
+    seconds: Floats
+    tokens: NDArray[np.int64]
+    rounds: NDArray[np.int64]
+    nodes: NDArray[np.int64]
+    latency: Floats
+    largest: NDArray[np.int64]
+    shares: NDArray[np.int64]
+
+
+class ServingResult:
+    """Outcomes of policies at several batch sizes, with 95 % intervals from repeated simulations.
+
+    Attributes
+    ----------
+    runs : dict, (batch, policy name) -> Run
+        Names that would be the same are numbered, as in "Half" and "Half (2)".
+    provenance : dict
+    extrapolated : dict, (batch, policy name) -> bool
+        Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
+    baseline : str
+        The policy that speed-ups are over: autoregressive decoding.
+    """
+
+    def __init__(
+        self,
+        runs: dict[tuple[int, str], Run],
+        lengths: dict[int, NDArray[np.int64]],
+        provenance: dict[str, Any],
+        extrapolated: dict[tuple[int, str], bool],
+        baseline: str,
+    ) -> None:
+        self.runs = runs
+        self.baseline = baseline
+        self.extrapolated = extrapolated
+        self.provenance = provenance
+        self._lengths = lengths
+
+    def __repr__(self) -> str:
+        batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
+        return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
+
+    def table(self) -> pd.DataFrame:
+        """One row a batch size and policy.
+
+        Returns
+        -------
+        DataFrame
+            batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
+            a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one that is taken),
+            tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
+            the same batch size; _low, _high), extrapolated (whether a round cost what wasn't measured).
+        """
+        rows = []
+        for (batch, name), run in self.runs.items():
+            rate = _rates(run)
+            tpot = run.latency / self._lengths[batch]
+            rounds, shares = int(run.rounds[:SHUFFLES].sum()), int(run.shares[:SHUFFLES].sum())
+            row: dict[str, Any] = {
+                "batch": batch,
+                "policy": name,
+                "rounds": rounds,
+                "tokens": int(run.tokens[:SHUFFLES].sum()),
+                "acceptance_length": run.tokens[:SHUFFLES].sum() / shares,
+                "budget_mean": run.nodes[:SHUFFLES].sum() / shares,
+                "seconds": float(run.seconds[:SHUFFLES].sum()),
+            }
+            row |= _columns("tokens_per_second", rate)
+            row["tokens_per_second_user"] = rate[0] / (shares / rounds)
+            row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
+            row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
+            row |= _columns("speedup", rate / _rates(self.runs[batch, self.baseline]))
+            row["extrapolated"] = self.extrapolated[batch, name]
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def gain(self, policy: str, over: str, batch: int) -> Interval:
+        """Relative gain in tokens per second of one policy over another at one batch size, paired: value, low, high."""
+        for name in (policy, over):
+            if (batch, name) not in self.runs:
+                known = ", ".join(n for b, n in self.runs if b == batch)
+                raise DdsimError(f"no policy {name!r} at batch {batch}; there {'are ' + known if known else 'is none'}")
+        return _interval(_rates(self.runs[batch, policy]) / _rates(self.runs[batch, over]) - 1.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Table (times in seconds) and provenance, as JSON."""
+        rows = self.table().astype(object).where(lambda t: t.notna(), None).to_dict("records")
+        return {"kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": rows}
+
+    def __str__(self) -> str:
+        table = self.table()
+        shown = pd.DataFrame(
+            {
+                "batch": table["batch"],
+                "policy": table["policy"] + np.where(table["extrapolated"], " *", ""),
+                "accepted": table["acceptance_length"].map("{:.2f}".format),
+                "nodes": table["budget_mean"].map("{:.1f}".format),
+                "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
+                "a user": table["tokens_per_second_user"].map("{:.1f}".format),
+                "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
+                "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
+                "speedup": table["speedup"].map("{:.2f}".format),
+            }
+        )
+        if table["speedup_low"].notna().any():
+            shown["95 %"] = [
+                f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
+            ]
+        note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
+        return shown.to_string(index=False) + note
+
+
+def _rates(run: Run) -> Floats:
+    """Tokens per second of all slots: over the shuffles of all prompts, then of every repeat."""
+    plain = run.tokens[:SHUFFLES].sum() / run.seconds[:SHUFFLES].sum()
+    return np.append(plain, run.tokens[SHUFFLES:] / run.seconds[SHUFFLES:])
+
+
+def _interval(values: Floats) -> Interval:
+    """The first value, and the 95 % percentile interval of the others (NaN without any)."""
+    if len(values) < 2:
+        return float(values[0]), np.nan, np.nan
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _columns(name: str, values: Floats) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values), strict=True))
