@@ -293,7 +293,7 @@ def replay(
         Default: `default_policies`.
     calibration : Calibration or CrossCalibration, optional
         Policies that depend on it are replayed once more on calibrated marginals, as "<name> calibrated". For a fair comparison
-        it must have been fitted on other prompts: `ddsim.cross_calibrate` sees to it. Hindsight stays that of the raw trees.
+        it must have been fitted on other prompts: `ddsim.cross_calibrate` sees to it. Hindsight stays that of the raw trees, but for a path correction.
     bootstrap : int
         Resamples of the prompts for the 95 % intervals.
     seed : int

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ddsim
 from ddsim.errors import DdsimError
 from ddsim.replay.held_out import tokens_a_round
 from ddsim.trace import path as _path
@@ -24,6 +25,7 @@ from ddsim.trace.trace import Trace
 from ddsim.tree.lattices import Lattices
 from ddsim.tree.proposal import Rows
 from ddsim.tree.rows import kept_pairs
+from ddsim.view.report import report
 from tests import made_up
 from tests import strategies as some
 from tests.naive import lattice as naive_lattice
@@ -162,6 +164,25 @@ def test_pairs_of_shuffled_text_gain_nothing() -> None:
     table = tokens_a_round(trace, positions_of(trace), positions_of(trace, calibration=cross), budgets=(4, 12))
     pooled = table[table["workload"] == "all"]
     assert len(pooled) == 3 and (pooled["low"] < 0.01).all() and (pooled["gain"] < 0.02).all()
+
+
+def test_all_that_takes_a_calibration_takes_it(trace: Trace, tmp_path: Path) -> None:
+    cross = cross_calibrate(trace, "path", folds=2)
+    cost = ddsim.CostModel.from_table([1, 64], [0.010, 0.014], draft_seconds=0.001)
+    table = ddsim.replay(
+        trace, cost, ["AR", "DFlash", "DDTree:4", "RoundRatio", "Hindsight"], calibration=cross
+    ).table()
+    tokens = table.set_index("policy")["acceptance_length"]
+    expected = tokens_a_round(trace, positions_of(trace), positions_of(trace, calibration=cross), budgets=(4,))
+    for row in expected[expected["workload"] == "all"].itertuples():
+        assert tokens[row.policy] == pytest.approx(row.before)
+        assert tokens[row.policy + " calibrated"] == pytest.approx(row.after)
+    assert {"RoundRatio calibrated", "Hindsight calibrated"} <= set(
+        tokens.index
+    ) and "AR calibrated" not in tokens.index
+    assert "calibrated" in str(ddsim.plan(trace, cost, calibration=cross, bootstrap=50))
+    report(trace, cost, tmp_path / "report.html", calibration=cross, bootstrap=50)
+    ddsim.simulate(trace, cost, ["DDTree:4"], calibration=fit_on_all(trace, "path"), batch=4, bootstrap=10)
 
 
 def test_gains_are_counted_by_walks(trace: Trace) -> None:
