@@ -144,9 +144,10 @@ def record(
     limit: LimitOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
     seed: SeedOption = 0,
+    head: HeadOption = True,
     json: JsonOption = False,
 ) -> None:
-    """Record a dense trace: the target's answers and the drafter's marginals at every position.
+    """Record a dense trace: the target's answers and what the drafter proposes at every position.
 
     A run that was stopped continues where it was when it is started again with the same options.
     """
@@ -160,7 +161,7 @@ def record(
         path = module.record(
             target=target, drafter=drafter, prompts=prompts, out=out, temperature=temperature,
             max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
-            batch=batch, progress=progress,
+            batch=batch, head=head, progress=progress,
         )  # fmt: skip
     trace = _open(Out(), [path])
     told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"
@@ -387,6 +388,7 @@ def validate(
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
+    head: HeadOption = True,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -412,7 +414,7 @@ def validate(
             result = module.validate(
                 target=target, drafter=drafter, out=out, widen=widen, prompts=prompts or ("all",), limit=limit,
                 max_new_tokens=max_new_tokens, repeats=repeats, largest=max_budget, eager_budget=eager_budget,
-                tolerance=tolerance, device=device, dtype=dtype, seed=seed, progress=say, **given,
+                tolerance=tolerance, device=device, dtype=dtype, seed=seed, head=head, progress=say, **given,
             )  # fmt: skip
     try:
         worst = _show_validation(show, result, plot)

@@ -1,4 +1,4 @@
-"""Record dense traces: the target writes its answers, then the drafter's marginals at every position of them."""
+"""Record dense traces: the target writes its answers, then what the drafter proposes at every position of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ from ddsim.trace.writer import TraceWriter
 from ddsim_reference.generate import TextGenerator
 from ddsim_reference.limits import check_sampling, free_memory
 from ddsim_reference.model import forward
-from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, target_files, weight_files
+from ddsim_reference.model.checkpoint import (
+    HEAD,
+    checkpoint_folder,
+    load_drafter,
+    load_head,
+    load_target,
+    target_files,
+    weight_files,
+)
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.forward import head_logits
-from ddsim_reference.model.heads import DraftHead, lattice
-from ddsim_reference.model.sampling import choose, round_down_half, top_candidates, uniforms
+from ddsim_reference.model.heads import DraftHead, HeadConfig, lattice
+from ddsim_reference.model.sampling import choose, round_conditionals, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
 
@@ -163,8 +171,8 @@ def lattices(
         roots = torch.tensor(answer[own], device=hidden.device)
         ids, starts, steps = lattice(*draft_head, hidden, embedding, target_head, count, roots)
         token_ids[own] = ids.cpu().numpy()
-        first[own] = round_down_half(starts).cpu().numpy()
-        transitions[own] = round_down_half(steps).cpu().numpy()
+        first[own] = round_conditionals(starts).cpu().numpy()
+        transitions[own] = round_conditionals(steps).cpu().numpy()
     return token_ids, first, transitions
 
 
@@ -246,6 +254,12 @@ def provenance(
     }
 
 
+def head_provenance(drafter: str, head: HeadConfig) -> dict[str, Any]:
+    """What lattices depend on beside that. A published head lies among the drafter's own tensors and has no files of its own."""
+    files = sorted((checkpoint_folder(drafter) / HEAD).glob("*.safetensors"))
+    return {"head_config": asdict(head)} | ({"head_sha256": sha256(files)} if files else {})
+
+
 def _prompt_tokens(
     prompts: Sequence[Prompt],
     tokenizer: Any,
@@ -292,6 +306,8 @@ def record(
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
     encoded: dict[tuple[str, str], list[int]] | None = None,
+    head: bool = True,
+    lattice_width: int = 16,
 ) -> Path:
     """Record a dense trace.
 
@@ -315,6 +331,10 @@ def record(
         Called with (sequences done, sequences in all).
     encoded : dict, optional
         Token ids by (workload, prompt id), for machines without the tokenizer.
+    head : bool
+        Record lattices if the drafter has a head; otherwise its marginals.
+    lattice_width : int
+        Candidates a depth of a lattice; the decoder must keep as many.
 
     Returns
     -------
@@ -334,21 +354,27 @@ def record(
     config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
     check_pair(config, drafter_shape, drafter)
+    draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
     layers = forward.target_layers(config, weights)
-    source = provenance(target, config, drafter, drafter_shape, device, torch_dtype) | {
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
-        "recorded": time.strftime("%Y-%m-%d"),
-    }
+    source = (
+        provenance(target, config, drafter, drafter_shape, device, torch_dtype)
+        | {
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
+            "recorded": time.strftime("%Y-%m-%d"),
+        }
+        | ({} if draft_head is None else head_provenance(drafter, draft_head[0]) | {"lattice_width": lattice_width})
+    )
     ids = _prompt_tokens(chosen, tokenizer, encoded, config, max_new_tokens)
     longest = max((len(tokens) for tokens in ids.values()), default=0) + max_new_tokens
     check_caches(config, min(batch, len(chosen)), longest, torch_dtype, device)
     check_window(drafter_shape, longest)
     at = float(np.float32(temperature))
     with TraceWriter(
-        out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source
-    ) as writer:
+        out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source,
+        kind="rows" if draft_head is None else "lattice",
+    ) as writer:  # fmt: skip
         for p in chosen:
             before, now = writer.prompt_digests.get((p.workload, p.id, at)), prompt_digest(ids[p.workload, p.id])
             if before is not None and before != now:
@@ -366,19 +392,18 @@ def record(
                 config, weights, asked, max_new_tokens=max_new_tokens, temperature=temperature, random=random
             )
             for prompt, prompt_ids, answer in zip(part, asked, answers, strict=True):
-                logprobs, token_ids = marginals(
-                    config, weights, layers, drafter_shape, drafter_weights, prompt_ids, answer, candidates=max_budget
-                )
-                writer.add_sequence(
-                    prompt_id=prompt.id,
-                    workload=prompt.workload,
-                    temperature=temperature,
-                    prompt_tokens=len(prompt_ids),
-                    tokens=np.asarray(answer, np.int32),
-                    token_ids=token_ids,
-                    logprobs=logprobs,
-                    prompt_digest=prompt_digest(prompt_ids),
-                )
+                sequence: dict[str, Any] = {
+                    "prompt_id": prompt.id, "workload": prompt.workload, "temperature": temperature,
+                    "prompt_tokens": len(prompt_ids), "tokens": np.asarray(answer, np.int32),
+                    "prompt_digest": prompt_digest(prompt_ids),
+                }  # fmt: skip
+                models = config, weights, layers, drafter_shape, drafter_weights
+                if draft_head is None:
+                    logprobs, token_ids = marginals(*models, prompt_ids, answer, candidates=max_budget)
+                    writer.add_sequence(**sequence, token_ids=token_ids, logprobs=logprobs)
+                else:
+                    token_ids, starts, steps = lattices(*models, draft_head, prompt_ids, answer, width=lattice_width)
+                    writer.add_lattice(**sequence, token_ids=token_ids, first=starts, transitions=steps)
                 finished += 1
                 if progress is not None:
                     progress(finished, len(chosen))

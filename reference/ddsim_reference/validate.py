@@ -30,13 +30,14 @@ from ddsim_reference.engine.buckets import TokenTree
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
 from ddsim_reference.model import forward
-from ddsim_reference.model.checkpoint import load_drafter, load_target
+from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 from ddsim_reference.model.device import check_device, device_name, number_type
 from ddsim_reference.model.heads import DraftHead
 from ddsim_reference.model.widen import SHAPES, away_from, widen_drafter, widen_head, widen_target
 from ddsim_reference.model.workloads import choose_prompts, encode_all
 from ddsim_reference.profile import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
+from ddsim_reference.record import head_provenance
 
 KIND = "ddsim-validation"
 SCHEMA_VERSION = 1
@@ -98,14 +99,15 @@ def widened(
     return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind), draft_head
 
 
-def engine_marginals(
+def engine_drafts(
     engine: Engine, prompt: Sequence[int], answer: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The marginals that the engine itself drafts at every position of an answer, one after another.
+    """What the engine itself drafts at every position of an answer, one after another.
 
     Returns
     -------
-    logprobs, token_ids : float32 and int32 ndarray [len(answer) - 1, L, K]
+    logprobs, token_ids : float32 and int32 ndarray [len(answer) - 1, ...]
+        As `Engine.drafted` of one request.
     margins : float32 ndarray [len(answer) - 1]
         By how much the target's best next token leads the second, in nats.
     """
@@ -145,6 +147,7 @@ def validate(
     device: str = "cuda",
     dtype: str = "bfloat16",
     seed: int = 0,
+    head: bool = True,
     encoded: dict[tuple[str, str], list[int]] | None = None,
     plot_path: str | Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
@@ -170,6 +173,8 @@ def validate(
         Also run the published kind of loop (eager, a dense mask and a Python heap a round) with trees of so many nodes.
     tolerance : float, optional
         Largest relative error of tokens a second; the result's ``passed`` tells whether all policies and workloads keep it.
+    head : bool
+        Draft lattices if the drafter has a head; otherwise its marginals.
     encoded : dict, optional
         Token ids by (workload, prompt id), for machines without the tokenizer.
     plot_path : path, optional
@@ -207,6 +212,7 @@ def validate(
     kind = number_type(dtype)
     config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=encoded is None)
     shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device, target=weights)
+    draft_head = load_head(drafter, shape, dtype=kind, device=device) if head else None
     chosen = choose_prompts(prompts, limit)
     if encoded is None:
         ids = encode_all(tokenizer, chosen, config, max_new_tokens)
@@ -214,12 +220,14 @@ def validate(
         ids = [encoded[p.workload, p.id] for p in chosen]
     label = target
     if widen is not None:
-        config, weights, shape, drafter_weights, _ = widened(
-            config, weights, shape, drafter_weights, None, widen, ids[:16]
+        config, weights, shape, drafter_weights, draft_head = widened(
+            config, weights, shape, drafter_weights, draft_head, widen, ids[:16]
         )
         label = f"{Path(target).name} text at {widen} cost"
     most = max(*contexts, max(map(len, ids)) + max_new_tokens) + 64
-    engine = Engine(config, weights, shape, drafter_weights, max_context=most, max_tokens=largest + 1, device=device)
+    engine = Engine(
+        config, weights, shape, drafter_weights, draft_head, max_context=most, max_tokens=largest + 1, device=device
+    )
     progress(f"loaded {label}: {len(chosen)} prompts")
 
     sizes = [m for m in profiled_tokens(engine, largest + 1) if m >= 1]
@@ -230,6 +238,8 @@ def validate(
         "target": label, "drafter": drafter, "device": device_name(device), "dtype": dtype, "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"), "seed": seed,
     }  # fmt: skip
+    if draft_head is not None:
+        provenance |= head_provenance(drafter, draft_head[0]) | {"lattice_width": engine.candidates}
     profile = profile_of(engine, measured, host_seconds(engine, measured, seed=seed), dict(provenance), bandwidth, rate)
     cost = fit_cost(profile)
 
@@ -239,7 +249,7 @@ def validate(
         return decode(
             engine, [ids[i] for i in which], policy, cost, max_new_tokens=max_new_tokens, seed=seed,
             prompt_ids=[names[i] for i in which], timings=timings,
-            max_budget=min(largest, engine.candidates),
+            max_budget=min(largest, engine.largest_tree),
         )  # fmt: skip
 
     everyone = range(len(chosen))
@@ -247,18 +257,22 @@ def validate(
     answers = {plain: run(ar, everyone)}
     keep = [i for i in everyone if len(answers[plain][i].tokens) >= 2]
     progress(f"decoded {plain}")
-    pairs = [engine_marginals(engine, ids[i], answers[plain][i].tokens) for i in keep]
-    trace = Trace.from_arrays(
-        [np.array(answers[plain][i].tokens) for i in keep],
-        [p[1] for p in pairs],
-        [p[0] for p in pairs],
-        workload=[chosen[i].workload for i in keep],
-        prompt_id=[names[i] for i in keep],
-        context0=[len(ids[i]) for i in keep],
-        max_budget=min(largest, engine.candidates),
-        vocab_size=config.vocab_size,
-        provenance=provenance,
-    )
+    pairs = [engine_drafts(engine, ids[i], answers[plain][i].tokens) for i in keep]
+    texts, found_ids = [np.array(answers[plain][i].tokens) for i in keep], [p[1] for p in pairs]
+    about: dict[str, Any] = {
+        "workload": [chosen[i].workload for i in keep],
+        "prompt_id": [names[i] for i in keep],
+        "context0": [len(ids[i]) for i in keep],
+        "max_budget": min(largest, engine.largest_tree),
+        "vocab_size": config.vocab_size,
+        "provenance": provenance,
+    }
+    if draft_head is None:
+        trace = Trace.from_arrays(texts, found_ids, [p[0] for p in pairs], **about)
+    else:
+        width = engine.candidates
+        behind = [p[0][:, 1:].reshape(len(p[0]), -1, width, width) for p in pairs]
+        trace = Trace.from_lattice(texts, found_ids, [p[0][:, 0] for p in pairs], behind, **about)
     progress(f"recorded {len(trace)} positions")
     positions = positions_of(trace, cache=False)
     costs = priced(positions, cost)

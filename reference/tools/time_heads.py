@@ -244,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     print(f"{device_name(device)}, torch {torch.__version__}: {narrow}, widened to {draft_head[0].width}", flush=True)
     checked = check_lattices(engines["head"], texts[:8])
-    limit = 0.05 if dtype == torch.bfloat16 else 0.01  # float16 has steps of 0.004 at 4 to 8 nats
+    limit = 0.1 if dtype == torch.bfloat16 else 0.02  # the engine's are rounded to 1/64 nat
     passed = checked["same_candidates"] > 0.98 and checked["largest_difference_nats"] < limit
     print(f"  {'ok  ' if passed else 'FAIL'} lattices against the plain function: {checked}", flush=True)
     timed = time_drafts(engines, given.context, min(64, max(budgets) + 1), given.turns, given.repeats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,20 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ddsim.cost.model import CostModel
+from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
+from ddsim.policy import walk as _walk
 from ddsim.policy.choose import CHAIN, PREFIX
-from ddsim.policy.rules import Autoregressive, Chain, DDTree, DFlash, RoundRatio
+from ddsim.policy.contract import decision_table
+from ddsim.policy.rules import Autoregressive, CaDDTree, Chain, DDTree, DFlash, RoundRatio
+from ddsim.trace import folded
+from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
-from ddsim.tree.lattices import Lattices
+from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference.decode import decode
 from ddsim_reference.decode.lattices import DraftedLattices
 from ddsim_reference.decode.rows import Grown
@@ -26,7 +34,7 @@ from ddsim_reference.engine.engine import Engine
 from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.model import forward
 from ddsim_reference.model.heads import FORMS, lattice
-from ddsim_reference.model.sampling import round_down_half
+from ddsim_reference.model.sampling import round_conditionals
 from ddsim_reference.record import lattices
 from tests.naive import lattice as naive
 from tests.reference import tiny
@@ -82,7 +90,7 @@ def test_the_engine_drafts_the_heads_lattice(form: str, more: dict[str, Any], mo
     )
     assert ids.tolist() == wanted_ids.tolist()
     rows = np.concatenate((first[:, None], transitions.flatten(1, 2)), 1)
-    assert np.array_equal(logprobs, round_down_half(torch.from_numpy(rows)).numpy())
+    assert np.array_equal(logprobs, round_conditionals(torch.from_numpy(rows)).numpy())
     assert np.exp(logprobs).sum(-1).max() < 1 + 1e-5 and np.isfinite(logprobs).all()
     assert not np.array_equal(logprobs[:, 1], logprobs[:, 2])  # it looks at the token before
 
@@ -147,53 +155,48 @@ def test_warming_up_a_graph_changes_no_lattice(monkeypatch: pytest.MonkeyPatch) 
     assert [(d.tokens, d.rounds) for d in got] == [(d.tokens, d.rounds) for d in wanted]
 
 
-def recorded(engine: Engine, prompts: list[list[int]], answers: list[list[int]], form: str, most: int) -> Lattices:
-    """The head's lattices at every position of answers, by plain passes, without what ``most`` nodes don't use."""
+def recorded(prompts: list[list[int]], answers: list[list[int]], form: str, most: int, temperature: float) -> Trace:
+    """The head's lattices at every position of answers, by plain passes."""
     config, weights = tiny.target(vocab_size=9)
     shape, draft_weights = tiny.drafter(config)
-    head = tiny.head(shape, form)
-    layers = forward.target_layers(config, weights)
-    found = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        found.append(lattices(config, weights, layers, shape, draft_weights, head, prompt, answer, width=6))
-    return Lattices.from_dense(*(np.concatenate(part) for part in zip(*found, strict=True)), most)
+    models = config, weights, forward.target_layers(config, weights), shape, draft_weights, tiny.head(shape, form)
+    found = [lattices(*models, p, a, width=6) for p, a in zip(prompts, answers, strict=True)]
+    return Trace.from_lattice(
+        [np.array(a, np.int32) for a in answers], *zip(*found, strict=True), context0=[len(p) for p in prompts],
+        max_budget=most, vocab_size=9, temperature=temperature,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("form", "temperature"), [("gated", 0.0), ("static", 1.0)])
-def test_rounds_are_those_of_the_recorded_lattices(form: str, temperature: float, count: int) -> None:
-    """Budgets of 3 to 64 nodes and the chain: accepted tokens round by round."""
+def test_rounds_are_those_of_a_replay(form: str, temperature: float, count: int, tmp_path: Path) -> None:
+    """Accepted tokens and budgets of chains, of trees of 3 to 64 nodes and of adaptive policies, round by round."""
     engine = small_vocabulary(form)
     prompts = tiny.prompts(count, 9, seed=7)
-    settings: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature}
-    answers = [a.tokens for a in decode(engine, prompts, Autoregressive(), **settings)]
-    proposal = recorded(engine, prompts, answers, form, 64)
-    starts = np.cumsum([0, *map(len, answers)])
-    paths = proposal.true_paths(np.concatenate(answers).astype(np.int32), starts)
-    gains, ranks, chain, _ = proposal.drafts(paths, 64)
+    options: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature}
+    answers = [a.tokens for a in decode(engine, prompts, Autoregressive(), **options)]
+    recorded(prompts, answers, form, 64, temperature).save(tmp_path / "t")
+    trace = open_trace(tmp_path / "t")
+    flatten = Calibration("isotonic", np.log([0.01, 0.2, 0.9]), np.array([0.02, 0.3, 0.8]), np.zeros(0), {})
+    fixed = (DFlash(), Chain(2), DDTree(3), DDTree(8), DDTree(20), DDTree(64))
     most = 0
-    for policy in (DFlash(), Chain(2), DDTree(3), DDTree(20), DDTree(64), RoundRatio()):
-        got = decode(engine, prompts, policy, COST, **settings)
-        for s, (answer, text) in enumerate(zip(got, answers, strict=True)):
-            assert answer.tokens == text
-            p, walked = 0, []
-            while p < len(text) - 1:
-                at = starts[s] + p
-                if policy.adaptive:
-                    seconds = [COST.draft_seconds() + COST.verify_seconds(n + 1, 64) for n in range(65)]
-                    rate = [(1 + gains[at, :n].sum(dtype=float)) / seconds[n] for n in range(65)]
-                    budget = int(np.argmax(rate))
-                    accepted = int((ranks[at] <= budget).sum())
-                elif isinstance(policy, DFlash):
-                    budget, accepted = 5, int(chain[at])
-                elif isinstance(policy, Chain):
-                    budget, accepted = policy.k, min(policy.k, int(chain[at]))
-                else:
-                    budget, accepted = policy.fixed, int((ranks[at] <= policy.fixed).sum())
-                walked.append((p, budget, accepted))
-                most = max(most, accepted)
-                p += accepted + 1
-            assert [(r.position, r.budget, r.accepted) for r in answer.rounds] == walked
+    for calibration, policies in ((None, (*fixed, RoundRatio(), CaDDTree())), (flatten, (RoundRatio(),))):
+        positions = positions_of(trace, calibration=calibration, cache=False)
+        measured = cost_table(COST, positions.context, 64)
+        for policy in policies:
+            costs = decision_table(policy, COST, measured)
+            actions = policy.actions(positions.block(0, count), costs)
+            accepted = _walk.walk(positions.block(0, count), costs, actions).accepted
+            got = decode(engine, prompts, policy, COST, calibration=calibration, **options)
+            for s, (answer, text) in enumerate(zip(got, answers, strict=True)):
+                own = slice(int(positions.starts[s]), int(positions.starts[s + 1]))
+                visited = np.flatnonzero(accepted[own] >= 0)
+                assert answer.tokens == text
+                assert [r.position for r in answer.rounds] == visited.tolist()
+                assert [r.accepted for r in answer.rounds] == accepted[own][visited].tolist()
+                if policy.fixed is not None and policy.fixed > 0:
+                    assert {r.budget for r in answer.rounds} == {policy.fixed}
+            most = max(most, int(accepted.max()))
     assert most >= 2
 
 
@@ -207,7 +210,18 @@ def test_recorded_in_passes_of_any_size() -> None:
     assert (whole[0] == parts[0]).all()
     assert np.all(whole[1][-1] == -np.inf) and np.all(whole[2][-1] == -np.inf)
     for a, b in zip(whole[1:], parts[1:], strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3)
+        np.testing.assert_allclose(a, b, atol=1 / 64)
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.1, 3.0, 30.0, 900.0]), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_conditionals_are_rounded_as_in_traces(seed: int, spread: float, whole: bool) -> None:
+    """Rows that sum to 1, or to less; twice rounded is once rounded."""
+    x = (torch.randn(7, 5, generator=torch.Generator().manual_seed(seed)) * spread).log_softmax(-1)
+    x = x if whole else x[:, :3]
+    got = round_conditionals(x)
+    np.testing.assert_array_equal(got.numpy(), folded.round_conditionals(x.numpy()))
+    assert torch.equal(round_conditionals(got), got)
 
 
 def test_temperatures_of_marginals_are_refused() -> None:

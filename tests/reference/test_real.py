@@ -32,12 +32,13 @@ pytestmark = [
 COST = CostModel.from_table([1, 16, 64, 512], [1.0, 1.1, 1.5, 5.0], draft_seconds=0.3)
 
 
+@pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize(("temperature", "each"), [(0.0, 5), (1.0, 1)])
-def test_replay_is_the_decoder(temperature: float, each: int, tmp_path: Path) -> None:
+def test_replay_is_the_decoder(temperature: float, each: int, head: bool, tmp_path: Path) -> None:
     """20 prompts (4 at temperature 1), trees of 8 to 128 nodes, the chain and an adaptive policy: no difference."""
     path = record(
         target=SMOLLM2, drafter=str(DRAFTER), prompts=WORKLOADS, out=tmp_path / "trace", temperature=temperature,
-        max_new_tokens=24, max_budget=128, limit=each, batch=20,
+        max_new_tokens=24, max_budget=128, limit=each, batch=20, head=head,
     )  # fmt: skip
     trace = open_trace(path)
     positions = positions_of(trace, cache=False)
@@ -47,9 +48,11 @@ def test_replay_is_the_decoder(temperature: float, each: int, tmp_path: Path) ->
     chosen = [prompt for name in WORKLOADS for prompt in load_prompts(name)[:each]]
     assert [p.id for p in chosen] == [info.prompt_id for info in trace.sequences]
     ids = [encode(tokenizer, prompt) for prompt in chosen]
+    assert trace.kind == ("lattice" if head else "rows")
     engine = Engine(
-        config, weights, shape, drafter_weights, max_context=max(map(len, ids)) + 24, max_tokens=129, candidates=128
-    )
+        config, weights, shape, drafter_weights, load_head(str(DRAFTER), shape) if head else None,
+        max_context=max(map(len, ids)) + 24, max_tokens=129, candidates=128,
+    )  # fmt: skip
     (block,) = trace.blocks()
     policies: list[Policy] = [DFlash(), DDTree(8), DDTree(32), DDTree(64), DDTree(128), RoundRatio()]
     for policy in policies if temperature == 0 else policies[:3]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import ddsim
 import ddsim_reference.record as module
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Autoregressive
-from ddsim.trace.trace import open_trace
+from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference.decode import decode
 from ddsim_reference.engine.engine import Engine
-from ddsim_reference.model.checkpoint import load_drafter, load_target, save_drafter, save_target
+from ddsim_reference.model import forward
+from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target, save_drafter, save_head, save_target
 from ddsim_reference.model.sampling import uniforms
-from ddsim_reference.record import prompt_digest, record, write_answers
+from ddsim_reference.record import lattices, prompt_digest, record, write_answers
 from tests.reference import tiny
 
 
@@ -66,6 +68,31 @@ def test_a_recording_holds_the_targets_answers(job: dict[str, Any], temperature:
         assert info.temperature == pytest.approx(temperature)
         assert block.tokens[block.starts[s] : block.starts[s + 1]].tolist() == answer.tokens
     assert any(a.tokens[-1] in (7, 8) for a in answers)  # stop tokens are part of the text
+
+
+def test_a_head_records_lattices(job: dict[str, Any], tmp_path: Path) -> None:
+    """As plain passes make them one sequence at a time; the marginals of the same drafter beside them."""
+    config, weights, _ = load_target(job["target"])
+    shape, draft_weights = load_drafter(job["drafter"])
+    save_head(job["drafter"], *tiny.head(shape, reach=1), {})
+    head = load_head(job["drafter"], shape)
+    assert head is not None
+    trace = open_trace(record(**job, lattice_width=8))
+    provenance = trace.meta["provenance"]
+    assert trace.kind == "lattice" and provenance["lattice_width"] == 8 and len(provenance["head_sha256"]) == 64
+    assert provenance["head_config"] == {"form": "gated", "width": 12, "tables": False, "reach": 1}
+    models = config, weights, forward.target_layers(config, weights), shape, draft_weights, head
+    (block,) = trace.blocks()
+    texts = [block.tokens[a:b] for a, b in pairwise(block.starts)]
+    found = [lattices(*models, p, x.tolist(), width=8) for p, x in zip(job["encoded"].values(), texts, strict=True)]
+    (wanted,) = Trace.from_lattice(texts, *zip(*found, strict=True), max_budget=20, vocab_size=61).blocks()
+    for name, column in wanted.proposal.candidates().items():
+        assert np.array_equal(block.proposal.candidates()[name], column)
+    with pytest.raises(DdsimError, match="can't be one trace"):
+        record(**job, head=False)
+    plain = open_trace(record(**(job | {"out": tmp_path / "plain"}), head=False))
+    assert plain.kind == "rows" and "head_config" not in plain.meta["provenance"]
+    assert np.array_equal(next(plain.blocks()).tokens, block.tokens)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -22,7 +22,7 @@ from ddsim.policy.rules import Autoregressive
 from ddsim_reference import validate
 from ddsim_reference.decode import Decoded, Round, decode
 from ddsim_reference.engine.engine import Engine
-from ddsim_reference.model.checkpoint import save_drafter, save_target
+from ddsim_reference.model.checkpoint import load_drafter, save_drafter, save_head, save_target
 from ddsim_reference.model.forward import target_layers
 from ddsim_reference.record import marginals
 from tests.reference import tiny
@@ -94,6 +94,25 @@ def test_validation_in_one_run(
     assert set(result["parts_ms_per_round"]["RoundRatio"]) == {"draft", "tree", "verify", "commit", "host"}
 
 
+def test_validation_of_lattices(
+    pair: tuple[str, str], prompts: tuple[str, dict[tuple[str, str], list[int]]], tmp_path: Path
+) -> None:
+    """A drafter with a head needs no more options; without it, the same texts in other rounds."""
+    save_head(pair[1], *tiny.head(load_drafter(pair[1])[0]), {})
+    rounds = []
+    for head in (True, False):
+        result = validate.validate(
+            target=pair[0], drafter=pair[1], out=tmp_path / "v.json", prompts=[prompts[0]], encoded=prompts[1], limit=2,
+            policies=("AR", "DFlash", "DDTree:7", "RoundRatio"), max_new_tokens=16, contexts=(16, 32), repeats=2,
+            largest=31, device="cpu", dtype="float32", head=head,
+        )  # fmt: skip
+        for name, agreement in result["agreement"].items():
+            assert agreement == {"answers": 4, "same_text": 4, "of_these_same_rounds": 4}, name
+        assert ("head_config" in result["provenance"]) == head
+        rounds.append([row["measured"]["rounds"] for row in result["rows"]])
+    assert rounds[0] != rounds[1]
+
+
 def test_engine_marginals_are_the_recorders(pair: tuple[str, str]) -> None:
     config, weights = tiny.target("llama")
     shape, drafter = tiny.drafter(config)
@@ -102,7 +121,7 @@ def test_engine_marginals_are_the_recorders(pair: tuple[str, str]) -> None:
     )
     prompt = list(range(3, 12))
     answer = decode(engine, [prompt], Autoregressive(), max_new_tokens=12)[0].tokens
-    logprobs, ids, margins = validate.engine_marginals(engine, prompt, answer)
+    logprobs, ids, margins = validate.engine_drafts(engine, prompt, answer)
     layers = target_layers(config, weights)
     there, there_ids = marginals(config, weights, layers, shape, drafter, prompt, answer, candidates=40)
     np.testing.assert_allclose(logprobs, there[:-1], atol=2e-2)

@@ -31,7 +31,7 @@ from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, ch
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
 from ddsim_reference.model.heads import DraftHead, cut, lattice_of, parents_at_a_time
-from ddsim_reference.model.sampling import round_down_half, top_candidates
+from ddsim_reference.model.sampling import round_conditionals, top_candidates
 
 
 class Engine:
@@ -352,7 +352,7 @@ class Engine:
         -------
         logprobs : float32 ndarray [batch, L, K], or [batch, 1 + (L - 1) * K, K] with a head
             Marginals, descending; or a lattice's first row, then its transitions: row 1 + (d - 1) * K + i follows candidate i
-            of depth d. Rounded down to float16.
+            of depth d. Rounded as in a trace.
         token_ids : int32 ndarray [batch, L, K]
         """
         return self.host_logprobs.numpy(), self.host_ids.numpy()
@@ -513,7 +513,7 @@ class Engine:
                 drafted.unflatten(0, (batch, -1)), logits.unflatten(0, (batch, -1)), self.candidates, reach=head.reach
             )
             ids, first, transitions = lattice_of(head, weights, found, self.embedding, self.head, self.roots)
-            values = round_down_half(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
+            values = round_conditionals(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
 

@@ -6,8 +6,11 @@ from zlib import crc32
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+PER_NAT, LOWEST = 64, 65535  # as in ddsim.trace.folded
 
 
 def uniforms(seed: int, prompt_id: str, count: int) -> NDArray[np.float64]:
@@ -38,6 +41,15 @@ def round_down_half(x: Tensor) -> Tensor:
     half = x.half()
     bits = half.view(torch.int16) + (half.float() > x).to(torch.int16)  # one step away from zero for negative numbers
     return bits.view(torch.float16).float()
+
+
+def round_conditionals(logprobs: Tensor) -> Tensor:
+    """Rows of conditional log-probabilities as they enter traces and trees, float32 (twin of ``ddsim.trace.folded.round_conditionals``)."""
+    scaled = logprobs.double() * PER_NAT
+    nearest = scaled.round()
+    above = (nearest / PER_NAT).exp().sum(-1, keepdim=True) > 1
+    units = torch.where(above, scaled.floor(), nearest)
+    return (F.threshold(units, -LOWEST - 0.5, -torch.inf) / PER_NAT).float()
 
 
 def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
