@@ -450,37 +450,6 @@ def _ranges(given: Any) -> list[tuple[int, int, int]]:
     return found
 
 
-class BestFixed(_Fixed):
-    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
-
-    name = "BestFixed"
-    solves = "budget"
-
-    def __init__(self) -> None:
-        self.budget: int | None = None
-
-    @property
-    def fixed(self) -> int | None:  # type: ignore[override]
-        return self.budget
-
-    @property
-    def needs_trace(self) -> bool:  # type: ignore[override]
-        return self.budget is None
-
-    def prepare(
-        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
-    ) -> BestFixed:
-        return self.at(int(np.argmin(fixed_seconds(positions, costs, sequences))))
-
-    def at(self, value: float) -> BestFixed:
-        ready = copy.copy(self)
-        ready.budget = int(value)
-        return ready
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "budget": self.budget}
-
-
 class BestChain(_Fixed):
     """The `Chain` of highest realised throughput over the trace, of 1 to L tokens: what `BestFixed` is for trees."""
 
@@ -512,6 +481,37 @@ class BestChain(_Fixed):
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "k": self.k}
+
+
+class BestFixed(_Fixed):
+    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
+
+    name = "BestFixed"
+    solves = "budget"
+
+    def __init__(self) -> None:
+        self.budget: int | None = None
+
+    @property
+    def fixed(self) -> int | None:  # type: ignore[override]
+        return self.budget
+
+    @property
+    def needs_trace(self) -> bool:  # type: ignore[override]
+        return self.budget is None
+
+    def prepare(
+        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
+    ) -> BestFixed:
+        return self.at(int(np.argmin(fixed_seconds(positions, costs, sequences))))
+
+    def at(self, value: float) -> BestFixed:
+        ready = copy.copy(self)
+        ready.budget = int(value)
+        return ready
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "budget": self.budget}
 
 
 class Hindsight(Policy):
