@@ -26,6 +26,7 @@ from ddsim.policy.rules import Autoregressive, CaDDTree, Chain, DDTree, DFlash, 
 from ddsim.trace import folded
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
+from ddsim.trace.path import FEATURES, PathCorrection
 from ddsim.trace.trace import Trace, open_trace
 from ddsim_reference.decode import decode
 from ddsim_reference.decode.lattices import DraftedLattices
@@ -35,7 +36,7 @@ from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.model import forward
 from ddsim_reference.model.heads import FORMS, lattice
 from ddsim_reference.model.sampling import round_conditionals
-from ddsim_reference.record import lattices
+from ddsim_reference.record import lattices, marginals
 from tests.naive import lattice as naive
 from tests.reference import tiny
 from tests.reference.test_decode import Adaptive, Anything, Replayed
@@ -224,8 +225,62 @@ def test_conditionals_are_rounded_as_in_traces(seed: int, spread: float, whole: 
     assert torch.equal(round_conditionals(got), got)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_corrected_rows_are_those_of_a_replay(batch: int) -> None:
+    """A path correction makes lattices of rows: every round as replayed, alone and side by side."""
+    engine = tiny.engine(changes={"vocab_size": 9}, batch=batch, max_tokens=65 * batch)
+    prompts = tiny.prompts(4, 9, seed=7)
+    options: dict[str, Any] = {"max_new_tokens": 14}
+    answers = [a.tokens for a in decode(engine, prompts, Autoregressive(), **options)]
+    config, weights = tiny.target(vocab_size=9)
+    shape, draft_weights = tiny.drafter(config)
+    models = config, weights, forward.target_layers(config, weights), shape, draft_weights
+    rows = [marginals(*models, p, a, candidates=9) for p, a in zip(prompts, answers, strict=True)]
+    trace = Trace.from_arrays(
+        [np.array(a, np.int32) for a in answers], [r[1] for r in rows], [r[0] for r in rows],
+        context0=[len(p) for p in prompts], max_budget=64, vocab_size=9,
+    )  # fmt: skip
+    rng, none = np.random.default_rng(1), np.zeros(0, np.int32)
+    made = PathCorrection(
+        rng.normal(0, 0.7, FEATURES), rng.uniform(0.6, 1.4, 5), rng.normal(0, 0.3, 5), none, none, none,
+        np.zeros((0, 2), np.int32), 64,
+    )  # fmt: skip
+    path = Calibration("path", np.zeros(0), np.zeros(0), np.zeros(0), {}, path=made)
+    found = []
+    for calibration in (None, path):
+        positions = positions_of(trace, calibration=calibration, cache=False)
+        costs = cost_table(COST, positions.context, 64)
+        for policy in (DFlash(), DDTree(3), DDTree(20), DDTree(64)):
+            actions = policy.actions(positions.block(0, 4), costs)
+            accepted = _walk.walk(positions.block(0, 4), costs, actions).accepted
+            got = decode(engine, prompts, policy, COST, calibration=calibration, **options)
+            for s, (answer, text) in enumerate(zip(got, answers, strict=True)):
+                own = accepted[int(positions.starts[s]) : int(positions.starts[s + 1])]
+                visited = np.flatnonzero(own >= 0)
+                assert answer.tokens == text
+                assert [(r.position, r.accepted) for r in answer.rounds] == [(p, own[p]) for p in visited]
+            found.append(accepted.tolist())
+    assert found[:4] != found[4:]
+
+
+def test_corrections_that_do_not_fit_are_refused() -> None:
+    none = np.zeros(0, np.int32)
+
+    def refused(horizon: int, most: int, message: str, **options: Any) -> None:
+        made = PathCorrection(
+            np.zeros(FEATURES), np.ones(horizon), np.zeros(horizon), none, none, none, np.zeros((0, 2), np.int32), most
+        )
+        path = Calibration("path", np.zeros(0), np.zeros(0), np.zeros(0), {}, path=made)
+        with pytest.raises(DdsimError, match=message):
+            decode(tiny.engine(**options), [[1, 2]], DDTree(4), max_new_tokens=4, calibration=path)
+
+    refused(7, 8, "made for horizon 7, but the drafter's is 5")
+    refused(5, 30, "made for 30 candidates a depth, but the engine keeps 20", candidates=20)
+    refused(5, 8, "kind path is for marginals", form="gated")
+
+
 def test_temperatures_of_marginals_are_refused() -> None:
     temper = Calibration("temperature", np.zeros(0), np.zeros(0), np.ones(5), {})
-    with pytest.raises(DdsimError, match="temperatures are for marginals") as caught:
+    with pytest.raises(DdsimError, match="kind temperature is for marginals") as caught:
         decode(small_vocabulary(), [[1, 2]], DDTree(4), max_new_tokens=4, calibration=temper)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
-"""What was drafted, as trees: lattices, which a drafter with a head leaves on the host."""
+"""What was drafted, as trees: lattices, which a drafter with a head leaves on the host, or which a path correction makes of rows."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numba import njit
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, chain_length
 from ddsim.trace.calibration import Calibration
+from ddsim.trace.path import WIDTH, PathCorrection
 from ddsim.tree.kernels import write_gains
 from ddsim.tree.lattice_kernels import first_nodes, make_scratch, next_row
 from ddsim.tree.lattice_tables import best_of_row, write_nodes
@@ -21,15 +24,15 @@ class DraftedLattices:
 
     def __init__(self, engine: Engine, calibration: Calibration | None, most: int) -> None:
         assert engine.drafter is not None
-        if calibration is not None and calibration.kind == "temperature":
+        if calibration is not None and calibration.kind != "isotonic":
             raise DdsimError(
-                "calibration: temperatures are for marginals, but this drafter has a head; use an isotonic one"
+                f"calibration: kind {calibration.kind} is for marginals, but this drafter has a head; use an isotonic one"
             )
         self.horizon = engine.drafter.horizon
         self.logprobs, self.ids = engine.drafted()
         self.ranks = np.zeros(max(most, self.horizon) + 1, np.int32)
 
-    def read(self) -> None:
+    def read(self, slots: list[int], answers: Sequence[Sequence[int]]) -> None:
         """As `DraftedRows`; trees are grown where the engine leaves its lattices."""
 
     def grow(
@@ -38,6 +41,30 @@ class DraftedLattices:
         """As `DraftedRows`; the chain takes the best candidate behind each one before it."""
         total: int = grow(self.logprobs, self.ids, self.horizon, slots, budgets, self.ranks, *grown, gains)
         return total
+
+
+class CorrectedRows(DraftedLattices):
+    """The lattices that a path correction makes of rows of marginals, on the host."""
+
+    def __init__(self, engine: Engine, correction: PathCorrection, most: int) -> None:
+        super().__init__(engine, None, most)
+        if correction.horizon != self.horizon:
+            raise DdsimError(f"calibration: made for horizon {correction.horizon}, but the drafter's is {self.horizon}")
+        wanted = min(correction.max_budget, engine.target.vocab_size)
+        if engine.candidates < wanted:
+            raise DdsimError(
+                f"calibration: made for {wanted} candidates a depth, but the engine keeps {engine.candidates}; raise candidates"
+            )
+        self.correction, self.rows = correction, (self.ids, self.logprobs)
+        self.logprobs = np.zeros((engine.batch, 1 + (self.horizon - 1) * WIDTH, WIDTH), np.float32)
+        self.ids = np.zeros((engine.batch, self.horizon, WIDTH), np.int32)
+
+    def read(self, slots: list[int], answers: Sequence[Sequence[int]]) -> None:
+        """As `DraftedRows`."""
+        ids, logprobs = self.rows
+        for b, answer in zip(slots, answers, strict=True):
+            made = self.correction.lattice(ids[b], logprobs[b], answer)
+            self.logprobs[b], self.ids[b] = made.rows, made.token_ids
 
 
 _NOTHING = np.empty(0, np.int64)

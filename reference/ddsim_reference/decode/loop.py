@@ -60,7 +60,8 @@ def decode(
     temperature, seed, prompt_ids
         0 is greedy. Above it, ``uniforms(seed, prompt_ids[i])`` are the numbers behind answer i; ids default to "0", "1", ...
     calibration : Calibration, optional
-        Of the marginals ("temperature": rows pruned and corrected as a replay does it) or of the gains ("isotonic").
+        Of the marginals ("temperature": rows pruned and corrected as a replay does it), of the gains ("isotonic"), or a correction
+        by the token before ("path": it makes lattices of rows).
     max_budget : int, optional
         Largest budget that policies may choose; by default the largest that candidates and ``max_tokens`` allow.
     stop : sequence of int, optional
@@ -269,7 +270,8 @@ class Run:
         parts = {"draft": self._draft(marks) if live else 0.0}
         while live:
             began = time.perf_counter()
-            bucket = self.trees.plant(live, self.context, self.roots)
+            texts = [self.answers[index].tokens for index in self.slots if index is not None]
+            bucket = self.trees.plant(live, self.context, self.roots, texts)
             bucket.upload()
             planted = time.perf_counter()
             if marks is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -57,8 +58,14 @@ class DraftedRows:
         self.rows = self.logprobs.reshape(-1), offsets, self.ids.reshape(-1)
         self.ranks = np.zeros(max(most, self.horizon) + 1, np.int32)
 
-    def read(self) -> None:
-        """Take what the engine has just drafted: with a calibration, prune it as a trace does and correct it."""
+    def read(self, slots: list[int], answers: Sequence[Sequence[int]]) -> None:
+        """Take what the engine has just drafted: with a calibration, prune it as a trace does and correct it.
+
+        Parameters
+        ----------
+        slots, answers : list of int, sequences of int
+            Of the round's requests, each answer up to its root.
+        """
         if self.calibration is None:
             return  # ``rows`` are views of where it lies
         logprobs = self.logprobs

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from ddsim.policy.choose import CHAIN
 from ddsim.policy.contract import Policy, ask, ask_batch, decision_table
 from ddsim.trace.calibration import Calibration
 from ddsim.tree.kernels import NO_RANK
-from ddsim_reference.decode.lattices import DraftedLattices
+from ddsim_reference.decode.lattices import CorrectedRows, DraftedLattices
 from ddsim_reference.decode.rows import DraftedRows, Grown
 from ddsim_reference.engine.buckets import Bucket
 from ddsim_reference.engine.engine import Engine
@@ -49,8 +51,13 @@ class Trees:
         self.most = most if max_budget is None else max_budget
         if cost is None and policy.adaptive:
             raise DdsimError(f"policy {policy.name}: needs a cost model; give a profile")
-        kind = DraftedRows if engine.draft_head is None else DraftedLattices
-        self.draft: DraftedRows | DraftedLattices = kind(engine, calibration, self.most)
+        self.draft: DraftedRows | DraftedLattices
+        if engine.draft_head is not None:
+            self.draft = DraftedLattices(engine, calibration, self.most)
+        elif calibration is not None and calibration.path is not None:
+            self.draft = CorrectedRows(engine, calibration.path, self.most)
+        else:
+            self.draft = DraftedRows(engine, calibration, self.most)
         batch = engine.batch
         room = max(self.most, engine.drafter.horizon) + 1
         self.grown = Grown(np.zeros(batch, np.int32), *(np.zeros((batch, room), np.int32) for _ in range(3)))
@@ -59,10 +66,16 @@ class Trees:
         self.whole = np.full(batch, self.most, np.int32)
         self.tables: dict[int, CostTable] = {}  # by number of requests in the round
 
-    def plant(self, live: list[int], context: NDArray[np.int64], roots: NDArray[np.int32]) -> Bucket:
-        """Budgets, trees and a packed bucket for the requests in these slots, whose contexts and roots are given."""
+    def plant(
+        self,
+        live: list[int],
+        context: NDArray[np.int64],
+        roots: NDArray[np.int32],
+        answers: Sequence[Sequence[int]],
+    ) -> Bucket:
+        """Budgets, trees and a packed bucket for the requests in these slots: their contexts, roots, and answers up to the root."""
         engine = self.engine
-        self.draft.read()
+        self.draft.read(live, answers)
         slots = np.array(live, np.int64)
         gains = self.gains[: len(live)]
         if self.policy.adaptive:
