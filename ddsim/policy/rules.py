@@ -110,37 +110,6 @@ class DDTree(_Fixed):
         return {"name": self.name, "budget": self.budget}
 
 
-class Chain(_Fixed):
-    """The first k tokens of the chain of best candidates, each the most probable after those before: k + 1 verified tokens.
-
-    The trace's whole block is drafted, and its draft is paid for, as where an engine drafts a block and cuts it. An engine that is set
-    to k once and for all may draft a shorter block, which proposes other tokens: record that with ``--block-size`` k + 1.
-
-    Parameters
-    ----------
-    k : int
-        1 to the trace's horizon.
-
-    Examples
-    --------
-    >>> Chain(7).name
-    'Chain(7)'
-    """
-
-    def __init__(self, k: int) -> None:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= LONGEST:
-            raise DdsimError(f"Chain: k must be a whole number of tokens, 1 to {LONGEST}, is {k!r}")
-        self.k = int(k)
-        self.name = f"Chain({self.k})"
-
-    @property
-    def fixed(self) -> int:  # type: ignore[override]
-        return PREFIX - self.k
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "k": self.k}
-
-
 class _Rule(Policy):
     """A scan of budgets by one of the rules of `ddsim.optimal_budget`."""
 
@@ -365,6 +334,37 @@ class LongRun(_Rule):
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"price": self.price, "solved": self.solves is not None, "memory": self.memory}
+
+
+class Chain(_Fixed):
+    """The first k tokens of the chain of best candidates, each the most probable after those before: k + 1 verified tokens.
+
+    The trace's whole block is drafted, and its draft is paid for, as where an engine drafts a block and cuts it. An engine that is set
+    to k once and for all may draft a shorter block, which proposes other tokens: record that with ``--block-size`` k + 1.
+
+    Parameters
+    ----------
+    k : int
+        1 to the trace's horizon.
+
+    Examples
+    --------
+    >>> Chain(7).name
+    'Chain(7)'
+    """
+
+    def __init__(self, k: int) -> None:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= LONGEST:
+            raise DdsimError(f"Chain: k must be a whole number of tokens, 1 to {LONGEST}, is {k!r}")
+        self.k = int(k)
+        self.name = f"Chain({self.k})"
+
+    @property
+    def fixed(self) -> int:  # type: ignore[override]
+        return PREFIX - self.k
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
 
 
 class Schedule(_Fixed):
