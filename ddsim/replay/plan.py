@@ -273,7 +273,7 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         sentence=_sentence(advice),
         details=(
             *_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
-            str(chains),
+            *((str(chains),) if advice.policy.drafts else ()),
         ),
         notes=_notes(advice, replayed),
     )

@@ -112,7 +112,7 @@ def test_plan_says_how_much_of_hindsight_is_chance() -> None:
     assert said["share"] == pytest.approx(advice.judged()["hindsight_share"])
     assert said["distance_by_chance"] == min(1, (1 - said["share_without_foresight"]) / (1 - said["share"]))
     assert said["drawn"]["texts"] == "drawn from the drafter's own marginals"
-    assert "of hindsight, which knows the text" in advice.details[-1] and "chance" in advice.details[-1]
+    assert "of hindsight, which knows the text" in advice.details[-2] and "chance" in advice.details[-2]
     assert Foresight(0.7, 0.6, 1, 1, 1, 0).chance(1.0) == 1
 
 
