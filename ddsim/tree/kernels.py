@@ -179,13 +179,13 @@ def histogram_nodes(rows, starts, depth, reach, memory):
 
 
 @njit(cache=True, nogil=True)
-def threshold_for(counts, reach, target):
-    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if it holds fewer."""
+def threshold_for(counts, reach, target, bins):
+    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if its ``bins`` hold fewer."""
     total = 0.0
-    for b in range(BINS):
+    for b in range(bins):
         count = counts[b]
         if total + count >= target:
-            return -(b - 0.5 + (target - total) / count) * (reach / BINS)
+            return -(b - 0.5 + (target - total) / count) * (reach / bins)
         total += count
     return -reach
 
@@ -440,7 +440,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
         depth = load_rows(logprobs, offsets, first_row, horizon, most, reach, s.rows, s.starts)
         counts = histogram_nodes(s.rows, s.starts, depth, reach, s.counts)
         for aim in AIMS:
-            threshold = max(threshold_for(counts, reach, aim * most + 8.0), -reach)
+            threshold = max(threshold_for(counts, reach, aim * most + 8.0, BINS), -reach)
             n = list_nodes(s, depth, threshold)
             if n > most:
                 order_nodes(s, n, threshold, most)
@@ -473,37 +473,53 @@ def write_gains(s, n, gains):
 
 
 @njit(cache=True, nogil=True)
+def leading_best(truth):
+    """Leading depths whose true token is the best candidate, 255 at most."""
+    matched = 0
+    while matched < truth.shape[0] and truth[matched] == 0:
+        matched += 1
+    return min(matched, 255)
+
+
+@njit(cache=True, nogil=True)
+def write_ranks(s, listed, n, truth, linked, ranks):
+    """Fill ranks [L] with the places, among the n nodes in order, of the nodes of a true path; NO_RANK from where one isn't.
+
+    ``linked``: a code counts from the start of all rows, as lattices' do, and not from that of its own row.
+    """
+    ranks[:] = NO_RANK
+    if truth[0] < 0:
+        return
+    place = s.bucket_of
+    place[:listed] = NO_RANK
+    for i in range(n):
+        place[s.order[i]] = i + 1
+    node = 0
+    at = 1
+    for d in range(truth.shape[0]):
+        if truth[d] < 0:
+            break
+        wanted = (node << 32) + np.int64(truth[d])  # a plain Python integer where NumPy runs the kernel
+        if linked:
+            wanted += s.starts[s.codes[node] & 0xFFFFFFFF]
+        while at < listed and s.codes[at] != wanted:
+            at += 1
+        if at == listed or place[at] == NO_RANK:
+            break
+        ranks[d] = place[at]
+        node = at
+
+
+@njit(cache=True, nogil=True)
 def gains_and_ranks(logprobs, offsets, truth, horizon, first, last, gains, ranks, chain):
     """Fill gains [P, N], ranks [P, horizon] and chain [P] for positions first..last-1."""
     most = gains.shape[1]
     s = make_scratch(horizon, most)
-    place = s.bucket_of
     for p in range(first, last):
         listed, n = first_nodes(logprobs, offsets, p * horizon, horizon, most, s)
         write_gains(s, n, gains[p])
-        matched = 0
-        while matched < horizon and truth[p, matched] == 0:
-            matched += 1
-        chain[p] = min(matched, 255)
-
-        ranks[p, :] = NO_RANK
-        if truth[p, 0] < 0:
-            continue
-        place[:listed] = NO_RANK
-        for i in range(n):
-            place[s.order[i]] = i + 1
-        node = 0
-        at = 1
-        for d in range(horizon):
-            if truth[p, d] < 0:
-                break
-            wanted = (node << 32) + np.int64(truth[p, d])  # a plain Python integer where NumPy runs the kernel
-            while at < listed and s.codes[at] != wanted:
-                at += 1
-            if at == listed or place[at] == NO_RANK:
-                break
-            ranks[p, d] = place[at]
-            node = at
+        chain[p] = leading_best(truth[p])
+        write_ranks(s, listed, n, truth[p], False, ranks[p])
 
 
 @njit(cache=True, nogil=True)

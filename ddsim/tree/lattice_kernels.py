@@ -29,6 +29,7 @@ from ddsim.tree.kernels import (
     Scratch,
     order_nodes,
     precedes,
+    threshold_for,
 )
 
 REACH = 1.6  # as in ``kernels``: enough at 24 positions of 25; rows cost more here, and going further less
@@ -239,18 +240,6 @@ def histogram_nodes(s, m, rows, reach):
 
 
 @njit(cache=True, nogil=True)
-def threshold_for(counts, reach, target):
-    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if it holds fewer."""
-    total = 0.0
-    for b in range(BINS):
-        count = counts[b]
-        if total + count >= target:
-            return -(b - 0.5 + (target - total) / count) * (reach / BINS)
-        total += count
-    return -reach
-
-
-@njit(cache=True, nogil=True)
 def list_nodes(s, horizon, threshold):
     """List the root and all nodes with path log-probability > threshold, level by level, each in lexicographic order.
 
@@ -369,7 +358,7 @@ def first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most,
         counts = histogram_nodes(s, m, rows, reach)
         link_rows(s, m, loaded)
         for aim in AIMS:
-            threshold = max(threshold_for(counts, reach, aim * most + 8.0), -reach)
+            threshold = max(threshold_for(counts, reach, aim * most + 8.0, BINS), -reach)
             n = list_nodes(s, horizon, threshold)
             if n > most:
                 order_nodes(s, n, threshold, most)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ddsim.jit import njit
 from ddsim.tree.checked import FAULTS, MARGIN, NOT_A_NUMBER, POSITIVE, SUM, exp_roughly, sum_exp
-from ddsim.tree.kernels import NO_RANK, write_gains
+from ddsim.tree.kernels import leading_best, write_gains, write_ranks
 from ddsim.tree.lattice_kernels import PLACE, first_nodes, largest, make_scratch, next_row
 
 
@@ -95,35 +95,13 @@ def gains_and_ranks(logprobs, offsets, nexts, positions, truth, first, last, gai
     horizon = truth.shape[1]
     rows, candidates = largest(positions, offsets, first, last)
     s, m = make_scratch(horizon, most, rows, candidates)
-    place = s.bucket_of
     for p in range(first, last):
         listed, n = first_nodes(
             logprobs, offsets, nexts, 0, positions[p], positions[p + 1] - positions[p], horizon, most, s, m
         )
         write_gains(s, n, gains[p])
-        matched = 0
-        while matched < horizon and truth[p, matched] == 0:
-            matched += 1
-        chain[p] = min(matched, 255)
-
-        ranks[p, :] = NO_RANK
-        if truth[p, 0] < 0:
-            continue
-        place[:listed] = NO_RANK
-        for i in range(n):
-            place[s.order[i]] = i + 1
-        node = 0
-        at = 1
-        for d in range(horizon):
-            if truth[p, d] < 0:
-                break
-            wanted = (node << 32) + s.starts[s.codes[node] & PLACE] + np.int64(truth[p, d])
-            while at < listed and s.codes[at] != wanted:
-                at += 1
-            if at == listed or place[at] == NO_RANK:
-                break
-            ranks[p, d] = place[at]
-            node = at
+        chain[p] = leading_best(truth[p])
+        write_ranks(s, listed, n, truth[p], True, ranks[p])
 
 
 @njit(cache=True, nogil=True)
