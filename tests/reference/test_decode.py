@@ -250,9 +250,8 @@ class Replayed:
             self.body()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_warming_up_a_graph_changes_no_answer(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each graph's body runs once more before its first replay."""
+def replay_by_launching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capture no graphs: each body runs once, as when a graph is warmed up, and once more at each replay."""
 
     def capture(self: Graphs, body: Any) -> Replayed:
         graph = Replayed(body)
@@ -260,6 +259,12 @@ def test_warming_up_a_graph_changes_no_answer(temperature: float, monkeypatch: p
         return graph
 
     monkeypatch.setattr(Graphs, "capture", capture)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_warming_up_a_graph_changes_no_answer(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each graph's body runs once more before its first replay."""
+    replay_by_launching(monkeypatch)
     plain, graphs = (small_vocabulary(batch=2, max_tokens=65 * 2) for _ in range(2))
     graphs.graphs.on = True
     prompts = tiny.prompts(5, 9, seed=3)

@@ -32,14 +32,13 @@ from ddsim_reference.decode import decode
 from ddsim_reference.decode.lattices import DraftedLattices
 from ddsim_reference.decode.rows import Grown
 from ddsim_reference.engine.engine import Engine
-from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.model import forward
 from ddsim_reference.model.heads import FORMS, lattice
 from ddsim_reference.model.sampling import round_conditionals
 from ddsim_reference.record import lattices, marginals
 from tests.naive import lattice as naive
 from tests.reference import tiny
-from tests.reference.test_decode import Adaptive, Anything, Replayed
+from tests.reference.test_decode import Adaptive, Anything, replay_by_launching
 
 COST = CostModel.from_table([1, 8, 64, 2048], [1.0, 1.05, 1.6, 40.0], draft_seconds=0.2)
 
@@ -143,12 +142,7 @@ def test_lattices_write_what_the_target_writes(batch: int) -> None:
 
 
 def test_warming_up_a_graph_changes_no_lattice(monkeypatch: pytest.MonkeyPatch) -> None:
-    def capture(self: Graphs, body: Any) -> Replayed:
-        graph = Replayed(body)
-        graph.replay()
-        return graph
-
-    monkeypatch.setattr(Graphs, "capture", capture)
+    replay_by_launching(monkeypatch)
     plain, graphs = (small_vocabulary(batch=2, max_tokens=65 * 2) for _ in range(2))
     graphs.graphs.on = True
     prompts = tiny.prompts(5, 9, seed=3)
