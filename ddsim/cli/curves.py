@@ -34,6 +34,7 @@ from ddsim.cli.app import (
 )
 from ddsim.cli.console import Column, Out, number, percent, progress, working
 from ddsim.cli.console import progress as _progress
+from ddsim.cli.engines import ENGINES, ExtrapolateOption, MethodOption, export_for
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
@@ -231,7 +232,7 @@ def _path_gains(
 
 
 EXPORTS = ("sequences", "candidates", "budgets")
-ENGINES = ("vllm", "acceptance")
+FOR = (*ENGINES, "acceptance")
 
 
 @app.command(
@@ -240,6 +241,7 @@ ENGINES = ("vllm", "acceptance")
         "ddsim export traces/temperature-0/humaneval -o sequences.csv",
         "ddsim export traces/temperature-0/humaneval --what candidates --limit 1000 -o - | head",
         "ddsim export 'traces/temperature-*' --what budgets --profile h100.json -o budgets.json",
+        "ddsim export 'traces/temperature-*' --for vllm --profile vllm.json --drafter DRAFTER -o settings.json",
     ),
 )
 def export(
@@ -283,31 +285,32 @@ def export(
         typer.Option(
             "--for",
             metavar="ENGINE",
-            help="vllm: the schedule of best K by requests, for --speculative-config (with --profile, --drafter; --batch: the most "
+            help=f"{', '.join(ENGINES)}: settings with the best K by requests (with --profile, --drafter; --batch: the most "
             "requests). acceptance: how often each drafted token is accepted, by workload. JSON, in place of --what.",
-            autocompletion=_complete(*ENGINES),
+            autocompletion=_complete(*FOR),
         ),
     ] = None,
     drafter: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The drafter as the engine finds it, for --for vllm.")
+        str | None, typer.Option(metavar="NAME", help="The drafter as the engine finds it, for --for ENGINE.")
     ] = None,
-    extrapolate: Annotated[
-        bool, typer.Option("--extrapolate", help="Let --for vllm rest on costs that weren't measured; they are marked.")
-    ] = False,
+    method: MethodOption = "dflash",
+    extrapolate: ExtrapolateOption = False,
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write a trace as a table, or the best budgets as a lookup table, for other tools; or settings for an engine."""
     show = Out(json, [out])
-    _one_of("--for", engine, ENGINES)
+    _one_of("--for", engine, FOR)
     if engine is not None:
         if what != "sequences" or file_format is not None or limit is not None:
             raise DdsimError("export: --for takes no --what, --format or --limit")
-        _export_for(show, engine, out, trace, profile, batch, context, drafter, extrapolate, workload, temperature)
+        export_for(
+            show, engine, out, trace, profile, batch, context, drafter, method, extrapolate, workload, temperature
+        )
         return
-    if drafter is not None or extrapolate:
-        raise DdsimError("export: --drafter and --extrapolate are for --for vllm")
+    if drafter is not None or extrapolate or method != "dflash":
+        raise DdsimError("export: --drafter, --method and --extrapolate are for --for ENGINE")
     _one_of("--what", what, EXPORTS)
     _one_of("--format", file_format, ("csv", "parquet", "json", "jsonl"))
     if (what == "budgets") != (profile is not None):
@@ -353,61 +356,6 @@ def export(
             show.say(f"Of {marks.size} budgets {marks.sum()} rest on extrapolated costs (marked in the file).")
     show.saved(out)
     show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
-
-
-def _export_for(
-    show: Out,
-    engine: str,
-    out: str,
-    trace: Any,
-    profile: Path | None,
-    batch: list[int] | None,
-    context: list[int] | None,
-    drafter: str | None,
-    extrapolate: bool,
-    workload: Any,
-    temperature: Any,
-) -> None:
-    """Settings for an engine, or an acceptance profile, as JSON."""
-    vllm = engine == "vllm"
-    if vllm and (profile is None or drafter is None):
-        raise DdsimError("export: --for vllm needs --profile FILE and --drafter NAME")
-    if not vllm and (profile is not None or drafter is not None or batch or context or extrapolate):
-        raise DdsimError("export: --for acceptance takes no --profile, --drafter, --batch, --context or --extrapolate")
-    if any(len(given) > 1 for given in (batch or (), context or ())):
-        raise DdsimError("export: --for vllm takes one --batch, the most requests, and one --context")
-    if out != STDOUT and Path(out).suffix != ".json":
-        raise DdsimError(f"-o {out}: settings are written as .json")
-    import ddsim
-    from ddsim.files.documents import write_document
-    from ddsim.replay.engines import acceptance, best_chains
-    from ddsim.view.export import acceptance_profile, vllm_settings
-
-    recording = _open(show, trace, workload, temperature)
-    source: dict[str, Any] = {
-        "ddsim": ddsim.__version__,
-        "trace": recording.fingerprint,
-        "workloads": list(dict.fromkeys(info.workload for info in recording.sequences)),
-    }
-    if profile is None or drafter is None:
-        document = acceptance_profile(acceptance(recording), provenance=source)
-    else:
-        cost = _cost(show, profile, "auto")
-        given = {name: one[0] for name, one in (("requests", batch), ("context", context)) if one}
-        with progress("Solving"):
-            choices = best_chains(recording, cost, extrapolate=extrapolate, **given)
-        source |= {
-            "cost": cost.provenance,
-            "cost_kind": cost.kind,
-            "cost_range": str(cost.range),
-            "tuned_on": "same prompts",
-        }
-        document = vllm_settings(choices, drafter, recording.horizon, provenance=source)
-        for note in document["notes"]:
-            show.say(note)
-    _write(out, ".json", lambda path: write_document(path, document))
-    show.saved(out)
-    show.json({"out": out, "for": engine, "sequences": len(recording.sequences), "positions": len(recording)})
 
 
 BENCH_COLUMNS: tuple[Column, ...] = (

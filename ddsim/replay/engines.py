@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from ddsim import limits
+from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
@@ -23,36 +25,137 @@ from ddsim.trace.trace import Trace, check_trace
 STAYS = 0.01
 """Relative loss in tokens a second up to which K stays as it is for one request less: so that a schedule has few ranges."""
 
+MOST_REQUESTS = 256
+"""Requests that are weighed by default where costs know tokens only, whoever they are of."""
 
-def best_chains(
+
+Rule = Literal["any", "first", "one"]
+"""Which K an engine can be set to: any by the number of requests, none above that of one request, or one for all."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine's settings can say.
+
+    Attributes
+    ----------
+    title : str
+        Its name as people write it.
+    rules : dict
+        Which K it can be set to, by the method that drafts.
+    """
+
+    title: str
+    rules: dict[str, Rule]
+
+
+ENGINES = {
+    "vllm": Engine("vLLM", {"dflash": "any", "eagle3": "any", "dspark": "any"}),
+    "sglang": Engine("SGLang", {"dflash": "one", "eagle3": "any", "dspark": "one"}),
+    "tensorrt-llm": Engine("TensorRT-LLM", {"dflash": "first", "eagle3": "first"}),
+}
+
+
+def engine_rule(engine: str, method: str = "dflash") -> Rule:
+    """Which K an engine can be set to, for a method that drafts.
+
+    Raises
+    ------
+    DdsimError
+        An engine, or a method of it, that isn't known here.
+
+    Examples
+    --------
+    >>> engine_rule("vllm"), engine_rule("sglang")
+    ('any', 'one')
+    """
+    if engine not in ENGINES:
+        raise DdsimError(f'unknown engine "{engine}" (known: {", ".join(ENGINES)})')
+    rules = ENGINES[engine].rules
+    if method not in rules:
+        raise DdsimError(f'{ENGINES[engine].title}: unknown method "{method}" (known: {", ".join(rules)})')
+    return rules[method]
+
+
+def measured_on(provenance: dict[str, Any]) -> str | None:
+    """The engine that a profile's provenance names, as `ENGINES` spells it where that knows it; None if it names none.
+
+    Examples
+    --------
+    >>> measured_on({"engine": "vLLM 0.26.0"}), measured_on({"engine": {"name": "TensorRT-LLM"}}), measured_on({})
+    ('vllm', 'tensorrt-llm', None)
+    """
+    named = provenance.get("engine")
+    if isinstance(named, dict):
+        named = named.get("name")
+    words = named.lower().split() if isinstance(named, str) else []
+    return words[0] if words else None
+
+
+@dataclass(frozen=True)
+class ChainRates:
+    """What a chain of every K costs and yields, for 1, 2, ... requests that are decoded together.
+
+    Attributes
+    ----------
+    requests : int64 [B]
+        1 to B.
+    lengths : float64 [L + 1]
+        Tokens that a request commits a round, by K; 1 for K = 0.
+    seconds : float64 [B, L + 1]
+        Of a round; NaN where costs weren't measured, unless they are extrapolated.
+    extrapolated : bool [B, L + 1]
+    context : int
+        Committed tokens that every request has.
+    """
+
+    requests: NDArray[np.int64]
+    lengths: Floats
+    seconds: Floats
+    extrapolated: NDArray[np.bool_]
+    context: int
+
+    @property
+    def rates(self) -> Floats:
+        """Tokens a second of all requests, float64 [B, L + 1]."""
+        rates: Floats = self.requests[:, None] * self.lengths / self.seconds
+        return rates
+
+    @property
+    def best(self) -> NDArray[np.int64]:
+        """The K of highest throughput for each number of requests, int64 [B]; of equals the smallest."""
+        return np.nanargmax(self.rates, axis=1)
+
+
+def chain_lengths(positions: Positions) -> tuple[Floats, NDArray[np.int64]]:
+    """Tokens that chains of K = 0 .. L commit a round, float64 [L + 1], and their rounds by sequence, int64 [S, L + 1]."""
+    curve = CostTable.of_curve(np.ones(positions.horizon + 1), len(positions))
+    rounds = np.column_stack([positions.tokens, chain_walks(positions, curve)[1]]).astype(np.int64)
+    return positions.tokens.sum() / rounds.sum(axis=0), rounds
+
+
+def chain_rates(
     trace: Trace | Positions,
     cost: CostModel,
     *,
     requests: int | None = None,
     context: int | None = None,
     extrapolate: bool = False,
-) -> pd.DataFrame:
-    """The best K for 1, 2, ... requests that are decoded together, by what the recording accepted; 0 where drafting loses.
+) -> ChainRates:
+    """Throughput of every K for 1, 2, ... requests that are decoded together, by what the recording accepted.
 
     A chain of K commits as many tokens a round as its walk over the recording, whoever shares the pass; B requests take the seconds of
-    a draft of the whole block and a pass of B·(K + 1) tokens. K stays that of one request less while that loses at most 1 %. It is
-    chosen on the prompts that it is judged on.
+    a draft of the whole block and a pass of B·(K + 1) tokens. K = 0 doesn't draft.
 
     Parameters
     ----------
     trace, cost
     requests : int, optional
-        The most; by default the largest batch that was measured.
+        The most; by default the largest batch that was measured, or where costs know tokens only, as many requests as these.
     context : int, optional
         Committed tokens that all requests have; by default the mean of the recording.
     extrapolate : bool
         Whether to weigh what costs weren't measured for, too.
-
-    Returns
-    -------
-    DataFrame
-        A row a number of requests: requests, k, acceptance_length (tokens a request and round), tokens_per_second (of all requests),
-        over_ar (relative gain over decoding without a draft), extrapolated.
 
     Raises
     ------
@@ -64,51 +167,113 @@ def best_chains(
     >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
     >>> trace = Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
     >>> cost = CostModel.from_table([1, 4, 5, 12], [0.010, 0.010, 0.020, 0.060])
-    >>> best_chains(trace, cost, requests=4, extrapolate=True)["k"].tolist()
-    [2, 1, 0, 0]
+    >>> chain_rates(trace, cost, requests=1).rates.round().tolist()
+    [[100.0, 195.0, 300.0]]
     """
-    check_given("best_chains", trace, cost, Positions)
+    check_given("chain_rates", trace, cost, Positions)
     positions = _in_memory(trace, None)
-    known = int(cost.range.batches[1]) if cost.range.batches else 1
+    known = int(cost.range.batches[1] if cost.range.batches else min(cost.range.tokens[1], MOST_REQUESTS))
     most = limits.check("batch", known if requests is None else requests)
     if most > known and not extrapolate:
         raise DdsimError(f"costs were measured for up to {known} requests, not {most}; profile further, or extrapolate")
     length = round(float(positions.context.mean())) if context is None else limits.check("context", context)
-    curve = CostTable.of_curve(np.ones(positions.horizon + 1), len(positions))
-    rounds = chain_walks(positions, curve)[1].sum(axis=0)
-    yields = np.concatenate([[1.0], positions.tokens.sum() / rounds])
-    if (
-        cost.range.contexts
-    ):  # below the first that was measured: its costs, which are no more than their own reading off
+    if cost.range.contexts:
+        # Below the first that was measured: its costs, which are no more than their own reading off.
         length = max(length, int(cost.range.contexts[0]))
-    rows: list[dict[str, Any]] = []
-    before = -1
+    lengths = chain_lengths(positions)[0]
+    seconds, marks = np.full((most, len(lengths)), np.nan), np.zeros((most, len(lengths)), bool)
     with cost.one_warning():
         for count in range(1, most + 1):
-            tokens = count * (1 + np.arange(len(yields)))
-            beyond = np.asarray(cost.extrapolated(tokens, length, count), np.bool_)
-            if beyond[0] and not extrapolate:
+            tokens = count * (1 + np.arange(len(lengths)))
+            marks[count - 1] = cost.extrapolated(tokens, length, count)
+            if marks[count - 1, 0] and not extrapolate:
                 raise DdsimError(
                     f"costs were not measured for {count} requests at a context of {length}; profile there, or extrapolate"
                 )
-            weighed = len(yields) if extrapolate else int(np.argmax([*beyond, True]))  # K below it
+            weighed = len(lengths) if extrapolate else int(np.argmax([*marks[count - 1], True]))  # K below it
             table = cost_table(cost, [length], count * (weighed - 1), count)
-            seconds = np.append(table.ar_seconds, table.seconds[0, count::count])
-            rates = count * yields[:weighed] / seconds
-            best = int(np.argmax(rates))
-            k = before if 0 <= before < weighed and rates[before] >= (1 - STAYS) * rates[best] else best
-            before = k
-            rows.append(
-                {
-                    "requests": count,
-                    "k": k,
-                    "acceptance_length": float(yields[k]),
-                    "tokens_per_second": float(rates[k]),
-                    "over_ar": float(rates[k] / rates[0] - 1),
-                    "extrapolated": bool(beyond[k]),
-                }
-            )
-    return pd.DataFrame(rows)
+            seconds[count - 1, :weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+    return ChainRates(np.arange(1, most + 1), lengths, seconds, marks, length)
+
+
+def best_chains(
+    trace: Trace | Positions,
+    cost: CostModel,
+    *,
+    requests: int | None = None,
+    context: int | None = None,
+    extrapolate: bool = False,
+    rule: Rule = "any",
+) -> pd.DataFrame:
+    """The best K for 1, 2, ... requests that are decoded together, by what the recording accepted; 0 where drafting loses.
+
+    K stays that of one request less while that loses at most 1 %. It is chosen on the prompts that it is judged on.
+
+    Parameters
+    ----------
+    trace, cost, requests, context, extrapolate : as in `chain_rates`
+    rule : {"any", "first", "one"}
+        Which K may be chosen: any by the number of requests; none above that of one request; or one for all, of highest geometric
+        mean throughput over all numbers of requests.
+
+    Returns
+    -------
+    DataFrame
+        A row a number of requests: requests, k, acceptance_length (tokens a request and round), tokens_per_second (of all requests),
+        over_ar (relative gain over decoding without a draft), lost (of the best K's tokens a second, a share), extrapolated. Its ``attrs``
+        name the context.
+
+    Raises
+    ------
+    DdsimError
+        As `chain_rates`.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = CostModel.from_table([1, 4, 5, 12], [0.010, 0.010, 0.020, 0.060])
+    >>> best_chains(trace, cost, requests=4, extrapolate=True)["k"].tolist()
+    [2, 1, 0, 0]
+    >>> best_chains(trace, cost, requests=4, extrapolate=True, rule="one")["k"].tolist()
+    [1, 1, 1, 1]
+    """
+    found = chain_rates(trace, cost, requests=requests, context=context, extrapolate=extrapolate)
+    return choices_of(found, chosen(found, rule))
+
+
+def chosen(found: ChainRates, rule: Rule = "any") -> NDArray[np.int64]:
+    """K for each number of requests as `best_chains` chooses it, int64 [B]."""
+    rates = found.rates
+    if rule == "one":
+        means = np.log(rates).mean(axis=0)  # NaN where a number of requests isn't covered
+        return np.full(len(rates), np.nanargmax(means), np.int64)
+    ks = np.zeros(len(rates), np.int64)
+    for i, row in enumerate(rates):
+        allowed = row[: ks[0] + 1] if rule == "first" and i else row
+        best = int(np.nanargmax(allowed))
+        before = int(ks[i - 1])
+        stays = i > 0 and rates[i, before] >= (1 - STAYS) * allowed[best]  # False for NaN
+        ks[i] = before if stays else best
+    return ks
+
+
+def choices_of(found: ChainRates, ks: NDArray[np.int64]) -> pd.DataFrame:
+    """What a K for each number of requests, int64 [B], yields: rows as those of `best_chains`."""
+    rows, rates = np.arange(len(ks)), found.rates
+    table = pd.DataFrame(
+        {
+            "requests": found.requests,
+            "k": ks,
+            "acceptance_length": found.lengths[ks],
+            "tokens_per_second": rates[rows, ks],
+            "over_ar": rates[rows, ks] / rates[:, 0] - 1,
+            "lost": 1 - rates[rows, ks] / np.nanmax(rates, axis=1),
+            "extrapolated": found.extrapolated[rows, ks],
+        }
+    )
+    table.attrs["context"] = found.context
+    return table
 
 
 def schedule_ranges(choices: pd.DataFrame) -> list[tuple[int, int, int]]:

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write as _write
 from ddsim.files.documents import write_document
-from ddsim.replay.engines import schedule_ranges
 from ddsim.trace.trace import Trace
 
 FORMATS = (".csv", ".parquet", ".json", ".jsonl")
@@ -159,93 +158,3 @@ def export_budgets(
         "provenance": provenance or {},
     }
     write_document(path, document)
-
-
-VLLM = "vLLM 0.26.0 (a schedule needs 0.24 or later)"
-"""What `vllm_settings` was written against."""
-
-
-def vllm_settings(
-    choices: pd.DataFrame, drafter: str, horizon: int, *, provenance: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """vLLM's ``--speculative-config`` for a DFlash drafter: K by the number of requests of a step.
-
-    Parameters
-    ----------
-    choices : DataFrame
-        Of `ddsim.replay.engines.best_chains`: the range that ends the schedule ends with its last row.
-    drafter : str
-        The drafter's folder or hub name, as the engine finds it.
-    horizon : int
-        Drafted tokens of a block, the engine's ``num_speculative_tokens``: with less the engine would draft another block.
-
-    Returns
-    -------
-    dict
-        ``speculative_config`` is what the engine takes; around it what the choice rests on, and what to know.
-
-    Examples
-    --------
-    >>> choices = pd.DataFrame({"requests": [1, 2], "k": [7, 0], "tokens_per_second": [9.0, 8.0], "extrapolated": [False, False]})
-    >>> vllm_settings(choices, "drafter", 15)["speculative_config"]["num_speculative_tokens_per_batch_size"]
-    [[1, 1, 7], [2, 2, 0]]
-    """
-    ranges = schedule_ranges(choices)
-    last = ranges[-1]
-    notes = [
-        f"The block is drafted whole, {horizon} tokens, and cut to K; drafting fewer would propose other tokens.",
-        f"Above {last[1]} requests the engine goes on with K = {last[2]}, which nothing here speaks for.",
-        "The engine counts requests that it prefills too.",
-    ]
-    if any(k == 0 for _, _, k in ranges):
-        notes.append("K = 0 is off: there drafting loses. Check that your version keeps the drafter's state meanwhile.")
-    return {
-        "schema_version": 1,
-        "kind": "ddsim-engine-settings",
-        "engine": "vllm",
-        "written_against": VLLM,
-        "speculative_config": {
-            "method": "dflash",
-            "model": drafter,
-            "num_speculative_tokens": horizon,
-            "num_speculative_tokens_per_batch_size": [list(one) for one in ranges],
-        },
-        "units": {
-            "requests": "of a step",
-            "K": "drafted tokens; K + 1 are verified",
-            "tokens_per_second": "of all requests",
-        },
-        "choices": choices.to_dict("records"),
-        "notes": notes,
-        "provenance": provenance or {},
-    }
-
-
-def acceptance_profile(table: pd.DataFrame, *, provenance: dict[str, Any] | None = None) -> dict[str, Any]:
-    """How often each drafted token is accepted, by workload, for simulators, and for vLLM's synthetic acceptance.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of `ddsim.replay.engines.acceptance`.
-
-    Returns
-    -------
-    dict
-        ``workloads``: by name, and "all" of them, ``synthetic_acceptance_rates`` (unconditional, one per drafted token), ``rounds``
-        and ``tokens_per_round``. Of a workload without a round that sees its whole horizon, rates are empty.
-    """
-    workloads = {
-        str(row["workload"]): {
-            "synthetic_acceptance_rates": row["rates"],
-            "tokens_per_round": row["tokens_per_round"] if row["rounds"] else None,
-            "rounds": row["rounds"],
-        }
-        for row in table.to_dict("records")
-    }
-    return {
-        "schema_version": 1,
-        "kind": "ddsim-acceptance",
-        "workloads": workloads,
-        "provenance": provenance or {},
-    }

@@ -18,7 +18,7 @@ from ddsim.policy.rules import Schedule
 from ddsim.replay.engines import STAYS, acceptance, best_chains, schedule_ranges
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
-from ddsim.view.export import acceptance_profile, vllm_settings
+from ddsim.view.settings import acceptance_profile, vllm_settings
 from tests import strategies
 from tests.made_up import made_trace
 from tests.naive import budget as naive
@@ -136,7 +136,7 @@ def test_on_the_command_line(trace: Trace, tmp_path: Any, capsys: pytest.Capture
     for more, reason in {
         ("vllm", *cost): "needs --profile FILE and --drafter NAME",
         ("vllm", *cost, "--drafter", "d", "-b", "9"): "up to 8 requests, not 9",
-        ("sglang",): "known: vllm, acceptance",
+        ("tgi",): "known: vllm, sglang, tensorrt-llm, acceptance",
         ("acceptance", *cost): "takes no --profile",
         ("acceptance", "--what", "budgets"): "takes no --what",
     }.items():
