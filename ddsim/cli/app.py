@@ -87,7 +87,10 @@ TraceArgument = Annotated[
 
 
 ProfileOption = Annotated[
-    Path, typer.Option("--profile", "-p", metavar="FILE", help="Latency profile, or a cost model that fit saved.")
+    Path,
+    typer.Option(
+        "--profile", "-p", metavar="FILE", help="Latency profile, a cost model that fit saved, or what fit reads."
+    ),
 ]
 
 

@@ -48,7 +48,13 @@ if TYPE_CHECKING:
     epilog=example("ddsim fit h100.json -o cost.json --plot cost.png", "ddsim fit h100.json --kind convex --json"),
 )
 def fit(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Latency profile (made by ddsim profile).")],
+    profile: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROFILE",
+            help="Latency profile (made by ddsim profile), or costs of others: CSV of batch, k, context, seconds; SPS table; CaDDTree's .pt.",
+        ),
+    ],
     out: Annotated[str | None, _out_option("Save the cost model")] = None,
     kind: KindOption = "auto",
     tolerance: Annotated[
@@ -65,13 +71,13 @@ def fit(
     _check_plot(plot)
     import pandas as pd
 
-    from ddsim.cost.model import fit_cost
-    from ddsim.cost.profile import read_profile
+    from ddsim.cost.model import CostModel, fit_cost, read_costs
 
     show.reads(profile.expanduser())
-    measured = read_profile(profile.expanduser())
+    found = read_costs(profile.expanduser(), kind)
+    measured = None if isinstance(found, CostModel) else found
     with progress("Fitting the cost model"):
-        cost = fit_cost(measured, kind, seed=seed)
+        cost = found if isinstance(found, CostModel) else fit_cost(found, kind, seed=seed)
     report = cost.report
     rows = [
         {

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ddsim import limits
+from ddsim.cost import imports
 from ddsim.cost.fit import CostReport, fit, median_points, read_report
 from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface, check_grid
 from ddsim.cost.kinds import KINDS, shape_of
@@ -21,7 +22,7 @@ from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, 
 from ddsim.cost.profile import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.cost.shapes import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
-from ddsim.files.documents import array, mapping, need, number, read_document, write_document
+from ddsim.files.documents import array, check_header, mapping, need, number, read_bytes, read_document, write_document
 from ddsim.text import brief
 
 SCHEMA_VERSION = 1
@@ -317,7 +318,9 @@ class CostModel:
         text += f"; fitted on {self.range}"
         if not self.is_convex():
             text += "; not convex, so a greedy stop may end at a step"
-        if not self._draft:
+        if self.provenance.get("seconds") == imports.WHOLE_STEPS:
+            text += f"; seconds are {imports.WHOLE_STEPS}"
+        elif not self._draft:
             text += "; no drafter was measured, so drafting counts as free"
         notes = [f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]
         return text + "." + "".join(notes)
@@ -512,18 +515,23 @@ def open_cost(path: str | os.PathLike[str], kind: str = "auto") -> CostModel:
 def read_costs(path: str | os.PathLike[str], kind: str = "auto") -> Profile | CostModel:
     """What a file holds, a profile as measured or a fitted cost model, read once: it may be a pipe.
 
+    Files of others are told by their content, see `ddsim.cost.imports`; provenance names their source.
+
     Raises
     ------
     DdsimError
-        Neither of them, or a fitted model of another kind than asked for.
+        None of them, or a fitted model of another kind than asked for.
     """
-    document = read_document(path, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION})
-    if document["kind"] == PROFILE_KIND:
-        return Profile.from_json(document, str(path))
-    model = _model(document, str(path))
-    if kind not in ("auto", model.kind):
-        raise DdsimError(f'{path}: holds a fitted "{model.kind}" cost model; to get "{kind}", fit the profile again')
-    return model
+    found: Any = imports.read_content(read_bytes(path), str(path))
+    if isinstance(found, imports.Fitted):
+        report = CostReport(found.kind, found.kind, "as it was found", points=sum(len(c.tokens) for c in found.curves))
+        found = CostModel(found.kind, found.curves, None, found.draft, [], report, found.provenance)
+    elif not isinstance(found, Profile):
+        check_header(found, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION}, str(path))
+        found = Profile.from_json(found, str(path)) if found["kind"] == PROFILE_KIND else _model(found, str(path))
+    if isinstance(found, CostModel) and kind not in ("auto", found.kind):
+        raise DdsimError(f'{path}: holds a fitted "{found.kind}" cost model; to get "{kind}", fit the profile again')
+    return found  # type: ignore[no-any-return]
 
 
 def _arguments(**named: tuple[ArrayLike, float]) -> list[FloatArray]:

@@ -1,0 +1,257 @@
+"""Costs that others measured: CSV tables of whole steps, SPS tables of SGLang, latency files of CaDDTree's authors."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ddsim.cost.interpolation import Curve, RoundPoint
+from ddsim.cost.profile import LIMITS, MOST_SECONDS, Profile, VerifySample, bounded
+from ddsim.errors import DdsimError
+from ddsim.files.documents import array, integer, mapping, need, number, parse
+from ddsim.files.torch_values import ZIP, read_torch_values
+from ddsim.text import brief
+
+COLUMNS = ("batch", "k", "context", "seconds")
+"""Of a CSV: requests, drafted tokens of each, committed tokens of each, seconds of the whole step."""
+
+WHOLE_STEPS = "of whole steps, drafting included"
+"""What provenance says of ``seconds`` where drafting can't be told from verifying."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Curves that need no fit: a cost model of somebody else's."""
+
+    kind: str
+    curves: list[Curve]
+    draft: list[RoundPoint]
+    provenance: dict[str, Any]
+
+
+SPS = ("sample_batch_tokens", "sample_steps_per_sec", "max_batch_tokens")
+ADDITIVE = ("bias_seconds", "bs_probes", "alpha_seconds", "m_probes", "theta_seconds")
+
+
+def read_content(content: bytes, where: str) -> Profile | Fitted | Any:
+    """Costs of others by what a file holds: a profile, or curves that are fitted; of other JSON its value."""
+    if content.startswith(ZIP):
+        return read_caddtree(content, where)
+    if is_csv(content):
+        return read_csv(content, where)
+    document = parse(content, where)
+    return read_sps(document, where) if is_sps(document) else document
+
+
+def is_csv(content: bytes) -> bool:
+    """Whether the first line names columns, the seconds among them."""
+    first = content[:1000].removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].lower()
+    return b"," in first and b"seconds" in first and not first.lstrip().startswith((b"{", b"["))
+
+
+def read_csv(content: bytes, where: str) -> Profile:
+    """A CSV with the columns batch, k, context, seconds: whole steps of an engine, in which each request drafts k tokens.
+
+    k = 0 is a step without a draft. Rows of one batch, k and context are repeats. A step is kept as a pass of batch·(k + 1) tokens and
+    drafting as free, so a round of k tokens costs what its step took.
+
+    Parameters
+    ----------
+    content : bytes
+    where : str
+        Names the file in error messages.
+
+    Raises
+    ------
+    DdsimError
+        One line: which file, which row, what is wrong.
+
+    Examples
+    --------
+    >>> read_csv(b"batch,k,context,seconds\\n1,0,512,0.0067\\n1,7,512,0.0079\\n", "vllm.csv").verify[1]
+    VerifySample(tokens=8, context=512, batch=1, seconds=(0.0079,))
+    """
+    try:
+        rows = list(csv.reader(content.decode("utf-8-sig").splitlines(), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DdsimError(f"{where}: can't be read as CSV ({error})") from None
+    names = [name.strip().lower() for name in rows[0]]
+    if sorted(names) != sorted(COLUMNS):
+        raise DdsimError(f"{where}: row 1: must name the columns {', '.join(COLUMNS)}, names {', '.join(names)}")
+    repeats: dict[tuple[int, int, int], list[float]] = {}
+    for line, row in enumerate(rows[1:], 2):
+        if not row:
+            continue
+        if len(row) != len(names):
+            raise DdsimError(f"{where}: row {line}: has {len(row)} fields, not {len(names)}")
+        entry = dict(zip(names, row, strict=True))
+        batch, k, context = (_whole(entry[name], f"{where}: row {line}: {name}") for name in COLUMNS[:3])
+        if batch < 1:
+            raise DdsimError(f"{where}: row {line}: batch: must be at least 1, is {batch}")
+        for name, value in (("tokens", batch * (k + 1)), ("context", context), ("batch", batch)):
+            bounded(value, LIMITS[name][0], f"{where}: row {line}: {name}", LIMITS[name][1])
+        repeats.setdefault((batch, context, k), []).append(_seconds(entry["seconds"], f"{where}: row {line}: seconds"))
+    if not repeats:
+        raise DdsimError(f"{where}: holds no step, only the names of its columns")
+    places = [(batch, context) for batch, context, _ in repeats]
+    for batch, context in dict.fromkeys(places):
+        if places.count((batch, context)) < 2:
+            raise DdsimError(f"{where}: needs steps of at least 2 different k at batch {batch}, context {context}")
+    verify = [VerifySample(b * (k + 1), c, b, tuple(seconds)) for (b, c, k), seconds in repeats.items()]
+    return Profile(verify, provenance=_provenance("CSV of (batch, k, context, seconds)", where, seconds=WHOLE_STEPS))
+
+
+def _whole(text: str, where: str) -> int:
+    """A whole number in a field."""
+    if not text.strip().isascii() or not text.strip().isdigit():
+        raise DdsimError(f"{where}: must be a whole number of 0 or more, is {brief(text)}")
+    if len(text) > 20:
+        raise DdsimError(f"{where}: is implausibly large ({brief(text)})")
+    return int(text)
+
+
+def _seconds(text: str, where: str) -> float:
+    """A duration in a field."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise DdsimError(f"{where}: must be a number above 0, is {brief(text)}")
+    bounded(value, MOST_SECONDS, where, "step takes, in seconds")
+    return value
+
+
+def is_sps(document: Any) -> bool:
+    """Whether a JSON value is one of SGLang's SPS tables."""
+    return isinstance(document, dict) and (SPS[0] in document or ADDITIVE[0] in document)
+
+
+def read_sps(document: dict[str, Any], where: str) -> Fitted:
+    """Curves of an SPS table of SGLang (DSPARK): seconds of a step by the tokens of its pass, and maybe by its requests.
+
+    The tables know no context, and the simple one no requests either: it says the same at any. Between probes seconds are on a line,
+    where SGLang takes those of the probe below from a simple table.
+
+    Raises
+    ------
+    DdsimError
+        Fields missing or not as SGLang has them, or fewer than two probes, which SGLang takes for a table that wasn't measured.
+
+    Examples
+    --------
+    >>> read_sps({"sample_batch_tokens": [8, 64], "sample_steps_per_sec": [100, 50.0], "max_batch_tokens": 64}, "sps.json").curves[0].seconds
+    (0.01, 0.02)
+    """
+    if SPS[0] in document:
+        mapping(document, where, SPS)
+        tokens, rates = _probes(document, "sample_batch_tokens", "sample_steps_per_sec", where, positive=True)
+        most = integer(need(document, SPS[2], where), f"{where}: {SPS[2]}", 1)
+        if most < tokens[-1]:
+            raise DdsimError(f"{where}: {SPS[2]}: {most} is below the last probe, {tokens[-1]}")
+        if len(tokens) < 2:
+            raise DdsimError(f"{where}: holds one probe, as a table that wasn't measured; profile SGLang first")
+        return _table([_curve(None, None, tokens, [1 / rate for rate in rates])], "SPS table", where)
+    mapping(document, where, ADDITIVE)
+    bias = number(need(document, ADDITIVE[0], where), f"{where}: {ADDITIVE[0]}", positive=True)
+    batches, alpha = _probes(document, "bs_probes", "alpha_seconds", where, positive=False)
+    tokens, theta = _probes(document, "m_probes", "theta_seconds", where, positive=False)
+    curves = []
+    for batch, own in zip(batches, alpha, strict=True):
+        points = [(t, bias + own + pass_) for t, pass_ in zip(tokens, theta, strict=True) if t >= batch]
+        if len(points) > 1:
+            curves.append(_curve(None, batch, [t for t, _ in points], [seconds for _, seconds in points]))
+    if not curves:
+        raise DdsimError(f"{where}: needs at least two m_probes that aren't below the batch, at one of its bs_probes")
+    return _table(curves, "additive SPS table", where)
+
+
+def _table(curves: list[Curve], name: str, where: str) -> Fitted:
+    source = _provenance(f"{name} (SGLang, DSPARK)", where, engine="sglang", seconds=WHOLE_STEPS)
+    return Fitted("table", curves, [RoundPoint(None, None, 0.0)], source)
+
+
+def _probes(
+    document: dict[str, Any], at: str, values: str, where: str, *, positive: bool
+) -> tuple[list[int], list[float]]:
+    """Probes that ascend, and a number for each."""
+    probes = [
+        integer(v, f"{where}: {at}[{i}]", 1)
+        for i, v in enumerate(array(need(document, at, where), f"{where}: {at}", 1))
+    ]
+    numbers = [
+        number(v, f"{where}: {values}[{i}]", positive=positive)
+        for i, v in enumerate(array(need(document, values, where), f"{where}: {values}"))
+    ]
+    if len(probes) != len(numbers):
+        raise DdsimError(f"{where}: {at} and {values} must be as many, are {len(probes)} and {len(numbers)}")
+    for i, (before, probe) in enumerate(pairwise(probes), 1):
+        if probe <= before:
+            raise DdsimError(f"{where}: {at}[{i}]: {probe} does not exceed the {before} before it")
+    bounded(probes[-1], LIMITS["tokens"][0], f"{where}: {at}", LIMITS["tokens"][1])
+    return probes, numbers
+
+
+def _curve(context: int | None, batch: int | None, tokens: list[int], seconds: list[float]) -> Curve:
+    return Curve(context, batch, tokens[0], tokens[-1], tuple(map(float, tokens)), tuple(seconds))
+
+
+def read_caddtree(content: bytes, where: str) -> Profile | Fitted:
+    """A latency file, or a fitted cost model, of CaDDTree's public code: Python values that ``torch.save`` wrote.
+
+    ``verify_latency__MODEL.pt`` holds ``profile_data["latencies"][context][tokens]``, lists of seconds of one pass of the target at
+    batch 1; drafting isn't in it. ``MODEL_convex.pt`` (``type`` "convex") holds ``fitted_curves[context]``, seconds by tokens from 0 on,
+    and ``draft_cost``, seconds.
+
+    Raises
+    ------
+    DdsimError
+        Another file of ``torch.save``, or a damaged one.
+    """
+    values = read_torch_values(content, where)
+    if not isinstance(values, dict) or not ("profile_data" in values or values.get("type") == "convex"):
+        raise DdsimError(f"{where}: is a file of torch.save, but no latencies or cost model of CaDDTree's code")
+    if "profile_data" in values:
+        held = need(mapping(values["profile_data"], f"{where}: profile_data"), "latencies", f"{where}: profile_data")
+        source = _provenance("CaDDTree's verification latencies (verify_latency__*.pt)", where)
+        given = values.get("args")
+        if isinstance(given, dict) and isinstance(given.get("model_name_or_path"), str):
+            source["target"] = given["model_name_or_path"]
+        verify = [
+            VerifySample(tokens, context, 1, tuple(array(seconds, f"{where}: latencies[{context}][{tokens}]", 1)))
+            for context, by in _at(held, where).items()
+            for tokens, seconds in _at(by, where).items()
+        ]
+        try:
+            return Profile(verify, provenance=source)
+        except DdsimError as error:
+            raise DdsimError(f"{where}: {str(error).removeprefix('profile: ')}") from None
+    cost = number(need(values, "draft_cost", where), f"{where}: draft_cost", positive=False)
+    curves = []
+    for context, by in _at(need(values, "fitted_curves", where), where).items():
+        place = f"{where}: fitted_curves[{context}]"
+        # The value for 0 tokens is that of 1: no pass has none.
+        seconds = [number(s, f"{place}[{t}]", positive=True) for t, s in enumerate(array(by, place, 3))][1:]
+        bounded(max(seconds), MOST_SECONDS, place, "pass takes, in seconds")
+        bounded(len(seconds), LIMITS["tokens"][0], place, LIMITS["tokens"][1])
+        curves.append(_curve(integer(context, place, 0), 1, list(range(1, len(seconds) + 1)), seconds))
+    if not curves:
+        raise DdsimError(f"{where}: holds no curve")
+    source = _provenance("CaDDTree's fitted cost model (*_convex.pt)", where)
+    return Fitted("convex", curves, [RoundPoint(None, None, cost)], source)
+
+
+def _at(held: Any, where: str) -> dict[int, Any]:
+    """Entries by whole numbers."""
+    if not isinstance(held, dict) or not all(isinstance(key, int) and not isinstance(key, bool) for key in held):
+        raise DdsimError(f"{where}: must hold entries by context and tokens, as CaDDTree's code writes them")
+    return held
+
+
+def _provenance(source: str, where: str, **more: str) -> dict[str, Any]:
+    """Where costs come from."""
+    return {"source": source, "file": Path(where).name, **more}
