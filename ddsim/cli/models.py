@@ -1,4 +1,4 @@
-"""Commands with a model: record, decode, profile, validate, train-drafter."""
+"""Commands with a model: record, decode, profile, validate, convert, train-drafter."""
 
 from __future__ import annotations
 
@@ -466,6 +466,60 @@ def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> f
         points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
         _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
     return float(table["error"].abs().max())
+
+
+@app.command(
+    cls=_ByOption,
+    rich_help_panel=REFERENCE,
+    epilog=example(
+        "ddsim convert --target smollm2-135m -o smollm2",
+        "ddsim convert --target smollm2-135m --drafter reference/drafter --widen qwen3-8b --device cuda -o pair",
+    ),
+)
+def convert(
+    target: TargetOption,
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="FOLDER", help="New folder; with a drafter it holds target/ and drafter/."),
+    ],
+    drafter: Annotated[
+        str | None, typer.Option(metavar="DRAFTER", help="Its drafter, to be written beside it.")
+    ] = None,
+    widen: WidenOption = None,
+    prompts: PromptsOption = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", metavar="NAME", help="float32 or bfloat16, of the files.", autocompletion=_complete(*DTYPES)
+        ),
+    ] = "bfloat16",
+    device: DeviceOption = "cpu",
+    head: Annotated[bool, typer.Option("--head/--no-head", help="Write the drafter's head too, if it has one.")] = True,
+    tokenizer: Annotated[bool, typer.Option("--tokenizer/--no-tokenizer", help="Write the target's tokenizer.")] = True,
+    seed: SeedOption = 0,
+    json: JsonOption = False,
+) -> None:
+    """Write a target, and its drafter, as Hugging Face folders that serving engines load.
+
+    With --widen the pair says what it says at the cost of a larger one; --prompts (default: all) show what its states look like.
+    """
+    show = Out(json, folders=[out])
+    _one_of("--dtype", dtype, DTYPES)
+    _one_of("--widen", widen, WIDTHS)
+    if prompts and widen is None:
+        raise DdsimError("convert: --prompts are for --widen")
+    show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
+    module = _reference("convert")
+    with working("Converting") as say:
+        written = module.convert(
+            target=target, out=out, drafter=drafter, widen=widen, prompts=prompts or ("all",), dtype=dtype, device=device,
+            head=head, tokenizer=tokenizer, seed=seed, progress=say,
+        )  # fmt: skip
+    for path in filter(None, (written["target"], written["drafter"])):
+        show.say(f"Wrote {path}", wrap=False)
+    if tokenizer and not written["tokenizer"]:
+        show.say("No tokenizer was found beside the target, so none was written.")
+    show.json(written)
 
 
 @app.command(

@@ -21,7 +21,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,6 +91,59 @@ def write_text(path: PathLike, text: str) -> None:
     write(path, lambda file: file.write(content))
 
 
+@contextlib.contextmanager
+def new_folder(path: PathLike) -> Iterator[Path]:
+    """A folder that takes its name once all its files are written; folders above it are made.
+
+    Raises
+    ------
+    DdsimError
+        Something other than an empty folder has that name, or it can't be made there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp(), "model")
+    >>> with new_folder(place) as folder:
+    ...     write_text(folder / "config.json", "{}")
+    ...     place.exists()
+    False
+    >>> [p.name for p in place.iterdir()]
+    ['config.json']
+    """
+    target = Path(os.path.realpath(path))
+    check_new_folder(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target)
+        temporary = target.with_name(f".{_head(target)}.{secrets.token_hex(8)}.tmp")
+        temporary.mkdir()
+    except OSError as error:
+        raise _refusal(path, error) from None
+    handle = os.open(temporary, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield temporary
+        try:
+            os.replace(temporary, target)
+        except OSError as error:
+            raise _refusal(path, error) from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+    _sync_folder(target.parent)
+
+
+def check_new_folder(path: PathLike) -> None:
+    """Refuse, before the work, a folder that is there and holds something, or that can't be made."""
+    check_output_folder(path)
+    if os.path.isdir(path) and os.listdir(path):
+        raise DdsimError(f"{path}: is there and isn't empty; name a new folder")
+
+
 def write_stdout(suffix: str, make: Callable[[Path], object]) -> None:
     """Send a file to standard output.
 
@@ -132,7 +185,7 @@ def stdout_closed() -> bool:
 
 
 def remove_stale(path: PathLike) -> None:
-    """Remove what killed writers of a file left beside it; one that is still being written is locked, and stays."""
+    """Remove what killed writers of a file or folder left beside it; what is still being written is locked, and stays."""
     target = Path(path)
     ours = re.compile(rf"\.{re.escape(_head(target))}\.[0-9a-f]{{16}}\.tmp")
     with contextlib.suppress(OSError):
@@ -284,7 +337,10 @@ def _remove_if_dead(leftover: Path) -> None:
         handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(leftover)
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                shutil.rmtree(leftover)
+            else:
+                os.unlink(leftover)
         finally:
             os.close(handle)
 

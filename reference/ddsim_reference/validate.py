@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.errors import DdsimError
@@ -29,12 +28,9 @@ from ddsim_reference.decode import Decoded, decode
 from ddsim_reference.engine.buckets import TokenTree
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
-from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
-from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 from ddsim_reference.model.device import check_device, device_name, number_type
-from ddsim_reference.model.heads import DraftHead
-from ddsim_reference.model.widen import SHAPES, away_from, widen_drafter, widen_head, widen_target
+from ddsim_reference.model.widen import SHAPES, widened
 from ddsim_reference.model.workloads import choose_prompts, encode_all
 from ddsim_reference.profile import copy_bandwidth, host_seconds, matmul_rate, measure, profile_of, profiled_tokens
 from ddsim_reference.record import head_provenance
@@ -47,56 +43,6 @@ def default_policies() -> list[Policy]:
     """What is validated by default; budgets are one less than a bucket, since with the root they fill it."""
     fixed = [DDTree(n) for n in (15, 63, 255)]
     return [Autoregressive(), DFlash(), *fixed, CaDDTree(), RoundRatio(), LongRun(), BestFixed()]
-
-
-def hidden_states(
-    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, texts: Sequence[Sequence[int]],
-    blocks: int = 16,
-) -> torch.Tensor:  # fmt: skip
-    """Final hidden states of a pair over texts, float32 [n, hidden]: the target's, and the drafter's of ``blocks`` blocks each."""
-    layers = forward.target_layers(config, weights)
-    embedding = weights["model.embed_tokens.weight"]
-    found = []
-    with torch.inference_mode():
-        for text in texts:
-            ids = torch.tensor([list(text)], device=embedding.device)
-            here = torch.arange(ids.shape[1], device=embedding.device)[None]
-            features, hidden = forward.target_features(
-                config, weights, layers, ids, here, forward.causal_attention, shape.target_layer_ids
-            )
-            anchors = torch.linspace(min(1, len(text) - 1), len(text) - 1, blocks, device=embedding.device).long()
-            tokens, positions = forward.block_inputs(shape, ids[:, anchors], anchors[None])
-            drafted = forward.drafter_hidden(
-                shape, drafter_weights, features, here, F.embedding(tokens, embedding), positions,
-                forward.masked_attention(forward.block_mask(anchors, len(text), shape.block_size)),
-            )  # fmt: skip
-            found += [hidden[0].float(), drafted[0].float()]
-    return torch.cat(found).clone()
-
-
-def widened(
-    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, draft_head: DraftHead | None,
-    name: str, texts: Sequence[Sequence[int]],
-) -> tuple[ModelConfig, Weights, DrafterConfig, Weights, DraftHead | None]:  # fmt: skip
-    """A pair and its head at a big model's cost, on the device and in the type that it has; ``texts`` show what its hidden states
-    look like.
-
-    Raises
-    ------
-    DdsimError
-        On texts that were not used to find it, the extra vocabulary is not kept out.
-    """
-    away = away_from(hidden_states(config, weights, shape, drafter_weights, texts[::2]))
-    worst = float((hidden_states(config, weights, shape, drafter_weights, texts[1::2] or texts) @ away).max())
-    if worst > -0.1:
-        raise DdsimError(
-            f"widen {name}: the extra vocabulary's logits are not kept low (direction {worst:.2f}, at most -0.1); give more prompts"
-        )
-    device, kind = str(weights["model.embed_tokens.weight"].device), weights["model.embed_tokens.weight"].dtype
-    big, wide = widen_target(config, weights, SHAPES[name], away=away, device=device, dtype=kind)
-    if draft_head is not None:
-        draft_head = widen_head(*draft_head, shape, SHAPES[name], device=device, dtype=kind)
-    return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind), draft_head
 
 
 def engine_drafts(

@@ -33,9 +33,9 @@ from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_head, l
 from ddsim_reference.model.device import device_name
 from ddsim_reference.model.forward import by_depth
 from ddsim_reference.model.heads import lattice
+from ddsim_reference.model.widen import widened
 from ddsim_reference.model.workloads import WORKLOADS, encode, load_prompts
 from ddsim_reference.profile import event_seconds, random_tree
-from ddsim_reference.validate import widened
 from selftest import profile_table
 
 BUDGETS = (15, 31, 63, 127, 255)

@@ -56,7 +56,9 @@ def test_help_shows_an_example_in_80_columns(cli: Run, command: str) -> None:
 def test_help_lists_every_command(cli: Run) -> None:
     answer = cli("--help")
     assert answer.code == 0
-    wanted = "demo plan replay fit calibrate export report bench serve record decode profile validate train-drafter"
+    wanted = (
+        "demo plan replay fit calibrate export report bench serve record decode profile validate convert train-drafter"
+    )
     assert set(wanted.split()) == set(COMMANDS)
     assert all(f" {name} " in answer.out for name in COMMANDS)
     narrow(answer.out)
@@ -522,7 +524,7 @@ def test_profile(cli: Run, models: Path, tmp_path: Path) -> None:
 
 
 def test_every_command_with_a_model_names_it_with_target(cli: Run) -> None:
-    for command in ("record", "decode", "profile", "validate", "train-drafter"):
+    for command in ("record", "decode", "profile", "validate", "convert", "train-drafter"):
         assert "--target" in cli(command, "--help").out, command
     usage = cli("profile", "--help").out.split("Usage: ")[1].splitlines()[0].strip()
     assert usage == "ddsim profile [OPTIONS]"
@@ -530,6 +532,18 @@ def test_every_command_with_a_model_names_it_with_target(cli: Run) -> None:
         line = error(cli("profile", "smollm2-135m", "-o", "p.json", *more))
         assert line == "error: unexpected 'smollm2-135m': name the model with --target, as in --target smollm2-135m"
     assert "Missing option '--target'" in error(cli("profile", "-o", "p.json"))
+
+
+def test_convert(cli: Run, models: Path, tmp_path: Path) -> None:
+    words = ("convert", "--target", models / "target", "--drafter", models / "drafter", "-o", tmp_path / "pair")
+    answer = cli(*words)
+    assert answer.out == f"Wrote {tmp_path / 'pair' / 'target'}\nWrote {tmp_path / 'pair' / 'drafter'}\n"
+    assert "isn't empty; name a new folder" in error(cli(*words))
+    document = json.loads(cli(*words[:3], "-o", tmp_path / "alone", "--no-tokenizer", "--json").out)
+    assert document["target"] == str(tmp_path / "alone") and document["drafter"] is None and not document["tokenizer"]
+    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == ["config.json", "model.safetensors"]
+    assert "--prompts are for --widen" in error(cli(*words, "--prompts", "chat"))
+    assert "needs the drafter" in error(cli(*words[:3], "-o", tmp_path / "x", "--widen", "qwen3-8b"))
 
 
 def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
@@ -656,6 +670,7 @@ def test_without_torch_one_line_says_what_to_install(cli: Run, monkeypatch: pyte
         ("record", *model, "--prompts", "chat", "-o", "trace"),
         ("profile", "--target", "smollm2-135m", "-o", "p.json"),
         ("validate", *model, "-o", "v.json"),
+        ("convert", *model, "-o", "pair"),
         ("train-drafter", "--target", "smollm2-135m", "--mask-token", 16, "-o", "d", "--work", "w"),
     ):
         line = error(cli(*words))

@@ -82,6 +82,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
         "decode": ["hello", *model],
         "profile": ["--target", "no-model", "-o", "p.json"],
         "validate": [*model, "-o", "v.json"],
+        "convert": [*model, "-o", "pair"],
         "train-drafter": ["--target", "no-model", "--mask-token", "1", "-o", "drafter", "--work", "work"],
     }  # fmt: skip
 

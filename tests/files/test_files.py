@@ -370,6 +370,7 @@ MODELS = {
     "profile --plot": "profile --target {m}/target -o {m}/new.json --plot",
     "validate -o": "validate --target {m}/target --drafter {m}/drafter --prompts {m}/prompts.jsonl -o",
     "validate --plot": "validate --show {m}/saved.json --plot",
+    "convert": "convert --target {m}/target --drafter {m}/drafter --widen qwen3-8b --prompts {m}/prompts.jsonl -o",
     "train-drafter -o": "train-drafter --target {m}/target --start {m}/drafter --mask-token 1 --work {m}/new -o",
     "train-drafter --work": "train-drafter --target {m}/target --start {m}/drafter --mask-token 1 -o {m}/new --work",
 }
@@ -388,9 +389,10 @@ def test_models_are_not_written_over(cli: Run, tmp_path: Path, name: str) -> Non
         (tmp_path / file).write_text("{}")
         (tmp_path / f"{file}.png").hardlink_to(tmp_path / file)
     before, words = content(tmp_path), MODELS[name].format(m=tmp_path).split()
-    folder_wanted = name == "record" or "train" in name
+    folder_wanted = name in ("record", "convert") or "train" in name
     places = {
         "record": ["target", "drafter", "drafter.link", "drafter/trace"],
+        "convert": ["target", "drafter", "drafter.link", "drafter/pair"],
         "profile -o": ["target/new.json", "drafter/config.json", "drafter.link/config.json", "drafter.png"],
         "profile --plot": ["target/new.png", "target.png"],
         "validate -o": ["target/new.json", "drafter/config.json", "prompts.jsonl", "drafter.png", "prompts.jsonl.png"],

@@ -24,6 +24,7 @@ from ddsim_reference.decode import Decoded, Round, decode
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.model.checkpoint import load_drafter, save_drafter, save_head, save_target
 from ddsim_reference.model.forward import target_layers
+from ddsim_reference.model.widen import hidden_states
 from ddsim_reference.record import marginals
 from tests.reference import tiny
 
@@ -155,7 +156,7 @@ def test_hidden_states_are_the_heads_inputs(pair: tuple[str, str]) -> None:
     config, weights = tiny.target("llama")
     shape, drafter = tiny.drafter(config)
     text = list(range(3, 15))
-    states = validate.hidden_states(config, weights, shape, drafter, [text], blocks=5)
+    states = hidden_states(config, weights, shape, drafter, [text], blocks=5)
     assert states.shape == (12 + 5 * shape.block_size, config.hidden_size)
     engine = Engine(config, dict(weights), max_context=64, max_tokens=16, device="cpu")
     torch.testing.assert_close(

@@ -5,16 +5,15 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 
 from ddsim.errors import DdsimError
 from ddsim.files import atomic as _atomic
@@ -38,6 +37,9 @@ SMOLLM2 = "smollm2-135m"
 
 HEAD = "head"
 """The folder within a drafter's that holds its head. Engines load every safetensors file that lies beside the drafter's."""
+
+SHARD = 4 * 10**9
+"""Bytes of tensors in a file of a large checkpoint."""
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -285,6 +287,18 @@ def _tokenizer(path: Path) -> Any:
         logging.set_verbosity(before)
 
 
+def save_tokenizer(path: Path, tokenizer: Any) -> None:
+    """Write a tokenizer into a checkpoint's folder, so that transformers of version 4 reads it too."""
+    tokenizer.save_pretrained(str(path))
+    place = path / "tokenizer_config.json"
+    document = read_json(place)
+    for name in ("backend", "is_local", "local_files_only"):
+        document.pop(name, None)
+    if document.get("tokenizer_class") == "TokenizersBackend":  # the name of version 5
+        document["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _atomic.write_text(place, json.dumps(document, indent=2) + "\n")
+
+
 def is_failure(error: BaseException) -> bool:
     """Whether an exception out of a package is its failure, not an interruption; a panic in Rust is no ``Exception``."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -402,20 +416,88 @@ def load_head(
     return head, _load_safetensors(folder, shapes, frozenset(), dtype, device)
 
 
-def save_head(path: str | Path, head: HeadConfig, weights: Weights, provenance: dict[str, Any]) -> None:
-    """Write a head into its drafter's folder, in bfloat16; the drafter's own files stay as they are."""
+def save_head(
+    path: str | Path,
+    head: HeadConfig,
+    weights: Weights,
+    provenance: dict[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a head into its drafter's folder; the drafter's own files stay as they are."""
     folder = Path(path) / HEAD
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: weight.detach().to("cpu", torch.bfloat16) for name, weight in weights.items()}
+    tensors = {name: weight.detach().to(dtype) for name, weight in weights.items()}
     write_tensors(folder / "model.safetensors", tensors)
     document = asdict(head) | {"ddsim_provenance": provenance}
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 
-def write_tensors(path: Path, tensors: Weights) -> None:
-    """Write a safetensors file, whole or not at all (their own writer makes files that others can't read)."""
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    _atomic.write(path, lambda file: file.write(content))
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file, whole or not at all; of tensors elsewhere one at a time comes to this memory."""
+    _atomic.write(path, lambda file: _write_tensors(file, tensors))
+
+
+_STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+def _write_tensors(file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
+    """What safetensors' own ``save`` writes, without the whole file in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    # Wider types first, so that all values are aligned.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _STORED[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of 8
+    file.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        file.write(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], most: int = SHARD) -> int:
+    """Write a checkpoint's tensors, and the index of its files where there are several.
+
+    Parameters
+    ----------
+    tensors : iterable of (str, Tensor)
+        Taken one by one: no more of them are held than one file takes.
+    most : int
+        Bytes of tensors in a file; a larger tensor has a file of its own.
+
+    Returns
+    -------
+    int
+        Bytes of all tensors.
+    """
+    parts: list[tuple[Path, list[str]]] = []
+    held: Weights = {}
+    total = 0
+
+    def flush() -> None:
+        path = folder / f"model-{len(parts) + 1:05}.safetensors"
+        write_tensors(path, held)
+        parts.append((path, list(held)))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > most:
+            flush()
+        held[name] = tensor
+        total += tensor.nbytes
+    flush()
+    if len(parts) == 1:
+        parts[0][0].rename(folder / "model.safetensors")
+        return total
+    places: dict[str, str] = {}
+    for i, (path, names) in enumerate(parts, 1):
+        place = f"model-{i:05}-of-{len(parts):05}.safetensors"
+        path.rename(folder / place)
+        places |= dict.fromkeys(names, place)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    _atomic.write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+    return total
 
 
 def save_drafter(
@@ -424,8 +506,9 @@ def save_drafter(
     weights: Weights,
     provenance: dict[str, Any],
     head: DraftHead | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a drafter in the published format (``config.json`` and ``model.safetensors`` in bfloat16).
+    """Write a drafter in the published format (``config.json`` and ``model.safetensors``).
 
     Parameters
     ----------
@@ -434,25 +517,51 @@ def save_drafter(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: weights[key].to("cpu", torch.bfloat16) for key in drafter_shapes(config)}
+    tensors = {key: weights[key].to(dtype) for key in drafter_shapes(config)}
     if head is not None:
         if head[0].form != "markov":
             raise DdsimError(f"{folder}: DSpark's format holds a markov head, not a {head[0].form} one; use save_head")
-        tensors |= {name: head[1][mine].to("cpu", torch.bfloat16) for name, mine in HEADS["markov"].items()}
-    document = drafter_document(config, None if head is None else head[0]) | {"ddsim_provenance": provenance}
+        tensors |= {name: head[1][mine].to(dtype) for name, mine in HEADS["markov"].items()}
+    document = drafter_document(config, None if head is None else head[0], str(dtype).removeprefix("torch."))
     write_tensors(folder / "model.safetensors", tensors)
+    document["ddsim_provenance"] = provenance
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
 
 
-def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None:
-    """Write a target as a Hugging Face folder, so that a GGUF file is converted once and tests can make small models."""
+def save_target(
+    path: str | Path,
+    config: ModelConfig,
+    weights: Weights | Iterable[tuple[str, torch.Tensor]],
+    provenance: dict[str, Any] | None = None,
+    *,
+    shard: int = SHARD,
+) -> int:
+    """Write a target as a Hugging Face folder; its bytes are returned.
+
+    Parameters
+    ----------
+    weights : dict of str to Tensor, or iterable of (str, Tensor)
+        All of one type. An iterable is taken file by file, so that more can be written than memory holds.
+    shard : int
+        Bytes of tensors in a file.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    types = set()
+
+    def stored() -> Iterable[tuple[str, torch.Tensor]]:
+        for name, tensor in weights.items() if isinstance(weights, dict) else weights:
+            types.add(str(tensor.dtype).removeprefix("torch."))
+            if not (config.tie_word_embeddings and name == "lm_head.weight"):
+                yield name, tensor
+
+    size = write_shards(folder, stored(), shard)
     document = {
         "architectures": ["LlamaForCausalLM" if config.arch == "llama" else "Qwen3ForCausalLM"],
         "model_type": config.arch,
         "hidden_act": "silu",
         "attention_bias": False,
+        "torch_dtype": "/".join(sorted(types)),
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -466,8 +575,6 @@ def save_target(path: str | Path, config: ModelConfig, weights: Weights) -> None
         "eos_token_id": list(config.eos_token_ids),
         "max_position_embeddings": config.max_position_embeddings,
     }
-    tensors = {
-        key: tensor for key, tensor in weights.items() if not (config.tie_word_embeddings and key == "lm_head.weight")
-    }
-    write_tensors(folder / "model.safetensors", tensors)
+    document |= {} if provenance is None else {"ddsim_provenance": provenance}
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")
+    return size

@@ -188,7 +188,7 @@ def beside_the_head(drafter: DrafterConfig) -> frozenset[str]:
     return frozenset((*drafter_shapes(drafter), *COPIES, *CONFIDENCE))
 
 
-def drafter_document(config: DrafterConfig, head: HeadConfig | None) -> dict[str, Any]:
+def drafter_document(config: DrafterConfig, head: HeadConfig | None, dtype: str = "bfloat16") -> dict[str, Any]:
     """The config.json of a drafter: DSpark's where it has DSpark's head or samples from the anchor, and DFlash's otherwise."""
     if config.convolution is not None:
         raise DdsimError("a drafter with convolutions is read only; its format is not written")
@@ -198,7 +198,7 @@ def drafter_document(config: DrafterConfig, head: HeadConfig | None) -> dict[str
         "model_type": "qwen3",
         "hidden_act": "silu",
         "attention_bias": False,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": dtype,
         "tie_word_embeddings": not dspark,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,

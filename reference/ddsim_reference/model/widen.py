@@ -7,13 +7,16 @@ multi-billion checkpoint. Figures measured on it are labelled, for instance, "Sm
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddsim.errors import DdsimError
+from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
 from ddsim_reference.model.heads import DraftHead, HeadConfig, head_shapes
 
@@ -97,6 +100,24 @@ class _Widener:
         wide[: self.small.hidden_size, columns.to(self.device)] = weight.to(self.device, self.dtype)
         return wide
 
+    def embedding(self, weight: Tensor) -> Tensor:
+        """The embedding of a vocabulary whose extra part is zero."""
+        small, big = self.small, self.big
+        wide = self.zeros(big.vocab_size, big.hidden_size)
+        wide[: small.vocab_size, : small.hidden_size] = weight.to(self.device, self.dtype)
+        return wide
+
+    def head(self, weight: Tensor, away: Tensor) -> Tensor:
+        """The head; extra rows are what `widen_target` says of ``away``."""
+        small, big = self.small, self.big
+        head = self.random(big.vocab_size, big.hidden_size)
+        head[:, : small.hidden_size] = 0
+        head[: small.vocab_size] = 0
+        head[: small.vocab_size, : small.hidden_size] = weight.to(self.device, self.dtype)
+        row = weight.to(self.device, torch.float32).mean(0) + 40 * away.to(self.device, torch.float32)
+        head[small.vocab_size :, : small.hidden_size] = row.to(self.dtype)
+        return head
+
     def layer(self, weights: Weights, prefix: str) -> Weights:
         """One transformer layer."""
         small, big = self.small, self.big
@@ -175,29 +196,33 @@ def widen_target(
     DdsimError
         The big shape cannot hold the small one, or the target normalises queries and keys.
     """
+    big, tensors = stream_target(config, weights, shape, away=away, device=device, dtype=dtype, seed=seed)
+    return big, dict(tensors)
+
+
+def stream_target(
+    config: ModelConfig, weights: Weights, shape: Shape, *, away: Tensor, device: str = "cpu",
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:  # fmt: skip
+    """What `widen_target` returns, its tensors one by one: a big target can be written with little memory."""
     if config.qk_norm:
         raise DdsimError("widening: targets that normalise queries and keys are not supported; use a Llama checkpoint")
     if shape.num_layers < config.num_layers:
         raise DdsimError(f"widening: {shape.num_layers} layers cannot hold the target's {config.num_layers}")
     widener = _Widener(config, shape, device, dtype, seed)
-    hidden = config.hidden_size
-    wide: Weights = {"model.norm.weight": widener.norm(weights["model.norm.weight"].to(device, torch.float32))}
-    embedding = widener.zeros(shape.vocab_size, shape.hidden_size)
-    embedding[: config.vocab_size, :hidden] = weights["model.embed_tokens.weight"].to(device, dtype)
-    wide["model.embed_tokens.weight"] = embedding
-    head = widener.random(shape.vocab_size, shape.hidden_size)
-    head[:, :hidden] = 0
-    head[: config.vocab_size] = 0
-    head[: config.vocab_size, :hidden] = weights["lm_head.weight"].to(device, dtype)
-    row = weights["lm_head.weight"].to(device, torch.float32).mean(0) + 40 * away.to(device, torch.float32)
-    head[config.vocab_size :, :hidden] = row.to(dtype)
-    wide["lm_head.weight"] = head
-    for i in range(shape.num_layers):
-        real = i < config.num_layers
-        layer = widener.layer(weights, f"model.layers.{i}.") if real else widener.idle_layer()
-        wide |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.items()}
     big = replace(config, **_sizes(config, shape), num_layers=shape.num_layers, tie_word_embeddings=False)
-    return big, wide
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        yield "model.norm.weight", widener.norm(weights["model.norm.weight"].to(device, torch.float32))
+        yield "model.embed_tokens.weight", widener.embedding(weights["model.embed_tokens.weight"])
+        yield "lm_head.weight", widener.head(weights["lm_head.weight"], away)
+        for i in range(shape.num_layers):
+            real = i < config.num_layers
+            layer = widener.layer(weights, f"model.layers.{i}.") if real else widener.idle_layer()
+            for name in list(layer):
+                yield f"model.layers.{i}.{name}", layer.pop(name)
+
+    return big, tensors()
 
 
 def _sizes(small: ModelConfig | DrafterConfig, shape: Shape) -> dict[str, Any]:
@@ -281,3 +306,61 @@ def widen_head(
             values[tuple(slice(n) for n in small.shape)] = real.to(dtype)
         wide[name] = values
     return big, wide
+
+
+def hidden_states(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, texts: Sequence[Sequence[int]],
+    blocks: int = 16,
+) -> torch.Tensor:  # fmt: skip
+    """Final hidden states of a pair over texts, float32 [n, hidden]: the target's, and the drafter's of ``blocks`` blocks each."""
+    layers = forward.target_layers(config, weights)
+    embedding = weights["model.embed_tokens.weight"]
+    found = []
+    with torch.inference_mode():
+        for text in texts:
+            ids = torch.tensor([list(text)], device=embedding.device)
+            here = torch.arange(ids.shape[1], device=embedding.device)[None]
+            features, hidden = forward.target_features(
+                config, weights, layers, ids, here, forward.causal_attention, shape.target_layer_ids
+            )
+            anchors = torch.linspace(min(1, len(text) - 1), len(text) - 1, blocks, device=embedding.device).long()
+            tokens, positions = forward.block_inputs(shape, ids[:, anchors], anchors[None])
+            drafted = forward.drafter_hidden(
+                shape, drafter_weights, features, here, F.embedding(tokens, embedding), positions,
+                forward.masked_attention(forward.block_mask(anchors, len(text), shape.block_size)),
+            )  # fmt: skip
+            found += [hidden[0].float(), drafted[0].float()]
+    return torch.cat(found).clone()
+
+
+def direction_away(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, name: str,
+    texts: Sequence[Sequence[int]],
+) -> Tensor:  # fmt: skip
+    """What `widen_target` takes as ``away``; ``texts`` show what the pair's hidden states look like.
+
+    Raises
+    ------
+    DdsimError
+        On texts that were not used to find it, the extra vocabulary is not kept out.
+    """
+    away = away_from(hidden_states(config, weights, shape, drafter_weights, texts[::2]))
+    worst = float((hidden_states(config, weights, shape, drafter_weights, texts[1::2] or texts) @ away).max())
+    if worst > -0.1:
+        raise DdsimError(
+            f"widen {name}: the extra vocabulary's logits are not kept low (direction {worst:.2f}, at most -0.1); give more prompts"
+        )
+    return away
+
+
+def widened(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter_weights: Weights, draft_head: DraftHead | None,
+    name: str, texts: Sequence[Sequence[int]],
+) -> tuple[ModelConfig, Weights, DrafterConfig, Weights, DraftHead | None]:  # fmt: skip
+    """A pair and its head at a big model's cost, on the device and in the type that it has; ``texts`` as `direction_away` takes them."""
+    away = direction_away(config, weights, shape, drafter_weights, name, texts)
+    device, kind = str(weights["model.embed_tokens.weight"].device), weights["model.embed_tokens.weight"].dtype
+    big, wide = widen_target(config, weights, SHAPES[name], away=away, device=device, dtype=kind)
+    if draft_head is not None:
+        draft_head = widen_head(*draft_head, shape, SHAPES[name], device=device, dtype=kind)
+    return big, wide, *widen_drafter(shape, drafter_weights, SHAPES[name], device=device, dtype=kind), draft_head
