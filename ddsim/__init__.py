@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.rules import LongRun as LongRun
     from ddsim.policy.rules import RoundRatio as RoundRatio
     from ddsim.policy.rules import Schedule as Schedule
+    from ddsim.replay.compare import Comparison as Comparison
+    from ddsim.replay.compare import compare as compare
     from ddsim.replay.maps import batch_map as batch_map
     from ddsim.replay.maps import best_widths as best_widths
     from ddsim.replay.plan import Plan as Plan
@@ -92,6 +94,8 @@ _HOME = {
     "Plan": "replay.plan",
     "replay": "replay.replay",
     "replay_rounds": "replay.replay",
+    "compare": "replay.compare",
+    "Comparison": "replay.compare",
     "default_policies": "replay.replay",
     "plan": "replay.plan",
     "Calibration": "trace.calibration",

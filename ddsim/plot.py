@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from ddsim.view.budgets import budget_distribution, fixed_budgets, gains, policies, price_curve, round_throughput
+from ddsim.view.budgets import (
+    budget_distribution,
+    draft_gains,
+    fixed_budgets,
+    gains,
+    policies,
+    price_curve,
+    round_throughput,
+)
 from ddsim.view.checks import (
     acceptance_by_budget,
     predicted_measured,
@@ -23,6 +31,7 @@ __all__ = [
     "budget_distribution",
     "canvas",
     "cost_curve",
+    "draft_gains",
     "drafted_round",
     "fixed_budgets",
     "gains",

@@ -1,4 +1,4 @@
-"""Commands that answer: demo, plan, replay, report, serve."""
+"""Commands that answer: demo, plan, replay, report, compare, serve."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from ddsim.cli.app import (
 from ddsim.cli.console import Column, Out, milliseconds, number, percent
 from ddsim.cli.console import progress as _progress
 from ddsim.files.atomic import STDOUT
+from ddsim.text import printable
 
 if TYPE_CHECKING:
     from ddsim.replay.plan import Plan
@@ -61,6 +62,10 @@ WORKLOAD_COLUMNS: tuple[Column, ...] = (
     ("tokens_per_second", "tokens/s", number(1)),
     ("pooled_budget_loss", "loss with the\npooled budget", percent),
 )
+
+
+SHOWN = (16, 64, 256)
+"""Nodes that drafts are compared at, unless others are asked for."""
 
 
 @app.command(rich_help_panel=ANSWERS, epilog=example("ddsim demo", "ddsim demo --json | head"))
@@ -242,6 +247,12 @@ def report(
     profile: ProfileOption,
     out: Annotated[str, _out_option("The page")],
     policy: RuleOption = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--beside", metavar="TRACE", help="Another draft's recording of the same texts: both trees are drawn."
+        ),
+    ] = None,
     kind: KindOption = "auto",
     calibrate: CalibrateOption = None,
     workload: WorkloadOption = None,
@@ -261,17 +272,66 @@ def report(
     policies = policies_of(policy) if policy else None
     show.reads(profile.expanduser())
     recording, cost = _open(show, trace, workload, temperature), read_costs(profile.expanduser(), kind)
+    other = None if beside is None else _open(show, [beside], workload, temperature)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Writing the report") as progress:
         _write(
             out, ".html",
             lambda path: write_report(
-                recording, cost, path, policies=policies, kind=kind, calibration=calibration, bootstrap=bootstrap, seed=seed,
-                progress=progress,
+                recording, cost, path, policies=policies, beside=other, kind=kind, calibration=calibration, bootstrap=bootstrap,
+                seed=seed, progress=progress,
             ),
         )  # fmt: skip
     show.saved(out)
     show.json({"out": out})
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim compare marginals/humaneval lattices/humaneval", "ddsim compare old new --budget 32 --plot gain.png"
+    ),
+)
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Trace folder, or a folder of such folders.")],
+    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another draft's recording of the same texts.")],
+    budget: Annotated[
+        list[int] | None, typer.Option("--budget", min=1, help="Nodes to show (repeatable). [default: 16, 64, 256]")
+    ] = None,
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: BootstrapOption = 2000,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What one draft gains over another on the same texts: tokens a round, node for node."""
+    show = Out(json, [plot])
+    _check_plot(plot)
+    from ddsim.replay.compare import BUDGETS
+    from ddsim.replay.compare import compare as run
+
+    a, b = (_open(show, [path], workload, temperature) for path in (first, second))
+    names = None if a.kind != b.kind else (str(first), str(second))
+    with _progress("Replaying both") as progress:
+        answer = run(
+            a, b, names=names, budgets=sorted({*BUDGETS, *(budget or ())}), bootstrap=bootstrap, seed=seed, progress=progress
+        )  # fmt: skip
+    show.say(answer.sentence)
+    length = number(2)
+    columns = (
+        ("workload", "workload", str), ("policy", "policy", str), ("first", printable(answer.names[0], 16), length),
+        ("second", printable(answer.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent),
+        ("high", "to", percent),
+    )  # fmt: skip
+    show.table(answer.table(budget or SHOWN), columns, "Tokens a round (95 % interval of the gain)")
+    for note in answer.notes:
+        show.say(note)
+    if plot is not None:
+        from ddsim.view.budgets import draft_gains
+
+        _plot(show, plot, lambda ax: draft_gains(answer.table(), answer.names, ax=ax))
+    show.json(answer.to_json() | {"plot": plot})
 
 
 SERVING_COLUMNS: tuple[Column, ...] = (

@@ -233,11 +233,15 @@ class Trace:
             yield self._block(first, pending)
 
     def _load(self) -> Iterator[_Rows | Folded]:
-        """All sequences, opening each source once per run of neighbouring sequences."""
+        """All sequences, opening each source once per run of its sequences in ascending order."""
         i = 0
         while i < len(self._entries):
             source, j = self._entries[i][0], i
-            while j < len(self._entries) and self._entries[j][0] is source:
+            while (
+                j < len(self._entries)
+                and self._entries[j][0] is source
+                and (j == i or self._entries[j - 1][1] < self._entries[j][1])
+            ):
                 j += 1
             yield from source.load([k for _, k in self._entries[i:j]])
             i = j

@@ -16,10 +16,12 @@ from ddsim.policy.parse import kind_of
 from ddsim.replay.plan import said_runs
 from ddsim.view.style import (
     _TEXT,
+    BLACK,
     BLUE,
     COLOURS,
     GREEN,
     GREY,
+    MARKERS,
     SIZE,
     STYLES,
     VERMILION,
@@ -180,6 +182,63 @@ def fixed_budgets(
     _budget_axis(ax, int(n.max()))
     ax.set_ylim(bottom=0)
     _legend(ax, "lower right")
+    return ax
+
+
+def draft_gains(table: pd.DataFrame, names: tuple[str, str] = ("first", "second"), *, ax: Axes | None = None) -> Axes:
+    """What the second of two drafts gains over the first, by the size of the tree: a line a workload, with 95 % intervals.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As ``Comparison.table()`` gives: workload, policy, first, second, gain, low, high.
+    names : (str, str)
+        What the drafts are called.
+    ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> row = {"workload": "chat", "policy": "DDTree(8)", "first": 2.0, "second": 2.2, "gain": 0.1, "low": 0.05, "high": 0.15}
+    >>> draft_gains(pd.DataFrame([row]), ("marginals", "lattices"), ax=canvas()).get_ylabel()
+    'tokens a round: lattices over marginals'
+    """
+    ax = _axes(ax)
+    sizes = list(dict.fromkeys(table["policy"]))  # the chain first, then trees as they grow
+    workloads = list(dict.fromkeys(table["workload"]))
+    for k, workload in enumerate(workloads):
+        own = table[table["workload"] == workload].set_index("policy").loc[sizes]
+        at = np.arange(len(sizes)) + 0.06 * (k - (len(workloads) - 1) / 2)
+        colour, width = (BLACK, 2.2) if workload == "all" else (COLOURS[k % 6], 1.3)
+        marker = "o" if workload == "all" else MARKERS[k % len(MARKERS)]
+        away = np.abs(own[["low", "high"]].to_numpy().T - own["gain"].to_numpy())
+        first, second = own["first"].iloc[-1], own["second"].iloc[-1]
+        label = f"{_label(workload) or 'trace'}: {first:.2f} → {second:.2f}"
+        line = ax.errorbar(
+            at,
+            own["gain"],
+            np.nan_to_num(away),
+            elinewidth=0.8,
+            label=label,
+            color=colour,
+            lw=width,
+            marker=marker,
+            ms=4.5,
+        )[0]
+        if sizes[0] == "DFlash" and len(sizes) > 1:  # a chain is no tree of less than one node
+            line.set_data(np.insert(at, 1, np.nan), np.insert(own["gain"].to_numpy(), 1, np.nan))
+    ax.axhline(0, color=GREY, lw=1)
+    ax.set_xticks(
+        range(len(sizes)), [s if (s := p.removeprefix("DDTree(").rstrip(")")) != "DFlash" else "chain" for p in sizes]
+    )
+    ax.set_xlabel("nodes in the tree", fontsize=_TEXT)
+    ax.set_ylabel(f"tokens a round: {_label(names[1])} over {_label(names[0])}")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f} %" if v else "0"))
+    _dress(ax)
+    title = f"tokens a round {'in chains' if sizes[-1] == 'DFlash' else 'at ' + sizes[-1][7:-1] + ' nodes'}"
+    ax.legend(
+        fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=title, title_fontsize=_TEXT
+    )
     return ax
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.axes import Axes
 
 import ddsim
@@ -25,63 +19,29 @@ from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
 from ddsim.policy.contract import Policy, is_rule
+from ddsim.replay.compare import Comparison, compare
 from ddsim.replay.plan import Plan, planned, said_runs
 from ddsim.replay.replay import _Replayer
 from ddsim.text import listed, printable
+from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.reliability import Reliability, reliability
 from ddsim.trace.trace import Trace, check_trace
-from ddsim.view.budgets import budget_distribution, fixed_budgets, policies
+from ddsim.view.budgets import budget_distribution, draft_gains, fixed_budgets, policies
 from ddsim.view.checks import acceptance_by_budget, reliability_by_depth, reliability_by_probability
 from ddsim.view.costs import cost_curve, token_spans
-from ddsim.view.style import FEWEST, canvas
-from ddsim.view.trees import drafted_round, tree
+from ddsim.view.page import HEIGHT, Columns, Figure, Section, Table, inline_figure, records, sortable_table
+from ddsim.view.style import FEWEST
+from ddsim.view.trees import DraftedRound, drafted_round, tree
 
 if TYPE_CHECKING:
     from ddsim.trace.schema import Progress
 
-WIDTH, HEIGHT = 4.5, 3.3  # inches: what a column of the page, or a telephone, shows without shrinking the letters much
-
-
-LONGEST = 60  # characters of a cell
-
-
 LARGEST_TREE = 64  # nodes of the tree that is drawn
 
 
-SVG = "http://www.w3.org/2000/svg"
-
-
-XLINK = "http://www.w3.org/1999/xlink"
-
-
-Columns = dict[str, tuple[str, Callable[[Any], str]]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the page: its drawing, what it is, and what it says to those who can't see it."""
-
-    name: str
-    title: str
-    svg: Markup
-    caption: str
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page: headings, and rows of (text, value to sort by)."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[tuple[str, float | str]]]
-
-    @property
-    def narrow(self) -> bool:
-        """Whether it fits beside a figure."""
-        return len(self.headings) <= 5
+LARGEST_PAIR = 24  # nodes of each of two trees that are drawn side by side
 
 
 def report(
@@ -90,6 +50,7 @@ def report(
     out: str | os.PathLike[str] | None = None,
     *,
     policies: Sequence[Policy | str] | Policy | str | None = None,
+    beside: Trace | None = None,
     kind: str = "auto",
     calibration: Calibration | CrossCalibration | None = None,
     bootstrap: int = 2000,
@@ -107,6 +68,8 @@ def report(
         Where to write the page.
     policies : list of Policy or of names, or one, optional
         Rules to choose from, as in `ddsim.plan`.
+    beside : Trace, optional
+        Another draft's recording of the same texts. The page says what one gains over the other and draws both trees of one round.
     kind : str
         Of the cost model fitted to a profile (see `ddsim.fit_cost`).
     calibration : Calibration or CrossCalibration, optional
@@ -154,6 +117,9 @@ def report(
             "recommendation": _recommendation(plan),
             "policies": _policies(replayed, plan),
         }
+        if beside is not None:
+            against = compare(beside, trace, bootstrap=bootstrap, seed=seed)
+            sections["drafts"] = _drafts(trace, beside, against)
         done(3)
         sections["cost"] = _cost(model, profile)
         sections["acceptance"] = _acceptance(replayed, seed)
@@ -187,9 +153,6 @@ def report(
     return page
 
 
-Section = list["Figure | Table"]
-
-
 def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     """(what, number, interval or remark) of the recommended policy."""
     row = plan.judged()
@@ -208,7 +171,7 @@ def _recommendation(plan: Plan) -> Section:
     alone = float(_row(plan, plan.baselines[0])["tokens_per_second"])
     best = float(curve["tokens_per_second"].max())
     items: Section = [
-        _figure(
+        inline_figure(
             "budgets",
             "Throughput of fixed budgets",
             lambda ax: fixed_budgets(curve, flat=plan.near_best, baseline=alone, ax=ax),
@@ -218,10 +181,10 @@ def _recommendation(plan: Plan) -> Section:
         )
     ]
     table = plan.table()
-    ranked = _records(table.sort_values("tokens_per_second", ascending=False))
+    ranked = records(table.sort_values("tokens_per_second", ascending=False))
     said = "; ".join(f"{row['policy']} {row['tokens_per_second']:,.0f}" for row in ranked)
     items.append(
-        _figure(
+        inline_figure(
             "policies",
             "Policies beside hindsight",
             lambda ax: policies(table, ax=ax),
@@ -231,7 +194,7 @@ def _recommendation(plan: Plan) -> Section:
     )
     if len(plan.by_workload) > 1:
         items.append(
-            _table(
+            sortable_table(
                 "Each workload by itself",
                 plan.by_workload.assign(near_best=plan.by_workload["near_best"].map(said_runs)),
                 {
@@ -266,7 +229,7 @@ def _policies(replayed: _Replayer, plan: Plan) -> Section:
         if name == plan.choice:
             of_choice = rounds
     items: Section = [
-        _figure(
+        inline_figure(
             "distribution",
             "Budgets that adaptive rules pick",
             lambda ax: budget_distribution(dict(budgets), ax=ax),
@@ -289,10 +252,10 @@ def _policies(replayed: _Replayer, plan: Plan) -> Section:
         "rounds": ("rounds", "{:,.0f}".format),
         "tuned_on": ("tuned on", str),
     }
-    items.append(_table("All prompts", plan.table(), columns))
+    items.append(sortable_table("All prompts", plan.table(), columns))
     workload: Columns = {"workload": ("workload", str)}
     if len(replayed.trace.workloads) > 1:
-        items.append(_table("By workload", plan.table("workload"), workload | columns))
+        items.append(sortable_table("By workload", plan.table("workload"), workload | columns))
     drawn = _round(replayed, of_choice)
     if drawn is not None:
         items.append(drawn)
@@ -309,23 +272,97 @@ def _round(replayed: _Replayer, rounds: pd.DataFrame) -> Figure | None:
     at = positions.starts[rounds["sequence"].to_numpy()] + rounds["position"].to_numpy()
     accepted = rounds["accepted"].to_numpy()
     helped = accepted > positions.chain[at]
-    pick = _records(rounds.iloc[[int((np.abs(accepted - accepted.mean()) + 1000 * ~helped).argmin())]])[0]
+    pick = records(rounds.iloc[[int((np.abs(accepted - accepted.mean()) + 1000 * ~helped).argmin())]])[0]
     budget = min(int(pick["budget"]), LARGEST_TREE)
     drafted = drafted_round(replayed.trace, int(pick["position"]), budget, int(pick["sequence"]))
     path = " ".join(repr(t)[1:-1] for t in [drafted.texts[i] for i in drafted.accepted])
     where = f"{pick['workload']} {pick['prompt_id']}, position {pick['position']}".strip()
     less = "" if budget == int(pick["budget"]) else f" (its best {budget} of {int(pick['budget'])} nodes)"
-    rows = len(set(range(1, len(drafted.tree))) - set(drafted.tree.parents.tolist())) + 1
-    return _figure(
+    return inline_figure(
         "tree",
         "One round, drawn",
         lambda ax: tree(drafted, ax=ax),
         f"{where}{less}: {len(drafted.accepted) - 1} of {budget} drafted tokens are accepted along the lit path: {path}. "
         "Darker boxes are likelier; the best continuation stands beside its parent, others below.",
         width=9.0,
-        height=max(1.2, 0.6 + 0.16 * rows),
+        height=max(1.2, 0.6 + 0.16 * _branches(drafted)),
         wide=True,
     )
+
+
+def _drafts(trace: Trace, beside: Trace, against: Comparison) -> Section:
+    """What the draft gains over another of the same texts, and both trees of one round."""
+    columns: Columns = {
+        "workload": ("workload", str),
+        "policy": ("policy", str),
+        "first": (against.names[0], "{:.2f}".format),
+        "second": (against.names[1], "{:.2f}".format),
+        "gain": ("gain", _percent),
+        "low": ("95 % from", _percent),
+        "high": ("to", _percent),
+    }
+    items: Section = [
+        inline_figure(
+            "drafts",
+            f"What {against.names[1]} gain over {against.names[0]}",
+            lambda ax: draft_gains(against.table(), against.names, ax=ax),
+            " ".join([against.sentence, *against.notes]),
+            width=9.0,
+            wide=True,
+        ),
+        sortable_table("Tokens a round on the same texts", against.table((16, 64, 256)), columns),
+    ]
+    pair = _telling_round(trace, beside, against)
+    if pair is not None:
+        position, budget, numbers = pair
+        both = zip(("drafts-first", "drafts-second"), against.names, (beside, trace), numbers, strict=True)
+        for name, draft, recording, number in both:
+            drafted = drafted_round(recording, position, budget, number)
+            info = recording.sequences[number]
+            path = " ".join(repr(t)[1:-1] for t in [drafted.texts[i] for i in drafted.accepted])
+            where = f"{info.workload} {info.prompt_id}, position {position}".strip()
+            items.append(
+                inline_figure(
+                    name,
+                    f"One round, drafted from {draft}",
+                    _drawing(drafted),
+                    f"{where}: {len(drafted.accepted) - 1} of {budget} drafted tokens are accepted: {path}.",
+                    height=max(2.4, 0.6 + 0.16 * _branches(drafted)),
+                )
+            )
+    return items
+
+
+def _telling_round(trace: Trace, beside: Trace, against: Comparison) -> tuple[int, int, tuple[int, int]] | None:
+    """Position, budget and the sequences' numbers (beside, trace) of a round in which trees of one size come to different ends.
+
+    Of the rounds in which the draft's tree is accepted further than the other's, one that is accepted as far as trees are on average.
+    """
+    budget = min(LARGEST_PAIR, trace.max_budget, beside.max_budget)
+    if budget < 1:
+        return None
+    reached, other = (
+        (np.asarray(positions_of(recording).ranks[:]) <= budget).sum(axis=1) for recording in (trace, beside)
+    )
+    starts, others = (np.cumsum([0, *(s.length for s in recording.sequences)]) for recording in (trace, beside))
+    best, found = np.inf, None
+    mean = float(reached.mean())
+    for theirs, ours in against.pairs:
+        length = trace.sequences[ours].length
+        own, its = reached[starts[ours] :][: length - 1], other[others[theirs] :][: length - 1]
+        away = np.where(own > its, np.abs(own - mean) + 0.3 * np.abs(own - its - 2), np.inf)
+        if len(away) and away.min() < best:
+            best, found = float(away.min()), (int(away.argmin()), budget, (theirs, ours))
+    return found
+
+
+def _drawing(drafted: DraftedRound) -> Callable[[Axes], Any]:
+    return lambda ax: tree(drafted, ax=ax)
+
+
+def _branches(drafted: DraftedRound) -> int:
+    """Leaves of the tree: rows that its drawing takes."""
+    return len(set(range(1, len(drafted.tree))) - set(drafted.tree.parents.tolist())) + 1
 
 
 def _cost(model: CostModel, profile: Profile | None) -> Section:
@@ -341,7 +378,7 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
         f"{context:,}; drafting and host work add {draft:.2f} ms a round."
     )
     items: Section = [
-        _figure("cost", "What verification costs", lambda ax: cost_curve(model, profile, batch=batch, ax=ax), said, height=HEIGHT + 0.7)
+        inline_figure("cost", "What verification costs", lambda ax: cost_curve(model, profile, batch=batch, ax=ax), said, height=HEIGHT + 0.7)
     ]  # fmt: skip
     kinds = pd.DataFrame(
         [
@@ -357,7 +394,7 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
             "worst": ("worst", _percent),
             "points": ("predictions", "{:,.0f}".format),
         }
-        items.append(_table("How well each kind of fit predicts what it hasn't seen", kinds, columns))
+        items.append(sortable_table("How well each kind of fit predicts what it hasn't seen", kinds, columns))
     return items
 
 
@@ -370,20 +407,20 @@ def _acceptance(replayed: _Replayer, seed: int) -> Section:
     after = None if calibration is None else reliability(trace, calibration, positions=replayed.better)
     last = before.by_budget.iloc[-1]
     items: Section = [
-        _figure(
+        inline_figure(
             "acceptance",
             "Acceptance length over budgets",
             lambda ax: acceptance_by_budget(before, after, ax=ax),
             f"Trees of {last['budget']:.0f} nodes commit {last['realised']:.2f} tokens a round; the marginals promised "
             f"{last['predicted']:.2f}, {_off(last['ratio'])}.",
         ),
-        _figure(
+        inline_figure(
             "probability",
             "Are the marginals to be believed?",
             lambda ax: reliability_by_probability(before, after, ax=ax),
             _said_of_nodes(before),
         ),
-        _figure(
+        inline_figure(
             "depth",
             "The best candidate of each depth",
             lambda ax: reliability_by_depth(before, after, ax=ax),
@@ -399,7 +436,9 @@ def _acceptance(replayed: _Replayer, seed: int) -> Section:
     }
     try:
         _, judged = fit_calibration(trace, seed=seed, positions=positions)
-        items.append(_table("What a calibration fitted on half of the prompts does on the others", judged, columns))
+        items.append(
+            sortable_table("What a calibration fitted on half of the prompts does on the others", judged, columns)
+        )
     except DdsimError:  # one prompt only, or a half whose texts are shorter than the horizon
         pass
     return items
@@ -428,81 +467,6 @@ def _said_of_depths(r: Reliability) -> str:
         ).capitalize()
         + "."
     )
-
-
-def _figure(
-    name: str,
-    title: str,
-    draw: Callable[[Axes], Any],
-    caption: str,
-    *,
-    width: float = WIDTH,
-    height: float = HEIGHT,
-    wide: bool = False,
-) -> Figure:
-    ax = canvas(width, height)
-    draw(ax)
-    file = io.BytesIO()
-    # Letters stay letters: smaller, and they can be searched and read aloud. The salt makes equal figures equal files.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        ax.get_figure(root=True).savefig(  # type: ignore[union-attr]
-            file, format="svg", metadata={"Date": None, "Creator": None}, transparent=True
-        )
-    return Figure(name, title, _inline(file.getvalue(), name, title, caption), caption, wide)
-
-
-def _inline(svg: bytes, name: str, title: str, text: str) -> Markup:
-    """An SVG file as an element of a page: names of its own, a text alternative, and sizes that follow the page's."""
-    root = ElementTree.fromstring(svg)
-    for child in list(root):
-        if child.tag == f"{{{SVG}}}metadata":
-            root.remove(child)
-    for element in root.iter():
-        for key, value in list(element.attrib.items()):
-            if key == "d":  # numbers to a hundredth of a point: half the size, and nobody sees it
-                element.set(key, re.sub(r"-?\d+\.\d+", _short, value))
-            elif key == "id":
-                element.set(key, f"{name}-{value}")
-            elif key == f"{{{XLINK}}}href" and value.startswith("#"):
-                del element.attrib[key]
-                element.set("href", f"#{name}-{value[1:]}")
-            elif "url(#" in value:
-                element.set(key, value.replace("url(#", f"url(#{name}-"))
-            if key == "style" and "font" in value:
-                value = value.replace("'DejaVu Sans Mono'", "'DejaVu Sans Mono', Menlo, Consolas, monospace")
-                element.set(key, value.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, Arial, sans-serif"))
-    width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
-    for key in ("width", "height", "version"):
-        root.attrib.pop(key, None)
-    root.set("role", "img")
-    root.set("aria-labelledby", f"{name}-title {name}-text")
-    root.set("style", f"max-width: {width * 1.7:.0f}px; aspect-ratio: {width:g} / {height:g}")
-    for i, (tag, content) in enumerate((("title", title), ("desc", text))):
-        node = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{'title' if tag == 'title' else 'text'}"})
-        node.text = printable(content)
-        root.insert(i, node)
-    ElementTree.register_namespace("", SVG)
-    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
-
-
-def _short(match: re.Match[str]) -> str:
-    return f"{float(match.group()):.2f}".rstrip("0").rstrip(".")
-
-
-def _table(title: str, frame: pd.DataFrame, columns: Columns) -> Table:
-    shown = {name: how for name, how in columns.items() if name in frame}
-    rows = []
-    for record in _records(frame):
-        row: list[tuple[str, float | str]] = []
-        for name, (_, how) in shown.items():
-            value = record[name]
-            if isinstance(value, str):
-                row.append((printable(value, LONGEST), value))
-            else:
-                known = value is not None and np.isfinite(value)
-                row.append((how(value) if known else "–", float(value) if known else ""))
-        rows.append(row)
-    return Table(title, [heading for heading, _ in shown.values()], rows)
 
 
 def _environment() -> Environment:
@@ -571,11 +535,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, st
 
 def _row(plan: Plan, name: str) -> dict[str, Any]:
     """A policy's row of the table of policies."""
-    return next(dict(row) for row in _records(plan.table()) if row["policy"] == name)
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+    return next(dict(row) for row in records(plan.table()) if row["policy"] == name)
 
 
 def _between(row: dict[str, Any], key: str, how: Callable[[float], str]) -> str:

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import ddsim
 from ddsim.cli.app import app
 from ddsim.cli.main import main
 
@@ -57,7 +59,8 @@ def test_help_lists_every_command(cli: Run) -> None:
     answer = cli("--help")
     assert answer.code == 0
     wanted = (
-        "demo plan replay fit calibrate export report bench serve record decode profile validate convert train-drafter"
+        "demo plan replay fit calibrate export report compare bench serve record decode profile validate convert "
+        "train-drafter"
     )
     assert set(wanted.split()) == set(COMMANDS)
     assert all(f" {name} " in answer.out for name in COMMANDS)
@@ -67,7 +70,7 @@ def test_help_lists_every_command(cli: Run) -> None:
 def test_every_command_has_json_and_curves_have_plot(cli: Run) -> None:
     for command in COMMANDS:
         assert "--json" in cli(command, "--help").out, command
-    for command in ("demo", "plan", "replay", "fit", "calibrate", "serve", "profile", "validate"):
+    for command in ("demo", "plan", "replay", "compare", "fit", "calibrate", "serve", "profile", "validate"):
         assert "--plot" in cli(command, "--help").out, command
 
 
@@ -327,6 +330,47 @@ def test_report(cli: Run, files: Path, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert page.lower().startswith("<!doctype html>")
     assert "doesn't exist" in error(cli(*words, tmp_path / "no" / "r.html"))
+
+
+def test_compare_and_a_report_with_both_trees(cli: Run, files: Path, tmp_path: Path) -> None:
+    recording = ddsim.open_trace(files / "trace")
+    worse = [  # the same texts, drafted with less: only the best candidate of each depth stays
+        (block.tokens, *(np.stack(x) for x in zip(*(best_of(block, p) for p in range(len(block))), strict=True)))
+        for block in (next(recording.subset([n]).blocks()) for n in range(len(recording.sequences)))
+    ]
+    tokens, ids, logprobs = (list(x) for x in zip(*worse, strict=True))
+    infos = recording.sequences
+    ddsim.Trace.from_arrays(
+        tokens, ids, logprobs, workload=[i.workload for i in infos], prompt_id=[i.prompt_id for i in infos],
+        context0=[i.prompt_tokens for i in infos], temperature=[i.temperature for i in infos], max_budget=64,
+    ).save(tmp_path / "worse")  # fmt: skip
+    words = ("compare", tmp_path / "worse", files / "trace", "--budget", 16, "--budget", 4, "--bootstrap", 50)
+    answer = cli(*words, "--plot", tmp_path / "gain.svg")
+    assert answer.code == 0 and (tmp_path / "gain.svg").exists()
+    narrow(answer.out)
+    document = json.loads(cli(*words, "--json").out)
+    assert document["sentence"].split(":")[0] in " ".join(answer.out.split())
+    assert document["prompts"] == len({(i.workload, i.prompt_id) for i in infos}) and not document["notes"]
+    gains = {
+        row["policy"]: row["gain"] for row in document["gains"] if row["workload"] == document["gains"][-1]["workload"]
+    }
+    assert gains["DFlash"] == gains["DDTree(1)"] == 0 < gains["DDTree(16)"]
+    one, other = (recording.subset([n]) for n in (0, 1))
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    assert "share no text" in error(cli("compare", tmp_path / "one", tmp_path / "other"))
+    words = ("report", files / "trace", "-p", files / "profile.json", "--bootstrap", 20, "-o", tmp_path / "r.html")
+    assert cli(*words, "--beside", tmp_path / "worse").code == 0
+    page = (tmp_path / "r.html").read_text()
+    assert all(f'<figure id="{name}"' in page for name in ("drafts", "drafts-first", "drafts-second"))
+    assert "What the tree holds" in page and "no such trace" in error(cli(*words, "--beside", tmp_path / "none"))
+
+
+def best_of(block: Any, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """[L, 1] best candidate of each depth and its log-probability, -inf where none was kept."""
+    rows = block.rows(position)
+    ids = np.array([[row[0][0] if len(row[0]) else 0] for row in rows])
+    return ids, np.array([[row[1][0] if len(row[0]) else -np.inf] for row in rows])
 
 
 def test_bench(cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:

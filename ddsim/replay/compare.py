@@ -1,0 +1,211 @@
+"""Two recordings of the same texts, by different drafts: which commits more tokens a round, at the same number of nodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ddsim.errors import DdsimError
+from ddsim.replay.bootstrap import percent
+from ddsim.replay.held_out import tokens_a_round
+from ddsim.trace.cache import positions_of
+from ddsim.trace.trace import Trace, check_trace
+
+if TYPE_CHECKING:
+    from ddsim.trace.schema import Progress
+
+BUDGETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+"""Nodes that recordings are compared at."""
+
+HEADLINE = 64
+"""Nodes that the sentence speaks of, if both recordings answer them."""
+
+KINDS = {"rows": "marginals", "lattice": "lattices", "trees": "drafted trees", "chains": "chains"}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What the second of two drafts gains over the first, on the same texts.
+
+    Attributes
+    ----------
+    sentence : str
+        The gain of trees of 64 nodes, or of the largest that both answer, with its interval.
+    names : (str, str)
+        What the two are called.
+    prompts, positions : int
+        Compared; what only one recording has is left out.
+    notes : tuple of str
+        What was left out, in sentences.
+    pairs : tuple of (int, int)
+        Numbers of the sequences compared, in the first recording and in the second.
+    """
+
+    sentence: str
+    names: tuple[str, str]
+    prompts: int
+    positions: int
+    notes: tuple[str, ...]
+    pairs: tuple[tuple[int, int], ...]
+    _rows: pd.DataFrame
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence, *self.notes])
+
+    def table(self, budgets: Sequence[int] | None = None) -> pd.DataFrame:
+        """Tokens a round of both.
+
+        Parameters
+        ----------
+        budgets : sequence of int, optional
+            Nodes to keep, beside the chain; all by default.
+
+        Returns
+        -------
+        pandas.DataFrame
+            workload ("all": pooled), policy (DFlash: the chain), first, second (tokens a round), gain (second / first - 1), low, high
+            (95 % interval of the gain, prompts drawn in pairs; NaN for a single prompt).
+        """
+        if budgets is None:
+            return self._rows.copy()
+        wanted = {"DFlash", *(f"DDTree({n})" for n in budgets)}
+        return self._rows[self._rows["policy"].isin(wanted)].reset_index(drop=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole comparison as JSON values."""
+        rows = self._rows.astype(object).where(self._rows.notna(), None).to_dict("records")
+        return {
+            "sentence": self.sentence, "names": list(self.names), "prompts": self.prompts, "positions": self.positions,
+            "notes": list(self.notes), "gains": rows,
+        }  # fmt: skip
+
+
+def compare(
+    first: Trace,
+    second: Trace,
+    *,
+    names: tuple[str, str] | None = None,
+    budgets: Sequence[int] = BUDGETS,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare two drafts on texts that both were recorded over: tokens a round of the chain and of trees, node for node.
+
+    Verification is lossless, so the text doesn't depend on the draft, and two recordings of one text can be compared round by round.
+
+    Parameters
+    ----------
+    first, second : Trace
+        Recordings that share texts: prompts of the same workload, name and temperature with the same tokens.
+    names : (str, str), optional
+        What to call them; by default what they hold (marginals, lattices), or first and second.
+    budgets : sequence of int
+        Nodes; those that one of the two can't answer are left out.
+    bootstrap, seed : int
+        Resamples of the prompts for the intervals, and their seed.
+    progress : callable, optional
+        Called with (positions done, positions in all), for one recording after the other.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    DdsimError
+        The recordings share no text, or none with a round.
+
+    Examples
+    --------
+    >>> tokens, ids = np.arange(8) % 2, np.tile([0, 1], (8, 2, 1))
+    >>> blind = Trace.from_arrays(tokens, ids, np.log(np.full((8, 2, 2), [0.6, 0.4])), max_budget=2)
+    >>> first, rest = np.log(np.full((8, 2), [0.6, 0.4])), np.log(np.full((8, 1, 2, 2), [[0.1, 0.9], [0.9, 0.1]]))
+    >>> knows = Trace.from_lattice(tokens, ids, first, rest, max_budget=2)
+    >>> print(compare(blind, knows, bootstrap=100))
+    Lattices commit 1.75 tokens a round in trees of 2 nodes where marginals commit 1.75: +0.0 %, on the same text.
+    """
+    for trace in (first, second):
+        check_trace("compare", trace)
+    pairs = _shared(first, second)
+    if not pairs:
+        raise DdsimError(
+            "compare: the recordings share no text; record both over the same prompts (ddsim record --answers)"
+        )
+    same = _same_text(_picked(first, [n for n, _ in pairs]), _picked(second, [n for _, n in pairs]))
+    if not same.any():
+        raise DdsimError("compare: prompts are the same but no text is; record the second over the first's answers")
+    notes = _left_out(first, second, len(pairs), same)
+    pairs = [pair for pair, keep in zip(pairs, same, strict=True) if keep]
+    a, b = _picked(first, [n for n, _ in pairs]), _picked(second, [n for _, n in pairs])
+    known = [n for n in budgets if n <= min(a.max_budget, b.max_budget)]
+    before, after = (positions_of(trace, progress=progress) for trace in (a, b))
+    rows = tokens_a_round(a, before, after, budgets=known, bootstrap=bootstrap, seed=seed)
+    rows = rows.rename(columns={"before": "first", "after": "second"})
+    if names is None:
+        kinds = (KINDS.get(first.kind, first.kind), KINDS.get(second.kind, second.kind))
+        names = kinds if kinds[0] != kinds[1] else ("the first", "the second")
+    prompts = len({(s.workload, s.prompt_id) for s in a.sequences})
+    sentence = _sentence(rows, known, names, prompts)
+    return Comparison(sentence, names, prompts, len(a), notes, tuple(pairs), rows)
+
+
+def _shared(first: Trace, second: Trace) -> list[tuple[int, int]]:
+    """(number in the first, number in the second) of sequences of the same prompt, temperature and length."""
+
+    def keys(trace: Trace) -> list[tuple[Any, ...]]:
+        seen: Counter[tuple[Any, ...]] = Counter()
+        found = []
+        for s in trace.sequences:
+            key = (s.workload, s.prompt_id, s.temperature, s.prompt_tokens)
+            seen[key] += 1
+            found.append((*key, seen[key]))
+        return found
+
+    there = {key: n for n, key in enumerate(keys(second))}
+    return [(n, there[key]) for n, key in enumerate(keys(first)) if key in there]
+
+
+def _picked(trace: Trace, numbers: Sequence[int]) -> Trace:
+    """The sequences with these numbers, in this order (`Trace.subset` keeps the trace's own)."""
+    return Trace(trace.meta, [trace._entries[n] for n in numbers], trace._folders)
+
+
+def _same_text(first: Trace, second: Trace) -> NDArray[np.bool_]:
+    """Of each pair of sequences, whether all their tokens are the same."""
+    texts: list[list[NDArray[np.int32]]] = []
+    for trace in (first, second):
+        own = [s.length for s in trace.sequences]
+        tokens = np.concatenate([block.tokens for block in trace.blocks()])
+        texts.append(np.split(tokens, np.cumsum(own)[:-1]))
+    return np.array([np.array_equal(a, b) for a, b in zip(*texts, strict=True)], bool)
+
+
+def _left_out(first: Trace, second: Trace, shared: int, same: NDArray[np.bool_]) -> tuple[str, ...]:
+    notes = []
+    alone = len(first.sequences) + len(second.sequences) - 2 * shared
+    if alone:
+        notes.append(f"Left out: {alone} sequence{'s' * (alone > 1)} that only one of the recordings has.")
+    if not same.all():
+        notes.append(f"Left out: {int((~same).sum())} of {shared} prompts, whose texts differ.")
+    return tuple(notes)
+
+
+def _sentence(rows: pd.DataFrame, known: Sequence[int], names: tuple[str, str], prompts: int) -> str:
+    pooled = rows[rows["workload"] == rows["workload"].iloc[-1]].set_index("policy")
+    nodes = HEADLINE if HEADLINE in known else max(known, default=0)
+    row = pooled.loc[f"DDTree({nodes})" if nodes else "DFlash"]
+    where = f"in trees of {nodes} node{'s' * (nodes > 1)}" if nodes else "in chains"
+    texts = f"{prompts} texts" if prompts > 1 else "text"
+    gain = percent((float(row["gain"]), float(row["low"]), float(row["high"])))
+    second = names[1][:1].upper() + names[1][1:]
+    return (
+        f"{second} commit {row['second']:.2f} tokens a round {where} where {names[0]} commit {row['first']:.2f}: {gain}, "
+        f"on the same {texts}."
+    )
