@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.rules import Schedule as Schedule
     from ddsim.replay.compare import Comparison as Comparison
     from ddsim.replay.compare import compare as compare
+    from ddsim.replay.engine_plan import engine_plan as engine_plan
     from ddsim.replay.maps import batch_map as batch_map
     from ddsim.replay.maps import best_widths as best_widths
     from ddsim.replay.plan import Plan as Plan
@@ -103,6 +104,7 @@ _HOME = {
     "cross_calibrate": "trace.calibrate",
     "reliability": "trace.reliability",
     "positions_of": "trace.cache",
+    "engine_plan": "replay.engine_plan",
     "simulate": "replay.serving",
     "batch_map": "replay.maps",
     "best_widths": "replay.maps",

@@ -38,6 +38,8 @@ from ddsim.cli.app import (
 )
 from ddsim.cli.console import Column, Out, milliseconds, number, percent
 from ddsim.cli.console import progress as _progress
+from ddsim.cli.engines import AgainstOption, EngineOption, ExtrapolateOption, MethodOption, plan_for
+from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 from ddsim.text import printable
 
@@ -104,12 +106,27 @@ def demo(
     epilog=example(
         "ddsim plan traces/temperature-0/humaneval --profile h100.json",
         "ddsim plan 'traces/temperature-*' --profile h100.json --plot plan.png",
+        "ddsim plan 'traces/temperature-*' --profile vllm.json --engine vllm --plot k.png",
     ),
 )
 def plan(
     trace: TraceArgument,
     profile: ProfileOption,
     policy: RuleOption = None,
+    engine: EngineOption = None,
+    method: MethodOption = "dflash",
+    against: AgainstOption = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch", "-b", callback=_within("batch"), help="Requests decoded together (repeatable; --engine)."
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(callback=_within("context"), help="Committed tokens that all requests have (--engine)."),
+    ] = None,
+    extrapolate: ExtrapolateOption = False,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -119,11 +136,23 @@ def plan(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """How big draft trees should be, in one sentence, and what that gains."""
+    """How big draft trees should be, in one sentence, and what that gains; for a serving engine, how long its drafts should be."""
     show = Out(json, [plot])
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     _check_plot(plot)
+    if engine is not None:
+        if policy or calibrate is not None:
+            raise DdsimError(
+                "plan: --engine takes no --policy or --calibrate: engines verify chains as they are drafted"
+            )
+        plan_for(
+            show, engine, trace, profile, kind, method, against, batch, context, extrapolate, workload, temperature,
+            bootstrap, seed, plot,
+        )  # fmt: skip
+        return
+    if against is not None or batch or context is not None or extrapolate or method != "dflash":
+        raise DdsimError("plan: --method, --against, --batch, --context and --extrapolate are for --engine ENGINE")
     from ddsim.policy.parse import policies_of
     from ddsim.replay.plan import plan as solve
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddsim.cli.app import _complete, _cost, _one_of, _open, _write
-from ddsim.cli.console import Out, progress
+from ddsim.cli.app import _complete, _cost, _one_of, _open, _plot, _write
+from ddsim.cli.console import Column, Out, milliseconds, number, percent, progress
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
@@ -24,6 +24,24 @@ MethodOption = Annotated[
         "--method", metavar="NAME", help=f"What drafts in the engine: {', '.join(METHODS)}.", autocompletion=_complete(*METHODS)
     ),
 ]  # fmt: skip
+
+EngineOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help=f"Plan K for a serving engine, which verifies chains: {', '.join(ENGINES)}.",
+        autocompletion=_complete(*ENGINES),
+    ),
+]
+
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K",
+        help="What the engine is set to now: K, or a schedule as in [[1,4,15],[5,64,3]]. Default: all drafted tokens. (--engine)",
+    ),
+]
 
 ExtrapolateOption = Annotated[
     bool, typer.Option("--extrapolate", help="Let an engine's K rest on costs that weren't measured; they are marked.")
@@ -52,16 +70,6 @@ def engine_costs(show: Out, profile: Path, engine: str, drafter: str | None = No
 def _last(name: str) -> str:
     """The last part of a folder's or a hub's name, as people tell models apart."""
     return name.rstrip("/").rpartition("/")[2].lower()
-
-
-def rests_on(cost: CostModel, engine: str) -> str | None:
-    """A note where nothing says that costs are an engine's own."""
-    from ddsim.replay.engines import ENGINES as KNOWN
-    from ddsim.replay.engines import measured_on
-
-    if measured_on(cost.provenance) is not None:
-        return None
-    return f"Nothing says that these costs are {KNOWN[engine].title}'s: of another engine they can be off by tens of per cent."
 
 
 def export_for(
@@ -93,7 +101,7 @@ def export_for(
         raise DdsimError(f"-o {out}: settings are written as .json")
     import ddsim
     from ddsim.files.documents import write_document
-    from ddsim.replay.engines import acceptance, best_chains, engine_rule
+    from ddsim.replay.engines import acceptance, best_chains, engine_rule, unnamed_costs
     from ddsim.view.settings import acceptance_profile, engine_settings, sps_table
 
     rule = "any" if engine == "acceptance" else engine_rule(engine, method)
@@ -124,11 +132,116 @@ def export_for(
         document = engine_settings(
             engine, choices, drafter, recording.horizon, method=method, sps=sps, provenance=source
         )
-        note = rests_on(cost, engine)
-        document["notes"] += [] if note is None else [note]
+        document["notes"] += unnamed_costs(engine, cost)
         show.say(document["arguments"] or "(no arguments)", wrap=False)
         for note in document["notes"]:
             show.say(note)
     _write(out, ".json", lambda path: write_document(path, document))
     show.saved(out)
     show.json({"out": out, "for": engine, "sequences": len(recording.sequences), "positions": len(recording)})
+
+
+PLAN_COLUMNS: tuple[Column, ...] = (
+    ("requests", "batch", str),
+    ("k", "K", str),
+    ("ks", "95 %", str),
+    ("near_best", "within\n1 %", str),
+    ("tokens_per_second", "tokens/s", number(0)),
+    ("interval", "95 %", str),
+    ("tpot", "TPOT\nms", milliseconds),
+    ("gain", "gain", percent),
+    ("gains", "95 %", str),
+)
+
+
+def plan_for(
+    show: Out,
+    engine: str,
+    trace: Sequence[Path],
+    profile: Path,
+    kind: str,
+    method: str,
+    against: str | None,
+    batch: list[int] | None,
+    context: int | None,
+    extrapolate: bool,
+    workload: Sequence[str] | None,
+    temperature: float | None,
+    bootstrap: int,
+    seed: int,
+    plot: str | None,
+) -> None:
+    """Plan K for an engine: sentence, table, heat map, JSON."""
+    _one_of("--engine", engine, ENGINES)
+    _one_of("--method", method, METHODS)
+    from ddsim.replay.engine_plan import engine_plan
+    from ddsim.replay.engines import engine_rule
+
+    engine_rule(engine, method)
+    now = None if against is None else _typed(against)
+    recording, cost = _open(show, trace, workload, temperature), engine_costs(show, profile, engine, kind=kind)
+    with progress("Solving"):
+        answer = engine_plan(
+            recording, cost, engine, method=method, against=now, requests=batch or None, context=context,
+            extrapolate=extrapolate, bootstrap=bootstrap, seed=seed,
+        )  # fmt: skip
+    show.say()
+    show.say(answer.sentence, style="bold")
+    for line in answer.details:
+        show.say(line)
+    for note in answer.notes:
+        show.say(f"Note: {note}")
+    show.say()
+    rows = answer.table[answer.table["requests"].isin(answer.shown)]
+    rows = rows.assign(
+        k=[f"{k} *" if mark else str(k) for k, mark in zip(rows["k"], rows["extrapolated"], strict=True)],
+        ks=[said_runs([pair]) for pair in zip(rows["k_low"], rows["k_high"], strict=True)],
+        near_best=[said_runs(runs) for runs in rows["near_best"]],
+        interval=_between(rows["low"], rows["high"], 1, "{:,.0f}"),
+        gains=_between(rows["gain_low"], rows["gain_high"], 100, "{:+.0f}"),
+    )
+    title = f"At a context of {answer.context:,}; gain over {answer.against}"
+    show.table(rows, PLAN_COLUMNS, title + (" (* extrapolated)" if rows["extrapolated"].any() else ""))
+    if len(answer.by_workload) and answer.by_workload["lost"].max() > 0:
+        of = answer.by_workload
+        cells = [f"{k} ({100 * lost:.1f})" for k, lost in zip(of["k"], of["lost"], strict=True)]
+        wide = of.assign(cell=cells, at=of["requests"].astype(str)).pivot(index="workload", columns="at", values="cell")
+        columns: list[Column] = [("workload", "batch", str), *[(str(n), str(n), str) for n in answer.shown]]
+        show.table(wide.reset_index(), columns, "Each workload's own best K (per cent lost by the plan's)")
+    if plot is not None:
+        from ddsim.view.costs import heat_map
+
+        grid, contexts, marks = answer.grid()
+        label = "best K, drafted tokens a request"
+        _plot(show, plot, lambda ax: heat_map(grid, answer.shown, contexts, label=label, extrapolated=marks, ax=ax))
+    show.json(answer.to_json() | {"plot": plot})
+
+
+def said_runs(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of K for a table.
+
+    Examples
+    --------
+    >>> said_runs([(3, 5), (7, 7)])
+    '3–5, 7'
+    """
+    return ", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs)
+
+
+def _between(low: Any, high: Any, scale: float, form: str) -> list[str]:
+    """Both ends of intervals; empty where there are none, or nothing to be unsure of."""
+    pairs = zip(low, high, strict=True)
+    return [f"{form.format(scale * a)}–{form.format(scale * b)}" if a < b else "" for a, b in pairs]
+
+
+def _typed(against: str) -> Any:
+    """What --against says: a whole number, or a schedule as JSON."""
+    from ddsim.files.documents import array, integer, parse
+
+    value = parse(against.encode(), "--against")
+    if not isinstance(value, list):
+        return integer(value, "--against", 0)
+    return [
+        tuple(integer(number, f"--against[{i}]", 0) for number in array(one, f"--against[{i}]", 3))
+        for i, one in enumerate(value)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -90,6 +91,13 @@ def measured_on(provenance: dict[str, Any]) -> str | None:
         named = named.get("name")
     words = named.lower().split() if isinstance(named, str) else []
     return words[0] if words else None
+
+
+def unnamed_costs(engine: str, cost: CostModel) -> list[str]:
+    """A note, if nothing says that costs are an engine's own."""
+    if measured_on(cost.provenance) is not None:
+        return []
+    return [f"Nothing says that these costs are {ENGINES[engine].title}'s: another's can be off by tens of per cent."]
 
 
 @dataclass(frozen=True)
@@ -181,19 +189,30 @@ def chain_rates(
         # Below the first that was measured: its costs, which are no more than their own reading off.
         length = max(length, int(cost.range.contexts[0]))
     lengths = chain_lengths(positions)[0]
-    seconds, marks = np.full((most, len(lengths)), np.nan), np.zeros((most, len(lengths)), bool)
-    with cost.one_warning():
-        for count in range(1, most + 1):
-            tokens = count * (1 + np.arange(len(lengths)))
-            marks[count - 1] = cost.extrapolated(tokens, length, count)
-            if marks[count - 1, 0] and not extrapolate:
-                raise DdsimError(
-                    f"costs were not measured for {count} requests at a context of {length}; profile there, or extrapolate"
-                )
-            weighed = len(lengths) if extrapolate else int(np.argmax([*marks[count - 1], True]))  # K below it
-            table = cost_table(cost, [length], count * (weighed - 1), count)
-            seconds[count - 1, :weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+    seconds, marks = chain_seconds(cost, range(1, most + 1), positions.horizon, length, extrapolate=extrapolate)
+    if marks[:, 0].any() and not extrapolate:
+        raise DdsimError(
+            f"costs were not measured for {marks[:, 0].argmax() + 1} requests at a context of {length}; profile there, or extrapolate"
+        )
     return ChainRates(np.arange(1, most + 1), lengths, seconds, marks, length)
+
+
+def chain_seconds(
+    cost: CostModel, requests: Sequence[int], horizon: int, context: int, *, extrapolate: bool = False
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Seconds of a round by the number of requests and K = 0 .. L, float64 [B, L + 1], and which lie outside what was measured.
+
+    Unless they are extrapolated, seconds are NaN from the first K on that wasn't measured.
+    """
+    seconds, marks = (np.full((len(requests), horizon + 1), fill) for fill in (np.nan, False))
+    with cost.one_warning():
+        for i, count in enumerate(requests):
+            marks[i] = cost.extrapolated(count * (1 + np.arange(horizon + 1)), context, count)
+            weighed = horizon + 1 if extrapolate else int(np.argmax([*marks[i], True]))  # K below it
+            if weighed:
+                table = cost_table(cost, [context], count * (weighed - 1), count)
+                seconds[i, :weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+    return seconds, marks
 
 
 def best_chains(
