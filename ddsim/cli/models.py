@@ -129,6 +129,7 @@ WidenOption = Annotated[
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
+        "ddsim record --target smollm2-135m --drafter reference/drafter --answers yesterday.jsonl -o traces/yesterday",
     ),
 )
 def record(
@@ -136,8 +137,22 @@ def record(
     drafter: DrafterOption,
     out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the trace.")],
     prompts: PromptsOption = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
-    max_new_tokens: TokensOption = 128,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Log of prompts or conversations with their answers, or vLLM's output (JSONL or Parquet; repeatable), "
+            "in place of --prompts: nothing is generated.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0, help="0 for greedy answers, otherwise samples; of --answers, what they were written at."),
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens (default: 128; --answers are whole)."),
+    ] = None,
     max_budget: Annotated[int, typer.Option(min=1, help="Largest budget that the trace answers exactly.")] = 512,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -147,20 +162,22 @@ def record(
     head: HeadOption = True,
     json: JsonOption = False,
 ) -> None:
-    """Record a dense trace: the target's answers and what the drafter proposes at every position.
+    """Record a dense trace: the target's answers, or given ones, and what the drafter proposes at every position.
 
     A run that was stopped continues where it was when it is started again with the same options.
     """
     show = Out(json, folders=[out])
     _one_of("--dtype", dtype, DTYPES)
-    if not prompts:
-        raise DdsimError("record: say what to record with --prompts NAME (a workload, all, or a JSONL file)")
-    show.reads(target, drafter, *filter(os.path.isfile, prompts))
+    if bool(prompts) == bool(answers):
+        raise DdsimError(
+            "record: say what to record with --prompts NAME (a workload, all, or a JSONL file) or --answers FILE"
+        )
+    show.reads(target, drafter, *filter(os.path.isfile, prompts or answers or ()))
     module = _reference("record")
     with _progress("Recording") as progress:
         path = module.record(
-            target=target, drafter=drafter, prompts=prompts, out=out, temperature=temperature,
-            max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
+            target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
+            temperature=temperature, max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
             batch=batch, head=head, progress=progress,
         )  # fmt: skip
     trace = _open(Out(), [path])

@@ -1,11 +1,11 @@
-"""Record dense traces: the target writes its answers, then what the drafter proposes at every position of them."""
+"""Record dense traces: what the drafter proposes at every position of answers that the target writes, or that are given."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, ch
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.forward import head_logits
 from ddsim_reference.model.heads import DraftHead, HeadConfig, lattice
+from ddsim_reference.model.logs import choose_answers, encode_given
 from ddsim_reference.model.sampling import choose, round_conditionals, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
@@ -290,14 +291,31 @@ def check_caches(config: ModelConfig, batch: int, length: int, dtype: torch.dtyp
         )
 
 
+@dataclass(frozen=True)
+class _Text:
+    """A sequence to be recorded: its prompt's tokens, and those of its answer if it is given."""
+
+    workload: str
+    id: str
+    temperature: float
+    prompt: list[int]
+    answer: list[int] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, float]:
+        """Its name in a trace."""
+        return self.workload, self.id, float(np.float32(self.temperature))
+
+
 def record(
     *,
     target: str,
     drafter: str,
-    prompts: Sequence[str],
+    prompts: Sequence[str] = (),
+    answers: Sequence[str | Path] = (),
     out: str | Path,
     temperature: float = 0.0,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     max_budget: int = 512,
     device: str = "cpu",
     dtype: str = "float32",
@@ -317,14 +335,18 @@ def record(
         As ``load_target`` and ``load_drafter`` take them.
     prompts : sequence of str
         Workload names or JSONL files.
+    answers : sequence of paths, optional
+        Logs of answers that are given, as `ddsim_reference.model.logs.read_log` takes them, in place of prompts: nothing is generated.
     out : path
         Folder of the trace. An interrupted recording continues there.
     temperature : float
-        0 for the target's greedy answers, otherwise its samples.
-    max_new_tokens, max_budget : int
-        Length of an answer, and the largest budget that the trace answers exactly.
+        0 for the target's greedy answers, otherwise its samples. Of given answers: at which those were written that don't tell.
+    max_new_tokens : int, optional
+        Length of an answer; by default 128, or as long as given answers are.
+    max_budget : int
+        The largest budget that the trace answers exactly.
     limit : int, optional
-        At most so many prompts of each workload.
+        At most so many prompts, or given answers, of each workload.
     batch : int
         Answers written side by side; finished batches survive a crash.
     progress : callable, optional
@@ -344,65 +366,88 @@ def record(
     Raises
     ------
     DdsimError
-        A prompt file, checkpoint or existing trace does not fit.
+        A prompt file, log, checkpoint or existing trace does not fit.
     """
-    if max_new_tokens < 2:
-        raise DdsimError(f"max_new_tokens {max_new_tokens}: a trace needs answers of at least 2 tokens")
-    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, batch=batch)
+    if prompts and answers:
+        raise DdsimError("record: takes prompts, which the target answers, or answers that are given, not both")
+    if answers and encoded is not None:
+        raise DdsimError("record: answers hold their own token ids; encoded goes with prompts")
+    longest = 128 if max_new_tokens is None and not answers else max_new_tokens
+    if longest is not None and longest < 2:
+        raise DdsimError(f"max_new_tokens {longest}: a trace needs answers of at least 2 tokens")
+    check_sampling(max_new_tokens=longest or 2, temperature=temperature, seed=seed, batch=batch)
     torch_dtype = number_type(dtype)
-    chosen = choose_prompts(prompts, limit)
-    config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=encoded is None)
+    given = choose_answers(answers, limit, temperature)
+    asked = choose_prompts(prompts, limit)
+    readable = encoded is None and not (given and all(text.is_encoded for text in given))
+    config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=readable)
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
     check_pair(config, drafter_shape, drafter)
     draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
     layers = forward.target_layers(config, weights)
+    if answers:
+        pairs = encode_given(tokenizer, given, config, longest)
+        chosen = [_Text(g.workload, g.id, g.temperature, *pair) for g, pair in zip(given, pairs, strict=True)]
+        made: dict[str, Any] = {
+            "text": "given",
+            "answers": [Path(path).name for path in answers],
+            "answers_sha256": sha256(map(Path, answers)),
+        } | ({} if longest is None else {"max_new_tokens": longest})
+    else:
+        assert longest is not None
+        ids = _prompt_tokens(asked, tokenizer, encoded, config, longest)
+        chosen = [_Text(p.workload, p.id, temperature, ids[p.workload, p.id]) for p in asked]
+        made = {
+            "seed": seed,
+            "max_new_tokens": longest,
+            "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
+        }
+        most = max((len(text.prompt) for text in chosen), default=0) + longest
+        check_caches(config, min(batch, len(chosen)), most, torch_dtype, device)
     source = (
         provenance(target, config, drafter, drafter_shape, device, torch_dtype)
-        | {
-            "seed": seed,
-            "max_new_tokens": max_new_tokens,
-            "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
-            "recorded": time.strftime("%Y-%m-%d"),
-        }
+        | made
+        | {"recorded": time.strftime("%Y-%m-%d")}
         | ({} if draft_head is None else head_provenance(drafter, draft_head[0]) | {"lattice_width": lattice_width})
     )
-    ids = _prompt_tokens(chosen, tokenizer, encoded, config, max_new_tokens)
-    longest = max((len(tokens) for tokens in ids.values()), default=0) + max_new_tokens
-    check_caches(config, min(batch, len(chosen)), longest, torch_dtype, device)
-    check_window(drafter_shape, longest)
-    at = float(np.float32(temperature))
+    check_window(
+        drafter_shape, max((len(text.prompt) + len(text.answer or range(longest or 0)) for text in chosen), default=0)
+    )
     with TraceWriter(
         out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source,
         kind="rows" if draft_head is None else "lattice",
     ) as writer:  # fmt: skip
-        for p in chosen:
-            before, now = writer.prompt_digests.get((p.workload, p.id, at)), prompt_digest(ids[p.workload, p.id])
+        for text in chosen:
+            before, now = writer.prompt_digests.get(text.key), prompt_digest(text.prompt)
             if before is not None and before != now:
                 raise DdsimError(
-                    f"{out}: prompt {p.id} of {p.workload} was recorded as other tokens (hash {before or 'none'}, this run "
+                    f"{out}: prompt {text.id} of {text.workload} was recorded as other tokens (hash {before or 'none'}, this run "
                     f"{now}): its text, the chat template or the tokenizer changed; choose another folder"
                 )
-        todo = [p for p in chosen if (p.workload, p.id, at) not in writer.done]
+        todo = [text for text in chosen if text.key not in writer.done]
         finished = len(chosen) - len(todo)
         for first in range(0, len(todo), batch):
             part = todo[first : first + batch]
-            asked = [ids[p.workload, p.id] for p in part]
-            random = None if temperature == 0 else [uniforms(seed, p.id, max_new_tokens) for p in part]
-            answers = write_answers(
-                config, weights, asked, max_new_tokens=max_new_tokens, temperature=temperature, random=random
-            )
-            for prompt, prompt_ids, answer in zip(part, asked, answers, strict=True):
+            written = [text.answer for text in part if text.answer is not None]
+            if not answers:
+                assert longest is not None
+                random = None if temperature == 0 else [uniforms(seed, text.id, longest) for text in part]
+                written = write_answers(
+                    config, weights, [text.prompt for text in part], max_new_tokens=longest, temperature=temperature,
+                    random=random,
+                )  # fmt: skip
+            for text, answer in zip(part, written, strict=True):
                 sequence: dict[str, Any] = {
-                    "prompt_id": prompt.id, "workload": prompt.workload, "temperature": temperature,
-                    "prompt_tokens": len(prompt_ids), "tokens": np.asarray(answer, np.int32),
-                    "prompt_digest": prompt_digest(prompt_ids),
+                    "prompt_id": text.id, "workload": text.workload, "temperature": text.temperature,
+                    "prompt_tokens": len(text.prompt), "tokens": np.asarray(answer, np.int32),
+                    "prompt_digest": prompt_digest(text.prompt),
                 }  # fmt: skip
                 models = config, weights, layers, drafter_shape, drafter_weights
                 if draft_head is None:
-                    logprobs, token_ids = marginals(*models, prompt_ids, answer, candidates=max_budget)
+                    logprobs, token_ids = marginals(*models, text.prompt, answer, candidates=max_budget)
                     writer.add_sequence(**sequence, token_ids=token_ids, logprobs=logprobs)
                 else:
-                    token_ids, starts, steps = lattices(*models, draft_head, prompt_ids, answer, width=lattice_width)
+                    token_ids, starts, steps = lattices(*models, draft_head, text.prompt, answer, width=lattice_width)
                     writer.add_lattice(**sequence, token_ids=token_ids, first=starts, transitions=steps)
                 finished += 1
                 if progress is not None:

@@ -522,6 +522,29 @@ def test_record(cli: Run, models: Path, tmp_path: Path) -> None:
     assert "3 sequences, 36 positions, exact to budget 16" in answer.out
 
 
+def test_record_of_given_answers(cli: Run, models: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    told = {"messages": [{"role": "user", "content": "word1"}, {"role": "assistant", "content": "word2 word3 word4"}]}
+    log.write_text(json.dumps(told) + "\n" + json.dumps({"prompt": [1, 2], "answer": [3, 4, 5, 6]}) + "\n")
+    words = (
+        "record",
+        "--target",
+        models / "target",
+        "--drafter",
+        models / "drafter",
+        "--max-budget",
+        16,
+        "-o",
+        tmp_path / "t",
+    )
+    document = json.loads(cli(*words, "--answers", log, "--json").out)
+    assert (document["sequences"], document["positions"], document["workloads"]) == (2, 7, ["log"])
+    assert "--answers FILE" in error(cli(*words, "--answers", log, "--prompts", "chat"))
+    log.write_text('{"prompt": "word1", "answer": "word2"}\n{"prompt": "word1"}\n')
+    assert f"{log}, line 2: has no answer" in error(cli(*words[:-1], tmp_path / "other", "--answers", log))
+    assert not (tmp_path / "other").exists()
+
+
 def test_decode(cli: Run, models: Path, files: Path) -> None:
     words = ("decode", "word1 word2", "word3", "--target", models / "target", "--max-new-tokens", 9)
     drafted = (*words, "--drafter", models / "drafter", "--policy")

