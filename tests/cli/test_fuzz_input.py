@@ -57,6 +57,11 @@ def readers(folder: Path) -> list[fuzz_input.Reader]:
         found.append(fuzz_input.Reader(kind, cost, ("replay", trace, "-p", "FILE", *few)))
     cost = json.loads(json.dumps(fit_cost(profile, "table").to_json()))
     found.append(fuzz_input.Reader("serve", cost, ("serve", trace, "-p", "FILE", "-b", 2, *few)))
+    sps = {"sample_batch_tokens": [1, 8, 64], "sample_steps_per_sec": [125.0, 100.0, 50.0], "max_batch_tokens": 64}
+    found.append(fuzz_input.Reader("SPS table", sps, ("fit", "FILE", "--json")))
+    additive = {"bias_seconds": 0.005, "bs_probes": [1, 4], "alpha_seconds": [0.0, 0.001]}
+    additive |= {"m_probes": [1, 8, 32], "theta_seconds": [0.0, 0.001, 0.004]}
+    found.append(fuzz_input.Reader("additive SPS table", additive, ("fit", "FILE", "--json")))
     for path in sorted((SHIPPED / "validation").glob("*.json"))[:1]:
         validation = json.loads(path.read_text())
         validation["rows"] = validation["rows"][:6]
@@ -72,6 +77,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
     return {
         "demo": [], "bench": [],
         "plan": [trace, *profile, *few],
+        "compare": [trace, trace, *few],
         "replay": [trace, *profile, *few, "--policy", "AR"],
         "report": [trace, *profile, *few, "-o", "page.html"],
         "serve": [trace, *profile, *few, "-b", "2", "--policy", "DFlash"],
