@@ -160,6 +160,10 @@ def record(
     batch: Annotated[int, typer.Option(min=1, help="Answers written side by side.")] = 32,
     seed: SeedOption = 0,
     head: HeadOption = True,
+    lattice_width: Annotated[
+        int,
+        typer.Option("--lattice-width", min=1, max=64, help="Candidates a depth of lattices; the decoder drafts 16."),
+    ] = 16,
     json: JsonOption = False,
 ) -> None:
     """Record a dense trace: the target's answers, or given ones, and what the drafter proposes at every position.
@@ -178,7 +182,7 @@ def record(
         path = module.record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
             temperature=temperature, max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
-            batch=batch, head=head, progress=progress,
+            batch=batch, head=head, lattice_width=lattice_width, progress=progress,
         )  # fmt: skip
     trace = _open(Out(), [path])
     told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"

@@ -20,7 +20,15 @@ from ddsim.files.atomic import write, write_text
 from ddsim.files.atomic import write as _write
 from ddsim.files.locks import FolderLock
 from ddsim.text import brief
-from ddsim.trace.checks import _arrays, _check_descending, _order_ties, _sparse, folded_lattices, round_logprobs
+from ddsim.trace.checks import (
+    _arrays,
+    _check_descending,
+    _order_ties,
+    _sparse,
+    folded_lattices,
+    folded_trees,
+    round_logprobs,
+)
 from ddsim.trace.folded import COLUMNS, Folded
 from ddsim.trace.reader import _check_recording, _pieces_digest, _shard_path, _shards
 from ddsim.trace.schema import (
@@ -71,7 +79,7 @@ class TraceWriter:
     resume : bool
         Continue a trace that is already there. It must have the same shape and provenance, dates aside.
     kind : {"rows", "lattice", "trees"}
-        What is recorded: rows of marginals (``add_sequence``), or proposals that know their path (``add_lattice``).
+        What is recorded: rows of marginals (``add_sequence``), or proposals that know their path (``add_lattice``, ``add_trees``).
 
     Attributes
     ----------
@@ -221,6 +229,41 @@ class TraceWriter:
         """
         where = self._new(workload, prompt_id, temperature, "lattice")
         paths = folded_lattices(where, self._meta, tokens, token_ids, first, transitions)
+        self._append(workload, prompt_id, temperature, prompt_tokens, paths, prompt_digest)
+
+    def add_trees(
+        self,
+        *,
+        prompt_id: str,
+        workload: str,
+        temperature: float,
+        prompt_tokens: int,
+        tokens: ArrayLike,
+        trees: Sequence[Any],
+        prompt_digest: str = "",
+    ) -> None:
+        """Add the answer to one prompt, of a trace of kind "trees"; as ``add_sequence`` but for what is proposed.
+
+        Parameters
+        ----------
+        trees : sequence of T or T - 1 trees
+            As `ddsim.Trace.from_trees` takes them: (parents, tokens, path log-probabilities) without the root, best first, or a
+            `ddsim.DraftTree`. The last position's is ignored.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> name = {"prompt_id": "a", "workload": "toy", "temperature": 0.0, "prompt_tokens": 4}
+        >>> tree = [0, 1, 0], [6, 7, 8], np.log([0.5, 0.25, 0.125])
+        >>> with TraceWriter(folder, horizon=2, max_budget=3, vocab_size=9, provenance={}, kind="trees") as writer:
+        ...     writer.add_trees(**name, tokens=[5, 6, 7], trees=[tree, tree])
+        >>> from ddsim.trace.trace import open_trace
+        >>> open_trace(folder).kind
+        'trees'
+        """
+        where = self._new(workload, prompt_id, temperature, "trees")
+        paths = folded_trees(where, self._meta, tokens, trees)
         self._append(workload, prompt_id, temperature, prompt_tokens, paths, prompt_digest)
 
     def _new(self, workload: str, prompt_id: str, temperature: float, kind: str) -> str:

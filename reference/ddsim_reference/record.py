@@ -18,7 +18,7 @@ import ddsim
 from ddsim.errors import DdsimError
 from ddsim.trace.writer import TraceWriter
 from ddsim_reference.generate import TextGenerator
-from ddsim_reference.limits import check_sampling, free_memory
+from ddsim_reference.limits import check_range, check_sampling, free_memory
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import (
     HEAD,
@@ -36,6 +36,9 @@ from ddsim_reference.model.heads import DraftHead, HeadConfig, lattice
 from ddsim_reference.model.logs import choose_answers, encode_given
 from ddsim_reference.model.sampling import choose, round_conditionals, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
+
+WIDEST = 64
+"""Candidates a depth of a lattice: transitions take the square of it."""
 
 
 def write_answers(
@@ -376,6 +379,7 @@ def record(
     if longest is not None and longest < 2:
         raise DdsimError(f"max_new_tokens {longest}: a trace needs answers of at least 2 tokens")
     check_sampling(max_new_tokens=longest or 2, temperature=temperature, seed=seed, batch=batch)
+    check_range("lattice_width", lattice_width, 1, WIDEST)
     torch_dtype = number_type(dtype)
     given = choose_answers(answers, limit, temperature)
     asked = choose_prompts(prompts, limit)

@@ -219,6 +219,7 @@ def test_recordings_without_hashes_are_read_and_not_continued(job: dict[str, Any
         ({"drafter": "nowhere"}, "nowhere: no such folder"),
         ({"device": "gpu"}, "device 'gpu': unknown"),
         ({"max_budget": -1}, "max_budget"),
+        ({"lattice_width": 65}, "lattice_width 65: must be from 1 to 64"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -155,6 +155,16 @@ def test_trees_of_a_lattice_give_its_tables(trace: Trace, tmp_path: Path) -> Non
     read = open_trace(tmp_path / "trees")
     assert read.kind == "trees" and read.fingerprint == again.fingerprint
     same(table(again), table(read))
+    with TraceWriter(
+        tmp_path / "written", horizon=L, max_budget=BUDGET, vocab_size=VOCABULARY, provenance={}, kind="trees"
+    ) as writer:
+        for i, (text, drafted) in enumerate(zip(tokens[:4], trees, strict=True)):
+            writer.add_trees(prompt_id=str(i), workload="w", temperature=0, prompt_tokens=3, tokens=text, trees=drafted)
+        with pytest.raises(DdsimError, match="records trees, not rows"):
+            writer.add_sequence(
+                prompt_id="x", workload="w", temperature=0, prompt_tokens=3, tokens=[1], token_ids=[], logprobs=[]
+            )
+    same(table(again), table(open_trace(tmp_path / "written")))
     one = Trace.from_trees(tokens[0], [(t.parents[1:], t.tokens[1:], t.logprobs[1:]) for t in trees[0]], horizon=L)
     same([a[:7, :BUDGET] for a in table(one)[:1]], [a[:7] for a in table(trace)[:1]])
 
