@@ -121,6 +121,7 @@ def export_for(
         source |= {
             "target": recording.meta.get("provenance", {}).get("target"),
             "drafter": recording.meta.get("provenance", {}).get("drafter"),
+            "profile": profile.name,
             "cost": cost.provenance,
             "cost_kind": cost.kind,
             "cost_range": str(cost.range),

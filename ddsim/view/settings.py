@@ -93,6 +93,10 @@ def engine_settings(
     ranges = schedule_ranges(choices)
     make = {"vllm": _vllm, "sglang": _sglang, "tensorrt-llm": _tensorrt_llm}[engine]
     own, notes = make(ranges, drafter, horizon, method, sps)
+    if method == "eagle3":
+        notes.append(
+            "EAGLE drafts a pass a token: K is right if costs are of whole steps by K, as a CSV of them has it."
+        )
     notes.append(BEYOND[engine].format(last=ranges[-1][1], k=ranges[-1][2]))
     if choices["extrapolated"].any():
         count = int(choices["extrapolated"].sum())
@@ -159,10 +163,11 @@ def _vllm(
         "num_speculative_tokens": horizon,
         "num_speculative_tokens_per_batch_size": [list(one) for one in ranges],
     }
-    notes = [
-        f"The block is drafted whole, {horizon} tokens, and cut to K; drafting fewer would propose other tokens.",
-        "The engine counts requests that it prefills too, and drops the schedule under data parallelism.",
-    ]
+    notes = ["The engine counts requests that it prefills too, and drops the schedule under data parallelism."]
+    if method != "eagle3":
+        notes.insert(
+            0, f"The block is drafted whole, {horizon} tokens, and cut to K; drafting fewer would propose other tokens."
+        )
     if _off(ranges):
         notes.append("K = 0 is off: there drafting loses. Check that your version keeps the drafter's state meanwhile.")
     return {"arguments": f"--speculative-config {shlex.quote(json.dumps(config))}", "speculative_config": config}, notes
@@ -222,6 +227,8 @@ def _tensorrt_llm(
     schedule = {last: k for _, last, k in ranges}
     call = f"{kind}DecodingConfig(max_draft_len={first}, speculative_model={drafter!r}, draft_len_schedule={schedule})"
     notes = ["speculative_config goes into the YAML of trtllm-serve; arguments is the same for the LLM class."]
+    if method == "dflash":
+        notes.append("mask_token_id and target_layer_ids are read from the drafter's own config.")
     if first < horizon:
         notes.append(
             f"A shorter block proposes other tokens than the recorded one of {horizon}: record with that block to be exact."

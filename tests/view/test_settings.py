@@ -21,6 +21,7 @@ from ddsim.replay.engines import (
     ENGINES,
     STAYS,
     ChainRates,
+    acceptance,
     best_chains,
     choices_of,
     chosen,
@@ -28,7 +29,7 @@ from ddsim.replay.engines import (
     schedule_ranges,
 )
 from ddsim.trace.trace import Trace
-from ddsim.view.settings import engine_settings, sps_table
+from ddsim.view.settings import acceptance_profile, engine_settings, sps_table
 from tests.made_up import made_trace
 from tests.naive import schedule as naive
 
@@ -39,7 +40,7 @@ PAIRS = [(engine, method) for engine, known in ENGINES.items() for method in kno
 
 def valid(document: dict[str, Any]) -> None:
     """Hold a document against our schema of its engine's fields."""
-    schema = json.loads((SCHEMAS / f"{document['engine']}.json").read_text())
+    schema = json.loads((SCHEMAS / f"{document.get('engine', 'acceptance')}.json").read_text())
     jsonschema.Draft7Validator.check_schema(schema)
     jsonschema.Draft7Validator(schema).validate(document)
 
@@ -230,6 +231,14 @@ def folder(trace: Trace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_acceptance_is_of_its_schema(trace: Trace) -> None:
+    for held in (trace, made_trace(1, prompts=1, length=4)):  # no round of the short one sees its whole horizon
+        document = json.loads(json.dumps(acceptance_profile(acceptance(held)), allow_nan=False))
+        valid(document)
+        for row in document["workloads"].values():
+            assert sorted(row["synthetic_acceptance_rates"], reverse=True) == row["synthetic_acceptance_rates"]
+
+
 @pytest.mark.parametrize(("engine", "method"), PAIRS)
 def test_exports_hold_what_the_plan_chose(
     engine: str, method: str, folder: Path, trace: Trace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -247,7 +256,11 @@ def test_exports_hold_what_the_plan_chose(
     assert len(schedule_ranges(choices)) > 1 or engine_rule(engine, method) == "one"
     source = document["provenance"]
     assert source["ddsim"] == ddsim.__version__ and source["trace"] == ddsim.open_trace(folder / "trace").fingerprint
-    assert source["cost"]["drafter"] == "hub/Drafter" and source["target"] == "made up"
+    assert (
+        source["cost"]["drafter"] == "hub/Drafter"
+        and source["target"] == "made up"
+        and source["profile"] == f"{engine}.json"
+    )
     assert ("sps_table" in document) == (method == "dspark" and engine == "sglang")
     assert " ".join(document["arguments"].split()) in " ".join(capsys.readouterr().out.split())
 
