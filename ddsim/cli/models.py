@@ -164,6 +164,12 @@ def record(
         int,
         typer.Option("--lattice-width", min=1, max=64, help="Candidates a depth of lattices; the decoder drafts 16."),
     ] = 16,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            "--block-size", min=2, help="Slots of a drafted block (default: the drafter's): K + 1 of a static K."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Record a dense trace: the target's answers, or given ones, and what the drafter proposes at every position.
@@ -182,7 +188,8 @@ def record(
         path = module.record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
             temperature=temperature, max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
-            batch=batch, head=head, lattice_width=lattice_width, progress=progress,
+            batch=batch, head=head, lattice_width=lattice_width, block_size=block_size,
+            progress=progress,
         )  # fmt: skip
     trace = _open(Out(), [path])
     told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"

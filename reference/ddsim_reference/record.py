@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,7 @@ def record(
     encoded: dict[tuple[str, str], list[int]] | None = None,
     head: bool = True,
     lattice_width: int = 16,
+    block_size: int | None = None,
 ) -> Path:
     """Record a dense trace.
 
@@ -360,6 +361,9 @@ def record(
         Record lattices if the drafter has a head; otherwise its marginals.
     lattice_width : int
         Candidates a depth of a lattice; the decoder must keep as many.
+    block_size : int, optional
+        Slots of the blocks that are drafted; by default the drafter's own number, which is the most. Attention in a block sees all its
+        slots, so fewer draft otherwise: an engine that is told to draft K tokens, K below the block's, drafts blocks of K + 1.
 
     Returns
     -------
@@ -386,6 +390,12 @@ def record(
     readable = encoded is None and not (given and all(text.is_encoded for text in given))
     config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=readable)
     drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
+    if block_size is not None:
+        if not 2 <= block_size <= drafter_shape.block_size:
+            raise DdsimError(
+                f"block_size {block_size}: must be from 2 to the {drafter_shape.block_size} that {drafter} was trained with"
+            )
+        drafter_shape = replace(drafter_shape, block_size=block_size)
     check_pair(config, drafter_shape, drafter)
     draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
     layers = forward.target_layers(config, weights)

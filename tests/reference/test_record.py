@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,25 @@ def test_a_head_records_lattices(job: dict[str, Any], tmp_path: Path) -> None:
     plain = open_trace(record(**(job | {"out": tmp_path / "plain"}), head=False))
     assert plain.kind == "rows" and "head_config" not in plain.meta["provenance"]
     assert np.array_equal(next(plain.blocks()).tokens, block.tokens)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_shorter_blocks_are_those_of_a_drafter_of_that_size(job: dict[str, Any], head: bool, tmp_path: Path) -> None:
+    """Other marginals than the leading ones of long blocks, whose slots see each other."""
+    shape, weights = load_drafter(job["drafter"])
+    if head:
+        save_head(job["drafter"], *tiny.head(shape, reach=1), {})
+    whole = open_trace(record(**job))
+    short = open_trace(record(**job | {"out": tmp_path / "short"}, block_size=4))
+    save_drafter(tmp_path / "other", replace(shape, block_size=4), weights, {})
+    if head:
+        save_head(tmp_path / "other", *tiny.head(shape, reach=1), {})
+    other = open_trace(record(**job | {"out": tmp_path / "own", "drafter": str(tmp_path / "other")}))
+    assert short.horizon == other.horizon == 3 and short.meta["provenance"]["drafter_config"]["block_size"] == 4
+    assert [info.digest for info in short.sequences] == [info.digest for info in other.sequences]
+    first = [next(t.blocks()).proposal.candidates() for t in (whole, short)]
+    at_root = [part["logprob"][(part["position"] == 0) & (part["depth"] == 1)][:10] for part in first]
+    assert not np.array_equal(*at_root)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -219,6 +239,7 @@ def test_recordings_without_hashes_are_read_and_not_continued(job: dict[str, Any
         ({"drafter": "nowhere"}, "nowhere: no such folder"),
         ({"device": "gpu"}, "device 'gpu': unknown"),
         ({"max_budget": -1}, "max_budget"),
+        ({"block_size": 7}, "block_size 7: must be from 2 to the 6 that "),
         ({"lattice_width": 65}, "lattice_width 65: must be from 1 to 64"),
     ],
 )
