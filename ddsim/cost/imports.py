@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ddsim.cost.interpolation import Curve, RoundPoint
-from ddsim.cost.profile import LIMITS, MOST_SECONDS, Profile, VerifySample, bounded
+from ddsim.cost.profile import LIMITS, MOST_SECONDS, DraftSample, Profile, VerifySample, bounded
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, integer, mapping, need, number, parse
 from ddsim.files.torch_values import ZIP, read_torch_values
@@ -31,6 +32,13 @@ class Fitted:
     curves: list[Curve]
     draft: list[RoundPoint]
     provenance: dict[str, Any]
+
+
+LEAST = 1e-9
+"""Seconds that a draft takes at least: a profile holds no 0."""
+
+SPLIT_STEPS = "of whole steps; what the shortest draft adds to a step without one counts as drafting"
+"""The same where it was told apart so."""
 
 
 SPS = ("sample_batch_tokens", "sample_steps_per_sec", "max_batch_tokens")
@@ -56,8 +64,9 @@ def is_csv(content: bytes) -> bool:
 def read_csv(content: bytes, where: str) -> Profile:
     """A CSV with the columns batch, k, context, seconds: whole steps of an engine, in which each request drafts k tokens.
 
-    k = 0 is a step without a draft. Rows of one batch, k and context are repeats. A step is kept as a pass of batch·(k + 1) tokens and
-    drafting as free, so a round of k tokens costs what its step took.
+    k = 0 is a step without a draft, and there must be one at every batch and context. Rows of one batch, k and context are repeats.
+    What the shortest draft adds to a step without one counts as drafting, the rest of a step as a pass of batch·(k + 1) tokens. So a
+    round costs what its step took, whichever part of it is which.
 
     Parameters
     ----------
@@ -72,8 +81,8 @@ def read_csv(content: bytes, where: str) -> Profile:
 
     Examples
     --------
-    >>> read_csv(b"batch,k,context,seconds\\n1,0,512,0.0067\\n1,7,512,0.0079\\n", "vllm.csv").verify[1]
-    VerifySample(tokens=8, context=512, batch=1, seconds=(0.0079,))
+    >>> read_csv(b"batch,k,context,seconds\\n1,0,512,0.0067\\n1,7,512,0.0079\\n", "vllm.csv").draft
+    (DraftSample(context=512, batch=1, seconds=(0.0012,)),)
     """
     try:
         rows = list(csv.reader(content.decode("utf-8-sig").splitlines(), strict=True))
@@ -97,12 +106,23 @@ def read_csv(content: bytes, where: str) -> Profile:
         repeats.setdefault((batch, context, k), []).append(_seconds(entry["seconds"], f"{where}: row {line}: seconds"))
     if not repeats:
         raise DdsimError(f"{where}: holds no step, only the names of its columns")
-    places = [(batch, context) for batch, context, _ in repeats]
-    for batch, context in dict.fromkeys(places):
-        if places.count((batch, context)) < 2:
-            raise DdsimError(f"{where}: needs steps of at least 2 different k at batch {batch}, context {context}")
-    verify = [VerifySample(b * (k + 1), c, b, tuple(seconds)) for (b, c, k), seconds in repeats.items()]
-    return Profile(verify, provenance=_provenance("CSV of (batch, k, context, seconds)", where, seconds=WHOLE_STEPS))
+    verify, draft = [], []
+    for batch, context in dict.fromkeys((batch, context) for batch, context, _ in repeats):
+        by = {k: seconds for (b, c, k), seconds in sorted(repeats.items()) if (b, c) == (batch, context)}
+        if 0 not in by or len(by) < 2:
+            raise DdsimError(f"{where}: needs steps of k = 0 and of another k at batch {batch}, context {context}")
+        shortest = sorted(by)[1]
+        adds = statistics.median(by[shortest]) - statistics.median(by[0])
+        least = min(s for k, seconds in by.items() if k for s in seconds)
+        drafting = round(min(max(adds, LEAST), 0.9 * least), 12)
+        draft.append(DraftSample(context, batch, (drafting,)))
+        verify += [
+            VerifySample(batch * (k + 1), context, batch, tuple(s - drafting if k else s for s in seconds))
+            for k, seconds in by.items()
+        ]
+    return Profile(
+        verify, draft, provenance=_provenance("CSV of (batch, k, context, seconds)", where, seconds=SPLIT_STEPS)
+    )
 
 
 def _whole(text: str, where: str) -> int:

@@ -318,8 +318,8 @@ class CostModel:
         text += f"; fitted on {self.range}"
         if not self.is_convex():
             text += "; not convex, so a greedy stop may end at a step"
-        if self.provenance.get("seconds") == imports.WHOLE_STEPS:
-            text += f"; seconds are {imports.WHOLE_STEPS}"
+        if self.provenance.get("seconds") in (imports.WHOLE_STEPS, imports.SPLIT_STEPS):
+            text += f"; seconds are {self.provenance['seconds']}"
         elif not self._draft:
             text += "; no drafter was measured, so drafting counts as free"
         notes = [f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]

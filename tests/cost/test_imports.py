@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.cost.imports import WHOLE_STEPS
+from ddsim.cost.imports import SPLIT_STEPS, WHOLE_STEPS
 from ddsim.cost.model import CostModel, fit_cost, open_cost, read_costs
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
@@ -245,13 +245,27 @@ def test_a_csv_of_whole_steps(tmp_path: Path) -> None:
     profile = read_costs(path)
     assert isinstance(profile, Profile) and len(profile.verify) == len(steps())
     assert profile.provenance == {
-        "source": "CSV of (batch, k, context, seconds)", "file": "steps.csv", "seconds": WHOLE_STEPS,
+        "source": "CSV of (batch, k, context, seconds)", "file": "steps.csv", "seconds": SPLIT_STEPS,
     }  # fmt: skip
     cost = fit_cost(profile, "table")
     for (b, k, c), seconds in steps().items():
-        round_ = cost.verify_seconds(b * (k + 1), c, b) + cost.draft_seconds(b, context=c)
+        drafting = cost.draft_seconds(b, context=c) if k else 0.0
+        round_ = cost.verify_seconds(b * (k + 1), c, b) + drafting
         assert round_ == pytest.approx(seconds)
-    assert f"seconds are {WHOLE_STEPS}" in cost.explain() and "free" not in cost.explain()
+    assert f"seconds are {SPLIT_STEPS}" in cost.explain() and "free" not in cost.explain()
+    for c in (512, 2048):  # between batches too: a step without a draft holds nothing of a draft
+        between = (4 * steps()[1, 0, c] + 3 * steps()[8, 0, c]) / 7
+        assert cost.verify_seconds(4, c, 4) == pytest.approx(between, rel=0.01)
+
+
+def test_a_csv_in_which_drafting_costs_nothing(tmp_path: Path) -> None:
+    rows = ["batch,k,context,seconds", "1,0,8,0.02", "1,4,8,0.01", "1,9,8,0.0001", "1,9,8,0.03"]
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    cost = open_cost(tmp_path / "x.csv", "table")
+    for tokens, seconds in ((1, 0.02), (5, 0.01), (10, 0.01505)):
+        drafting = cost.draft_seconds(1, context=8) if tokens > 1 else 0.0
+        assert cost.verify_seconds(tokens, 8, 1) + drafting == pytest.approx(seconds)
+    assert 0 < cost.draft_seconds(1, context=8) < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -273,8 +287,9 @@ def test_a_csv_of_whole_steps(tmp_path: Path) -> None:
         ("batch,k,context,seconds\n1,9999999,5,1", "row 2: tokens: 10000000 is more than any pass verifies"),
         (
             "batch,k,context,seconds\n1,0,5,0.1\n1,0,5,0.2",
-            "needs steps of at least 2 different k at batch 1, context 5",
+            "needs steps of k = 0 and of another k at batch 1, context 5",
         ),
+        ("batch,k,context,seconds\n1,1,5,0.1\n1,2,5,0.2", "needs steps of k = 0 and of another k at batch 1"),
         ('batch,k,context,seconds\n"1,0,5,0.1', "can't be read as CSV"),
     ],
 )
