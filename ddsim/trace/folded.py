@@ -31,9 +31,9 @@ COLUMNS = ("widths", "token_ids", "counts", "children", "falls")
 class Folded:
     """T positions, compact.
 
-    The candidates of a position are listed depth by depth. The row behind the root, then that behind each candidate in turn, holds
-    ``counts`` of the next depth's candidates, most probable first: their numbers within that depth, and by how many units each lies
-    below the one before it in its row, the first below probability 1.
+    The candidates of a position are listed depth by depth, in the order in which rows name them. The row behind the root, then that
+    behind each candidate in turn, holds ``counts`` of the next depth's candidates, most probable first: which one, counted back from
+    the last that was new, and by how many units it lies below the one before it in its row, the first below probability 1.
     """
 
     tokens: NDArray[np.int32]
@@ -45,7 +45,7 @@ class Folded:
     counts: NDArray[np.int32]
     """[T + C] the root's row, then the candidates', of one position after another."""
     children: NDArray[np.int32]
-    """[M]"""
+    """[M] 0: the depth's next candidate, which no row before named; 1: the last that was new, 2: the one before it, ..."""
     falls: NDArray[np.int32]
     """[M]"""
 
@@ -105,10 +105,20 @@ class Folded:
         position, depth = slot_position[slot], slot_depth[slot]
         _refuse(position, depth >= horizon, "a candidate of the last depth has a row behind it")
         place = position * horizon + depth
-        candidate = depth_starts[place] + self.children
+        new = self.children == 0
+        named = np.bincount(place, new, minlength=count * horizon).astype(
+            np.int64
+        )  # candidates of each depth that rows name
+        _refuse(
+            np.repeat(np.arange(count), horizon),
+            named != self.widths.ravel(),
+            "rows name more or fewer candidates than widths say",
+        )
+        newest = np.cumsum(new) - 1  # candidates stand in the order of the steps that first name them
+        candidate = np.where(new, newest, newest + 1 - self.children)
         _refuse(
             position,
-            (self.children < 0) | (candidate >= depth_starts[place + 1]),
+            (self.children < 0) | (candidate < depth_starts[place]),
             "a row names a candidate that isn't there",
         )
         opens = self.counts > 0
@@ -138,37 +148,47 @@ def fold(tokens: NDArray[np.int32], lattices: Lattices) -> Folded:
     position, depth, row = listed["position"], listed["depth"].astype(np.int64), listed["row"].astype(np.int64)
     horizon, count = lattices.horizon, len(lattices)
     after = lattices.nexts.astype(np.int64)
-    place = position * horizon + depth - 1
-    # A candidate is a row that follows, or a token without one; the former come first, in order of their rows.
-    key = np.where(after >= 0, after, np.int64(2**32) + lattices.token_ids)
-    order = np.lexsort((key, place))
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(place[order]) != 0) | (np.diff(key[order]) != 0)
-    candidate = np.empty(len(order), np.int64)  # of each step: the number of its candidate, over all positions
-    candidate[order] = np.cumsum(new) - 1
-    of_step = order[new]
-    widths = np.bincount(place[of_step], minlength=count * horizon).reshape(count, horizon)
+    # A candidate is a row that follows, or a token without one.
+    key = (position << 33) + np.where(after >= 0, after, np.int64(2**32) + lattices.token_ids)
+    own = lattices.positions[position]  # number of the position's first row
+    place = np.zeros(len(lattices.offsets) - 1, np.int64)  # of the candidate before each row, within its depth
+    steps, children, of_step = [], [], []
+    widths = np.zeros((count, horizon), np.int64)
+    for d in range(horizon):  # a depth's candidates are in order before the rows behind them are walked
+        here = np.flatnonzero(depth == d + 1)
+        here = here[np.lexsort((listed["rank"][here], place[own[here] + row[here]], position[here]))]
+        _, first, number = np.unique(key[here], return_index=True, return_inverse=True)
+        is_new = np.zeros(len(here), bool)
+        is_new[first] = True
+        newest = np.cumsum(is_new) - 1
+        number = newest[first][number]  # candidates of the depth, over all positions
+        widths[:, d] = np.bincount(position[here[is_new]], minlength=count)
+        steps.append(here)
+        children.append(np.where(is_new, 0, newest + 1 - number))
+        of_step.append(is_new)
+        leads = after[here] >= 0
+        place[(own + after)[here[leads]]] = (number - (np.cumsum(widths[:, d]) - widths[:, d])[position[here]])[leads]
+    order = np.concatenate(steps)
+    by_position = np.argsort(position[order], kind="stable")
+    order = order[by_position]
+    # Slots: each position's root, then its candidates.
     firsts = np.concatenate([[0], np.cumsum(widths.sum(1))])
     depth_starts = np.concatenate([[0], np.cumsum(widths)])
-    # The slot of each row: the root's, or that of the candidate before it.
-    slot_of_row = np.zeros(len(lattices.offsets) - 1, np.int64)
-    slot_of_row[lattices.positions[:-1]] = firsts[:-1] + np.arange(count)
-    leads = after >= 0
-    slot_of_row[lattices.positions[position[leads]] + after[leads]] = candidate[leads] + position[leads] + 1
-    slot = slot_of_row[lattices.positions[position] + row]
+    at = position[order]
+    before = depth_starts[np.maximum(at * horizon + depth[order] - 2, 0)] + place[own[order] + row[order]] + 1
+    slot = at + np.where(depth[order] == 1, firsts[at], before)
     counts = np.bincount(slot, minlength=int(firsts[-1]) + count)
-    order = np.lexsort((listed["rank"], slot))
     units = np.rint(lattices.logprobs[order].astype(np.float64) * -PER_NAT).astype(np.int64)
     falls = units.copy()
-    same = np.flatnonzero(slot[order][1:] == slot[order][:-1]) + 1
+    same = np.flatnonzero(slot[1:] == slot[:-1]) + 1
     falls[same] -= units[same - 1]
-    children = (candidate - depth_starts[place])[order]
+    named = np.concatenate(of_step)[by_position]
     return Folded(
         tokens,
         widths.astype(np.int32),
-        lattices.token_ids[of_step],
+        lattices.token_ids[order[named]],
         counts.astype(np.int32),
-        children.astype(np.int32),
+        np.concatenate(children)[by_position].astype(np.int32),
         falls.astype(np.int32),
     )
 

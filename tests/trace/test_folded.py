@@ -94,6 +94,29 @@ def test_folded_and_unfolded(cases: int) -> None:
     run(cases, check, several, ints(0, 3, 4), st.integers(0, 30), st.booleans())
 
 
+def test_candidates_are_counted_back_from_the_newest() -> None:
+    """Three candidates a depth, each row best first: what a file says of them."""
+    token_ids = [[[7, 8, 9], [4, 5, 6]]]
+    steps = np.log([[[[0.2, 0.5, 0.1], [0.1, 0.2, 0.6], [0.4, 0.3, 0.2]]]])
+    whole = Lattices.from_dense(
+        token_ids, round_conditionals(np.log([[0.2, 0.3, 0.4]])), round_conditionals(steps), 100
+    )
+    folded = fold(np.array([1, 9], np.int32), whole)
+    assert folded.widths.tolist() == [[3, 3], [0, 0]]
+    assert folded.token_ids.tolist() == [9, 8, 7, 4, 5, 6]
+    assert folded.counts.tolist() == [
+        3,
+        3,
+        3,
+        3,
+        0,
+        0,
+        0,
+        0,
+    ]  # of the root, the candidates, and the last position's root
+    assert folded.children.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 3, 2, 3, 1]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.floats(-1200, 0, width=32) | st.floats(-3, 0, width=32), min_size=1, max_size=5))
 def test_rounding(row: list[float]) -> None:
