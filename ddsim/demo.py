@@ -1,7 +1,8 @@
-"""The recording and the profile that come with ddsim, for ``ddsim demo`` and for trying the library.
+"""The recordings and the profile that come with ddsim, for ``ddsim demo`` and for trying the library.
 
-The recording holds SmolLM2-135M-Instruct's greedy answers to HumanEval's prompts and a DFlash drafter's marginals at every
-position; the profile the costs of a target with the shape of Qwen3-8B on an H100. Where each comes from is in its provenance.
+Both recordings hold SmolLM2-135M-Instruct's greedy answers to HumanEval's prompts: one with the lattice that a DFlash drafter with a head
+proposes at every position, one with the same drafter's marginals. The profile is of a target with the shape of Qwen3-8B on an H100.
+Where each comes from is in its provenance.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ddsim.trace.trace import Trace
 
 TRACE = "humaneval"
+MARGINALS = "humaneval-marginals"
 PROFILE = "qwen3-8b-cost-h100.json"
 
 
@@ -35,10 +37,17 @@ def data(name: str) -> Path:
 
 
 def demo_trace() -> Trace:
-    """The recording that comes with ddsim."""
+    """The recording that comes with ddsim: lattices."""
     from ddsim.trace.trace import open_trace
 
     return open_trace(data(TRACE))
+
+
+def demo_marginals() -> Trace:
+    """The same texts with the same drafter's marginals, for smaller budgets."""
+    from ddsim.trace.trace import open_trace
+
+    return open_trace(data(MARGINALS))
 
 
 def demo_profile() -> Profile:

@@ -77,17 +77,21 @@ def demo(
     ] = "ddsim-demo.png",
     json: JsonOption = False,
 ) -> None:
-    """Plan and replay what comes with ddsim: HumanEval recorded with a small model, an 8B model's costs on an H100."""
+    """Plan and replay what comes with ddsim: HumanEval recorded with a small model, an 8B model's costs on an H100.
+
+    The drafter knows the token before; the last line of the answer says what that gains over its marginals.
+    """
     show = Out(json, [plot])
     _check_plot(plot)
     from ddsim.cost.model import fit_cost
-    from ddsim.demo import demo_profile, demo_trace
+    from ddsim.demo import demo_marginals, demo_profile, demo_trace
+    from ddsim.replay.compare import compare as compare_drafts
     from ddsim.replay.plan import plan as solve
     from ddsim.replay.replay import default_policies, measured_budget
     from ddsim.replay.replay import replay as run
 
-    trace = demo_trace()
-    show.reads(*trace._folders)
+    trace, marginals = demo_trace(), demo_marginals()
+    show.reads(*trace._folders, *marginals._folders)
     with _progress("Fitting the cost model"):
         cost = fit_cost(demo_profile())
     show.say(f"Recording: {_told(trace.meta['provenance'])}; {len(trace.sequences)} prompts, {len(trace):,} positions")
@@ -95,10 +99,12 @@ def demo(
     with _progress("Replaying") as progress:
         answer = solve(trace, cost, progress=progress)
         result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget), cost))
+        path = compare_drafts(marginals, trace, progress=progress)
     _show_plan(show, answer, len(trace.workloads) > 1)
     _show_replay(show, result.table(), "What each policy would have done")
+    show.say(f"Trees that know their path: {path.sentence[:1].lower()}{path.sentence[1:]}", style="bold")
     _plot_plan(show, plot, answer)
-    show.json({"plan": answer.to_json(), "replay": result.to_json(), "plot": plot})
+    show.json({"plan": answer.to_json(), "replay": result.to_json(), "path": path.to_json(), "plot": plot})
 
 
 @app.command(
@@ -318,7 +324,7 @@ def report(
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example(
-        "ddsim compare marginals/humaneval lattices/humaneval", "ddsim compare old new --budget 32 --plot gain.png"
+        "ddsim compare traces/marginals traces/temperature-0", "ddsim compare old new --budget 32 --plot gain.png"
     ),
 )
 def compare(

@@ -115,7 +115,7 @@ def fit(
     rich_help_panel=CURVES,
     epilog=example(
         "ddsim calibrate traces/temperature-0/humaneval -o calibration.json",
-        "ddsim calibrate traces/temperature-0 --path --leave-workload-out",
+        "ddsim calibrate traces/marginals --path",
     ),
 )
 def calibrate(

@@ -224,7 +224,7 @@ class LongRun(_Rule):
     memory : float
         Rounds after which an online price forgets. A short memory makes the price local: in a text, a token saved where
         decoding is slow is worth more time than one saved where it is fast. On the shipped recordings the online price comes
-        within 0.5 % of the solved one's throughput after 200 rounds, and within 1 % where workloads follow one another.
+        within 0.6 % of the solved one's throughput after 200 rounds, and within 1 % where workloads follow one another.
     calibration : Calibration, optional
         Isotonic.
 

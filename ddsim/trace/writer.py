@@ -50,7 +50,7 @@ from ddsim.trace.schema import (
 )
 
 # Row groups hold whole sequences, about so many positions; a reader holds one of them at a time.
-POSITIONS_PER_GROUP = 8192
+POSITIONS_PER_GROUP = 16384
 
 
 POSITIONS_PER_SHARD = 65536

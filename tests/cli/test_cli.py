@@ -268,7 +268,8 @@ def shipped(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made-up files in place of those that come with ddsim."""
     import ddsim.demo
 
-    paths = {ddsim.demo.TRACE: files / "trace", ddsim.demo.PROFILE: files / "profile.json"}
+    paths = {ddsim.demo.TRACE: files / "trace", ddsim.demo.MARGINALS: files / "trace"}
+    paths[ddsim.demo.PROFILE] = files / "profile.json"
     monkeypatch.setattr(ddsim.demo, "data", paths.__getitem__)
 
 
@@ -283,6 +284,9 @@ def test_demo(cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     document = json.loads(cli("demo", "--json", "--plot", "other.svg").out)
     assert document["plan"]["sentence"] in " ".join(answer.out.split())
     assert len(document["replay"]["pooled"]) == 12
+    path = document["path"]["sentence"]
+    assert f"Trees that know their path: {path[0].lower()}{path[1:]}" in " ".join(answer.out.split())
+    assert "+0.0 % (+0.0 to +0.0 %)" in path  # here both recordings are one
     assert (tmp_path / "other.svg").exists()
 
 

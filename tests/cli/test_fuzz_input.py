@@ -105,7 +105,8 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(ddsim.cli.models, "_reference", stop)
     monkeypatch.setattr(ddsim.bench, "run_bench", stop)
-    paths = {ddsim.demo.TRACE: folder / "trace", ddsim.demo.PROFILE: folder / "profile.json"}
+    paths = {ddsim.demo.TRACE: folder / "trace", ddsim.demo.MARGINALS: folder / "trace"}
+    paths[ddsim.demo.PROFILE] = folder / "profile.json"
     monkeypatch.setattr(ddsim.demo, "data", paths.__getitem__)
     return folder
 

@@ -690,8 +690,8 @@ def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
     cost = CostModel.from_table(
         [1, 16, 128, 129, 256, 257, 513], [0.0089, 0.0092, 0.0094, 0.0102, 0.0112, 0.0135, 0.017]
     )
-    advice = plan(open_trace(data / "humaneval"), cost, bootstrap=500)
-    same = replay(open_trace(data / "humaneval"), cost, ["RoundRatio", "BestFixed"], bootstrap=500)
+    advice = plan(open_trace(data / "humaneval-marginals"), cost, bootstrap=500)
+    same = replay(open_trace(data / "humaneval-marginals"), cost, ["RoundRatio", "BestFixed"], bootstrap=500)
     value, low, _ = same.gain("RoundRatio", "BestFixed")
     assert low > 0 and value < 0.005
     assert (
