@@ -34,6 +34,9 @@ class Fitted:
     provenance: dict[str, Any]
 
 
+DENSE, MANY = 64, 2048
+"""Tokens up to which every size of a latency file is kept, and passes above which larger ones are thinned: fits would take minutes."""
+
 LEAST = 1e-9
 """Seconds that a draft takes at least: a profile holds no 0."""
 
@@ -246,6 +249,12 @@ def read_caddtree(content: bytes, where: str) -> Profile | Fitted:
             for context, by in _at(held, where).items()
             for tokens, seconds in _at(by, where).items()
         ]
+        kept = [s for s in verify if s.tokens <= DENSE or s.tokens % 8 in (0, 1)]
+        if len(verify) > MANY and kept:
+            verify, source["sizes"] = (
+                kept,
+                f"above {DENSE} tokens only multiples of 8 and one more, of {len(verify)} passes",
+            )
         try:
             return Profile(verify, provenance=source)
         except DdsimError as error:

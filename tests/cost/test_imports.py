@@ -119,6 +119,16 @@ def test_caddtrees_latencies(tmp_path: Path) -> None:
     assert "verification latencies" in profile.provenance["source"]
 
 
+def test_thousands_of_passes_are_thinned(tmp_path: Path) -> None:
+    by = {c: {n: [0.01 + 1e-6 * n] for n in range(1, 1025)} for c in (0, 1024, 2048)}
+    (tmp_path / "x.pt").write_bytes(saved({"profile_data": {"latencies": by}}))
+    profile = read_costs(tmp_path / "x.pt")
+    assert isinstance(profile, Profile) and "of 3072 passes" in profile.provenance["sizes"]
+    sizes = [s.tokens for s in profile.verify if s.context == 1024]
+    assert sizes[:64] == list(range(1, 65)) and {65, 72, 73, 512, 513, 1024} <= set(sizes) and 66 not in sizes
+    assert all(s.seconds == (0.01 + 1e-6 * s.tokens,) for s in profile.verify)
+
+
 def test_caddtrees_cost_model(tmp_path: Path) -> None:
     curves = {c: [0.03 + 1e-7 * c + 1e-6 * max(n, 1) ** 2 for n in range(9)] for c in (1, 1000)}
     document = {
