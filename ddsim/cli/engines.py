@@ -1,4 +1,4 @@
-"""What `export --for` and `plan --engine` do: settings and plans for serving engines."""
+"""What `export --for`, `plan --engine`, `profile --engine` and `validate --engine` do: serving engines."""
 
 from __future__ import annotations
 
@@ -32,6 +32,20 @@ EngineOption = Annotated[
         metavar="ENGINE",
         help=f"Plan K for a serving engine, which verifies chains: {', '.join(ENGINES)}.",
         autocompletion=_complete(*ENGINES),
+    ),
+]
+
+DrivenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--engine", metavar="ENGINE", help="A serving engine in place of ddsim's decoder: vllm.", autocompletion=_complete("vllm")
+    ),
+]  # fmt: skip
+
+KOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--k", "-k", min=0, help="Drafted tokens that are verified (repeatable; default: 0 to 15). (--engine)"
     ),
 ]
 

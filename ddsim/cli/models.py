@@ -25,8 +25,10 @@ from ddsim.cli.app import (
     app,
     example,
 )
-from ddsim.cli.console import Column, Out, number, on_terminal, working
+from ddsim.cli.console import Out, on_terminal, working
 from ddsim.cli.console import progress as _progress
+from ddsim.cli.engines import DrivenOption, KOption
+from ddsim.cli.validations import ENGINE_VALIDATION, VALIDATION, show_engine_validation, show_validation
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 from ddsim.policy import names
@@ -298,6 +300,7 @@ def _show_prompt(show: Out, name: str, first: bool) -> None:
     epilog=example(
         "ddsim profile --target smollm2-135m --drafter reference/drafter -o mine.json",
         "ddsim profile --target qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
+        "ddsim profile --engine vllm --target pair/target --drafter pair/drafter -o vllm.json",
     ),
 )
 def profile(
@@ -320,6 +323,8 @@ def profile(
         list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests side by side (repeatable; default: 1).")
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Sweeps over all points.")] = 8,
+    engine: DrivenOption = None,
+    k: KOption = None,
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
@@ -327,21 +332,32 @@ def profile(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what verification and drafting cost on this device. A run that was stopped continues."""
+    """Measure what verification and drafting cost on this device. A run that was stopped continues.
+
+    With --engine, whole steps of a serving engine at every batch, K and context (default: 1 to 64 requests; 128 to 8,192 tokens).
+    """
     show = Out(json, [out, plot])
     if out == STDOUT:
         raise DdsimError("profile --out -: name a file; an interrupted run goes on there")
     _one_of("--dtype", dtype, DTYPES)
     _check_plot(plot)
     show.reads(target, drafter)
-    given = {"contexts": context} if context else {}
-    module = _reference("profile")
+    given: dict[str, Any] = {"contexts": context} if context else {}
+    if engine is None and k:
+        raise DdsimError("profile: --k is for --engine")
+    if engine is not None and (random_weights or drafter is None):
+        raise DdsimError("profile --engine: needs --target and --drafter, folders that the engine loads")
+    module = _reference("profile" if engine is None else "engines")
     with _progress("Measuring") as progress:
-        path = module.measure_profile(
-            target=target, drafter=drafter, random_weights=random_weights, out=out, max_tokens=max_tokens,
-            batches=batch or (1,), repeats=repeats, device=device, dtype=dtype, seed=seed, head=head, progress=progress,
-            **given,
-        )  # fmt: skip
+        common = {"target": target, "drafter": drafter, "out": out, "repeats": repeats, "dtype": dtype, "seed": seed}
+        if engine is not None:
+            given |= {name: value for name, value in (("batches", batch), ("ks", k)) if value}
+            path = module.profile_engine(engine=engine, progress=progress, **common, **given)
+        else:
+            path = module.measure_profile(
+                random_weights=random_weights, max_tokens=max_tokens, batches=batch or (1,), device=device, head=head,
+                progress=progress, **common, **given,
+            )  # fmt: skip
     show.saved(path)
     if plot is not None:
         from ddsim.cost.model import fit_cost
@@ -355,26 +371,12 @@ def profile(
     show.json({"out": path, "plot": plot})
 
 
-VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
-
-
-VALIDATION_COLUMNS: tuple[Column, ...] = (
-    ("policy", "policy", str),
-    ("tau_predicted", "tau\npred.", number(2)),
-    ("tau_measured", "tau\nmeas.", number(2)),
-    ("ms", "ms a\nround", number(2)),
-    ("speed_predicted", "tokens/s\npredicted", number(1)),
-    ("speed_measured", "tokens/s\nmeasured", number(1)),
-    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
-    ("speedup", "speed-up\nmeasured", number(2)),
-)
-
-
 @app.command(
     cls=_ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
+        "ddsim validate --engine vllm --target pair/target --drafter pair/drafter -o held.json",
         "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json",
     ),
 )
@@ -413,6 +415,12 @@ def validate(
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Exit with 1 if tokens/s are further off than this (0.05 is 5 %).")
     ] = None,
+    engine: DrivenOption = None,
+    k: KOption = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", "-b", min=1, help="Prompts a call (repeatable; default: 1, 8, 32). (--engine)"),
+    ] = None,
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
@@ -420,7 +428,10 @@ def validate(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Decode for real what replay predicts, and compare throughput and accepted lengths."""
+    """Decode for real what replay predicts, and compare throughput and accepted lengths.
+
+    With --engine, a serving engine decodes with every K and with the exported schedule; its costs are measured first.
+    """
     show = Out(json, [out, plot])
     _check_plot(plot)
     show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
@@ -430,22 +441,36 @@ def validate(
 
         if target is not None or drafter is not None or out is not None:
             raise DdsimError("validate --show: prints what was measured; leave out --target, --drafter and --out")
-        result = read_document(saved.expanduser(), dict([VALIDATION]))
+        result = read_document(saved.expanduser(), dict([VALIDATION, ENGINE_VALIDATION]))
     else:
         if target is None or drafter is None or out is None or out == STDOUT:
             raise DdsimError("validate: needs --target, --drafter and -o FILE (or --show FILE alone)")
         _one_of("--dtype", dtype, DTYPES)
         _one_of("--widen", widen, WIDTHS)
-        given: dict[str, Any] = {k: v for k, v in (("policies", policy), ("contexts", context)) if v}
-        module = _reference("validate")
+        if engine is None and (k or batch):
+            raise DdsimError("validate: --k and --batch are for --engine")
+        if engine is not None and (widen or policy or eager_budget):
+            raise DdsimError(
+                "validate --engine: takes no --widen, --policy or --eager-budget; ddsim convert writes widened pairs"
+            )
         with working("Validating") as say:
-            result = module.validate(
-                target=target, drafter=drafter, out=out, widen=widen, prompts=prompts or ("all",), limit=limit,
-                max_new_tokens=max_new_tokens, repeats=repeats, largest=max_budget, eager_budget=eager_budget,
-                tolerance=tolerance, device=device, dtype=dtype, seed=seed, head=head, progress=say, **given,
-            )  # fmt: skip
+            common: dict[str, Any] = {
+                "target": target, "drafter": drafter, "out": out, "prompts": prompts or ("all",), "limit": limit,
+                "max_new_tokens": max_new_tokens, "repeats": repeats, "tolerance": tolerance, "device": device, "dtype": dtype,
+                "seed": seed, "progress": say, **({"contexts": context} if context else {}),
+            }  # fmt: skip
+            if engine is not None:
+                common |= {name: value for name, value in (("batches", batch), ("ks", k)) if value}
+                result = _reference("engines").validate_engine(engine=engine, **common)
+            else:
+                result = _reference("validate").validate(
+                    widen=widen, largest=max_budget, eager_budget=eager_budget, head=head, **common,
+                    **({"policies": policy} if policy else {}),
+                )  # fmt: skip
     try:
-        worst = _show_validation(show, result, plot)
+        worst = (show_engine_validation if result["kind"] == ENGINE_VALIDATION[0] else show_validation)(
+            show, result, plot
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if saved is None:
             raise
@@ -456,44 +481,6 @@ def validate(
     held = tolerance if tolerance is not None else result.get("tolerance")
     if held is not None and worst > held:
         raise _Failed(f"tokens/s are up to {100 * worst:.1f} % off, above the tolerance of {100 * held:g} %")
-
-
-def _show_validation(show: Out, document: dict[str, Any], plot: str | None) -> float:
-    """Print and draw predicted beside measured; the largest error of tokens a second."""
-    import pandas as pd
-
-    table = pd.DataFrame(
-        {
-            "workload": row["workload"],
-            "policy": row["policy"],
-            "group": row["policy"],
-            "tau_predicted": row["predicted"]["acceptance_length"],
-            "tau_measured": row["measured"]["acceptance_length"],
-            "ms": row["measured"]["ms_per_round"],
-            "speed_predicted": row["predicted"]["tokens_per_second"],
-            "speed_measured": row["measured"]["tokens_per_second"],
-            "error": row["tokens_per_second_error"],
-            "speedup": row["measured"]["speedup"],
-        }
-        for row in document["rows"]
-    )
-    pooled, parts = table[table["workload"] == "all"], table[table["workload"] != "all"]
-    show.table(pooled, VALIDATION_COLUMNS, f"{document['label']}, {document['provenance']['device']}")
-    if len(parts):
-        far = max(parts.to_dict("records"), key=lambda row: abs(row["error"]))
-        show.say(f"By workload the worst error is {100 * far['error']:+.1f} % ({far['policy']}, {far['workload']}).")
-    baseline = document.get("baseline", "AR")
-    found = [counts for name, counts in document["agreement"].items() if name != baseline]
-    answers, texts, rounds = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
-    show.say(
-        f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {rounds} have the replayed rounds."
-    )
-    if plot is not None:
-        from ddsim.view.checks import predicted_measured
-
-        points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
-        _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
-    return float(table["error"].abs().max())
 
 
 @app.command(

@@ -202,7 +202,8 @@ def chain_seconds(
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Seconds of a round by the number of requests and K = 0 .. L, float64 [B, L + 1], and which lie outside what was measured.
 
-    Unless they are extrapolated, seconds are NaN from the first K on that wasn't measured.
+    Unless they are extrapolated, seconds are NaN from the first K on that wasn't measured. An engine's profile names the Ks that the
+    engine was made ready for (``ks``); others are NaN, since an engine without graphs for a K is slower than those around it say.
     """
     seconds, marks = (np.full((len(requests), horizon + 1), fill) for fill in (np.nan, False))
     with cost.one_warning():
@@ -212,6 +213,9 @@ def chain_seconds(
             if weighed:
                 table = cost_table(cost, [context], count * (weighed - 1), count)
                 seconds[i, :weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+    ready = cost.provenance.get("ks")
+    if isinstance(ready, list):
+        seconds[:, [k for k in range(horizon + 1) if k not in ready]] = np.nan
     return seconds, marks
 
 

@@ -250,20 +250,20 @@ def load_target(
     gguf = _gguf_path(name)
     if gguf is not None:
         config, weights = _load_gguf(gguf, dtype, device)
-        tokenizer = _tokenizer(gguf) if with_tokenizer else None
+        tokenizer = read_tokenizer(gguf) if with_tokenizer else None
     else:
         folder = checkpoint_folder(name)
         config = model_config(read_json(folder / "config.json"), folder / "config.json")
         shapes = stored_shapes(config)
         check_room(name, sum(map(math.prod, shapes.values())), dtype, device)
         weights = _load_safetensors(folder, shapes, frozenset({"lm_head.weight"}) - shapes.keys(), dtype, device)
-        tokenizer = _tokenizer(folder) if with_tokenizer else None
+        tokenizer = read_tokenizer(folder) if with_tokenizer else None
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     return config, weights, tokenizer
 
 
-def _tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Any:
     """The tokenizer in a checkpoint's folder or GGUF file; None where there is none."""
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if path.is_dir() and not any((path / name).is_file() for name in files):
