@@ -407,8 +407,8 @@ class Trace:
         Examples
         --------
         >>> trace = Trace.from_chains([5, 6, 7], [[6, 7], [7, 8]], np.log([[0.5, 0.5], [0.5, 0.5]]))
-        >>> trace.max_budget, next(trace.blocks()).proposal.tree(0, 2)[1].tolist()
-        (2, [6, 7])
+        >>> trace.max_budget, next(trace.blocks()).proposal.tree(0, 2).tokens.tolist()
+        (2, [-1, 6, 7])
         """
         given, _ = several(tokens=tokens, token_ids=token_ids, logprobs=logprobs)
         # A second candidate that is absent: so nothing is missing from the rows.
@@ -464,8 +464,8 @@ class Trace:
         --------
         >>> first, transitions = np.log(np.full((3, 2), 0.4)), np.log(np.full((3, 1, 2, 2), [0.6, 0.2]))
         >>> trace = Trace.from_lattice([5, 6, 7], np.full((3, 2, 2), [6, 7]), first, transitions, max_budget=4)
-        >>> trace.kind, next(trace.blocks()).proposal.tree(0, 4)[1].tolist()
-        ('lattice', [6, 7, 6, 6])
+        >>> trace.kind, next(trace.blocks()).proposal.tree(0, 4).tokens.tolist()
+        ('lattice', [-1, 6, 7, 6, 6])
         """
         given, spread = several(tokens=tokens, token_ids=token_ids, first=first, transitions=transitions)
         names = Names(spread, workload, prompt_id, context0, temperature)
@@ -507,8 +507,8 @@ class Trace:
         --------
         >>> tree = [0, 1, 0], [6, 7, 8], np.log([0.5, 0.4, 0.3])
         >>> trace = Trace.from_trees([5, 6, 7], [tree, tree], horizon=2)
-        >>> next(trace.blocks()).proposal.tree(1, 2)[1].tolist()
-        [6, 7]
+        >>> next(trace.blocks()).proposal.tree(1, 2).tokens.tolist()
+        [-1, 6, 7]
         """
         many = isinstance(tokens, (list, tuple)) and len(tokens) > 0 and _is_row(tokens[0])
         given, spread = several(tokens=tokens if many else [tokens], trees=trees if many else [trees])

@@ -40,8 +40,8 @@ class Lattices:
     --------
     >>> trees = Lattices.from_trees(2, [0, 2], parents=[0, 1], tokens=[7, 5], logprobs=np.log([0.5, 0.25]))
     >>> paths = trees.true_paths(np.array([9], np.int32), np.array([0, 1]))
-    >>> trees.drafts(paths, 3).gains.tolist(), trees.tree(0, 2)[1].tolist()
-    ([[0.5, 0.25, 0.0]], [7, 5])
+    >>> trees.drafts(paths, 3).gains.tolist(), trees.tree(0, 2).tokens.tolist()
+    ([[0.5, 0.25, 0.0]], [-1, 7, 5])
     """
 
     horizon: int
@@ -255,7 +255,7 @@ class Lattices:
         split(lambda a, b: gains_and_ranks(*rows, truth, a, b, gains, ranks, chain), count, 256)
         return Drafts(gains, ranks, chain, chain_expected(self.chain_logprobs()))
 
-    def tree(self, position: int, budget: int) -> tuple[DraftTree, NDArray[np.int32]]:
+    def tree(self, position: int, budget: int) -> DraftTree:
         """As `Proposal`."""
         most = budget_of(budget, "budget")
         shape, values = np.empty((4, most + 1), np.int32), np.empty(most + 1)
@@ -263,7 +263,7 @@ class Lattices:
         lattice = self.logprobs, self.offsets, self.nexts, 0, first, rows, self.horizon, self.token_ids
         n = lattice_tree(*lattice, shape, values)
         shape, values = shape[:, : n + 1], values[: n + 1]
-        return DraftTree(shape[0], shape[1], shape[2], values, shape[3]), shape[3, 1:]
+        return DraftTree(shape[0], shape[1], shape[2], values, shape[3])
 
     def candidates(self) -> dict[str, NDArray[Any]]:
         """As `Proposal`; a candidate's row is numbered within its position, and so is the row that follows it (-1: none)."""

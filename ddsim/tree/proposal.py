@@ -68,8 +68,8 @@ class Proposal(Protocol):
         """Gains to ``max_budget`` nodes, the ranks of these paths, the chain's luck and its expectation."""
         ...
 
-    def tree(self, position: int, budget: int) -> tuple[DraftTree, NDArray[np.int32]]:
-        """The best tree of ``budget`` nodes at a position, and its nodes' tokens but the root's."""
+    def tree(self, position: int, budget: int) -> DraftTree:
+        """The best tree of ``budget`` nodes at a position, with its nodes' ``tokens``."""
         ...
 
     def candidates(self) -> dict[str, NDArray[Any]]:
@@ -88,8 +88,8 @@ class Rows:
     --------
     >>> rows = Rows(1, np.array([0, 2, 2]), np.array([7, 5], np.int32), np.log(np.float32([0.5, 0.25])))
     >>> paths = rows.true_paths(np.array([9, 5], np.int32), np.array([0, 2]))
-    >>> rows.drafts(paths, 2).ranks[0].tolist(), rows.tree(0, 2)[1].tolist()
-    ([2], [7, 5])
+    >>> rows.drafts(paths, 2).ranks[0].tolist(), rows.tree(0, 2).tokens.tolist()
+    ([2], [-1, 7, 5])
     """
 
     horizon: int
@@ -155,12 +155,12 @@ class Rows:
         drafted = gains_and_ranks(self.logprobs, self.offsets, paths, self.horizon, max_budget, check=False)
         return Drafts(*drafted, chain_expected(self.best()))
 
-    def tree(self, position: int, budget: int) -> tuple[DraftTree, NDArray[np.int32]]:
+    def tree(self, position: int, budget: int) -> DraftTree:
         """As `Proposal`."""
         rows = self.at(position)
         drafted = draft_tree([logprobs for _, logprobs in rows], budget)
         nodes = zip(drafted.depths[1:], drafted.ranks[1:], strict=True)
-        return drafted, np.array([rows[d - 1][0][k] for d, k in nodes], np.int32)
+        return replace(drafted, tokens=np.array([-1, *(rows[d - 1][0][k] for d, k in nodes)], np.int32))
 
     def candidates(self) -> dict[str, NDArray[Any]]:
         """As `Proposal`."""

@@ -67,8 +67,9 @@ def drafted_round(trace: Trace, position: int = 0, budget: int = 64, sequence: i
     if not 0 <= position <= last:
         raise DdsimError(f"position {position}: rounds of sequence {sequence} start at positions 0 to {last}")
     block = next(trace.subset([sequence]).blocks())
-    drafted, proposed = block.proposal.tree(position, budget)
-    tokens = np.concatenate([block.tokens[position : position + 1], proposed])
+    drafted = block.proposal.tree(position, budget)
+    assert drafted.tokens is not None
+    tokens = np.concatenate([block.tokens[position : position + 1], drafted.tokens[1:]])
     accepted = [0]
     while True:
         following = position + len(accepted)

@@ -45,11 +45,12 @@ def walked(trace: Trace, number: int, nodes: int) -> tuple[int, int]:
     block = next(trace.subset([number]).blocks())
     p, rounds = 0, 0
     while p < len(block) - 1:
-        tree, tokens = block.proposal.tree(p, nodes)
+        tree = block.proposal.tree(p, nodes)
+        assert tree.tokens is not None
         at, here = 0, p
         while here < len(block) - 1:
             child = [
-                c for c in range(1, len(tree)) if tree.parents[c] == at and tokens[c - 1] == block.tokens[here + 1]
+                c for c in range(1, len(tree)) if tree.parents[c] == at and tree.tokens[c] == block.tokens[here + 1]
             ]
             if not child:
                 break

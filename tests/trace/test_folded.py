@@ -66,7 +66,7 @@ def test_folded_and_unfolded(cases: int) -> None:
         ids, first, steps = dense([held(lattice, np.float32) for lattice in several])
         whole = Lattices.from_dense(ids, round_conditionals(first), round_conditionals(steps), budget)
         if as_trees:
-            trees = [whole.tree(p, budget)[0] for p in range(len(whole))]
+            trees = [whole.tree(p, budget) for p in range(len(whole))]
             flat = [np.concatenate([getattr(t, name)[1:] for t in trees]) for name in ("parents", "tokens", "logprobs")]
             whole = rounded(Lattices.from_trees(whole.horizon, np.cumsum([0, *(len(t) - 1 for t in trees)]), *flat))
         text = tokens[: len(whole) + 1].astype(np.int32)
@@ -78,7 +78,7 @@ def test_folded_and_unfolded(cases: int) -> None:
         same(whole.drafts(paths, budget), [part[:-1] for part in again.drafts(more, budget)])
         for p in range(len(whole)):
             for name in ("parents", "depths", "ranks", "logprobs", "tokens"):
-                one, other = whole.tree(p, budget)[0], again.tree(p, budget)[0]
+                one, other = whole.tree(p, budget), again.tree(p, budget)
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         for name, array in vars(fold(text, without_last(again))).items():
             np.testing.assert_array_equal(array, getattr(folded, name))
@@ -170,7 +170,7 @@ def test_what_is_recorded_is_the_proposal_to_the_largest_budget(trace: Trace) ->
 def test_trees_of_a_lattice_give_its_tables(trace: Trace, tmp_path: Path) -> None:
     trees = []
     for block in trace.subset(range(4)).blocks(1):
-        trees.append([block.proposal.tree(p, BUDGET)[0] for p in range(len(block) - 1)])
+        trees.append([block.proposal.tree(p, BUDGET) for p in range(len(block) - 1)])
     tokens = made_up(0)[0]
     again = Trace.from_trees(tokens, trees, horizon=L, max_budget=BUDGET, vocab_size=VOCABULARY)
     same(table(trace)[:3], table(again)[:3])
@@ -204,7 +204,7 @@ def test_chains_are_rows_of_one_candidate(trace: Trace, tmp_path: Path) -> None:
     chains.save(tmp_path / "chains")
     assert open_trace(tmp_path / "chains").meta["schema_version"] == 1
     short = Trace.from_chains([1, 2, 3], [[2, 3], [3, 0]], [[-0.5, -0.5], [-0.5, -np.inf]])
-    assert [len(short_tree) for short_tree in (next(short.blocks()).proposal.tree(p, 2)[1] for p in range(2))] == [2, 1]
+    assert [len(next(short.blocks()).proposal.tree(p, 2)) for p in range(2)] == [3, 2]
 
 
 def ddsim_chain(proposal: Any, p: int) -> tuple[list[int], list[float]]:

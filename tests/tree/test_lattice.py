@@ -104,9 +104,9 @@ def test_gains_and_ranks(cases: int) -> None:
             best = np.full(horizon, -np.inf)  # past its end
             best[: len(naive.chain(lattice))] = np.cumsum([value for value, _ in naive.chain(lattice)])
             assert drafts.chain_expected[p] == pytest.approx(np.exp(best).cumsum(), rel=1e-6)
-            drafted, ids = proposal.tree(p, budget)
+            drafted = proposal.tree(p, budget)
             assert nodes_of(drafted) == [node.ranks for node in nodes]
-            assert ids.tolist() == [lattice.token_ids[len(n.ranks) - 1][n.candidates[-1]] for n in nodes]
+            assert drafted.tokens[1:].tolist() == [lattice.token_ids[len(n.ranks) - 1][n.candidates[-1]] for n in nodes]
             assert drafted.logprobs[1:].tolist() == [node.value for node in nodes]
 
     shapes = st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 3)))
@@ -163,7 +163,7 @@ def test_pruning_changes_nothing(cases: int) -> None:
             np.testing.assert_array_equal(array, getattr(pruned, name))
         for name in ("parents", "depths", "ranks", "logprobs", "tokens"):
             np.testing.assert_array_equal(
-                getattr(everything.tree(0, smaller)[0], name), getattr(pruned.tree(0, smaller)[0], name)
+                getattr(everything.tree(0, smaller), name), getattr(pruned.tree(0, smaller), name)
             )
 
     run(cases, check, lattices(**SMALL), st.data(), st.integers(0, 40))
@@ -175,9 +175,10 @@ def test_a_tree_recorded_from_a_lattice_gives_its_tables(cases: int) -> None:
 
     def check(lattice: naive.Lattice, tokens: Any, budget: int) -> None:
         proposal = Lattices.from_dense(*dense([lattice]), max_budget=10**4)
-        drafted, ids = proposal.tree(0, budget)
+        drafted = proposal.tree(0, budget)
+        ids = drafted.tokens[1:]
         trees = Lattices.from_trees(proposal.horizon, [0, len(ids)], drafted.parents[1:], ids, drafted.logprobs[1:])
-        again, _ = trees.tree(0, budget)
+        again = trees.tree(0, budget)
         for name in ("parents", "depths", "ranks", "logprobs", "tokens"):
             np.testing.assert_array_equal(getattr(drafted, name), getattr(again, name))
         text = tokens.astype(np.int32)
@@ -347,7 +348,7 @@ def test_no_nodes() -> None:
     empty = Lattices.from_dense(np.empty((0, 2, 3)), np.empty((0, 3)), np.empty((0, 1, 3, 3)), 4)
     assert len(empty) == len(empty.drafts(np.empty((0, 2), np.int32), 3).gains) == 0
     none = Lattices.from_trees(2, [0, 0, 0], [], [], [])
-    assert len(none) == 2 and not none.drafts(np.full((2, 2), -1), 3).gains.any() and len(none.tree(1, 3)[0]) == 1
+    assert len(none) == 2 and not none.drafts(np.full((2, 2), -1), 3).gains.any() and len(none.tree(1, 3)) == 1
 
 
 def test_wrong_arguments_get_one_clear_line() -> None:
