@@ -146,6 +146,8 @@ class EnginePlan:
     def _said(self, loss: dict[str, Any]) -> str | None:
         """A loss in words."""
         share, requests = f"{100 * loss['lost']:.1f} %", f"{loss['requests']} request{'s' * (loss['requests'] > 1)}"
+        if loss["what"] != "settings" and loss["lost"] < 0.0005:
+            return f"{loss['what'][0].upper()}{loss['what'][1:]} can't be set; here that loses nothing."
         if loss["what"] == "trees":
             return f"Trees can't be set: against the best, of {loss['nodes']} nodes, it loses {share} at {requests}."
         if loss["what"] == "K by context":

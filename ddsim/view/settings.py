@@ -154,6 +154,10 @@ def _off(ranges: list[tuple[int, int, int]]) -> bool:
     return any(k == 0 for _, _, k in ranges)
 
 
+def _shorter(k: int, horizon: int) -> str:
+    return f"A block of {k} drafts proposes other tokens than the recorded one of {horizon}: ddsim record --block-size {k + 1} is exact."
+
+
 def _vllm(
     ranges: list[tuple[int, int, int]], drafter: str, horizon: int, method: str, sps: Any
 ) -> tuple[dict[str, Any], list[str]]:
@@ -203,9 +207,7 @@ def _sglang(
         notes.append("Save adaptive_config as adaptive.json. A slot has one candidate, so its K stays what it is here.")
         notes.append("The engine looks K up at the size of the CUDA graph that a batch is padded to.")
     if method != "eagle3" and 0 < most < horizon:
-        notes.append(
-            f"A shorter block proposes other tokens than the recorded one of {horizon}: record with that block to be exact."
-        )
+        notes.append(_shorter(most, horizon))
     if most == 0:
         words, own = [], {}
         notes = ["Drafting loses at every number of requests weighed: start the server without these arguments."]
@@ -230,9 +232,7 @@ def _tensorrt_llm(
     if method == "dflash":
         notes.append("mask_token_id and target_layer_ids are read from the drafter's own config.")
     if first < horizon:
-        notes.append(
-            f"A shorter block proposes other tokens than the recorded one of {horizon}: record with that block to be exact."
-        )
+        notes.append(_shorter(first, horizon))
     if _off(ranges):
         notes.append(
             "K = 0 is off: there drafting loses. It can leave the drafter without state, so newer versions draft 1 token instead"
