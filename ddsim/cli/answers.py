@@ -111,8 +111,8 @@ def demo(
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim plan traces/temperature-0/humaneval --profile h100.json",
-        "ddsim plan 'traces/temperature-*' --profile h100.json --plot plan.png",
-        "ddsim plan 'traces/temperature-*' --profile vllm.json --engine vllm --plot k.png",
+        "ddsim plan traces/temperature-0 --profile h100.json --plot plan.png",
+        "ddsim plan traces/temperature-0 --profile vllm.json --engine vllm --plot k.png",
     ),
 )
 def plan(
@@ -207,7 +207,7 @@ def _told(provenance: dict[str, Any]) -> str:
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim replay traces/temperature-0/humaneval --profile h100.json",
-        "ddsim replay 'traces/temperature-*' -p h100.json --policy AR --policy DDTree:95 --calibrate isotonic",
+        "ddsim replay traces/temperature-0 -p h100.json --policy AR --policy DDTree:95 --calibrate isotonic",
     ),
 )
 def replay(
@@ -385,7 +385,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim serve traces/temperature-0/humaneval --profile h100.json",
-        "ddsim serve 'traces/temperature-*' -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
+        "ddsim serve traces/temperature-0 -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
     ),
 )
 def serve(

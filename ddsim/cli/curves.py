@@ -246,8 +246,8 @@ FOR = (*ENGINES, "acceptance")
     epilog=example(
         "ddsim export traces/temperature-0/humaneval -o sequences.csv",
         "ddsim export traces/temperature-0/humaneval --what candidates --limit 1000 -o - | head",
-        "ddsim export 'traces/temperature-*' --what budgets --profile h100.json -o budgets.json",
-        "ddsim export 'traces/temperature-*' --for vllm --profile vllm.json --drafter DRAFTER -o settings.json",
+        "ddsim export traces/temperature-0 --what budgets --profile h100.json -o budgets.json",
+        "ddsim export traces/temperature-0 --for vllm --profile vllm.json --drafter DRAFTER -o settings.json",
     ),
 )
 def export(
