@@ -371,7 +371,8 @@ class Schedule(_Fixed):
     """K tokens of the chain by the number of requests that are decoded together, as in vLLM's ``num_speculative_tokens_per_batch_size``.
 
     The whole block is drafted whatever K is, and its draft is paid for: vLLM's runner drafts the block and cuts it. K of 0 turns drafting
-    off: a round decodes one token and pays for no draft. (ddsim's decoder drafts all the same, which keeps the drafter up to date.)
+    off: a round decodes one token and pays for no draft. (ddsim's decoder and vLLM 0.26 draft all the same, which keeps the drafter up to
+    date; a profile of an engine's whole steps has that in its seconds.)
     A lone request, as in replay, has the K of one request.
 
     Parameters
