@@ -245,7 +245,7 @@ def _tensorrt_llm(
     notes = ["speculative_config goes into the YAML of trtllm-serve; arguments is the same for the LLM class."]
     if method == "dflash":
         notes.append("mask_token_id and target_layer_ids are read from the drafter's own config.")
-    if first < horizon:
+    if first < horizon and method == "dflash":
         notes.append(_shorter(first, horizon))
     if _off(ranges):
         notes.append(
