@@ -273,7 +273,8 @@ def widen_head(
     Parameters
     ----------
     width : int, optional
-        Inner values of the wide head; by default in proportion to the hidden size.
+        Inner values of the wide head; by default in proportion to the hidden size, and then up to a multiple of 64, since
+        libraries multiply odd sizes several times slower.
 
     Raises
     ------
@@ -281,10 +282,11 @@ def widen_head(
         ``width`` is below the head's own.
     """
     widener = _Widener(config, shape, device, dtype, seed)
-    wide_width = -(-head.width * shape.hidden_size // config.hidden_size) if width is None else width
-    if wide_width < head.width:
-        raise DdsimError(f"widening: a head of {wide_width} inner values cannot hold one of {head.width}")
-    big = replace(head, width=wide_width)
+    if width is None:
+        width = 64 * -(-head.width * shape.hidden_size // (64 * config.hidden_size))
+    if width < head.width:
+        raise DdsimError(f"widening: a head of {width} inner values cannot hold one of {head.width}")
+    big = replace(head, width=width)
     sizes = head_shapes(big, replace(config, hidden_size=shape.hidden_size, vocab_size=shape.vocab_size))
     wide: Weights = {}
     for name, small in weights.items():
