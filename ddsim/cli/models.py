@@ -110,6 +110,7 @@ HeadOption = Annotated[
 ]
 
 
+FastOption = Annotated[bool, typer.Option("--fast", help="Faster products, whose rounding may change a text.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
 
 
@@ -239,6 +240,7 @@ def decode(
     limit: LimitOption = None,
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Requests decoded together.")] = 1,
     head: HeadOption = True,
+    fast: FastOption = False,
     mark: Annotated[
         bool, typer.Option(help="Mark what the drafter proposed: green, or [in brackets] without colours.")
     ] = True,
@@ -256,7 +258,7 @@ def decode(
     pieces = _reference("decode").decode_prompts(
         target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
         calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
-        dtype=dtype, limit=limit, batch=batch, head=head,
+        dtype=dtype, limit=limit, batch=batch, head=head, fast=fast,
     )  # fmt: skip
     texts: dict[tuple[str, str], list[tuple[str, bool]]] = {}
     answers: list[dict[str, Any]] = []
@@ -329,6 +331,7 @@ def profile(
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
     head: HeadOption = True,
+    fast: FastOption = False,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:

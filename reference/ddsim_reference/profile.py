@@ -343,6 +343,7 @@ def measure_profile(
     dtype: str = "bfloat16",
     seed: int = 0,
     head: bool = True,
+    fast: bool = False,
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -363,6 +364,8 @@ def measure_profile(
     device, dtype : str
     head : bool
         Draft lattices if the drafter has a head; otherwise its marginals.
+    fast : bool
+        As `Engine` takes it.
     progress : callable, optional
         Called with (sweeps done, sweeps in all).
 
@@ -411,6 +414,8 @@ def measure_profile(
         "repeats": repeats,
         "seed": seed,
     }
+    if fast:
+        provenance["fast"] = True
     before: dict[Any, list[float]] = {}
     host: dict[int, HostSample] = {}
     if resume and path.exists():
@@ -445,8 +450,9 @@ def measure_profile(
         if done >= repeats:
             continue
         engine = Engine(
-            config, weights, *models, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device
-        )
+            config, weights, *models, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device,
+            fast=fast,
+        )  # fmt: skip
         for stack in (engine.stack, *((engine.drafter_stack,) if engine.drafter is not None else ())):
             stack.keys.normal_()
             stack.values.normal_()

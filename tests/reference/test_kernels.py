@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -239,20 +238,25 @@ DEAR = PRODUCTS[2:6]  # seconds each in the interpreter: in one type, and in the
         for sizes in PRODUCTS
     ],
 )
-def test_streamed_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
+def test_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, seed=1, dtype=dtype) * k**-0.5
-    gated = products.streamed_product(x, weight, gated=True)
-    logits = products.streamed_product(x, weight, out=torch.full((m, 2 * n), torch.nan))
+    gated = products.product(x, weight, gated=True)
+    logits = products.product(x, weight, out=torch.full((m, 2 * n), torch.nan))
     with plain():
-        product = products.streamed_product(x, weight)[0]
-        close(gated, products.streamed_product(x, weight, gated=True), dtype)
-        close(logits, products.streamed_product(x, weight, out=torch.empty(m, 2 * n)), dtype)
-    tiles = [None, products.Tile(32, 32, 3, 3), products.Tile(64, 128, 2, 3), products.Tile(128, 64, 5, 2)]
+        wanted = products.product(x, weight)
+        close(gated, products.product(x, weight, gated=True), dtype)
+        close(logits, products.product(x, weight, out=torch.empty(m, 2 * n)), dtype)
+    padded = products.padded_tokens(m)
+    tiles = [
+        products.Tile(32, 32, padded, 3), products.Tile(64, 128, 32, 3), products.Tile(128, 64, padded, 2, whole=True),
+        products.Tile(32, 64, 16, 2, whole=True, tokens_first=True), products.Tile(64, 128, 64, 2, tokens_first=True),
+    ]  # fmt: skip
+    count = products.parts_of(2 * n, k)
     for tile in tiles:
-        parts = products.streamed_product(x, weight, tile=tile)
-        assert tile is None or parts.shape == (tile.split, m, 2 * n)
-        close(parts.sum(0), product, dtype)
-        close(products.streamed_product(x, weight, gated=True, tile=tile), gated, dtype)
+        found = products.product(x, weight, tile=tile)
+        assert found.shape == ((m, 2 * n) if tile.whole else (count, m, 2 * n))
+        close(products.added(found, dtype), wanted, dtype)
+        close(products.product(x, weight, gated=True, tile=tile), gated, dtype)
 
 
 @interpreted
@@ -296,7 +300,7 @@ FORESTS = (  # tokens of each request (None: no part), contexts, bucket
     ((1,), (0,), 1),
     ((1,), (130,), 1),
     ((37,), (0,), 48),
-    ((34, None, 3, 1), (70, 5, 0, 129), 40),
+    ((34, None, 3, 1), (70, 5, 0, 1290), 40),
 )
 
 
@@ -319,35 +323,44 @@ def test_tree_attention(dtype: torch.dtype, heads: int, kv_heads: int, dim: int,
     batch = len(sizes)
     bucket = Bucket(tokens, batch, heads // kv_heads, torch.device("cpu"))
     bucket.pack([None if m is None else random_tree(m, 15, 100, rng) for m in sizes])
-    placed = bucket.metadata(torch.tensor(contexts, dtype=torch.int32))
-    keys, values = normal(2, batch, kv_heads, 256, dim, dtype=dtype)
-    qkv = normal(tokens, (heads + 2 * kv_heads) * dim, seed=1, dtype=dtype)
-    used = sum(m or 0 for m in sizes)
+    context = torch.tensor(contexts, dtype=torch.int32)
+    placed = bucket.metadata(context, 16)
     with plain():
-        twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), placed)[:used]
-    for splits, which in ((1, placed), (4, placed), (2, dataclasses.replace(placed, causal=False))):
-        close(attention.tree_attention(qkv, heads, keys, values, which, splits=splits)[:used], twin, dtype)
+        same = bucket.metadata(context, 16)
+    assert torch.equal(placed.seen, same.seen) and torch.equal(placed.near, same.near)
+    keys, values = normal(2, batch, kv_heads, 1408, dim, dtype=dtype)
+    qkv = normal(tokens, (heads + 2 * kv_heads) * dim, seed=1, dtype=dtype)
+    with plain():
+        twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), placed)
+    outs = [attention.tree_attention(qkv, heads, keys, values, placed, together=together) for together in (False, True)]
+    close(outs[0], twin, dtype)
+    assert torch.equal(*outs)
 
 
 @interpreted
 @pytest.mark.parametrize("dtype", DOT_TYPES)
 def test_block_attention_is_not_causal(dtype: torch.dtype) -> None:
-    """The drafter's forest: every token of a block sees the whole block, whatever its order."""
+    """The drafter's blocks: every token sees its context and the whole block, whatever its order."""
     heads, kv_heads, dim, block, batch = 4, 2, 64, 6, 2
     rows = torch.arange(batch, dtype=torch.int32)
+    near = torch.full((2, 32), -1, dtype=torch.int32)
+    near[0, :12], near[1, :6] = torch.arange(64, 76), torch.arange(6)
     placed = attention.TreeMetadata(
         request=rows.repeat_interleave(block), position=torch.zeros(12, dtype=torch.int32),
-        slot=torch.zeros(12, dtype=torch.int32), context=torch.tensor([70, 0], dtype=torch.int32), start=rows * block,
-        size=torch.full_like(rows, block), causal=False, tokens_per_tile=8,
-        tiles=torch.stack((rows, rows * block, torch.full_like(rows, block), torch.zeros_like(rows)), 1),
-        mask=torch.full((batch * block, 1), -1, dtype=torch.int32),
+        slot=torch.zeros(12, dtype=torch.int32), tokens_per_tile=8,
+        seen=torch.tensor([64, 0], dtype=torch.int32).repeat_interleave(block), near=near.repeat_interleave(block, 0),
+        tiles=torch.stack((rows, rows * block, torch.full_like(rows, block)), 1),
     )  # fmt: skip
     keys, values = normal(2, batch, kv_heads, 96, dim, dtype=dtype)
     qkv = normal(12, (heads + 2 * kv_heads) * dim, seed=1, dtype=dtype)
-    with plain():
-        twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), placed)
-    for splits in (1, 2):
-        close(attention.tree_attention(qkv, heads, keys, values, placed, splits=splits), twin, dtype)
+    out = attention.tree_attention(qkv, heads, keys, values, placed)
+    for b, end in ((0, 76), (1, 6)):
+        own = slice(b * block, (b + 1) * block)
+        query = qkv[own, : heads * dim].float().unflatten(1, (heads, dim)).transpose(0, 1)
+        wanted = torch.nn.functional.scaled_dot_product_attention(
+            query[None], keys[b : b + 1, :, :end].float(), values[b : b + 1, :, :end].float(), enable_gqa=True
+        )
+        close(out[own], wanted[0].transpose(0, 1).flatten(1), dtype)
 
 
 @interpreted
@@ -386,7 +399,6 @@ def test_cross_entropy(vocab: int) -> None:
 def test_tiles_fit_into_shared_memory() -> None:
     for rows, columns, padded in products.TUNED:
         for itemsize in (2, 4):
-            for whole in (False, True):
-                tile = products.tile_for(rows, columns, padded, whole, itemsize)
-                held = (tile.rows + padded) * tile.columns * itemsize * (tile.stages - 1)
-                assert held <= 227 * 1024, (rows, columns, padded, itemsize)  # of a Hopper's multiprocessor
+            tile = products.tile_for(rows, columns, padded, products.parts_of(rows, columns), itemsize)
+            held = (tile.rows + tile.tokens) * tile.columns * itemsize * (tile.stages - 1)
+            assert held <= 227 * 1024, (rows, columns, padded, itemsize)  # of a Hopper's multiprocessor

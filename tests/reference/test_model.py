@@ -84,12 +84,10 @@ def test_logits_are_those_of_transformers(arch: str, shards: int, tmp_path: Path
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen3"])
-@pytest.mark.parametrize("streamed", [False, True])
-def test_logits_of_a_tree_are_those_of_its_paths(arch: str, streamed: bool) -> None:
+def test_logits_of_a_tree_are_those_of_its_paths(arch: str) -> None:
     """A ragged forest in one pass against a dense pass over each node's path."""
     config, weights = tiny.target(arch)
     engine = Engine(config, tiny.copies(weights), max_context=40, max_tokens=40, batch=3)
-    engine.streamed = streamed  # off by default on a CPU
     prompts = [[5, 9, 2, 2], [1], [7] * 11]
     for b, prompt in enumerate(prompts):
         engine.prefill(b, prompt)
@@ -177,8 +175,8 @@ def published_drafter(config: DrafterConfig, w: Weights, features: Tensor, embed
     return norm(x, w["norm.weight"], config.rms_norm_eps)
 
 
-@pytest.mark.parametrize(("block_size", "streamed"), [(2, False), (6, False), (6, True), (16, False)])
-def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> None:
+@pytest.mark.parametrize("block_size", [2, 6, 16])
+def test_the_drafter_is_the_published_one(block_size: int) -> None:
     """The engine's draft after a prompt and again after a committed chain, two requests side by side."""
     config, weights = tiny.target("qwen3")
     shape, draft_weights = tiny.drafter(config, block_size=block_size)
@@ -186,7 +184,6 @@ def test_the_drafter_is_the_published_one(block_size: int, streamed: bool) -> No
         config, tiny.copies(weights), shape, tiny.copies(draft_weights), max_context=40, max_tokens=20, batch=2,
         candidates=61,
     )  # fmt: skip
-    engine.streamed = streamed
     texts = [[4, 8, 15, 16, 23], [42, 1]]
     for b, text in enumerate(texts):
         engine.prefill(b, text)
@@ -274,14 +271,14 @@ def test_masks_of_chains() -> None:
 def test_buckets_hold_what_is_packed() -> None:
     bucket = Bucket(70, 3, 3, torch.device("cpu"))
     bucket.pack([TokenTree.chain(list(range(40))), None, TokenTree.chain([7])])
-    forest = bucket.metadata(torch.tensor([10, 20, 30], dtype=torch.int32))
+    forest = bucket.metadata(torch.tensor([10, 20, 30], dtype=torch.int32), 16)
     assert forest.position[:41].tolist() == [*range(10, 50), 30]
     assert forest.slot[:42].tolist() == [*range(10, 50), 30, -1]
     assert forest.request[:41].tolist() == [0] * 40 + [2]
     tiles = forest.tiles[forest.tiles[:, 2] > 0].tolist()
-    covered = [(b, first + i, index + i) for b, first, count, index in tiles for i in range(count)]
-    assert covered == [(0, i, i) for i in range(40)] + [(2, 40, 0)]
-    assert all(count <= bucket.per_tile for _, _, count, _ in tiles)
+    covered = [(b, first + i) for b, first, count in tiles for i in range(count)]
+    assert covered == [(0, i) for i in range(40)] + [(2, 40)]
+    assert all(count <= bucket.per_tile for _, _, count in tiles)
 
 
 # What is refused.

@@ -58,6 +58,7 @@ def decode_prompts(
     batch: int = 1,
     max_budget: int = 512,
     head: bool = True,
+    fast: bool = False,
 ) -> Iterator[Piece]:
     """Answer prompts with models loaded by name, piece by piece as they are decoded.
 
@@ -83,6 +84,8 @@ def decode_prompts(
         Largest tree.
     head : bool
         Draft lattices if the drafter has a head; otherwise its marginals.
+    fast : bool
+        As `Engine` takes it: texts may then depend on what is drafted.
 
     Raises
     ------
@@ -112,6 +115,7 @@ def decode_prompts(
     engine = Engine(
         config, weights, shape, drafter_weights, draft_head, max_context=max(map(len, ids)) + max_new_tokens,
         max_tokens=largest + batch if rule.fixed is None else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
+        fast=fast,
     )  # fmt: skip
     run = Run(
         engine, ids, rule, cost, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,

@@ -150,7 +150,7 @@ def cut(slots, budgets, nodes):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def pack(  # type: ignore[no-untyped-def]
     slots, roots, nodes, parents, depths, tokens, per_tile,
-    token, request, index, depth, parent, mask, tiles, start, size,
+    token, request, index, depth, parent, tiles, start, size,
 ):  # fmt: skip
     """Fill a bucket's staging fields as ``Bucket.pack`` does."""
     start[:] = 0
@@ -160,30 +160,22 @@ def pack(  # type: ignore[no-untyped-def]
     for i in range(len(slots)):
         b = slots[i]
         m = nodes[b] + 1
-        words = (m + 31) // 32
         start[b] = at
         size[b] = m
         for j in range(m):
             t = at + j
-            above = parents[b, j]
             if j == 0:
                 token[t] = roots[b]
-                for w in range(words):
-                    mask[t, w] = 0
             else:
                 token[t] = tokens[b, j]
-                for w in range(words):
-                    mask[t, w] = mask[at + above, w]
-            mask[t, j >> 5] |= np.uint32(1) << np.uint32(j & 31)
             request[t] = b
             index[t] = j
             depth[t] = depths[b, j]
-            parent[t] = above
+            parent[t] = parents[b, j]
         for first in range(0, m, per_tile):
             tiles[tile, 0] = b
             tiles[tile, 1] = at + first
             tiles[tile, 2] = min(per_tile, m - first)
-            tiles[tile, 3] = first
             tile += 1
         at += m
     for t in range(at, len(token)):  # padding keeps no keys
@@ -196,4 +188,3 @@ def pack(  # type: ignore[no-untyped-def]
         tiles[t, 0] = 0
         tiles[t, 1] = 0
         tiles[t, 2] = 0
-        tiles[t, 3] = 0

@@ -1,8 +1,12 @@
 """Tree attention: each token sees its request's committed context and its own ancestors in the draft tree.
 
-The mask is a few bits a token, not a dense float matrix, and a batch may hold trees of any sizes: tokens lie flat, and a
-table of tiles says which request each group of tokens belongs to. Against FlexAttention this needs no compilation and no
-block mask rebuilt each round; against SDPA no dense mask, and the keys are split over the GPU when queries are few.
+A token at position p sums over its keys in an order that p alone decides, wherever the keys lie and whatever else the pass holds.
+Up to a boundary at a multiple of 16 that lies at least a tree's depth before p, all keys are committed: row r of the cache holds
+position r, for whichever token asks. They are taken in steps of 64, ``PART`` to a part. The few keys from the boundary on, committed
+or ancestors in a tree, are gathered in the order of their positions. A chain's rows are positions, too, so that a prompt can be as
+long as it likes.
+
+So a batch may hold trees of any sizes: tokens lie flat, and a table of tiles says which request each group of tokens belongs to.
 """
 
 from __future__ import annotations
@@ -24,10 +28,16 @@ except ImportError:
 
 KEYS_A_STEP = 64
 """Keys that a program of the attention kernel looks at in one step."""
+PART = 256
+"""Keys of a part: steps within one go on from each other, parts are joined."""
+GROUP_OF_PARTS = 4
+"""Parts that are joined among themselves, by one program or by ``_finish``, before they join the others."""
+GRANULE = 16
+"""The boundary between committed keys and gathered ones is a multiple of this."""
 STAGES = 3
 """Steps whose keys and values are on their way at once."""
-LEAST_STEPS = 3
-"""Steps that a part of the keys is worth: short contexts use fewer parts, and ``_combine`` reads less."""
+BUSY = 64
+"""Programs of a whole group of parts each that keep the GPU busy; with fewer, a part is a program."""
 
 
 @dataclass
@@ -38,14 +48,12 @@ class TreeMetadata:
     ----------
     request, position, slot : Tensor [M]
         Row of the cache, position id and place in the cache (-1: keys and values are not kept).
-    context, start, size : Tensor [batch]
-        Committed tokens of each request, where its tree's tokens begin in the flat order, and how many there are.
-    tiles : Tensor [T, 4]
-        Request, first flat token, tokens and first tree index of each group of queries; groups may be empty.
-    mask : Tensor [M, W]
-        Bit t of a token's words: it sees the tree token t of its own request.
-    causal : bool
-        No token sees a later one of its tree, so a tile can stop early.
+    seen : Tensor [M]
+        Rows of its request's cache, from the first on, that a token sees; a multiple of 16.
+    near : Tensor [M, W]
+        Rows that it sees beside these, in the order of their positions; -1 for none.
+    tiles : Tensor [T, 3]
+        Request, first flat token and tokens of each group of queries; groups may be empty.
     tokens_per_tile : int
         Upper bound of ``tiles[:, 2]``.
     """
@@ -53,17 +61,14 @@ class TreeMetadata:
     request: Tensor
     position: Tensor
     slot: Tensor
-    context: Tensor
-    start: Tensor
-    size: Tensor
+    seen: Tensor
+    near: Tensor
     tiles: Tensor
-    mask: Tensor
-    causal: bool
     tokens_per_tile: int
 
 
 def tokens_per_tile(tokens: int, batch: int, group: int) -> int:
-    """Tokens whose queries share one pass over the keys: 16 to 128 matrix rows of all heads that read the same keys."""
+    """Tokens whose queries share one pass over the keys: up to 128 matrix rows of all heads that read the same keys."""
     widest = 128 if tokens >= 128 * batch else 64
     return max(1, min(widest // power_of_two(group), power_of_two(-(-tokens // batch))))
 
@@ -73,126 +78,233 @@ def tile_count(tokens: int, batch: int, per_tile: int) -> int:
     return (tokens + batch * (per_tile - 1)) // per_tile
 
 
+def near_width(steps: int) -> int:
+    """Keys gathered for each token of trees whose paths are ``steps`` tokens at most, roots included.
+
+    Examples
+    --------
+    >>> near_width(16)
+    32
+    """
+    return power_of_two(steps - 1 + GRANULE)
+
+
+def keys_of_paths(
+    request: Tensor, index: Tensor, depth: Tensor, parent: Tensor, start: Tensor, context: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """``seen`` and ``near`` of tokens that see their context and their path.
+
+    Parameters
+    ----------
+    request, index, depth, parent : int32 Tensor [M]
+        Of each token: its request, its place in the request's tree (-1: padding, which sees nothing), its depth there, and its
+        parent's place (-1 for roots).
+    start, context : int32 Tensor [batch]
+        Where a request's tokens begin in the flat order, and how many tokens it has committed.
+    steps : int
+        Longest path of a tree, its root included. Longer ones must be chains.
+
+    Returns
+    -------
+    seen : int32 Tensor [M]
+    near : int32 Tensor [M, near_width(steps)]
+    """
+    tokens, width = request.shape[0], near_width(steps)
+    if use_triton(request):
+        seen = torch.empty(tokens, dtype=torch.int32, device=request.device)
+        near = torch.empty(tokens, width, dtype=torch.int32, device=request.device)
+        block = 32
+        _keys_of_paths[(-(-tokens // block),)](
+            request, index, depth, parent, start, context, seen, near, tokens,
+            STEPS=steps, GRANULE=GRANULE, WIDTH=width, BLOCK=block, num_warps=1, **early_launch(request),
+        )  # fmt: skip
+        return seen, near
+    here, real = context[request], index >= 0
+    position = here + depth
+    seen = torch.where(real, (position - (steps - 1)).clamp_min(0) // GRANULE * GRANULE, 0)
+    at = seen[:, None] + torch.arange(width, dtype=torch.int32, device=request.device)
+    near = torch.where((at < here[:, None]) & (at <= position[:, None]) & real[:, None], at, -1)
+    node, place, own = index, position, real
+    while bool(own.any()):  # from the tokens up their paths
+        rows = own.nonzero()[:, 0]
+        near[rows, (place - seen)[rows].long()] = (here + node)[rows].int()
+        node = torch.where(own, parent[(start[request] + node.clamp_min(0)).long()], node)
+        place = place - 1
+        own = own & (place >= here) & (place >= seen)
+    return seen, near
+
+
 if triton is not None:
 
-    @triton.jit
-    def _attend_chunk(q, key_base, value_base, row, inside, seen, best, total, mixed, scale, DIM: tl.constexpr):
-        column = tl.arange(0, DIM)
-        k = tl.load(key_base + row[None, :] * DIM + column[:, None], mask=inside[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision="ieee") * scale
-        scores = tl.where(seen, scores, -float("inf"))
-        higher = tl.maximum(best, tl.max(scores, 1))
-        # A row may have seen nothing yet: its maximum is still -inf, and -inf - -inf is not a number.
-        level = tl.where(higher == -float("inf"), 0.0, higher)
-        shrink = tl.exp2(best - level)
-        weight = tl.exp2(scores - level[:, None])
-        v = tl.load(value_base + row[:, None] * DIM + column[None, :], mask=inside[:, None], other=0.0)
-        total = total * shrink + tl.sum(weight, 1)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
-        return higher, total, mixed
-
-    @triton.jit
-    def _tree_attention(
-        q_ptr, key_ptr, value_ptr, tile_ptr, context_ptr, size_ptr, mask_ptr, out_ptr, partial_ptr, norm_ptr,
-        q_stride, length, words, scale, splits, least,
-        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr, CAUSAL: tl.constexpr,
-        PDL: tl.constexpr,
+    @triton.jit(do_not_specialize=["tokens"])
+    def _keys_of_paths(
+        request_ptr, index_ptr, depth_ptr, parent_ptr, start_ptr, context_ptr, seen_ptr, near_ptr, tokens,
+        STEPS: tl.constexpr, GRANULE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
             tl.extra.cuda.gdc_wait()
+        token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = token < tokens
+        request = tl.load(request_ptr + token, mask=inside, other=0)
+        node = tl.load(index_ptr + token, mask=inside, other=-1)
+        context = tl.load(context_ptr + request)
+        start = tl.load(start_ptr + request)
+        real = node >= 0
+        position = context + tl.load(depth_ptr + token, mask=inside, other=0)
+        seen = tl.where(real, tl.maximum(position - (STEPS - 1), 0) // GRANULE * GRANULE, 0)
+        tl.store(seen_ptr + token, seen, mask=inside)
+        column = tl.arange(0, WIDTH)
+        # Committed rows and the places that stay empty; then, from the token up, its path.
+        at = seen[:, None] + column[None, :]
+        near = tl.where((at < context[:, None]) & (at <= position[:, None]) & real[:, None], at, -1)
+        for back in range(WIDTH):
+            place = position - back
+            own = real & (place >= context) & (place >= seen)
+            near = tl.where((at == place[:, None]) & own[:, None], (context + node)[:, None], near)
+            node = tl.where(own, tl.load(parent_ptr + start + node, mask=own, other=0), node)
+        tl.store(near_ptr + token[:, None] * WIDTH + column[None, :], near, mask=inside[:, None])
+
+    @triton.jit
+    def _join(best, total, mixed, best2, total2, mixed2):
+        # Two parts of a softmax. With one that saw nothing, the other comes out unchanged, so that it doesn't matter how many such
+        # parts are joined. Multiplications and additions are fused here and not by the compiler, which may choose differently
+        # in each kernel.
+        higher = tl.maximum(best, best2)
+        level = tl.where(higher == -float("inf"), 0.0, higher)
+        shrink = tl.exp2(best - level)
+        shrink2 = tl.exp2(best2 - level)
+        total = tl.fma(total2, shrink2, total * shrink)
+        mixed = tl.fma(mixed2, shrink2[:, None], mixed * shrink[:, None])
+        return higher, total, mixed
+
+    @triton.jit(do_not_specialize=["length", "slots"])
+    def _committed(
+        q_ptr, key_ptr, value_ptr, tile_ptr, seen_ptr, partial_ptr, norm_ptr, q_stride, length, scale, slots,
+        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        # Committed keys: PARTS parts of them for a tile of tokens and the heads that read the same keys.
+        if PDL:
+            tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
+            tl.extra.cuda.gdc_launch_dependents()
         tile = tl.program_id(0)
         head = tl.program_id(1)
-        split = tl.program_id(2)
-        request = tl.load(tile_ptr + tile * 4).to(tl.int64)
-        first = tl.load(tile_ptr + tile * 4 + 1)
-        count = tl.load(tile_ptr + tile * 4 + 2)
-        index = tl.load(tile_ptr + tile * 4 + 3)
-        if count > 0:
-            context = tl.load(context_ptr + request)
-            if CAUSAL:  # noqa: SIM108
-                limit = index + count
-            else:
-                limit = tl.load(size_ptr + request)
-            context_chunks = tl.cdiv(context, BLOCK_N)
-            chunks = context_chunks + tl.cdiv(limit, BLOCK_N)
-            share = tl.maximum(tl.cdiv(chunks, splits), least)
-            begin = split * share
-            end = tl.minimum(begin + share, chunks)
-
-            packed = tl.arange(0, BLOCK_M)
-            token = packed // PADDED
-            member = packed % PADDED
+        slot = tl.program_id(2)
+        request = tl.load(tile_ptr + tile * 3).to(tl.int64)
+        first = tl.load(tile_ptr + tile * 3 + 1)
+        count = tl.load(tile_ptr + tile * 3 + 2)
+        packed = tl.arange(0, BLOCK_M)
+        token = packed // PADDED
+        member = packed % PADDED
+        flat = first + tl.where(token < count, token, 0)
+        seen = tl.where(token < count, tl.load(seen_ptr + flat), 0)
+        begin = slot * (PART * PARTS)
+        limit = tl.max(seen, 0)
+        if begin < limit:
             real = (token < count) & (member < GROUP)
-            flat = first + tl.where(token < count, token, 0)
             column = tl.arange(0, DIM)
             q_at = flat.to(tl.int64) * q_stride + (head * GROUP + member) * DIM
             q = tl.load(q_ptr + q_at[:, None] + column[None, :], mask=real[:, None], other=0.0)
-            best = tl.full([BLOCK_M], -float("inf"), tl.float32)
-            total = tl.zeros([BLOCK_M], tl.float32)
-            mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
             base = (request * KV_HEADS + head) * length * DIM
-            offset = tl.arange(0, BLOCK_N)
-            for chunk in range(begin, tl.minimum(end, context_chunks)):
-                row = chunk * BLOCK_N + offset
-                inside = row < context
-                best, total, mixed = _attend_chunk(
-                    q, key_ptr + base, value_ptr + base, row, inside, inside[None, :], best, total, mixed, scale, DIM
-                )
-            for chunk in range(tl.maximum(begin, context_chunks), end):
-                node = (chunk - context_chunks) * BLOCK_N + offset
-                inside = node < limit
-                # A chunk spans one mask word or two: loading those, and not a word for each pair, is most of the speed.
-                word = mask_ptr + flat * words + (chunk - context_chunks) * (BLOCK_N // 32)
-                bits = tl.load(word)[:, None]
-                if BLOCK_N == 64:
-                    more = flat * 0 + (chunk - context_chunks) * 2 + 1 < words
-                    bits = tl.where((offset < 32)[None, :], bits, tl.load(word + 1, mask=more, other=0)[:, None])
-                seen = inside[None, :] & (((bits >> (offset & 31)[None, :]) & 1) != 0)
-                best, total, mixed = _attend_chunk(
-                    q, key_ptr + base, value_ptr + base, context + node, inside, seen, best, total, mixed, scale, DIM
-                )
-            out_at = flat.to(tl.int64) * HEADS + head * GROUP + member
-            if not SPLIT:
-                result = mixed / total[:, None]
-                at = out_ptr + out_at[:, None] * DIM + column[None, :]
-                tl.store(at, result.to(out_ptr.dtype.element_ty), mask=real[:, None])
+            keys, values = key_ptr + base, value_ptr + base
+            if PARTS == 1:
+                best, total, mixed = _part(q, keys, values, seen, begin, limit, scale, DIM, BLOCK_M, BLOCK_N, PART)
             else:
-                at = out_at * splits + split
-                tl.store(norm_ptr + at * 2, best, mask=real)
-                tl.store(norm_ptr + at * 2 + 1, total, mask=real)
-                wrote = real & (best > -float("inf"))
-                tl.store(partial_ptr + at[:, None] * DIM + column[None, :], mixed, mask=wrote[:, None])
+                best = tl.full([BLOCK_M], -float("inf"), tl.float32)
+                total = tl.zeros([BLOCK_M], tl.float32)
+                mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
+                for at in range(begin, tl.minimum(begin + PART * PARTS, limit), PART):
+                    best2, total2, mixed2 = _part(q, keys, values, seen, at, limit, scale, DIM, BLOCK_M, BLOCK_N, PART)
+                    best, total, mixed = _join(best, total, mixed, best2, total2, mixed2)
+            at = (flat.to(tl.int64) * HEADS + head * GROUP + member) * slots + slot
+            tl.store(norm_ptr + at * 2, best, mask=real)
+            tl.store(norm_ptr + at * 2 + 1, total, mask=real)
+            tl.store(partial_ptr + at[:, None] * DIM + column[None, :], mixed, mask=real[:, None])
 
     @triton.jit
-    def _combine(
-        partial_ptr, norm_ptr, out_ptr, HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    def _part(
+        q, key_base, value_base, seen, begin, limit, scale,
+        DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr,
     ):  # fmt: skip
-        if PDL:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
-        at = tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)
-        split = tl.arange(0, SPLITS)
+        offset = tl.arange(0, BLOCK_N)
         column = tl.arange(0, DIM)
-        best = tl.load(norm_ptr + (at * SPLITS + split) * 2)
-        total = tl.load(norm_ptr + (at * SPLITS + split) * 2 + 1)
-        some = best > -float("inf")
-        weight = tl.where(some, tl.exp2(best - tl.max(best, 0)), 0.0)
-        part = tl.load(
-            partial_ptr + (at * SPLITS + split)[:, None] * DIM + column[None, :], mask=some[:, None], other=0.0
-        )
-        result = tl.sum(part * weight[:, None], 0) / tl.sum(tl.where(some, total * weight, 0.0), 0)
-        tl.store(out_ptr + at * DIM + column, result.to(out_ptr.dtype.element_ty))
+        best = tl.full([BLOCK_M], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
+        for at in range(begin, tl.minimum(begin + PART, limit), BLOCK_N):
+            row = at + offset
+            inside = row < limit
+            k = tl.load(key_base + row[None, :] * DIM + column[:, None], mask=inside[None, :], other=0.0)
+            scores = tl.dot(q, k, input_precision="ieee") * scale
+            scores = tl.where(row[None, :] < seen[:, None], scores, -float("inf"))
+            higher = tl.maximum(best, tl.max(scores, 1))
+            # A row may have seen nothing yet: its maximum is still -inf, and -inf - -inf is not a number.
+            level = tl.where(higher == -float("inf"), 0.0, higher)
+            shrink = tl.exp2(best - level)
+            weight = tl.exp2(scores - level[:, None])
+            v = tl.load(value_base + row[:, None] * DIM + column[None, :], mask=inside[:, None], other=0.0)
+            total = tl.fma(total, shrink, tl.sum(weight, 1))
+            mixed = tl.dot(weight.to(v.dtype), v, mixed * shrink[:, None], input_precision="ieee")
+            best = higher
+        return best, total, mixed
 
+    @triton.jit(do_not_specialize=["length", "slots"])
+    def _finish(
+        q_ptr, key_ptr, value_ptr, request_ptr, seen_ptr, near_ptr, partial_ptr, norm_ptr, out_ptr,
+        q_stride, length, scale, slots,
+        HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+        WIDTH: tl.constexpr, SPAN: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        # One token and the heads that read the same keys: the gathered keys, and all parts joined. TOGETHER parts are joined
+        # before they join the others.
+        if PDL:  # queries, keys and values are there already, see ``_committed``; what it leaves is not
+            tl.extra.cuda.gdc_launch_dependents()
+        token = tl.program_id(0)
+        head = tl.program_id(1)
+        member = tl.arange(0, ROWS)
+        real = member < GROUP
+        column = tl.arange(0, DIM)
+        q_at = token.to(tl.int64) * q_stride + (head * GROUP + member) * DIM
+        q = tl.load(q_ptr + q_at[:, None] + column[None, :], mask=real[:, None], other=0.0)
+        row = tl.load(near_ptr + token * WIDTH + tl.arange(0, WIDTH))
+        request = tl.load(request_ptr + token).to(tl.int64)
+        seen = tl.load(seen_ptr + token)
+        base = (request * KV_HEADS + head) * length * DIM
+        k = tl.load(key_ptr + base + row[None, :] * DIM + column[:, None], mask=(row >= 0)[None, :], other=0.0)
+        v = tl.load(value_ptr + base + row[:, None] * DIM + column[None, :], mask=(row >= 0)[:, None], other=0.0)
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        scores = tl.where((row >= 0)[None, :], scores, -float("inf"))
+        near_best = tl.max(scores, 1)
+        level = tl.where(near_best == -float("inf"), 0.0, near_best)
+        weight = tl.exp2(scores - level[:, None])
+        near_total = tl.sum(weight, 1)
+        near_mixed = tl.dot(weight.to(v.dtype), v, input_precision="ieee")
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        best = tl.full([ROWS], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        mixed = tl.zeros([ROWS, DIM], tl.float32)
+        here = (token.to(tl.int64) * HEADS + head * GROUP + member) * slots
+        for group in range(0, tl.cdiv(seen, SPAN * TOGETHER)):
+            slot = group * TOGETHER
+            best2, total2, mixed2 = _slot(partial_ptr, norm_ptr, here + slot, real, column, DIM)
+            for other in tl.static_range(1, TOGETHER):
+                wrote = real & ((slot + other) * SPAN < seen)
+                best3, total3, mixed3 = _slot(partial_ptr, norm_ptr, here + slot + other, wrote, column, DIM)
+                best2, total2, mixed2 = _join(best2, total2, mixed2, best3, total3, mixed3)
+            best, total, mixed = _join(best, total, mixed, best2, total2, mixed2)
+        best, total, mixed = _join(best, total, mixed, near_best, near_total, near_mixed)
+        result = mixed / tl.where(total > 0, total, 1.0)[:, None]  # tokens of no request see nothing
+        at = out_ptr + (token.to(tl.int64) * HEADS + head * GROUP + member)[:, None] * DIM + column[None, :]
+        tl.store(at, result.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
-def _splits(programs: int, block_m: int) -> int:
-    """Parts of the keys, so that the GPU's multiprocessors are busy: one program each at wide tiles, two at narrow ones.
-
-    More would only add to what ``_combine`` has to read.
-    """
-    wanted = (132 if block_m >= 128 else 264) // programs
-    return max(1, min(32, power_of_two(wanted + 1) // 2))
+    @triton.jit
+    def _slot(partial_ptr, norm_ptr, at, wrote, column, DIM: tl.constexpr):
+        best = tl.load(norm_ptr + at * 2, mask=wrote, other=-float("inf"))
+        total = tl.load(norm_ptr + at * 2 + 1, mask=wrote, other=0.0)
+        mixed = tl.load(partial_ptr + at[:, None] * DIM + column[None, :], mask=wrote[:, None], other=0.0)
+        return best, total, mixed
 
 
 def tree_attention(
@@ -202,7 +314,7 @@ def tree_attention(
     value_cache: Tensor,
     metadata: TreeMetadata,
     *,
-    splits: int | None = None,
+    together: bool | None = None,
 ) -> Tensor:
     """Attention of flat tokens to their contexts and their trees.
 
@@ -213,13 +325,13 @@ def tree_attention(
     key_cache, value_cache : Tensor [batch, kv_heads, length, head_dim]
         Request b's committed tokens in rows 0 .. context[b] - 1, its tree's tokens after them.
     metadata : TreeMetadata
-    splits : int, optional
-        Parts that the keys are divided into; a power of two.
+    together : bool, optional
+        A program takes a whole group of parts, and not one; by default if there are enough of them. The result is the same.
 
     Returns
     -------
     Tensor [M, heads * head_dim]
-        Undefined for tokens of no request.
+        Zero for tokens that see nothing.
     """
     kv_heads, length, dim = key_cache.shape[1:]
     group = heads // kv_heads
@@ -227,27 +339,29 @@ def tree_attention(
         return _tree_attention_torch(qkv, heads, key_cache, value_cache, metadata)
     tokens, tiles = qkv.shape[0], metadata.tiles.shape[0]
     padded = power_of_two(group)
-    block_m = max(16, metadata.tokens_per_tile * padded)
-    splits = _splits(tiles * kv_heads, block_m) if splits is None else splits
+    if together is None:
+        together = tiles * kv_heads >= BUSY
+    span = PART * (GROUP_OF_PARTS if together else 1)
+    slots = -(-length // span)
+    block_m = max(64, metadata.tokens_per_tile * padded)  # the same instructions for one token as for many
     out = torch.empty(tokens, heads * dim, dtype=qkv.dtype, device=qkv.device)
-    partial = norm = out
-    if splits > 1:
-        partial = torch.empty(tokens, heads, splits, dim, dtype=torch.float32, device=qkv.device)
-        norm = torch.empty(tokens, heads, splits, 2, dtype=torch.float32, device=qkv.device)
+    partial = torch.empty(tokens, heads, slots, dim, dtype=torch.float32, device=qkv.device)
+    norm = torch.empty(tokens, heads, slots, 2, dtype=torch.float32, device=qkv.device)
     launch = early_launch(qkv)
     narrow = dim > 128 or qkv.element_size() == 4  # what fits into shared memory
-    _tree_attention[(tiles, kv_heads, splits)](
-        qkv, key_cache, value_cache, metadata.tiles, metadata.context, metadata.size, metadata.mask, out, partial, norm,
-        qkv.stride(0), length, metadata.mask.shape[1], dim**-0.5 * 1.4426950408889634, splits,
-        LEAST_STEPS,
-        HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim,
-        BLOCK_M=block_m, BLOCK_N=32 if narrow else KEYS_A_STEP, SPLIT=splits > 1, CAUSAL=metadata.causal,
-        num_warps=8 if block_m >= 128 else 4, num_stages=2 if narrow else STAGES, **launch,
+    scale = dim**-0.5 * 1.4426950408889634
+    _committed[(tiles, kv_heads, slots)](
+        qkv, key_cache, value_cache, metadata.tiles, metadata.seen, partial, norm, qkv.stride(0), length, scale, slots,
+        HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim, BLOCK_M=block_m,
+        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, PARTS=span // PART,
+        num_warps=block_m // 16, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
-    if splits > 1:
-        _combine[(tokens, heads)](
-            partial, norm, out, HEADS=heads, DIM=dim, SPLITS=splits, num_warps=1 if splits < 8 else 2, **launch
-        )
+    _finish[(tokens, kv_heads)](
+        qkv, key_cache, value_cache, metadata.request, metadata.seen, metadata.near, partial, norm, out,
+        qkv.stride(0), length, scale, slots,
+        HEADS=heads, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, padded), DIM=dim, WIDTH=metadata.near.shape[1],
+        SPAN=span, TOGETHER=1 if together else GROUP_OF_PARTS, num_warps=2, **launch,
+    )  # fmt: skip
     return out
 
 
@@ -263,14 +377,18 @@ def _tree_attention_torch(
     dim = key_cache.shape[-1]
     query = qkv[:, : heads * dim].unflatten(1, (heads, dim)).transpose(0, 1)
     out = torch.zeros(qkv.shape[0], heads * dim, dtype=qkv.dtype, device=qkv.device)
-    rows = zip(metadata.start.tolist(), metadata.size.tolist(), metadata.context.tolist(), strict=True)
-    for b, (first, size, context) in enumerate(rows):
-        if size == 0:
-            continue
-        own = slice(first, first + size)
-        seen = unpack_mask(metadata.mask[own], size)
-        mask = torch.cat((torch.ones(size, context, dtype=torch.bool, device=seen.device), seen), 1)
-        end = context + size
+    spans: dict[int, tuple[int, int]] = {}  # of each request's tokens, which several tiles may share
+    for b, first, count in metadata.tiles.tolist():
+        if count > 0:
+            low, high = spans.get(b, (first, first))
+            spans[b] = min(low, first), max(high, first + count)
+    for b, (first, last) in spans.items():
+        own = slice(first, last)
+        near, seen = metadata.near[own].long(), metadata.seen[own]
+        end = int(torch.maximum(near.amax() + 1, seen.amax()))
+        mask = torch.arange(end + 1, device=near.device) < seen[:, None]
+        mask.scatter_(1, torch.where(near < 0, end, near), True)
+        mask = mask[:, :end]
         attended = F.scaled_dot_product_attention(
             query[None, :, own], key_cache[b : b + 1, :, :end], value_cache[b : b + 1, :, :end],
             attn_mask=mask, enable_gqa=True,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddsim_reference.engine.attention import TreeMetadata, tile_count, tokens_per_tile
+from ddsim_reference.engine.attention import TreeMetadata, keys_of_paths, tile_count, tokens_per_tile
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 """Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
@@ -60,7 +60,6 @@ class Bucket:
 
     def __init__(self, tokens: int, batch: int, group: int, device: torch.device) -> None:
         self.tokens = tokens
-        self.words = 2 * -(-tokens // 64)
         self.per_tile = tokens_per_tile(tokens, batch, group)
         tiles = tile_count(tokens, batch, self.per_tile)
         shapes: dict[str, tuple[int, ...]] = {
@@ -69,8 +68,7 @@ class Bucket:
             "index": (tokens,),
             "depth": (tokens,),
             "parent": (tokens,),
-            "mask": (tokens, self.words),
-            "tiles": (tiles, 4),
+            "tiles": (tiles, 3),
             "start": (batch,),
             "size": (batch,),
         }
@@ -90,8 +88,7 @@ class Bucket:
             own = slice(places[name], places[name] + int(np.prod(shape)))
             self.host[name] = flat[own].reshape(shape)
             self.on[name] = self.uploaded[own].view(shape)
-        unsigned = self.host | {"mask": self.host["mask"].view(np.uint32)}
-        self.fields = tuple(unsigned[name] for name in shapes)  # as the decode loop's packing takes them
+        self.fields = tuple(self.host[name] for name in shapes)  # as the decode loop's packing takes them
 
     def pack(self, trees: Sequence[TokenTree | None]) -> None:
         """Fill the staging block; None is a request that takes no part."""
@@ -111,11 +108,10 @@ class Bucket:
             host["index"][own] = np.arange(m)
             host["depth"][own] = tree.depths
             host["parent"][own] = tree.parents
-            host["mask"][own, : tree.mask.shape[1]] = tree.mask.view(np.int32)
             host["start"][b], host["size"][b] = at, m
             firsts = np.arange(0, m, self.per_tile)
             rows = host["tiles"][tile : tile + len(firsts)]
-            rows[:, 0], rows[:, 1], rows[:, 3] = b, at + firsts, firsts
+            rows[:, 0], rows[:, 1] = b, at + firsts
             rows[:, 2] = np.minimum(self.per_tile, m - firsts)
             tile += len(firsts)
             at += m
@@ -125,20 +121,21 @@ class Bucket:
         if self.uploaded is not self.staging:
             self.uploaded.copy_(self.staging, non_blocking=True)
 
-    def metadata(self, context: Tensor) -> TreeMetadata:
-        """The staged trees, with positions worked out on the device from ``context`` int32 [batch]."""
+    def metadata(self, context: Tensor, steps: int) -> TreeMetadata:
+        """The staged trees, with positions worked out on the device from ``context`` int32 [batch].
+
+        ``steps`` is the longest path of a tree, its root included; chains may be longer.
+        """
         on = self.on
         base = context[on["request"]]
         valid = on["index"] >= 0
+        seen, near = keys_of_paths(on["request"], on["index"], on["depth"], on["parent"], on["start"], context, steps)
         return TreeMetadata(
             request=on["request"],
             position=torch.where(valid, base + on["depth"], 0),
             slot=torch.where(valid, base + on["index"], -1),
-            context=context,
-            start=on["start"],
-            size=on["size"],
+            seen=seen,
+            near=near,
             tiles=on["tiles"],
-            mask=on["mask"],
-            causal=True,
             tokens_per_tile=self.per_tile,
         )

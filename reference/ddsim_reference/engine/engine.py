@@ -19,17 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddsim.errors import DdsimError
-from ddsim_reference.engine import kernels
-from ddsim_reference.engine.attention import TreeMetadata
+from ddsim_reference.engine import kernels, products
+from ddsim_reference.engine.attention import GRANULE, TreeMetadata, near_width
 from ddsim_reference.engine.buckets import BUCKETS, Bucket, TokenTree
 from ddsim_reference.engine.graphs import Graphs
 from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
-from ddsim_reference.engine.products import MOST_TOKENS, streamed_product
 from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import check_device
-from ddsim_reference.model.forward import by_depth, head_logits, rms_norm
+from ddsim_reference.model.forward import by_depth, head_logits
 from ddsim_reference.model.heads import DraftHead, cut, lattice_of, parents_at_a_time
 from ddsim_reference.model.sampling import round_conditionals, top_candidates
 
@@ -58,10 +57,10 @@ class Engine:
         Candidates a depth of a lattice, K: other tokens are not proposed, whatever the budget.
     cuda_graphs : bool
         Replay captured graphs (GPU only).
-    gemv : bool
-        Single-token steps use Triton matrix-vector products in place of cuBLAS (GPU only).
-    streamed : bool
-        Passes of 2 to 64 tokens use Triton products that stream the weights in place of cuBLAS (GPU only).
+    fast : bool
+        Single tokens go through matrix-vector products, and more than 64 through the library's products (GPU only). That is a little
+        faster; but then a token's logits depend on how many tokens share its pass, by the rounding of sums in other orders. By
+        default they are the same bits: texts don't depend on what is drafted, nor on who else is answered.
     buckets : sequence of int
         Token counts of the graphs.
 
@@ -87,8 +86,7 @@ class Engine:
         candidates: int = 512,
         lattice_width: int = 16,
         cuda_graphs: bool = True,
-        gemv: bool = True,
-        streamed: bool = True,
+        fast: bool = False,
         buckets: Sequence[int] = BUCKETS,
     ) -> None:
         embedding = target_weights["model.embed_tokens.weight"]
@@ -111,8 +109,7 @@ class Engine:
         self.draft_head = draft_head
         self.candidates = min(candidates if draft_head is None else lattice_width, target_config.vocab_size)
         self.graphs = Graphs(cuda_graphs and self.device.type == "cuda")
-        self.gemv = gemv and self.device.type == "cuda"
-        self.streamed = streamed and self.device.type == "cuda"
+        self.fast = fast and self.device.type == "cuda"
         self.auxiliary_layers = () if drafter_config is None else drafter_config.target_layer_ids
         self._check_memory(target_weights, drafter_weights, None if draft_head is None else draft_head[1])
 
@@ -186,11 +183,9 @@ class Engine:
         self.block_steps = torch.arange(self.steps, dtype=torch.int32, device=self.device)
         self.block_request = rows.repeat_interleave(block)
         self.placed_request = torch.cat((rows.repeat_interleave(self.steps), self.block_request))
-        self.block_start, self.block_size = rows * block, torch.full_like(rows, block)
-        self.block_tiles = torch.stack(
-            (rows, self.block_start, self.block_size, torch.zeros_like(rows)), 1
-        ).contiguous()
-        self.block_mask = torch.full((self.batch * block, -(-block // 32)), -1, dtype=torch.int32, device=self.device)
+        self.near_steps = torch.arange(near_width(self.steps), dtype=torch.int32, device=self.device)
+        whole = torch.full_like(rows, block)
+        self.block_tiles = torch.stack((rows, rows * block, whole), 1).contiguous()
 
     @property
     def largest_tree(self) -> int:
@@ -390,25 +385,19 @@ class Engine:
 
     # What runs on the device: captured into graphs, or run as it is.
 
-    def _streams(self, tokens: int) -> bool:
-        return self.streamed and tokens <= MOST_TOKENS
-
     def _verify(self, bucket: Bucket, auxiliary_layers: tuple[int, ...] | None = None) -> None:
         auxiliary_layers = self.auxiliary_layers if auxiliary_layers is None else auxiliary_layers
-        metadata = bucket.metadata(self.context)
+        metadata = bucket.metadata(self.context, self.steps)
         x = F.embedding(bucket.on["token"], self.embedding)
-        if self.gemv and bucket.tokens == 1:
-            hidden = run_layers_one(self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features)
-        else:
-            streamed = self._streams(bucket.tokens)
-            hidden = run_layers(
-                self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features, streamed=streamed
-            )
         logits = self.logits[: bucket.tokens]
-        if self.gemv and bucket.tokens == 1:
+        if self.fast and bucket.tokens == 1:
+            hidden = run_layers_one(self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features)
             kernels.gemv(hidden, self.head, out=logits)
         else:
-            project_head(hidden, self.head, logits, streamed=streamed)
+            hidden = run_layers(
+                self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features, fast=self.fast
+            )
+            project_head(hidden, self.head, logits, fast=self.fast)
         self.choices[: bucket.tokens].copy_(logits.argmax(-1))
 
     def _sample(self, bucket: Bucket) -> None:
@@ -447,21 +436,18 @@ class Engine:
 
     def _inject(self, features: Tensor) -> Tensor:
         assert self.drafter is not None
-        if self._streams(features.shape[0]):
-            nothing = self._zeros(features.shape[0], self.fc.shape[0])
-            return kernels.add_rms_norm(
-                nothing, streamed_product(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps
-            )
-        return rms_norm(F.linear(features, self.fc), self.hidden_norm, self.drafter.rms_norm_eps)
+        nothing = self._zeros(features.shape[0], self.fc.shape[0])
+        injected = products.product(features, self.fc)
+        return kernels.add_rms_norm(nothing, injected, self.hidden_norm, self.drafter.rms_norm_eps)
 
     def _feed(self, bucket: Bucket, tokens: int) -> None:
         """Write a prompt chunk's keys and values into the drafter's cache."""
         outside = self._inject(self.features[:tokens])
-        metadata = bucket.metadata(self.context)
+        metadata = bucket.metadata(self.context, self.steps)
         stack = self.drafter_stack
         for i, layer in enumerate(stack.layers):
             kernels.rope_write(
-                F.linear(outside, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
+                products.product(outside, layer.qkv), layer.q_norm, layer.k_norm, stack.eps, stack.cos, stack.sin,
                 metadata.position[:tokens].contiguous(), metadata.request[:tokens], metadata.slot[:tokens].contiguous(),
                 stack.keys[i], stack.values[i],
             )  # fmt: skip
@@ -474,16 +460,16 @@ class Engine:
         kept = torch.where(self.block_steps < self.pending[:, None], old, -1)
         own = (self.context[:, None] + self.block_steps[:block]).flatten()
         self.block_tokens[:, 0] = self.roots
+        # Every token of a block sees its context and the whole block.
+        seen = self.context // GRANULE * GRANULE
+        near = seen[:, None] + self.near_steps
         metadata = TreeMetadata(
             request=self.block_request,
             position=own,
             slot=own,
-            context=self.context,
-            start=self.block_start,
-            size=self.block_size,
+            seen=seen.repeat_interleave(block),
+            near=torch.where(near < self.context[:, None] + block, near, -1).repeat_interleave(block, 0),
             tiles=self.block_tiles,
-            mask=self.block_mask,
-            causal=False,
             tokens_per_tile=power_of_two(block),
         )
         placed = replace(
@@ -493,36 +479,37 @@ class Engine:
             slot=torch.cat((kept.flatten(), own)),
         )
         x = F.embedding(self.block_tokens.flatten(), self.embedding)
-        streamed = self._streams(placed.request.shape[0]) and config.convolution is None
         hidden = run_layers(
             self.drafter_stack,
             x,
             metadata,
             outside=self._inject(self.fresh),
             outside_metadata=placed,
-            streamed=streamed,
+            fast=self.fast,
         )
         drafted = by_depth(config, hidden.unflatten(0, (batch, block))).flatten(0, 1)
         logits = torch.empty(drafted.shape[0], self.head.shape[0], device=self.device)
-        project_head(drafted, self.head, logits, streamed=streamed)
+        project_head(drafted, self.head, logits, fast=self.fast)
+        total = kernels.logsumexp(logits)
         if self.draft_head is None:
-            values, ids = top_candidates(logits, self.candidates)
+            values, ids = top_candidates(logits, self.candidates, total)
         else:
             head, weights = self.draft_head
-            found = cut(
-                drafted.unflatten(0, (batch, -1)), logits.unflatten(0, (batch, -1)), self.candidates, reach=head.reach
+            blocks = (x.unflatten(0, (batch, -1)) for x in (drafted, logits))
+            found = cut(*blocks, self.candidates, reach=head.reach, total=total.unflatten(0, (batch, -1)))
+            ids, first, transitions = lattice_of(
+                head, weights, found, self.embedding, self.head, self.roots, F.linear if self.fast else products.linear
             )
-            ids, first, transitions = lattice_of(head, weights, found, self.embedding, self.head, self.roots)
             values = round_conditionals(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))
         self.draft_ids.copy_(ids.view_as(self.draft_ids))
 
 
-def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, streamed: bool = False) -> None:
-    """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]."""
-    if streamed:
-        streamed_product(hidden, head, out=out)
-    elif hidden.is_cuda and hidden.dtype != torch.float32:
+def project_head(hidden: Tensor, head: Tensor, out: Tensor, *, fast: bool = False) -> None:
+    """The head's product, accumulated and kept in float32, into ``out`` [M, vocabulary]; ``fast`` as in `Engine`."""
+    if not kernels.use_triton(hidden):
+        out.copy_(head_logits(hidden, head))
+    elif fast and hidden.shape[0] > products.STREAMED_TOKENS and hidden.dtype != torch.float32:
         torch.ops.aten.mm.dtype_out(hidden, head.T, torch.float32, out=out)
     else:
-        out.copy_(head_logits(hidden, head))
+        products.product(hidden, head, out=out)

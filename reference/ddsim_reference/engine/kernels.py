@@ -95,7 +95,7 @@ if triton is not None:
         active = (gate / (1.0 + tl.exp(-gate))).to(x_ptr.dtype.element_ty).to(tl.float32)
         tl.store(out_ptr + row * INNER + column, (active * up).to(out_ptr.dtype.element_ty), mask=inside)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["length"])
     def _rope_write(
         qkv_ptr, query_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, position_ptr, request_ptr, slot_ptr, key_ptr,
         value_ptr, length, eps, stride, query_stride,
@@ -128,8 +128,9 @@ if triton is not None:
             b = (b * scale).to(dtype).to(tl.float32) * tl.load(q_norm_ptr + HALF + half).to(tl.float32)[None, :]
             a = a.to(dtype).to(tl.float32)
             b = b.to(dtype).to(tl.float32)
-        tl.store(query + at, (a * cos[None, :] - b * sin[None, :]).to(dtype), mask=inside)
-        tl.store(query + at + HALF, (b * cos[None, :] + a * sin[None, :]).to(dtype), mask=inside)
+        # One rounding of two is left out, and here it says which: the compiler might choose another one elsewhere.
+        tl.store(query + at, tl.fma(a, cos[None, :], -(b * sin[None, :])).to(dtype), mask=inside)
+        tl.store(query + at + HALF, tl.fma(b, cos[None, :], a * sin[None, :]).to(dtype), mask=inside)
 
         if slot >= 0:
             k_row = row + (HEADS + head) * 2 * HALF
@@ -144,8 +145,8 @@ if triton is not None:
                 k_b = k_b.to(dtype).to(tl.float32)
             v_row = row + (HEADS + KV_HEADS + head) * 2 * HALF
             cache = ((request * KV_HEADS + head) * length + slot) * 2 * HALF
-            tl.store(key_ptr + cache + half, (k_a * cos - k_b * sin).to(dtype))
-            tl.store(key_ptr + cache + HALF + half, (k_b * cos + k_a * sin).to(dtype))
+            tl.store(key_ptr + cache + half, tl.fma(k_a, cos, -(k_b * sin)).to(dtype))
+            tl.store(key_ptr + cache + HALF + half, tl.fma(k_b, cos, k_a * sin).to(dtype))
             v_a = _summed(qkv_ptr, v_row + half, every, stride, PARTS, dtype)
             v_b = _summed(qkv_ptr, v_row + HALF + half, every, stride, PARTS, dtype)
             tl.store(value_ptr + cache + half, v_a.to(dtype))
@@ -233,6 +234,23 @@ if triton is not None:
         tl.store(choice_ptr + row, tl.minimum(below, vocab - 1))
 
     @triton.jit
+    def _total(logits_ptr, out_ptr, vocab, BLOCK: tl.constexpr):
+        # logsumexp of a row in one pass: each lane keeps a maximum and a sum of its own, joined at the end.
+        row = tl.program_id(0)
+        base = logits_ptr + row.to(tl.int64) * vocab
+        column = tl.arange(0, BLOCK)
+        best = tl.full([BLOCK], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, vocab, BLOCK):
+            x = tl.load(base + first + column, mask=first + column < vocab, other=-float("inf"))
+            higher = tl.maximum(best, x)
+            level = tl.where(higher == -float("inf"), 0.0, higher)
+            total = tl.fma(total, tl.exp(best - level), tl.exp(x - level))
+            best = higher
+        top = tl.max(best, 0)
+        tl.store(out_ptr + row, top + tl.log(tl.sum(total * tl.exp(best - top), 0)))
+
+    @triton.jit
     def _gemv(
         x_ptr, norm_ptr, weight_ptr, out_ptr, eps,
         N: tl.constexpr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -304,7 +322,7 @@ def add_rms_norm(
             x, x if delta is None else delta, weight, out, x if auxiliary is None else auxiliary, eps,
             tokens * hidden, hidden if auxiliary is None else auxiliary.stride(0),
             HIDDEN=hidden, BLOCK=block, ADD=delta is not None, PARTS=parts, AUXILIARY=auxiliary is not None,
-            num_warps=min(max(block // (256 if parts > 1 else 512), 1), 16 if parts > 1 else 8),
+            num_warps=min(max(block // 256, 1), 16),  # whatever comes in, or squares would be added up in other orders
             **early_launch(x),
         )  # fmt: skip
         return out
@@ -475,6 +493,16 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
         BLOCK=min(power_of_two(logits.shape[1]), 4096), num_warps=8,
     )  # fmt: skip
     return choices
+
+
+def logsumexp(logits: Tensor) -> Tensor:
+    """float32 [rows] of float32 logits [rows, vocabulary], each summed in the same order however many rows there are."""
+    if not use_triton(logits):
+        return logits.logsumexp(-1)
+    out = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
+    block = min(power_of_two(logits.shape[1]), 8192)
+    _total[(logits.shape[0],)](logits, out, logits.shape[1], BLOCK=block, num_warps=8)
+    return out
 
 
 def gemv(

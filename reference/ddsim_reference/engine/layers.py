@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsim_reference.engine import kernels
+from ddsim_reference.engine import kernels, products
 from ddsim_reference.engine.attention import TreeMetadata, tree_attention
-from ddsim_reference.engine.products import streamed_product
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 from ddsim_reference.model.forward import CONVOLUTION_NAMES, Around, convolutions, rope_table
 
@@ -100,7 +99,7 @@ def run_layers(
     features: Tensor | None = None,
     outside: Tensor | None = None,
     outside_metadata: TreeMetadata | None = None,
-    streamed: bool = False,
+    fast: bool = False,
 ) -> Tensor:
     """Run all layers over flat tokens; their keys and values go into the cache.
 
@@ -114,9 +113,8 @@ def run_layers(
         DFlash's injected context: hidden states that enter every layer's key and value projections as they are, ahead of
         the M tokens. One product serves both, since its time is that of reading the weights. ``outside_metadata`` places
         all C + M tokens.
-    streamed : bool
-        Products of few tokens leave their sums in parts, which the kernels between them add up (``streamed_product``); not for
-        layers with something around their sublayers.
+    fast : bool
+        Products of many tokens are the library's, whose sums depend on how many there are; otherwise a token's bits don't.
 
     Returns
     -------
@@ -126,7 +124,8 @@ def run_layers(
     placed = metadata if outside_metadata is None else outside_metadata
     c = 0 if outside is None else outside.shape[0]
     joined = torch.empty_like(x) if outside is None else torch.cat((outside, x))
-    product = streamed_product if streamed else F.linear
+    library = fast and joined.shape[0] > products.STREAMED_TOKENS
+    product = F.linear if library else products.product
     delta: Tensor | None = None
     for i, layer in enumerate(stack.layers):
         auxiliary = _auxiliary(features, auxiliary_layers, i - 1, x)
@@ -140,16 +139,18 @@ def run_layers(
         )  # fmt: skip
         attended = tree_attention(query[c:], stack.heads, stack.keys[i], stack.values[i], metadata)
         delta = product(attended, layer.o)
-        normed = kernels.add_rms_norm(x, delta if layer.around is None else after(delta), layer.norm2, stack.eps)
+        if layer.around is not None:
+            delta = after(products.added(delta, x.dtype))
+        normed = kernels.add_rms_norm(x, delta, layer.norm2, stack.eps)
         if layer.around is not None:
             normed, after = layer.around[1](normed)
-        if streamed:
-            active = streamed_product(normed, layer.gate_up, gated=True)
-        else:
+        if library:
             active = kernels.silu_mul(F.linear(normed, layer.gate_up))
+        else:
+            active = products.product(normed, layer.gate_up, gated=True)
         delta = product(active, layer.down)
         if layer.around is not None:
-            delta = after(delta)
+            delta = after(products.added(delta, x.dtype))
     auxiliary = _auxiliary(features, auxiliary_layers, len(stack.layers) - 1, x)
     return kernels.add_rms_norm(x, delta, stack.final_norm, stack.eps, auxiliary=auxiliary)
 

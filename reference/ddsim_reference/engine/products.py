@@ -1,9 +1,13 @@
-"""Products of up to 128 tokens with a weight matrix, as fast as the weights can be read; the sums are left to what follows.
+"""Products of any number of tokens with a weight matrix, each token's sums in one order, whoever shares the pass.
 
-So few tokens make a product a matter of memory bandwidth: enough bytes must be on their way on every multiprocessor all the
-time. The rows of the weights take the long side of the tensor cores' tiles, the tokens the short one. Narrow matrices are
-also divided along K; each part's float32 sums go to a workspace that the next kernel adds up as it reads, always in the same
-order, so that results are reproducible.
+A token's product with a row of the weights is divided along K into parts that the matrix's shape alone decides; a part is summed in
+steps of the tensor cores from its first column to its last, and the parts are added in their order. Tiles, warps and stages change
+none of that: they are chosen by the number of tokens, for speed. So a token gets the same bits alone and among a thousand others.
+
+Few tokens make a product a matter of memory bandwidth: enough bytes must be on their way on every multiprocessor all the time. The
+rows of the weights take the long side of the tensor cores' tiles, the tokens the short one; each part is a program of its own, whose
+float32 sums go to a workspace that the next kernel adds up as it reads. Many tokens make it a matter of arithmetic: a program sums
+all parts of its tile, and the tokens take the long side.
 """
 
 # Triton kernels take pointers and compile-time constants, for which there are no types.
@@ -26,138 +30,199 @@ try:
 except ImportError:
     triton = None
 
-MOST_TOKENS = 64
-"""Above this the products are no longer bound by bandwidth alone, and cuBLAS does them faster (they work to 128)."""
+STREAMED_TOKENS = 64
+"""Up to so many tokens the weights are streamed; beyond, a product is a matter of arithmetic, or nearly so."""
 PREFETCH = 4
 """Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
 MULTIPROCESSORS = 132
+UNIT = 128
+"""Parts begin at multiples of so many columns, which all tiles' steps divide."""
 
 
 class Tile(NamedTuple):
-    """How a product is divided: weight rows and columns a step, parts along K, steps on their way, warps."""
+    """How a product is worked on: weight rows and columns a step, tokens, steps on their way, warps.
+
+    ``whole``: a program adds up all parts of its tile, which otherwise are programs of their own. ``tokens_first``: tokens take the
+    long side of the tensor cores' tiles.
+    """
 
     rows: int
     columns: int
-    split: int
+    tokens: int
     stages: int
     warps: int = 4
+    whole: bool = False
+    tokens_first: bool = False
 
+
+PARTS: dict[tuple[int, int], int] = {
+    (6144, 4096): 4,
+    (4096, 4096): 4,
+    (4096, 12288): 4,
+    (4096, 20480): 4,
+}
+"""Measured numbers of parts by weight rows and columns; ``default_parts`` serves the rest. Changing one changes bits."""
 
 TUNED: dict[tuple[int, int, int], Tile] = {
-    (6144, 4096, 16): Tile(64, 64, 4, 7, 4),
-    (4096, 4096, 16): Tile(128, 64, 8, 6, 8),
-    (24576, 4096, 16): Tile(64, 128, 1, 5, 4),
-    (4096, 12288, 16): Tile(64, 128, 4, 5, 4),
-    (151936, 4096, 16): Tile(64, 128, 1, 5, 4),
-    (4096, 20480, 16): Tile(64, 128, 4, 5, 4),
-    (6144, 4096, 64): Tile(64, 64, 4, 4, 4),
-    (4096, 4096, 64): Tile(64, 64, 4, 6, 4),
-    (24576, 4096, 64): Tile(128, 128, 1, 4, 8),
-    (4096, 12288, 64): Tile(128, 128, 4, 4, 8),
-    (151936, 4096, 64): Tile(64, 128, 1, 3, 4),
-    (4096, 20480, 64): Tile(128, 128, 4, 4, 8),
+    (6144, 4096, 16): Tile(64, 64, 16, 7),
+    (4096, 4096, 16): Tile(64, 128, 16, 5),
+    (24576, 4096, 16): Tile(64, 128, 16, 5),
+    (4096, 12288, 16): Tile(64, 128, 16, 5),
+    (151936, 4096, 16): Tile(64, 128, 16, 5),
+    (4096, 20480, 16): Tile(64, 128, 16, 5),
+    (6144, 4096, 64): Tile(64, 64, 64, 4),
+    (4096, 4096, 64): Tile(64, 64, 64, 6),
+    (24576, 4096, 64): Tile(64, 128, 64, 6),
+    (4096, 12288, 64): Tile(128, 128, 64, 4, 8),
+    (151936, 4096, 64): Tile(64, 128, 64, 3),
+    (4096, 20480, 64): Tile(128, 128, 64, 4, 8),
+    (6144, 4096, 128): Tile(128, 64, 64, 3),
+    (4096, 4096, 128): Tile(64, 64, 128, 4, tokens_first=True),
+    (24576, 4096, 128): Tile(128, 64, 128, 3, 8, whole=True),
+    (4096, 12288, 128): Tile(64, 64, 128, 4, tokens_first=True),
+    (151936, 4096, 128): Tile(128, 64, 128, 3, 8, whole=True),
+    (4096, 4096, 256): Tile(128, 64, 128, 3, 8),
+    (4096, 12288, 256): Tile(128, 64, 128, 3, 8),
+    (151936, 4096, 256): Tile(256, 64, 128, 3, 8, whole=True, tokens_first=True),
+    (24576, 4096, 512): Tile(128, 64, 128, 3, 8, whole=True),
+    (151936, 4096, 512): Tile(256, 64, 128, 3, 8, whole=True, tokens_first=True),
 }
 """Measured choices in bfloat16 by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
 
 
 def padded_tokens(tokens: int) -> int:
-    """16, 32, 64 or 128."""
+    """16, 32, 64, 128, ...: token counts of one padded count share their tile."""
     return max(16, power_of_two(tokens))
 
 
-def default_split(rows: int, columns: int, tile_rows: int, step: int, slots: int) -> int:
-    """Parts along K such that ``slots`` programs a multiprocessor are one wave, each with four steps to do at least."""
-    return max(1, min(slots * MULTIPROCESSORS // -(-rows // tile_rows), columns // (4 * step), 16))
+def default_parts(rows: int, columns: int) -> int:
+    """Parts along K such that tiles of 64 rows, three on every multiprocessor, are one wave, each with four steps to do at least."""
+    return max(1, min(3 * MULTIPROCESSORS // -(-rows // 64), columns // 256, 16))
 
 
-def default_tile(rows: int, columns: int, padded: int, whole: bool) -> Tile:
-    """Tiles of 64 weight rows, three programs on every multiprocessor at once, all of them in one wave if K may be divided.
-
-    64 KiB and more of weights are then on their way on each, about what the memory's latency hides.
-    """
-    step = 64
-    stages = max(2, min(6, 74_000 // ((64 + padded) * step * 2)))
-    return Tile(64, step, 1 if whole else default_split(rows, columns, 64, step, 3), stages)
-
-
-def tile_for(rows: int, columns: int, padded: int, whole: bool, itemsize: int) -> Tile:
-    """The tuned tile, or the default one: also for numbers of four bytes, whose steps would fill the shared memory twice.
+def parts_of(rows: int, columns: int) -> int:
+    """Into how many parts a product is divided along K, by the shape of the weights alone.
 
     Examples
     --------
-    >>> tile_for(24576, 4096, 64, True, 2).columns, tile_for(24576, 4096, 64, True, 4).columns
+    >>> parts_of(4096, 12288), parts_of(151936, 4096)
+    (4, 1)
+    """
+    return PARTS.get((rows, columns)) or default_parts(rows, columns)
+
+
+def default_tile(rows: int, columns: int, padded: int, parts: int) -> Tile:
+    """Up to 64 tokens tiles of 64 weight rows, with 64 KiB and more of weights on their way on each multiprocessor, about what the
+    memory's latency hides; for more tokens square tiles, which add up the parts themselves unless they would leave
+    multiprocessors without work."""
+    if padded <= STREAMED_TOKENS:
+        return Tile(64, 64, padded, max(2, min(6, 74_000 // ((64 + padded) * 64 * 2))))
+    programs = -(-rows // 128) * -(-padded // 128)
+    whole = parts == 1 or programs > MULTIPROCESSORS // 2
+    return Tile(128, 64, 128, 4, 8, whole, True)
+
+
+def tile_for(rows: int, columns: int, tokens: int, parts: int, itemsize: int) -> Tile:
+    """The tuned tile, or the default one; for numbers of four bytes one that fits into the shared memory.
+
+    Examples
+    --------
+    >>> tile_for(24576, 4096, 60, 1, 2).columns, tile_for(24576, 4096, 60, 1, 4).columns
     (128, 64)
     """
-    tuned = TUNED.get((rows, columns, padded)) if itemsize == 2 else None
-    return tuned or default_tile(rows, columns, padded, whole)
+    padded = padded_tokens(tokens)
+    if itemsize > 2:  # no tensor cores: small tiles, in which the sums stay in registers
+        return Tile(64, 64, min(padded, 64), 2, 4, padded > 64)
+    return TUNED.get((rows, columns, padded)) or default_tile(rows, columns, padded, parts)
 
 
 if triton is not None:
 
+    @triton.jit
+    def _sums(
+        x_ptr, weights, token, tokens, part,
+        K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
+        TOKENS_FIRST: tl.constexpr,
+    ):  # fmt: skip
+        # One part of a tile, from its first column to its last.
+        UNITS: tl.constexpr = (K + UNIT - 1) // UNIT
+        column = tl.arange(0, COLUMNS)
+        sums = tl.zeros([M, ROWS] if TOKENS_FIRST else [ROWS, M], tl.float32)
+        for at in range(part * UNITS // PARTS * UNIT, tl.minimum((part + 1) * UNITS // PARTS * UNIT, K), COLUMNS):
+            here = at + column
+            if K % COLUMNS == 0:
+                w = tl.load(weights[:, None] + here[None, :], eviction_policy="evict_first")
+                x = tl.load(x_ptr + token[:, None] * K + here[None, :], mask=(token < tokens)[:, None], other=0.0)
+            else:
+                w = tl.load(
+                    weights[:, None] + here[None, :], mask=(here < K)[None, :], other=0.0, eviction_policy="evict_first"
+                )
+                inside = (token < tokens)[:, None] & (here < K)[None, :]
+                x = tl.load(x_ptr + token[:, None] * K + here[None, :], mask=inside, other=0.0)
+            if TOKENS_FIRST:
+                sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+            else:
+                sums = tl.dot(w, tl.trans(x), sums, input_precision="ieee")
+        return sums
+
     @triton.jit(do_not_specialize=["tokens"])  # one compiled kernel serves all counts
-    def _streamed_product(
+    def _product(
         x_ptr, weight_ptr, out_ptr, tokens,
         N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-        SPLIT: tl.constexpr, GATED: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+        PARTS: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr, TOKENS_FIRST: tl.constexpr, GATED: tl.constexpr,
+        PREFETCH: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
         if PDL:  # all programs of one wave are resident, so what follows may come in and prefetch at once
             tl.extra.cuda.gdc_launch_dependents()
-        tile = tl.program_id(0)
-        split = tl.program_id(1)
+        tile = tl.program_id(1)  # programs that read the same weights are neighbours
         lane = tl.arange(0, ROWS)
         if GATED:  # gate and up rows take turns, so that one tile of the tensor cores holds the pairs
             own = tile * (ROWS // 2) + lane // 2
             row = tl.minimum(own, N - 1) + (lane % 2) * N
         else:
             row = tl.minimum(tile * ROWS + lane, N - 1)
-        column = tl.arange(0, COLUMNS)
-        token = tl.arange(0, M)
+        token = tl.program_id(0) * M + tl.arange(0, M)
         weights = weight_ptr + row.to(tl.int64) * K
-        STEPS: tl.constexpr = (K + COLUMNS - 1) // COLUMNS
-        begin = split * STEPS // SPLIT
-        end = (split + 1) * STEPS // SPLIT
+        first = tl.program_id(2)
         if PREFETCH > 0:  # the weights depend on no kernel; a cache line holds 64 of them
+            begin = first * ((K + UNIT - 1) // UNIT) // PARTS * UNIT
             for line in tl.static_range(0, PREFETCH * COLUMNS, 64):
-                ahead = tl.minimum(begin * COLUMNS + line, K - 1)
+                ahead = tl.minimum(begin + line, K - 1)
                 tl.inline_asm_elementwise(
                     "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weights + ahead).to(tl.int64)],
                     dtype=tl.int32, is_pure=False, pack=1,
                 )  # fmt: skip
         if PDL:
             tl.extra.cuda.gdc_wait()
-        total = tl.zeros([ROWS, M], tl.float32)
-        for step in range(begin, end):
-            at = step * COLUMNS + column
-            if K % COLUMNS == 0:
-                w = tl.load(weights[:, None] + at[None, :], eviction_policy="evict_first")
-                x = tl.load(x_ptr + token[:, None] * K + at[None, :], mask=(token < tokens)[:, None], other=0.0)
-            else:
-                w = tl.load(
-                    weights[:, None] + at[None, :], mask=(at < K)[None, :], other=0.0, eviction_policy="evict_first"
-                )
-                inside = (token < tokens)[:, None] & (at < K)[None, :]
-                x = tl.load(x_ptr + token[:, None] * K + at[None, :], mask=inside, other=0.0)
-            total = tl.dot(w, tl.trans(x), total, input_precision="ieee")
+        total = _sums(x_ptr, weights, token, tokens, first, K, M, ROWS, COLUMNS, PARTS, UNIT, TOKENS_FIRST)
+        if WHOLE:
+            for part in range(1, PARTS):
+                total += _sums(x_ptr, weights, token, tokens, part, K, M, ROWS, COLUMNS, PARTS, UNIT, TOKENS_FIRST)
         dtype = out_ptr.dtype.element_ty
         if GATED:
-            gate, up = tl.split(tl.permute(tl.reshape(total, [ROWS // 2, 2, M]), (0, 2, 1)))
+            if TOKENS_FIRST:
+                gate, up = tl.split(tl.reshape(total, [M, ROWS // 2, 2]))
+            else:
+                gate, up = tl.split(tl.permute(tl.reshape(total, [ROWS // 2, 2, M]), (0, 2, 1)))
             # Rounded where separate kernels would round.
             gate = gate.to(dtype).to(tl.float32)
             active = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-            result = tl.trans((active * up.to(dtype).to(tl.float32)).to(dtype))
+            result = (active * up.to(dtype).to(tl.float32)).to(dtype)
             place = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
         else:
-            result = tl.trans(total.to(dtype))
+            result = total.to(dtype)
             place = tile * ROWS + lane
-        out_row = split.to(tl.int64) * tokens + token
+        if not TOKENS_FIRST:
+            result = tl.trans(result)
+        out_row = first.to(tl.int64) * tokens + token
         inside = (token < tokens)[:, None] & (place < N)[None, :]
         tl.store(out_ptr + out_row[:, None] * N + place[None, :], result, mask=inside)
 
 
-def streamed_product(
+def product(
     x: Tensor, weight: Tensor, *, gated: bool = False, out: Tensor | None = None, tile: Tile | None = None
 ) -> Tensor:
-    """At most 128 tokens times a matrix: partial sums for the next kernel, or the whole if gated or ``out`` is given.
+    """Tokens times a matrix: the whole, or parts that the next kernel adds up, whichever is faster; the sum is the same.
 
     Parameters
     ----------
@@ -168,33 +233,53 @@ def streamed_product(
     out : Tensor [M, N], optional
         Where the whole product goes, in its own type.
     tile : Tile, optional
-        How to divide the work; by default as tuned.
+        How to work on it; by default as tuned.
 
     Returns
     -------
     Tensor
         float32 [parts, M, N], whose sum over the first dimension is the product; or the whole, [M, N].
     """
-    tokens, k = x.shape
-    n = weight.shape[0] // 2 if gated else weight.shape[0]
     if not kernels.use_triton(x):
-        product = F.linear(x, weight)
+        result = F.linear(x, weight)
         if gated:
-            return kernels.silu_mul(product)
-        return product.float()[None] if out is None else out.copy_(x.float() @ weight.float().T)
-    padded = padded_tokens(tokens)
-    whole = gated or out is not None
+            return kernels.silu_mul(result)
+        return result if out is None else out.copy_(x.float() @ weight.float().T)
+    tokens, k = x.shape
+    rows = weight.shape[0]
+    n = rows // 2 if gated else rows
+    parts = 1 if gated or out is not None else parts_of(rows, k)
     if tile is None:
-        tile = tile_for(weight.shape[0], k, padded, whole, weight.element_size())
-    split = 1 if whole else tile.split
-    if gated:
+        tile = tile_for(rows, k, tokens, parts, weight.element_size())
+    programs = 1 if tile.whole else parts
+    if gated or (out is None and tile.whole):
         out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     elif out is None:
-        out = torch.empty(split, tokens, n, dtype=torch.float32, device=x.device)
+        out = torch.empty(parts, tokens, n, dtype=torch.float32, device=x.device)
     launch = kernels.early_launch(x)
-    _streamed_product[(-(-weight.shape[0] // tile.rows), split)](
+    _product[(-(-tokens // tile.tokens), -(-rows // tile.rows), programs)](
         x, weight, out, tokens,
-        N=n, K=k, M=padded, ROWS=tile.rows, COLUMNS=tile.columns, SPLIT=split, GATED=gated,
-        PREFETCH=PREFETCH if launch["PDL"] else 0, num_warps=tile.warps, num_stages=tile.stages, **launch,
+        N=n, K=k, M=tile.tokens, ROWS=tile.rows, COLUMNS=tile.columns, PARTS=parts, UNIT=UNIT,
+        WHOLE=tile.whole, TOKENS_FIRST=tile.tokens_first, GATED=gated,
+        PREFETCH=PREFETCH if launch["PDL"] and tokens <= STREAMED_TOKENS else 0,
+        num_warps=tile.warps, num_stages=tile.stages, **launch,
     )  # fmt: skip
     return out
+
+
+def added(result: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `product` returned as one matrix, for whoever adds up no parts."""
+    if result.dim() == 2:
+        return result
+    total = result[0]
+    for part in result[1:]:
+        total = total + part
+    return total.to(dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, by `product`."""
+    if not kernels.use_triton(x):
+        return F.linear(x, weight, bias)
+    out = added(product(x.flatten(0, -2).contiguous(), weight), x.dtype).unflatten(0, x.shape[:-1])
+    return out if bias is None else out + bias

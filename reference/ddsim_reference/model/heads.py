@@ -8,6 +8,7 @@ that of the target's head nothing but the candidates' rows is read once more.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,9 @@ class HeadConfig:
 
 DraftHead = tuple[HeadConfig, Weights]
 """A head and its weights, as ``load_head`` returns them."""
+
+Linear = Callable[..., Tensor]
+"""`torch.nn.functional.linear`, or one that does the same."""
 
 
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
@@ -153,11 +157,18 @@ def marginals(
 
 
 @torch.no_grad()
-def cut(hidden: Tensor, logits: Tensor, count: int, parents: Tensor | None = None, reach: int = 0) -> Marginals:
-    """`marginals` of blocks whose logits, float32 [blocks, L, vocabulary], are there."""
+def cut(
+    hidden: Tensor,
+    logits: Tensor,
+    count: int,
+    parents: Tensor | None = None,
+    reach: int = 0,
+    total: Tensor | None = None,
+) -> Marginals:
+    """`marginals` of blocks whose logits, float32 [blocks, L, vocabulary], are there; and maybe their ``total``, the logsumexp."""
     depths = logits.shape[1]
     values, ids = largest(logits, count)
-    total = logits.logsumexp(-1)
+    total = logits.logsumexp(-1) if total is None else total
     share = (values - total[..., None]).exp().sum(-1)
     rest = total + torch.log1p(-share.clamp_max(1 - 1e-6))
     before = ids[:, :-1] if parents is None else parents
@@ -171,7 +182,12 @@ def cut(hidden: Tensor, logits: Tensor, count: int, parents: Tensor | None = Non
 
 
 def conditional(
-    head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor, candidate_rows: Tensor
+    head: HeadConfig,
+    weights: Weights,
+    marginals: Marginals,
+    embedding: Tensor,
+    candidate_rows: Tensor,
+    linear: Linear = F.linear,
 ) -> tuple[Tensor, Tensor]:
     """Logits of depths 2 to L behind parents.
 
@@ -183,6 +199,8 @@ def conditional(
         The target's.
     candidate_rows : Tensor [blocks, L, C, hidden]
         The candidates' rows of the target's head.
+    linear : callable
+        Does the products with weights.
 
     Returns
     -------
@@ -190,13 +208,15 @@ def conditional(
     rest : float32 Tensor [blocks, L - 1, K]
         Logarithm of the summed exponentials of all tokens that are no candidates.
     """
-    change, inner = changes(head, weights, marginals, embedding)
+    change, inner = changes(head, weights, marginals, embedding, linear)
     rows = F.embedding(marginals.ids, weights["out.table"]) if head.tables else candidate_rows
     logits = marginals.logits[:, 1:, None] + (change @ rows[:, 1:].mT).float()
     return logits, marginals.rest[:, 1:, None] + (inner @ weights["rest.weight"]).float()
 
 
-def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor) -> tuple[Tensor, Tensor]:
+def changes(
+    head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor, linear: Linear = F.linear
+) -> tuple[Tensor, Tensor]:
     """What a head adds to h_d behind parents, and its inner values: [blocks, L - 1, K, hidden] and [blocks, L - 1, K, width].
 
     With ``tables`` both are the inner values.
@@ -204,10 +224,10 @@ def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding:
     if head.tables:
         inner = F.embedding(marginals.parents, weights["previous.table"])
     else:
-        inner = F.linear(_unit(F.embedding(marginals.parents, embedding)), weights["previous.weight"])
+        inner = linear(_unit(F.embedding(marginals.parents, embedding)), weights["previous.weight"])
     near = around(marginals.hidden, head.reach)
     if head.form != "static":
-        seen = F.linear(_unit(near).flatten(2), weights["hidden.weight"], weights["bias"])[:, :, None]
+        seen = linear(_unit(near).flatten(2), weights["hidden.weight"], weights["bias"])[:, :, None]
         if head.reach:
             spare = (marginals.likely.shape[-1] - head.window) // 2
             likely = marginals.likely[..., spare : spare + head.window]
@@ -216,7 +236,7 @@ def changes(head: HeadConfig, weights: Weights, marginals: Marginals, embedding:
         inner = F.silu(inner + seen) if head.form == "gated" else inner * torch.sigmoid(seen)
     if head.tables:
         return inner, inner
-    change = F.linear(inner, weights["out.weight"])
+    change = linear(inner, weights["out.weight"])
     if "shift.weight" in weights:
         change = change + F.linear(inner, weights["shift.weight"]) @ near * 0.125
     return change, inner
@@ -276,13 +296,14 @@ def lattice_of(
     embedding: Tensor,
     target_head: Tensor,
     roots: Tensor | None = None,
+    linear: Linear = F.linear,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lattice` of marginals whose parents are all candidates of the depth above."""
     if head.form in PUBLISHED:
         assert roots is not None
         logprobs = _published(head, weights, found, roots, target_head)
         return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]
-    logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head))
+    logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head), linear)
     first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
 

@@ -52,13 +52,15 @@ def round_conditionals(logprobs: Tensor) -> Tensor:
     return (F.threshold(units, -LOWEST - 0.5, -torch.inf) / PER_NAT).float()
 
 
-def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def top_candidates(logits: Tensor, count: int, total: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The ``count`` most likely tokens of each row, as they enter traces and trees.
 
     Parameters
     ----------
     logits : float32 Tensor [..., vocabulary]
     count : int
+    total : float32 Tensor [...], optional
+        Their logsumexp.
 
     Returns
     -------
@@ -67,7 +69,8 @@ def top_candidates(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     token_ids : int64 Tensor [..., count]
     """
     values, ids = logits.topk(min(count, logits.shape[-1]), -1, sorted=False)
-    values = round_down_half(values - logits.logsumexp(-1, keepdim=True))
+    total = logits.logsumexp(-1) if total is None else total
+    values = round_down_half(values - total[..., None])
     # Values are at most 0: the bits of their magnitude rise as they fall, so that one sort orders values, then ids.
     magnitude = values.neg().half().view(torch.int16).long()
     keys = ((magnitude << 32) | ids).sort(-1).values
