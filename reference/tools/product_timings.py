@@ -1,4 +1,4 @@
-"""Passes of 16 to 128 tokens on a GPU: are the streamed products right there, which tiles are fastest, what is left?
+"""Passes of 16 to 512 tokens on a GPU: are the products right there, to the bit, which tiles are fastest, what is left?
 
 ``python3 reference/tools/selftest.py --products [--out DIR] [--seconds 60]``
 """
@@ -18,11 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddsim_reference.engine import attention, kernels, layers
-from ddsim_reference.engine import engine as engines
-from ddsim_reference.engine import products as products
+from ddsim_reference.engine import attention, kernels, layers, products
 from ddsim_reference.engine.engine import Engine, project_head
-from ddsim_reference.engine.products import Tile, streamed_product
+from ddsim_reference.engine.products import Tile
 from ddsim_reference.model import forward
 from ddsim_reference.profile import (
     copy_bandwidth,
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from ddsim_reference.model.config import DrafterConfig, ModelConfig
     from selftest import Report
 
-COUNTS = (64, 128, 16)
+COUNTS = (64, 512, 128, 256, 16)
 
 
 def shapes_of(config: ModelConfig, auxiliary_layers: int) -> dict[str, tuple[int, int]]:
@@ -53,23 +51,34 @@ def shapes_of(config: ModelConfig, auxiliary_layers: int) -> dict[str, tuple[int
     }
 
 
-def tiles_to_try(rows: int, columns: int, padded: int, whole: bool) -> list[Tile]:
-    """Tiles with as many stages as fit, and as many parts as fill one wave."""
-    found = [products.default_tile(rows, columns, padded, whole)]
-    for height, step, slots, warps in (
-        (64, 64, 3, 4), (64, 128, 2, 4), (128, 64, 2, 8), (128, 128, 1, 8), (64, 64, 2, 4),
+def tiles_to_try(rows: int, columns: int, padded: int, parts: int) -> list[Tile]:
+    """Tiles with as many stages as fit."""
+    found = [products.default_tile(rows, columns, padded, parts)]
+    if padded <= products.STREAMED_TOKENS:
+        for height, step, slots, warps in (
+            (64, 64, 3, 4), (64, 128, 2, 4), (128, 64, 2, 8), (128, 128, 1, 8), (64, 64, 2, 4), (64, 128, 1, 4),
+        ):  # fmt: skip
+            room = {1: 226_000, 2: 112_000, 3: 74_500}[slots]
+            stages = min(8, room // ((height + padded) * step * 2))
+            if stages >= 2:
+                found.append(Tile(height, step, padded, stages, warps))
+        return list(dict.fromkeys(found))
+    for height, tokens, warps, stages, first in (
+        (128, 128, 8, 4, True), (128, 128, 8, 3, False), (256, 128, 8, 3, True), (128, 256, 8, 3, True), (128, 64, 4, 4, True),
+        (64, 128, 4, 4, True), (128, 64, 4, 3, False), (256, 64, 8, 4, False), (64, 64, 4, 5, True),
     ):  # fmt: skip
-        room = {1: 226_000, 2: 112_000, 3: 74_500}[slots]
-        stages = min(8, room // ((height + padded) * step * 2))
-        split = 1 if whole else products.default_split(rows, columns, height, step, slots)
-        if stages >= 2:
-            found.append(Tile(height, step, split, stages, warps))
+        if tokens > padded:
+            continue
+        big = height * tokens > 64 * 128 * warps // 4  # the sums of a part and of all don't fit into the registers
+        for whole in (True, False) if parts > 1 else (True,):
+            if not (whole and parts > 1 and big):
+                found.append(Tile(height, 64, tokens, stages, warps, whole, first))
     return list(dict.fromkeys(found))
 
 
 def product(name: str, x: Tensor, weight: Tensor, tile: Tile | None, logits: Tensor | None) -> Tensor:
     """A shape's product as the layers use it."""
-    return streamed_product(x, weight, gated=name == "gate_up", out=logits if name == "head" else None, tile=tile)
+    return products.product(x, weight, gated=name == "gate_up", out=logits if name == "head" else None, tile=tile)
 
 
 def library_product(name: str, x: Tensor, weight: Tensor, logits: Tensor | None) -> Tensor:
@@ -126,7 +135,7 @@ def check_products(
         print(f"  {len(jobs)} kernels compiled by {time.perf_counter() - report.begin:.1f} s", flush=True)
     for name, (rows, columns) in shapes_of(config, auxiliary_layers).items():
         weight = normal(rows, columns) * columns**-0.5
-        for tokens in (16, 63, 64, 128):
+        for tokens in (16, 63, 64, 128, 512):
             x = normal(tokens, columns)
             logits = torch.full((tokens, rows), torch.nan, device=device)
             wide = x.float() @ weight.float().T
@@ -139,12 +148,11 @@ def check_products(
                     (16 * tokens * rows,), torch.nan, device=device
                 )  # freed at once: what follows may land on it
                 logits.fill_(torch.nan)
-                out = product(name, x, weight, None, logits)
-                outs.append((out.sum(0) if out.dim() == 3 else out).clone())
-            limit = 1e-4 if name != "gate_up" or dtype == torch.float32 else 8e-3
-            report.check(f"streamed product {name} {tokens}", error(outs[0], wide), limit)
-            report.check(f"streamed product {name} {tokens} twice", float((outs[0] != outs[1]).sum()), 0.0)
-        del weight, logits, wide, outs, out
+                outs.append(products.added(product(name, x, weight, None, logits), dtype).clone())
+            limit = 1e-4 if name == "head" or dtype == torch.float32 else 8e-3
+            report.check(f"product {name} {tokens}", error(outs[0], wide), limit)
+            report.check(f"product {name} {tokens} twice", float((outs[0] != outs[1]).sum()), 0.0)
+        del weight, logits, wide, outs
         if gpu:
             torch.cuda.empty_cache()
 
@@ -199,7 +207,8 @@ def time_products(
             x = torch.randn(tokens, columns, device=device).to(dtype)
             logits = torch.empty(tokens, rows, device=device) if name == "head" else None
             rounds = 2 if name == "head" else max(2, 24 // copies)
-            tiles = tiles_to_try(rows, columns, products.padded_tokens(tokens), name in ("head", "gate_up"))
+            parts = 1 if name in ("head", "gate_up") else products.parts_of(rows, columns)
+            tiles = tiles_to_try(rows, columns, products.padded_tokens(tokens), parts)
             if name == "fc" or tokens == 16:  # each costs a second of compiling
                 tiles = tiles[:4]
 
@@ -216,10 +225,14 @@ def time_products(
             with ThreadPoolExecutor(len(tiles) if gpu else 1) as pool:
                 outcomes = list(pool.map(compiled, tiles))
             times: dict[Tile, float] = {}
+            plain = product(name, x[:16], weights[0], None, None if logits is None else logits[:16])
+            few = products.added(plain, dtype).clone()
             for tile, outcome in zip(tiles, outcomes, strict=True):
                 try:
                     if outcome:
                         raise RuntimeError(outcome)
+                    same = products.added(product(name, x, weights[0], tile, logits), dtype)[:16]
+                    report.check(f"bits of {name} {tokens} {tuple(tile)}", float((same != few).sum()), 0.0)
                     calls = [partial(product, name, x, w, tile, logits) for w in weights] * rounds
                     times[tile] = graph_seconds(calls, device)
                 except Exception as failure:
@@ -244,6 +257,46 @@ def time_products(
             )
             del weights
     report.save()
+
+
+def time_parts(report: Report, config: ModelConfig, device: torch.device, dtype: torch.dtype, deadline: float) -> None:
+    """Streamed products by their number of parts: the fewer, the less the next kernel has to add up."""
+    found: list[dict[str, Any]] = report.parts.setdefault("parts", [])
+    shapes = shapes_of(config, 1)
+    for tokens, name in [(tokens, name) for tokens in (64, 16) for name in ("o", "qkv", "down")]:
+        if device.type != "cuda" or time.perf_counter() > deadline:
+            return
+        rows, columns = shapes[name]
+        x = torch.randn(tokens, columns, device=device).to(dtype)
+        weights = [torch.empty(rows, columns, device=device, dtype=dtype).normal_(std=columns**-0.5) for _ in range(6)]
+        jobs = []
+        for parts in (1, 2, 3, 4, 6, 8):
+            for height, step, warps, slots in ((64, 64, 4, 3), (64, 128, 4, 1), (64, 128, 4, 2), (128, 128, 8, 1)):
+                room = {1: 226_000, 2: 112_000, 3: 74_500}[slots]
+                jobs.append((parts, Tile(height, step, tokens, min(8, room // ((height + tokens) * step * 2)), warps)))
+
+        def run(
+            job: tuple[int, Tile], weight: Tensor, x: Tensor = x, shape: tuple[int, int] = (rows, columns)
+        ) -> Tensor:
+            products.PARTS[shape] = job[0]
+            return products.product(x, weight, tile=job[1])
+
+        def compiled(job: tuple[int, Tile], weight: Tensor = weights[0]) -> None:
+            with torch.inference_mode():
+                run(job, weight)
+
+        with patch.dict(products.PARTS):
+            for parts in sorted({parts for parts, _ in jobs}):  # one number of parts at a time: threads share the table
+                with ThreadPoolExecutor(4) as pool:
+                    list(pool.map(compiled, [job for job in jobs if job[0] == parts]))
+            times = {job: graph_seconds([partial(run, job, w) for w in weights] * 4, device) for job in jobs}
+        for parts in sorted({parts for parts, _ in jobs}):
+            best = min((job for job in jobs if job[0] == parts), key=lambda job: times[job])
+            found.append(
+                {"shape": name, "tokens": tokens, "parts": parts, "tile": list(best[1]), "us": 1e6 * times[best]}
+            )
+            print(f"  {name} {tokens}, {parts} parts: {1e6 * times[best]:.1f} us {tuple(best[1])}", flush=True)
+        report.save()
 
 
 def time_forward(
@@ -285,15 +338,15 @@ def time_forward(
         engine.stage([random_tree(tokens, 15, config.vocab_size, rng)])
         engine.wait()
         logits = {}
-        for streamed in (False, True):
-            engine.streamed = streamed
+        for fast in (True, False):
+            engine.fast = fast
             for context in contexts:
                 seconds = verify_seconds(tokens, context)
                 floor = max(verify_floor(config, tokens, context, bandwidth, rate))
-                add("new" if streamed else "present", tokens, context, seconds, floor)
-            logits[streamed] = engine.logits[:tokens].clone()
+                add("fast" if fast else "default", tokens, context, seconds, floor)
+            logits[fast] = engine.logits[:tokens].clone()
             engine.wait()
-        report.check(f"logits new against present, {tokens}", error(logits[True], logits[False]), 5e-2)
+        report.check(f"logits default against fast, {tokens}", error(logits[False], logits[True]), 5e-2)
 
     tokens, context = 64, contexts[0]
     floor = max(verify_floor(config, tokens, context, bandwidth, rate))
@@ -302,35 +355,33 @@ def time_forward(
         return query[:, : config.num_heads * config.head_dim].contiguous()
 
     def draft() -> None:
-        for streamed in (False, True):
-            engine.streamed = streamed
-            engine.graphs.captured.pop("draft", None)
-            engine.set_context(contexts[0])
-            seconds = statistics.median(event_seconds(engine.draft, device, 12))
-            floor = max(draft_floor(config, drafter, contexts[0], bandwidth, rate))
-            add(f"draft, {'new' if streamed else 'present'}", drafter.block_size, contexts[0], seconds, floor)
+        engine.graphs.captured.pop("draft", None)
+        engine.set_context(contexts[0])
+        seconds = statistics.median(event_seconds(engine.draft, device, 12))
+        floor = max(draft_floor(config, drafter, contexts[0], bandwidth, rate))
+        add("draft", drafter.block_size, contexts[0], seconds, floor)
 
     def profiles() -> None:
         tables = report.parts.setdefault("kernels", {})
-        for streamed in (True, False):
-            engine.streamed = streamed
-            verify_seconds(tokens, context)
-            bucket = engine.bucket_for(tokens)
-            name = f"verify {tokens}, {'new (times overlap)' if streamed else 'present'}"
+        for count in (64, 512, 16):
+            verify_seconds(count, context)
+            bucket = engine.bucket_for(count)
+            name = f"verify {count} (times overlap)"
             tables[name] = profile_table(name, partial(engine.verify, bucket))
 
     report.part("draft", draft)
     if device.type == "cuda":
         report.part("kernels by time", profiles)
 
-    engine.streamed = True
     variants: dict[str, Any] = {
         "no prefetch": patch.object(products, "PREFETCH", 0),
         "prefetch of 12 steps": patch.object(products, "PREFETCH", 12),
         "no early launch": patch.object(kernels, "EARLY_LAUNCH", False),
         "default tiles": patch.dict(products.TUNED, clear=True),
-        "attention, 1 step a part": patch.object(attention, "LEAST_STEPS", 1),
-        "attention, 5 steps a part": patch.object(attention, "LEAST_STEPS", 5),
+        "attention, a program a part": patch.object(attention, "BUSY", 1 << 30),
+        "attention, a program a group": patch.object(attention, "BUSY", 0),
+        "attention, parts of 128": patch.object(attention, "PART", 128),
+        "attention, parts of 512": patch.object(attention, "PART", 512),
         "without attention": patch.object(layers, "tree_attention", query_only),
     }
     for name, change in variants.items():
@@ -368,6 +419,8 @@ def _run(
         deadline = report.begin + 0.65 * seconds
         timing = partial(time_products, report, config, device, dtype, auxiliary_layers, deadline, bandwidth)
         report.part("products, how fast", timing)
+        parts = partial(time_parts, report, config, device, dtype, report.begin + 0.75 * seconds)
+        report.part("products, by parts", parts)
         if device.type == "cuda":
             torch.cuda.empty_cache()
     report.parts["tuned"] = [[*key, *tile] for key, tile in products.TUNED.items()]
@@ -375,5 +428,4 @@ def _run(
         print(f"    {key}: Tile{tuple(tile)},", flush=True)
     end = report.begin + 1.1 * seconds
     forward = partial(time_forward, report, config, drafter, device, dtype, contexts, bandwidth, rate, end)
-    with patch.object(engines, "MOST_TOKENS", max(COUNTS)):  # also where cuBLAS is taken otherwise
-        report.part("the whole pass", forward)
+    report.part("the whole pass", forward)

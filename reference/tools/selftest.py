@@ -1,12 +1,11 @@
 """First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
 
-``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--products]``
+``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--bits | --products]``
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -216,7 +215,7 @@ def check_small_kernels(report: Report, device: torch.device, heads: int, kv_hea
 
 
 def check_attention(report: Report, device: torch.device, heads: int, kv_heads: int, dim: int) -> None:
-    """Tree attention over ragged forests, with 1, 2 and 8 parts, causal or not."""
+    """Tree attention over ragged forests, parts joined by one program or by several."""
     rng = np.random.default_rng(2)
     generator = torch.Generator(device).manual_seed(2)
     group = heads // kv_heads
@@ -224,27 +223,26 @@ def check_attention(report: Report, device: torch.device, heads: int, kv_heads: 
         ((1,), (300,), 1),
         ((37,), (0,), 48),
         ((130,), (517,), 160),
-        ((3, None, 70, 1), (0, 5, 640, 77), 96),
+        ((3, None, 70, 1), (0, 5, 1640, 77), 96),
     )
     for dtype, limit in ((torch.bfloat16, 1e-2), (torch.float32, 1e-5)):
         for sizes, contexts, tokens in cases:
-            batch, length = len(sizes), 896
+            batch, length = len(sizes), 1792
             bucket = Bucket(tokens, batch, group, device)
             bucket.pack([None if m is None else random_tree(m, 15, 100, rng) for m in sizes])
             if bucket.uploaded is not bucket.staging:
                 bucket.uploaded.copy_(bucket.staging)
-            metadata = bucket.metadata(torch.tensor(contexts, dtype=torch.int32, device=device))
+            metadata = bucket.metadata(torch.tensor(contexts, dtype=torch.int32, device=device), 16)
             keys, values = torch.randn(2, batch, kv_heads, length, dim, device=device, generator=generator).to(dtype)
             qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim, device=device, generator=generator).to(dtype)
             qkv *= 2
             used = sum(m or 0 for m in sizes)
-            wide = dataclasses.replace(metadata, causal=False)
             with plain():
                 twin = attention.tree_attention(qkv.float(), heads, keys.float(), values.float(), metadata)[:used]
-            for splits, which in ((1, metadata), (2, metadata), (8, metadata), (8, wide)):
-                name = f"attention {str(dtype)[6:]} d{dim} {sizes} splits={splits} causal={which.causal}"
+            for together in (False, True):
+                name = f"attention {str(dtype)[6:]} d{dim} {sizes} together={together}"
                 try:
-                    out = attention.tree_attention(qkv, heads, keys, values, which, splits=splits)[:used]
+                    out = attention.tree_attention(qkv, heads, keys, values, metadata, together=together)[:used]
                     report.check(name, error(out, twin), limit)
                 except Exception as failure:
                     report.failures.append(f"{name}: {str(failure).splitlines()[0][:100]}")
@@ -335,7 +333,7 @@ def check_engine(
             worst = max(error(a, b[:, 0, :, :total]) for a, b in pairs)
             report.check(f"{label} cache after commit against plain prefill", worst, limit)
         if graphs and device.type == "cuda":
-            engine.gemv = True
+            engine.fast = True
             engine.set_context(len(prompt))
             one = engine.stage([TokenTree.chain(tree.tokens[:1])])
             with_gemv = engine.verify(one)[:1].clone()
@@ -390,7 +388,108 @@ def check_batch(report: Report, config: ModelConfig, device: torch.device, dtype
         at += m
 
 
-# (c) Times.
+# (c) Bits.
+
+
+def check_bits(report: Report, label: str, config: ModelConfig, drafter: DrafterConfig, device: torch.device) -> None:
+    """A path's logits, features, keys and values, and what is drafted after it, bit by bit: token by token, and in every company.
+
+    In trees of up to 512 tokens at any places, in prompts cut differently, in batches, from graphs and without; at contexts that end
+    within parts of the attention and at their edges.
+    """
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights = random_target(config, device=device, dtype=dtype)
+    drafter_weights = random_drafter(drafter, device=device, dtype=dtype)
+    rng = np.random.default_rng(6)
+    steps, most = 7, 512 if device.type == "cuda" else 32
+    sizes = [m for m in (2, 8, 16, 33, 64, 128, 300, 512) if m <= most]
+
+    def made(batch: int, tokens: int, graphs: bool) -> Engine:
+        return Engine(
+            config, weights, drafter, drafter_weights, max_context=1400, max_tokens=tokens, batch=batch, candidates=64,
+            cuda_graphs=graphs, buckets=sorted({1, batch, *sizes}),
+        )  # fmt: skip
+
+    engine, other = made(1, most, False), made(3, most + 40, False)
+    graphed = made(1, most, True) if device.type == "cuda" else None
+
+    def found(engine: Engine, b: int, context: int, first: int, places: Sequence[int]) -> list[Tensor]:
+        """What a pass left of the tokens at some places of request b's tree."""
+        rows = [context + j for j in places]
+        at = [first + j for j in places]
+        cache = [x[:, b, :, rows].transpose(0, 2) for x in (engine.stack.keys, engine.stack.values)]
+        return [x.clone() for x in (engine.logits[at], engine.features[at], *cache)]
+
+    def differing(ours: list[Tensor], wanted: list[Tensor]) -> float:
+        if device.type == "cpu":  # whose library adds up as it likes
+            return float(max(error(a, b[: len(a)]) for a, b in zip(ours, wanted, strict=True)) > 1e-4)
+        return float(sum(int((a != b[: len(a)]).sum()) for a, b in zip(ours, wanted, strict=True)))
+
+    def drafted(engine: Engine, b: int, root: int) -> list[Tensor]:
+        engine.set_root(b, root)
+        engine.draft()
+        engine.wait()
+        return [torch.from_numpy(x[b].copy()) for x in engine.drafted()]
+
+    for context in (5, 75, 255, 256, 530, 1300) if device.type == "cuda" else (5, 75):
+        prompt = rng.integers(0, config.vocab_size, context).tolist()
+        path = rng.integers(0, config.vocab_size, steps).tolist()
+        engine.set_context(0)
+        engine.prefill(0, prompt)
+        cached = [x[:, 0, :, :context].clone() for x in (engine.stack.keys, engine.stack.values)]
+        draft = drafted(engine, 0, path[0])
+        alone: list[list[Tensor]] = []
+        for i, token in enumerate(path):
+            engine.set_context(context + i)
+            engine.verify(engine.stage([TokenTree.chain([token])]))
+            alone.append(found(engine, 0, context + i, 0, [0]))
+            engine.wait()
+        wanted = [torch.cat(parts) for parts in zip(*alone, strict=True)]
+        for which in (engine, graphed):
+            if which is None:
+                continue
+            if which is graphed:
+                which.set_context(0)
+                which.prefill(0, prompt)
+            for size in sizes:
+                which.set_context(context)
+                if size < 16:
+                    tree, places = TokenTree.chain([*path, 1][:size]), list(range(min(size, steps)))
+                else:
+                    tree, places = decoy_tree(path, config.vocab_size, size, rng)
+                which.verify(which.stage([tree]))
+                name = f"{label} bits of {size} tokens at {context}{', graph' if which is graphed else ''}"
+                report.check(name, differing(found(which, 0, context, 0, places), wanted), 0.0)
+                which.wait()
+        if graphed is not None:
+            graphed.set_context(0)
+            graphed.prefill(0, prompt)
+            report.check(
+                f"{label} drafted bits at {context}, graph", differing(drafted(graphed, 0, path[0]), draft), 0.0
+            )
+        # In the middle of a batch, its prompt cut elsewhere.
+        neighbours = [rng.integers(0, config.vocab_size, n).tolist() for n in (90, 700 if context > 80 else 9)]
+        other.set_context(0)
+        other.max_tokens = max(3, context // 3)
+        for b, text in enumerate((neighbours[0], prompt, neighbours[1])):
+            other.prefill(b, text)
+        other.max_tokens = most + 40
+        ours = [x[:, 1, :, :context] for x in (other.stack.keys, other.stack.values)]
+        report.check(f"{label} bits of a prompt of {context} cut elsewhere", differing(ours, cached), 0.0)
+        other.set_roots([3, path[0], 4])
+        report.check(
+            f"{label} drafted bits at {context}, in a batch", differing(drafted(other, 1, path[0]), draft), 0.0
+        )
+        for size in sizes[2:]:
+            tree, places = decoy_tree(path, config.vocab_size, max(16, size - 17), rng)
+            trees = [random_tree(3, 12, config.vocab_size, rng), tree, random_tree(14, 12, config.vocab_size, rng)]
+            other.verify(other.stage(trees))
+            ours = found(other, 1, context, 3, places)
+            report.check(f"{label} bits of {size} tokens at {context}, in a batch", differing(ours, wanted), 0.0)
+            other.wait()
+
+
+# (d) Times.
 
 
 def verify_floor(
@@ -506,7 +605,6 @@ def time_engine(
             report.failures.append("timing: out of time")
             break
         bucket = engine.stage([trees[m]])
-        engine.gemv = False
         begin = time.perf_counter()
         engine.verify(bucket)
         engine.wait()
@@ -516,12 +614,14 @@ def time_engine(
             seconds = event_seconds(partial(engine.verify, bucket), device, 12)
             add("verify", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
         if m == 1 and device.type == "cuda":
-            engine.gemv = True
+            engine.fast = True
             engine.graphs.captured.pop(("verify", bucket.tokens), None)
             for context in contexts:
                 engine.set_context(context)
                 seconds = event_seconds(partial(engine.verify, bucket), device, 12)
-                add("verify gemv", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
+                add("verify fast", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
+            engine.fast = False
+            engine.graphs.captured.pop(("verify", bucket.tokens), None)
         if m == preferred[0]:
             for context in contexts:
                 engine.set_context(context)
@@ -565,7 +665,6 @@ def time_engine(
     def profiles() -> None:
         tables = report.parts.setdefault("kernels", {})
         engine.set_context(contexts[0])
-        engine.gemv = True
         for m in (1, 64, 512):
             if m in trees and time.perf_counter() < deadline + 10:
                 bucket = engine.stage([trees[m]])
@@ -615,6 +714,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=45.0, help="no new timing starts after so many seconds")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", default="qwen3-8b", help="shape of the timed model")
+    parser.add_argument("--bits", action="store_true", help="only the comparisons bit by bit")
     parser.add_argument("--skip-checks", action="store_true", help="only the timings")
     parser.add_argument("--products", action="store_true", help="only the passes of 16 to 128 tokens, piece by piece")
     options = parser.parse_args(argv)
@@ -644,6 +744,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report.part(label, partial(check_engine, report, label, config, drafter, device, dtype, limit))
         report.part("batch of ragged trees", partial(check_batch, report, smollm2, device, *types[-1]))
 
+    def bits() -> None:
+        for config in (smollm2, qwen3):
+            label = f"{config.arch} {config.hidden_size}"
+            report.part(f"bits, {label}", partial(check_bits, report, label, config, small_drafter(config), device))
+
     if options.products:
         import product_timings
 
@@ -653,8 +758,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind, lengths = (torch.bfloat16, (512, 4096)) if gpu else (torch.float32, (32, 64))
         product_timings.run(report, *shape, device, kind, lengths, options.seconds)
         return finish(report)
+    if options.bits:
+        bits()
+        return finish(report)
     if not options.skip_checks:
         checks()
+        bits()
         if gpu:
             torch.cuda.empty_cache()
     if gpu:
