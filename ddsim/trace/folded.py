@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,12 @@ class Folded:
         names = ("tokens", *COLUMNS)
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
-    def part(self, first: int, last: int) -> Folded:
-        """Positions first..last-1."""
+    def parts(self, runs: Iterable[tuple[int, int]]) -> Iterator[Folded]:
+        """Positions first..last-1 of each run (first, last)."""
         edges = {name: np.concatenate([[0], np.cumsum(size)]) for name, size in self.sizes().items()}
-        cut = {name: getattr(self, name)[edges[name][first] : edges[name][last]] for name in COLUMNS[1:]}
-        return Folded(self.tokens[first:last], self.widths[first:last], **cut)
+        for first, last in runs:
+            cut = {name: getattr(self, name)[edges[name][first] : edges[name][last]] for name in COLUMNS[1:]}
+            yield Folded(self.tokens[first:last], self.widths[first:last], **cut)
 
     def digest(self, head: Sequence[Any]) -> str:
         """Hash of a sequence's content; ``head`` names it."""

@@ -318,9 +318,8 @@ class _Shard:
             raise self.fail(base + int(at), why) from None
         if fault is not None:
             raise self.fail(base + fault[0], fault[1])
-        for i in wanted:
-            p, q = int(self.starts[i]) - base, int(self.starts[i + 1]) - base
-            part = whole.part(p, q)
+        runs = [(int(self.starts[i]) - base, int(self.starts[i + 1]) - base) for i in wanted]
+        for i, (p, _), part in zip(wanted, runs, whole.parts(runs), strict=True):
             info = self.infos[i]
             if _digest(info.workload, info.prompt_id, info.temperature, info.prompt_tokens, part) != info.digest:
                 raise self.fail(base + p, f"sequence {self.first + int(i)} differs from its hash; the file was edited")

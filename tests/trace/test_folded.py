@@ -83,7 +83,7 @@ def test_folded_and_unfolded(cases: int) -> None:
         for name, array in vars(fold(text, without_last(again))).items():
             np.testing.assert_array_equal(array, getattr(folded, name))
         middle = len(text) // 2
-        halves = type(folded).joined([folded.part(0, middle), folded.part(middle, len(text))])
+        halves = type(folded).joined(list(folded.parts([(0, middle), (middle, len(text))])))
         for name, array in vars(halves).items():
             np.testing.assert_array_equal(array, getattr(folded, name))
 
