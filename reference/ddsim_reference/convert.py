@@ -113,7 +113,10 @@ def convert(
     with new_folder(out) as folder:
         if shape is not None and draft_weights is not None:
             inside = draft_head is not None and draft_head[0].form == "markov"  # DSpark's: among the drafter's tensors
-            save_drafter(folder / "drafter", shape, draft_weights, provenance, draft_head if inside else None, kind)
+            save_drafter(
+                folder / "drafter", shape, draft_weights, provenance, draft_head if inside else None, kind,
+                config.max_position_embeddings,
+            )  # fmt: skip
             if draft_head is not None and not inside:
                 save_head(folder / "drafter", *draft_head, provenance, kind)
             del draft_weights, draft_head

@@ -18,7 +18,7 @@ from ddsim_reference import convert as module
 from ddsim_reference.convert import convert
 from ddsim_reference.model import forward, widen
 from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target, save_drafter, save_head, save_target
-from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
+from ddsim_reference.model.config import ModelConfig
 from tests.naive import served
 from tests.reference import tiny, tiny_models
 
@@ -48,31 +48,14 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
-def passes(config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter: Weights) -> tuple[Any, Any]:
-    """Logits of target and drafter by the plain forward pass that records traces."""
-    tokens, here = torch.tensor([TEXT]), torch.arange(len(TEXT))[None]
-    layers = forward.target_layers(config, weights)
-    features, hidden = forward.target_features(
-        config, weights, layers, tokens, here, forward.causal_attention, shape.target_layer_ids
-    )
-    anchor = torch.tensor([len(TEXT) - 1])
-    ids, positions = forward.block_inputs(shape, tokens[:, anchor], anchor[None])
-    drafted = forward.drafter_hidden(
-        shape, drafter, features[:, :-1], here[:, :-1],
-        torch.nn.functional.embedding(ids, weights["model.embed_tokens.weight"]), positions,
-        forward.masked_attention(forward.block_mask(anchor, len(TEXT) - 1, shape.block_size)),
-    )  # fmt: skip
-    head = weights["lm_head.weight"]
-    return hidden[0] @ head.T, forward.by_depth(shape, drafted[0]) @ head.T
-
-
 def test_the_widened_pair_says_the_same_as_engines_compute_it(job: dict[str, Any], tmp_path: Path) -> None:
     written = convert(**job, drafter=str(tmp_path / "dflash"), widen="big", shard=60_000)
     target, drafter = served.read(Path(written["target"])), served.read(Path(written["drafter"]))
+    assert target[0]["max_position_embeddings"] == drafter[0]["max_position_embeddings"] == 512
     assert target[0]["hidden_size"] == 96 and target[0]["vocab_size"] == drafter[0]["vocab_size"] == 100
     assert len(list(Path(written["target"]).glob("model-000*-of-000*.safetensors"))) > 4
     config, weights, _ = load_target(job["target"])
-    wanted, drafted = passes(config, weights, *load_drafter(str(tmp_path / "dflash")))
+    wanted, drafted = tiny.passes(config, weights, *load_drafter(str(tmp_path / "dflash")), TEXT)
     found, _ = served.target(target, TEXT)
     torch.testing.assert_close(found[:, :61].float(), wanted, rtol=1e-4, atol=1e-4)
     assert found.argmax(-1).max() < 61
@@ -82,7 +65,7 @@ def test_the_widened_pair_says_the_same_as_engines_compute_it(job: dict[str, Any
     config, weights, _ = load_target(written["target"])
     shape, draft_weights = load_drafter(written["drafter"])
     for mine, theirs in zip(
-        passes(config, weights, shape, draft_weights),
+        tiny.passes(config, weights, shape, draft_weights, TEXT),
         (found, served.drafter(drafter, target, TEXT)),
         strict=True,
     ):

@@ -17,11 +17,15 @@ from ddsim.policy.contract import Policy
 from ddsim.policy.rules import DDTree, DFlash, RoundRatio
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import open_trace
+from ddsim_reference.convert import convert
 from ddsim_reference.decode import decode
 from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model import widen
 from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_head, load_target
 from ddsim_reference.model.workloads import WORKLOADS, encode, load_prompts
 from ddsim_reference.record import record
+from tests.naive import served
+from tests.reference.tiny import passes
 
 DRAFTER = Path(__file__).parents[2] / "reference" / "drafter"
 pytestmark = [
@@ -136,3 +140,29 @@ def test_gguf_and_folder_are_the_same_model(tmp_path: Path) -> None:
             forward.causal_attention, (1,),
         )  # fmt: skip
         torch.testing.assert_close(hidden @ loaded["lm_head.weight"].T, wanted, rtol=1e-3, atol=2e-3)
+
+
+def test_the_widened_pair_is_exact_as_engines_compute_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real weights in a wider shape, of a size that a test can hold; read and computed as engines do."""
+    monkeypatch.setitem(widen.SHAPES, "wider", widen.Shape(640, 31, 12, 3, 128, 1600, 49_300))
+    written = convert(
+        target=SMOLLM2,
+        drafter=str(DRAFTER),
+        widen="wider",
+        prompts=["chat"],
+        limit=6,
+        out=tmp_path / "pair",
+        dtype="float32",
+        head=False,
+    )
+    config, weights, tokenizer = load_target(SMOLLM2)
+    text = encode(tokenizer, load_prompts("humaneval")[0])[:80]
+    wanted, drafted = passes(config, weights, *load_drafter(str(DRAFTER)), text)
+    target, drafter = served.read(Path(written["target"])), served.read(Path(written["drafter"]))
+    found, _ = served.target(target, text)
+    proposed = served.drafter(drafter, target, text)
+    real = config.vocab_size
+    torch.testing.assert_close(found[:, :real].float(), wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(proposed[:, :real].float(), drafted, rtol=0, atol=1e-3)
+    for logits in (found, proposed):
+        assert logits.softmax(-1)[:, real:].sum(-1).max() < 1e-12

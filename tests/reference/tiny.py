@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ddsim_reference.engine.engine import Engine
+from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes, target_shapes
 from ddsim_reference.model.heads import HeadConfig, head_shapes
 
@@ -114,3 +115,23 @@ def prompts(count: int, vocab: int, seed: int = 0, longest: int = 12) -> list[li
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     return [torch.randint(0, vocab - 1, (n,), generator=generator).tolist() for n in sizes]
+
+
+def passes(
+    config: ModelConfig, weights: Weights, shape: DrafterConfig, drafter: Weights, text: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the target over a text, and of the block whose root is its last token, by the plain pass that records traces."""
+    tokens, here = torch.tensor([text]), torch.arange(len(text))[None]
+    layers = forward.target_layers(config, weights)
+    features, hidden = forward.target_features(
+        config, weights, layers, tokens, here, forward.causal_attention, shape.target_layer_ids
+    )
+    anchor = torch.tensor([len(text) - 1])
+    ids, positions = forward.block_inputs(shape, tokens[:, anchor], anchor[None])
+    drafted = forward.drafter_hidden(
+        shape, drafter, features[:, :-1], here[:, :-1],
+        torch.nn.functional.embedding(ids, weights["model.embed_tokens.weight"]), positions,
+        forward.masked_attention(forward.block_mask(anchor, len(text) - 1, shape.block_size)),
+    )  # fmt: skip
+    head = weights["lm_head.weight"]
+    return hidden[0] @ head.T, forward.by_depth(shape, drafted[0]) @ head.T

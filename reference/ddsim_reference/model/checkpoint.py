@@ -507,6 +507,7 @@ def save_drafter(
     provenance: dict[str, Any],
     head: DraftHead | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    positions: int = 8192,
 ) -> None:
     """Write a drafter in the published format (``config.json`` and ``model.safetensors``).
 
@@ -514,6 +515,8 @@ def save_drafter(
     ----------
     head : (HeadConfig, dict of str to Tensor), optional
         A ``markov`` head: the format is then DSpark's. `save_head` writes heads of other forms.
+    positions : int
+        Longest context, the target's: engines stop drafting there.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -522,7 +525,7 @@ def save_drafter(
         if head[0].form != "markov":
             raise DdsimError(f"{folder}: DSpark's format holds a markov head, not a {head[0].form} one; use save_head")
         tensors |= {name: head[1][mine].to(dtype) for name, mine in HEADS["markov"].items()}
-    document = drafter_document(config, None if head is None else head[0], str(dtype).removeprefix("torch."))
+    document = drafter_document(config, None if head is None else head[0], str(dtype).removeprefix("torch."), positions)
     write_tensors(folder / "model.safetensors", tensors)
     document["ddsim_provenance"] = provenance
     _atomic.write_text(folder / "config.json", json.dumps(document, indent=2) + "\n")

@@ -188,7 +188,9 @@ def beside_the_head(drafter: DrafterConfig) -> frozenset[str]:
     return frozenset((*drafter_shapes(drafter), *COPIES, *CONFIDENCE))
 
 
-def drafter_document(config: DrafterConfig, head: HeadConfig | None, dtype: str = "bfloat16") -> dict[str, Any]:
+def drafter_document(
+    config: DrafterConfig, head: HeadConfig | None, dtype: str = "bfloat16", positions: int = 8192
+) -> dict[str, Any]:
     """The config.json of a drafter: DSpark's where it has DSpark's head or samples from the anchor, and DFlash's otherwise."""
     if config.convolution is not None:
         raise DdsimError("a drafter with convolutions is read only; its format is not written")
@@ -203,7 +205,7 @@ def drafter_document(config: DrafterConfig, head: HeadConfig | None, dtype: str 
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
-        "max_position_embeddings": 8192,
+        "max_position_embeddings": positions,
         "hidden_size": config.hidden_size,
         "head_dim": config.head_dim,
         "intermediate_size": config.intermediate_size,
