@@ -17,6 +17,7 @@ import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,11 +102,13 @@ def test_public_names_can_be_imported() -> None:
         ddsim.magic  # type: ignore[attr-defined]  # noqa: B018
     assert dir(ddsim) == sorted(ddsim.__all__)
     assert ddsim.plot.tree is importlib.import_module("ddsim.view.trees").tree
+    assert all(getattr(ddsim.plot, name) is not None for name in ddsim.plot.__all__)
 
 
-def test_type_checkers_see_the_names_that_python_sees() -> None:
-    """What ``__init__`` imports for them stands there once more for Python, which imports it when it is used."""
-    module = ast.parse((ROOT / "ddsim" / "__init__.py").read_text())
+@pytest.mark.parametrize("name", ["__init__", "plot"])
+def test_type_checkers_see_the_names_that_python_sees(name: str) -> None:
+    """What a module imports for them stands there once more for Python, which imports it when it is used."""
+    module = ast.parse((ROOT / "ddsim" / f"{name}.py").read_text())
     (block,) = (n for n in module.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     seen = {}
     for line in block.body:
@@ -113,8 +116,9 @@ def test_type_checkers_see_the_names_that_python_sees() -> None:
         for alias in line.names:
             assert alias.asname == alias.name, "a name is exported if it is imported as itself"
             seen[alias.name] = line.module
-    assert seen.pop("plot") == "ddsim"
-    assert seen == {name: f"ddsim.{home}" for name, home in ddsim._HOME.items()}
+    here: Any = ddsim if name == "__init__" else ddsim.plot
+    assert seen.pop("plot", "ddsim") == "ddsim"
+    assert seen == {name: f"ddsim.{home}" for name, home in here._HOME.items()}
 
 
 @pytest.mark.slow

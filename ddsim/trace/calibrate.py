@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from ddsim import limits
 from ddsim.arrays import plain
@@ -244,6 +243,8 @@ def fit_isotonic(
     -------
     log_gains, acceptance : float64 [<= J]
     """
+    from scipy.optimize import isotonic_regression  # here: SciPy's optimisers cost a third of a second to import
+
     used = nodes > 0
     if not used.any():
         raise DdsimError("calibration: no position of the training prompts has a full horizon of truth")
