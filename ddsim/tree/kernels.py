@@ -31,6 +31,9 @@ from ddsim.jit import njit
 NO_RANK = 2**31 - 1
 
 
+NO_STEPS = np.empty(0, np.float64)
+
+
 BINS = 32  # of the histogram that aims the threshold
 
 
@@ -240,8 +243,11 @@ def list_nodes(s, depth, threshold):
 
 
 @njit(cache=True, nogil=True)
-def precedes(values, codes, a, b):
-    """Whether listed node a comes before listed node b != a in best-first order."""
+def precedes(values, codes, steps, a, b):
+    """Whether listed node a comes before listed node b != a in best-first order.
+
+    ``steps``: log-probabilities at the places that codes hold, where these are not in order; else empty.
+    """
     if values[a] != values[b]:
         return values[a] > values[b]
     # Climb to where the two paths meet (parents are listed before their children); the ranks of the last steps decide.
@@ -256,36 +262,37 @@ def precedes(values, codes, a, b):
         else:
             rank_y = codes[y] & 0xFFFFFFFF
             y = codes[y] >> 32
+    if steps.shape[0] > 0 and steps[rank_x] != steps[rank_y]:
+        return rank_x < 0 or (rank_y >= 0 and steps[rank_x] > steps[rank_y])
     return rank_x < rank_y
 
 
 @njit(cache=True, nogil=True)
-def precedes_equal(levels, codes, a, b):
-    """Whether node a, listed by ``list_nodes``, comes before an equal one b that was listed earlier.
+def precedes_equal(s, steps, a, b):
+    """Whether node a comes before an equal one b that was listed earlier; without ``steps``, by ``list_nodes``.
 
     Within a level nodes are in order; a deeper node stands where its ancestor of the other's level does, or right behind it.
     """
+    if steps.shape[0] > 0:
+        return precedes(s.values, s.codes, steps, a, b)
     d = 1
-    while levels[d] <= b:
+    while s.levels[d] <= b:
         d += 1
     x = np.int64(a)
-    while x >= levels[d]:
-        x = codes[x] >> 32
+    while x >= s.levels[d]:
+        x = s.codes[x] >> 32
     return x < b
 
 
 @njit(cache=True, nogil=True)
-def order_nodes(s, n, low, most):
-    """Sort the n listed nodes but the root, all above ``low``, best first into s.sorted_values and s.order.
+def order_nodes(s, n, high, low, most, steps):
+    """Sort the n listed nodes but the root, all above ``low`` and none above ``high``, best first into s.sorted_values and s.order.
 
-    Only the ``most`` first are sure to be in order.
+    Only the ``most`` first are sure to be in order. ``steps``: as for ``precedes``; empty if ``list_nodes`` listed them here.
     """
     if n <= 1 or most == 0:
         return
     values = s.values
-    codes = s.codes
-    levels = s.levels
-    high = values[1]  # the best node of depth 1 is the best of all
     if low == -np.inf:
         for i in range(1, n):
             low = min(low if low > -np.inf else high, values[i])
@@ -329,7 +336,7 @@ def order_nodes(s, n, low, most):
         node = order[i]
         j = i
         while j > _0 and (
-            value > ordered[j - _1] or (value == ordered[j - _1] and precedes_equal(levels, codes, node, order[j - _1]))
+            value > ordered[j - _1] or (value == ordered[j - _1] and precedes_equal(s, steps, node, order[j - _1]))
         ):
             ordered[j] = ordered[j - _1]
             order[j] = order[j - _1]
@@ -339,14 +346,14 @@ def order_nodes(s, n, low, most):
         last = ordered[i]
         moves += i - j
         if moves > np.uint64(PATIENCE * n):
-            merge_sort(values, codes, order, bucket_of, n - 1)
+            merge_sort(values, s.codes, steps, order, bucket_of, n - 1)
             for k in range(n - 1):
                 ordered[k] = values[order[k]]
             return
 
 
 @njit(cache=True, nogil=True)
-def merge_sort(values, codes, order, spare, n):
+def merge_sort(values, codes, steps, order, spare, n):
     """Sort the nodes order[:n] best first."""
     width = 1
     while width < n:
@@ -356,7 +363,7 @@ def merge_sort(values, codes, order, spare, n):
             i = left
             j = middle
             for k in range(left, right):
-                if i < middle and (j >= right or precedes(values, codes, order[i], order[j])):
+                if i < middle and (j >= right or precedes(values, codes, steps, order[i], order[j])):
                     spare[k] = order[i]
                     i += 1
                 else:
@@ -401,7 +408,7 @@ def heap_nodes(s, depth, most):
             codes[listed] = (parent << 32) + rank
             depths[listed] = d + 1
             hole = size
-            while hole > 0 and precedes(values, codes, listed, heap[(hole - 1) // 2]):
+            while hole > 0 and precedes(values, codes, NO_STEPS, listed, heap[(hole - 1) // 2]):
                 heap[hole] = heap[(hole - 1) // 2]
                 hole = (hole - 1) // 2
             heap[hole] = listed
@@ -419,9 +426,9 @@ def heap_nodes(s, depth, most):
         hole = 0
         while 2 * hole + 1 < size:
             child = 2 * hole + 1
-            if child + 1 < size and precedes(values, codes, heap[child + 1], heap[child]):
+            if child + 1 < size and precedes(values, codes, NO_STEPS, heap[child + 1], heap[child]):
                 child += 1
-            if not precedes(values, codes, heap[child], moved):
+            if not precedes(values, codes, NO_STEPS, heap[child], moved):
                 break
             heap[hole] = heap[child]
             hole = child
@@ -443,7 +450,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
             threshold = max(threshold_for(counts, reach, aim * most + 8.0, BINS), -reach)
             n = list_nodes(s, depth, threshold)
             if n > most:
-                order_nodes(s, n, threshold, most)
+                order_nodes(s, n, s.values[1], threshold, most, NO_STEPS)
                 return n, most
             fits = n > 0
             if threshold == -reach or not fits:
@@ -453,7 +460,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
     if fits:  # so there may be fewer nodes than wanted
         n = list_nodes(s, depth, -np.inf)
         if n > 0:
-            order_nodes(s, n, -np.inf, most)
+            order_nodes(s, n, s.values[1], -np.inf, most, NO_STEPS)
             return n, min(n - 1, most)
     return heap_nodes(s, depth, most)
 
@@ -485,7 +492,7 @@ def leading_best(truth):
 def write_ranks(s, listed, n, truth, linked, ranks):
     """Fill ranks [L] with the places, among the n nodes in order, of the nodes of a true path; NO_RANK from where one isn't.
 
-    ``linked``: a code counts from the start of all rows, as lattices' do, and not from that of its own row.
+    ``linked``: a code counts from the start of all rows, as those of lattices do, and ``s.starts`` says where the row behind each node starts.
     """
     ranks[:] = NO_RANK
     if truth[0] < 0:
@@ -501,7 +508,7 @@ def write_ranks(s, listed, n, truth, linked, ranks):
             break
         wanted = (node << 32) + np.int64(truth[d])  # a plain Python integer where NumPy runs the kernel
         if linked:
-            wanted += s.starts[s.codes[node] & 0xFFFFFFFF]
+            wanted += s.starts[node]
         while at < listed and s.codes[at] != wanted:
             at += 1
         if at == listed or place[at] == NO_RANK:

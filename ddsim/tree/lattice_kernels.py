@@ -8,9 +8,12 @@ hold P positions, told apart by ``width``:
 - *sparse*, width 0: row r is ``logprobs[offsets[r] : offsets[r + 1]]``, descending, and ``nexts`` holds the number of each
   candidate's next row within the position, -1 for none.
 
-Nodes are found as ``kernels`` finds them for rows of marginals: aim by a histogram, list, order; its heap is the resort here too.
-What differs is that rows are loaded, and sorted, only where the best path to them is in reach, and that a node's children are those
-of its candidate's next row: the code of a node is ``parent * 2^32 + place of its candidate among the loaded ones``.
+The place of a candidate is where it stands among those of its position; a listed node's code is ``parent * 2^32 + place``.
+
+How the first n nodes are found: list every node above a threshold, lower the threshold by as much as the nodes so far say, list those
+between the two, until there are enough; then order them. A row is read only behind a listed node, which is far fewer than there are,
+and none is sorted. Where a threshold lists too many to hold, the next lies halfway; where that doesn't help (thousands of equal
+nodes), a binary heap does the same job within a bounded time. Both leave behind what those of ``kernels`` do.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -18,81 +21,64 @@ of its candidate's next row: the code of a node is ``parent * 2^32 + place of it
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from ddsim.jit import njit
-from ddsim.tree.kernels import (
-    AIMS,
-    GROUP,
-    Scratch,
-    order_nodes,
-    precedes,
-    threshold_for,
-)
+from ddsim.tree.kernels import Scratch, order_nodes, precedes
 
-REACH = 1.6  # as in ``kernels``: enough at 24 positions of 25; rows cost more here, and going further less
+FIRST = 0.65  # the first threshold, in times -log(nodes wanted): a fifth of them lie above it
 
 
-BINS = 16  # of the histogram that aims the threshold
+AIM = 1.5  # nodes aimed at from there, as a multiple of those wanted
 
 
-BLOCK = 8  # bins of the histogram that are added at once
+SPARE = 4  # nodes that can be listed, as a multiple of those wanted
+
+
+PATIENCE = 14  # thresholds that are tried before the heap is asked
+
+
+GROUP = 4  # candidates of a sparse row that are looked at together
+
+
+SLACK = 1e-6  # more than float32 rounds by, of numbers about 1
 
 
 PLACE = 0xFFFFFFFF  # the bits of a code that say which candidate
 
 
-_0, _1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(i) for i in range(9))
-
-
-_32, _BINS, _PLACE = (np.uint64(i) for i in (32, BINS, PLACE))
-
-
-class Loaded(NamedTuple):
-    """What is loaded of a position, beside ``Scratch``: its rows, and GROUP times -inf after each, are ``rows`` there.
-
-    ``starts`` there says where the row that follows each loaded candidate starts: at 0, where GROUP times -inf stand, for none. Place
-    0 also stands for the root.
-    """
-
-    best: Any  # float64 [rows + 1]: path log-probability of the best way to each row; the last: of ways that end
-    begins: Any  # int64 [rows + 1]: where each row starts among the loaded, 0 where it isn't
-    origins: Any  # int64 [room]: where each loaded candidate stands in the position's log-probabilities
+_0, _1, _32, _PLACE = (np.uint64(i) for i in (0, 1, 32, PLACE))
 
 
 @njit(cache=True, nogil=True)
-def make_scratch(horizon, most, rows, candidates):
-    """Working memory for positions of at most so many rows and candidates."""
-    nodes = 2 * most + 64
-    room = candidates + GROUP * (rows + 2)
-    return (
-        Scratch(
-            np.empty(room, np.float64),
-            np.empty(room, np.int64),
-            np.empty((rows + 1, BINS + 2 + BLOCK), np.float32),
-            np.empty(nodes + GROUP, np.float64),
-            np.empty(nodes + GROUP, np.int64),
-            np.empty(horizon + 2, np.int64),
-            np.empty(nodes, np.float64),
-            np.empty(nodes, np.uint32),
-            np.empty(nodes, np.uint32),
-            np.empty(2 * nodes + 1, np.uint32),
-        ),
-        Loaded(np.empty(rows + 1, np.float64), np.empty(rows + 1, np.int64), np.empty(room, np.int64)),
+def make_scratch(most, longest):
+    """Working memory for trees of at most ``most`` nodes on rows of at most ``longest`` candidates."""
+    room = SPARE * most + 64
+    none = np.empty(0, np.float64)
+    starts = np.empty(room, np.int64)  # of each listed node: the place where the row behind it starts
+    levels = np.empty(room, np.int64)  # and of dense positions: the number of the first row of the depth below that row
+    return Scratch(
+        none,
+        starts,
+        np.empty((0, 0), np.float32),
+        np.empty(room, np.float64),
+        np.empty(room + longest + GROUP, np.int64),  # a row is sieved into it before it is known to fit
+        levels,
+        np.empty(room, np.float64),
+        np.empty(room, np.uint32),
+        np.empty(room, np.uint32),
+        np.empty(2 * room + 1, np.uint32),
     )
 
 
 @njit(cache=True, nogil=True)
-def largest(positions, offsets, first, last):
-    """The most rows and the most candidates of a sparse position among first..last-1."""
-    rows = 1
-    candidates = 1
-    for p in range(first, last):
-        rows = max(rows, positions[p + 1] - positions[p])
-        candidates = max(candidates, offsets[positions[p + 1]] - offsets[positions[p]])
-    return rows, candidates
+def longest_row(offsets, first, last):
+    """The most candidates of a row among first..last-1."""
+    longest = 0
+    for row in range(first, last):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    return longest
 
 
 @njit(cache=True, nogil=True)
@@ -105,198 +91,153 @@ def next_row(nexts, width, rows, row, at):
 
 
 @njit(cache=True, nogil=True)
-def load_rows(logprobs, offsets, nexts, width, first_row, rows, reach, s, m):
-    """Copy the candidates that a node above -reach can use, each row sorted, GROUP sentinels -inf after it.
+def sieve_bound(threshold, base):
+    """A candidate behind a node at ``base`` is listed above this, which is a little less than leads to the threshold."""
+    gap = threshold - base
+    return np.float32(gap - SLACK * (1.0 + abs(gap)))
 
-    ``s.starts`` then holds the number of each candidate's next row, as `link_rows` takes it.
-    """
-    values = s.rows
-    follows = s.starts
-    best = m.best
-    begins = m.begins
-    origins = m.origins
-    best[: rows + 1] = -np.inf
-    best[0] = 0.0
-    values[:GROUP] = -np.inf
-    follows[:GROUP] = rows
-    follows[0] = 0
-    at = np.uint64(GROUP)
-    for row in range(rows):
-        base = best[row]
-        begins[row] = 0
-        if not base > -reach:
-            continue
-        if width > 0:
-            first = (first_row + row) * width
-            last = first + width
-        else:
-            first = offsets[first_row + row]
-            last = offsets[first_row + row + 1]
-        start = at
-        for i in range(first, last):
-            value = np.float64(logprobs[i])
-            values[at] = value
-            origins[at] = i
-            at += np.uint64(base + value > -reach)
-        if at == start:
-            continue
-        for i in range(start + _1, at):
-            value = values[i]
-            origin = origins[i]
-            j = i
-            while j > start and value > values[j - _1]:
-                values[j] = values[j - _1]
-                origins[j] = origins[j - _1]
-                j -= _1
-            values[j] = value
-            origins[j] = origin
-        # Where the row after the first candidate stands, were all candidates of a depth in order; ``rows`` behind the last depth.
-        below = next_row(nexts, width, rows, row, first) if width > 0 else 0
-        for i in range(start, at):
-            if width == 0:
-                after = np.uint64(next_row(nexts, width, rows, row, origins[i]))
-            else:
-                after = np.uint64(below + origins[i] - first if below < rows else rows)
-            follows[i] = after
-            best[after] = max(best[after], base + values[i])
-        begins[row] = start
-        for _ in range(GROUP):
-            values[at] = -np.inf
-            follows[at] = rows
-            at += _1
-    begins[rows] = 0
-    return np.int64(at)
+
+# Both functions that list have no branch on a candidate or on how many a row gives, so that the processor fetches the next node's row
+# while it sieves this one's.
 
 
 @njit(cache=True, nogil=True)
-def link_rows(s, m, loaded):
-    """Turn the number of each loaded candidate's next row into the place where this row starts."""
-    for i in range(loaded):
-        s.starts[i] = m.begins[s.starts[i]]
-
-
-@njit(cache=True, nogil=True)
-def add_shifted(source, target, shift, count):
-    """Add source[b] to target[b + shift] for b below ``count``, and up to BLOCK - 1 beyond.
-
-    Most counts are below BLOCK: without a branch on each, and with all read before any is written, this is one vector operation.
-    """
-    b = _0
-    while b < count:
-        at = b + shift
-        x_0 = target[at] + source[b]
-        x_1 = target[at + _1] + source[b + _1]
-        x_2 = target[at + _2] + source[b + _2]
-        x_3 = target[at + _3] + source[b + _3]
-        x_4 = target[at + _4] + source[b + _4]
-        x_5 = target[at + _5] + source[b + _5]
-        x_6 = target[at + _6] + source[b + _6]
-        x_7 = target[at + _7] + source[b + _7]
-        target[at] = x_0
-        target[at + _1] = x_1
-        target[at + _2] = x_2
-        target[at + _3] = x_3
-        target[at + _4] = x_4
-        target[at + _5] = x_5
-        target[at + _6] = x_6
-        target[at + _7] = x_7
-        b += _8
-
-
-@njit(cache=True, nogil=True)
-def histogram_nodes(s, m, rows, reach):
-    """About how many nodes have path log-probability near -b * reach / BINS: a view into ``s.counts``.
-
-    The spread of a row counts the ways to it by how far they are below the best of them.
-    """
-    values = s.rows
-    follows = s.starts
-    best = m.best
-    counts = s.counts[rows]
-    inverse = BINS / reach
-    for row in range(rows + 1):
-        if row == rows or best[row] > -reach:
-            s.counts[row, :] = 0.0
-    s.counts[0, 0] = 1.0
-    for row in range(rows):
-        base = best[row]
-        if not base > -reach:
-            continue
-        spread = s.counts[row]
-        if row > 0:
-            shift = np.uint64(np.int32(0.5 - base * inverse))
-            add_shifted(spread, counts, shift, _BINS - shift)
-        at = np.uint64(m.begins[row])
-        while values[at] > -np.inf:
-            after = np.uint64(follows[at])
-            value = base + values[at]
-            shift = np.uint64(np.int32(0.5 - value * inverse))
-            in_reach = _BINS - shift
-            if after != rows:
-                shift = np.uint64(np.int32(0.5 + (best[after] - value) * inverse))
-            add_shifted(spread, s.counts[after], shift, in_reach)
-            at += _1
-    return counts
-
-
-@njit(cache=True, nogil=True)
-def list_nodes(s, horizon, threshold):
-    """List the root and all nodes with path log-probability > threshold, level by level, each in lexicographic order.
-
-    Return how many, or 0 if they are more than there is room for.
-    """
-    rows = s.rows
-    starts = s.starts
+def list_dense(own, width, rows, low, high, n, s):
+    """`list_nodes` of a dense position."""
     values = s.values
     codes = s.codes
-    room = np.uint64(values.shape[0] - GROUP)
+    starts = s.starts
     levels = s.levels
-    values[0] = 0.0
-    codes[0] = 0
-    levels[0] = 0
-    levels[1] = 1
-    first = np.uint64(0)
-    n = _1
-    for d in range(horizon):
-        last = n
-        for parent in range(first, last):
-            base = values[parent]
-            at = np.uint64(starts[np.uint64(codes[parent]) & _PLACE])
-            found = _4
-            while found == _4:
-                if n > room:
-                    return 0
-                value_0 = base + rows[at]
-                value_1 = base + rows[at + _1]
-                value_2 = base + rows[at + _2]
-                value_3 = base + rows[at + _3]
-                values[n] = value_0
-                values[n + _1] = value_1
-                values[n + _2] = value_2
-                values[n + _3] = value_3
-                code = np.int64((parent << _32) + at)
-                codes[n] = code
-                codes[n + _1] = code + 1
-                codes[n + _2] = code + 2
-                codes[n + _3] = code + 3
-                found = np.uint64(value_0 > threshold) + np.uint64(value_1 > threshold)
-                found += np.uint64(value_2 > threshold) + np.uint64(value_3 > threshold)
-                n += found
-                at += _4
-        first = last
-        levels[d + 2] = n
-    return np.int64(n) if n <= room else 0
+    room = np.uint64(starts.shape[0])
+    found = np.uint64(n)
+    before = found if high < np.inf else _0
+    levels[0] = 1
+    node = _0
+    while node < found:
+        code = np.uint64(codes[node])
+        place = code & _PLACE
+        row = np.int64(0)
+        base = 0.0
+        if node > _0:
+            parent = code >> _32
+            level = levels[parent]
+            levels[node] = level + width
+            row = level + np.int64(place) - starts[parent] if level < rows else -1
+            base = values[parent] + own[place]
+        start = row * width
+        values[node] = base
+        starts[node] = start
+        if row >= 0:
+            least = sieve_bound(low, base)
+            most = sieve_bound(high, base) if node < before else np.float32(np.inf)
+            code = node << _32
+            for i in range(np.uint64(start), np.uint64(start + width)):
+                codes[found] = np.int64(code + i)
+                found += np.uint64((own[i] > least) & (own[i] <= most))
+            if found > room:
+                return 0
+        node += _1
+    return np.int64(found)
 
 
 @njit(cache=True, nogil=True)
-def heap_nodes(s, most):
+def list_sparse(own, offsets, nexts, first_row, low, high, n, s):
+    """`list_nodes` of a sparse position."""
+    values = s.values
+    codes = s.codes
+    starts = s.starts
+    room = np.uint64(starts.shape[0])
+    last = np.uint64(own.shape[0] - 1)
+    begin = np.uint64(offsets[first_row])
+    top = np.uint64(first_row)
+    found = np.uint64(n)
+    before = found if high < np.inf else _0
+    node = _0
+    while node < found:
+        code = np.uint64(codes[node])
+        place = code & _PLACE
+        row = top
+        base = 0.0
+        leaf = False
+        if node > _0:
+            leaf = nexts[begin + place] < 0
+            row = top + np.uint64(nexts[begin + place])
+            base = values[code >> _32] + own[place]
+        values[node] = base
+        starts[node] = -1
+        if not leaf:
+            i = np.uint64(offsets[row]) - begin
+            end = np.uint64(offsets[row + _1]) - begin
+            starts[node] = np.int64(i)
+            least = sieve_bound(low, base)
+            most = sieve_bound(high, base) if node < before else np.float32(np.inf)
+            more = True
+            code = (node << _32) + i
+            while more:
+                if found > room:
+                    return 0
+                for _ in range(GROUP):
+                    value = own[min(i, last)]
+                    more = (i < end) & (value > least)
+                    codes[found] = np.int64(code)
+                    found += np.uint64(more & (value <= most))
+                    i += _1
+                    code += _1
+        node += _1
+    return np.int64(found) if found <= room else 0
+
+
+@njit(cache=True, nogil=True)
+def list_nodes(own, offsets, nexts, width, first_row, rows, low, high, n, s):
+    """List the nodes with path log-probability above ``low`` behind the n that this listed for ``high``, infinity for the root alone.
+
+    Return how many are listed then, or 0 if they are more than there is room for. Some that are listed are below ``low`` by as much
+    as float32 rounds. ``own``: the position's log-probabilities.
+    """
+    if width > 0:
+        return list_dense(own, width, rows, low, high, n, s)
+    return list_sparse(own, offsets, nexts, first_row, low, high, n, s)
+
+
+@njit(cache=True, nogil=True)
+def follower(own, start, end, at):
+    """Place of the candidate of a row that comes next behind the one at ``at``, of the first if this is -1; -1 if there is none."""
+    found = -1
+    best = -np.inf
+    for i in range(start, end):
+        value = own[i]
+        if value > best and (at < 0 or value < own[at] or (value == own[at] and i > at)):
+            best = value
+            found = i
+    return found
+
+
+@njit(cache=True, nogil=True)
+def open_row(offsets, nexts, width, first_row, rows, node, s):
+    """Place where the row behind a listed node ends; where it starts goes to ``s.starts``."""
+    parent = s.codes[node] >> 32
+    place = s.codes[node] & PLACE
+    if width > 0:
+        row = s.levels[parent] + place - s.starts[parent] if node > 0 else 0
+        s.levels[node] = s.levels[parent] + width if node > 0 else 1
+        s.starts[node] = row * width
+        return (row + 1) * width if row < rows else row * width
+    begin = offsets[first_row]
+    after = np.int64(nexts[begin + place]) if node > 0 else 0
+    s.starts[node] = offsets[first_row + after] - begin if after >= 0 else 0
+    return offsets[first_row + after + 1] - begin if after >= 0 else 0
+
+
+@njit(cache=True, nogil=True)
+def heap_nodes(own, offsets, nexts, width, first_row, rows, most, s):
     """List and order the ``most`` first nodes with a binary heap: pop the best, push its first child and its next sibling.
 
     Return how many were listed (the root and those left in the heap too) and how many are ordered.
     """
-    rows = s.rows
     values = s.values
     codes = s.codes
+    starts = s.starts
+    ends = s.bucket_of  # of the rows behind listed nodes
     heap = s.bucket_ends
     values[0] = 0.0
     codes[0] = 0
@@ -305,20 +246,24 @@ def heap_nodes(s, most):
     n = 0
     node = 0
     while True:
+        ends[node] = open_row(offsets, nexts, width, first_row, rows, node, s)
         # The root, then the nodes best first: push the first child, and the next sibling.
         for step in range(2 if node > 0 else 1):
-            if step == 0:
-                parent = node
-                at = s.starts[codes[node] & PLACE]
+            parent = node if step == 0 else codes[node] >> 32
+            last = -1 if step == 0 else codes[node] & PLACE
+            start = starts[parent]
+            end = np.int64(ends[parent])
+            if width > 0:
+                at = follower(own, start, end, last)
             else:
-                parent = codes[node] >> 32
-                at = (codes[node] & PLACE) + 1
-            if rows[at] == -np.inf:
+                at = start if step == 0 else last + 1
+                at = at if at < end else -1
+            if at < 0 or not values[parent] + own[at] > -np.inf:
                 continue
-            values[listed] = values[parent] + rows[at]
+            values[listed] = values[parent] + own[at]
             codes[listed] = (parent << 32) + at
             hole = size
-            while hole > 0 and precedes(values, codes, listed, heap[(hole - 1) // 2]):
+            while hole > 0 and precedes(values, codes, own, listed, heap[(hole - 1) // 2]):
                 heap[hole] = heap[(hole - 1) // 2]
                 hole = (hole - 1) // 2
             heap[hole] = listed
@@ -336,9 +281,9 @@ def heap_nodes(s, most):
         hole = 0
         while 2 * hole + 1 < size:
             child = 2 * hole + 1
-            if child + 1 < size and precedes(values, codes, heap[child + 1], heap[child]):
+            if child + 1 < size and precedes(values, codes, own, heap[child + 1], heap[child]):
                 child += 1
-            if not precedes(values, codes, heap[child], moved):
+            if not precedes(values, codes, own, heap[child], moved):
                 break
             heap[hole] = heap[child]
             hole = child
@@ -346,32 +291,45 @@ def heap_nodes(s, most):
 
 
 @njit(cache=True, nogil=True)
-def first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m):
+def first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s):
     """List and order the ``most`` first nodes of the best-first tree of a position.
 
     Return how many are listed, the root among them, and how many are ordered.
     """
-    fits = True
-    reach = math.log(most + 1.0) + REACH
-    while fits and reach < 1000.0:
-        loaded = load_rows(logprobs, offsets, nexts, width, first_row, rows, reach, s, m)
-        counts = histogram_nodes(s, m, rows, reach)
-        link_rows(s, m, loaded)
-        for aim in AIMS:
-            threshold = max(threshold_for(counts, reach, aim * most + 8.0, BINS), -reach)
-            n = list_nodes(s, horizon, threshold)
-            if n > most:
-                order_nodes(s, n, threshold, most)
-                return n, most
-            fits = n > 0
-            if threshold == -reach or not fits:
-                break
-        reach *= 1.5
-    loaded = load_rows(logprobs, offsets, nexts, width, first_row, rows, np.inf, s, m)
-    link_rows(s, m, loaded)
-    if fits:  # so there may be fewer nodes than wanted
-        n = list_nodes(s, horizon, -np.inf)
-        if n > 0:
-            order_nodes(s, n, -np.inf, most)
-            return n, min(n - 1, most)
-    return heap_nodes(s, most)
+    if width > 0:
+        own = logprobs[first_row * width : (first_row + rows) * width]
+    else:
+        own = logprobs[offsets[first_row] : offsets[first_row + rows]]
+    if own.shape[0] == 0:
+        return 1, 0
+    s.codes[0] = 0
+    n = 1
+    high = np.inf
+    low = -FIRST * math.log(most + 1.0)
+    floor = -np.inf  # the nodes above it are too many
+    factor = 1.0
+    for _ in range(PATIENCE):
+        listed = list_nodes(own, offsets, nexts, width, first_row, rows, low, high, n, s)
+        if listed == 0:
+            floor = low
+            low = 0.5 * (low + min(high, 0.0)) if low > -np.inf else 2.0 * high - 1.0
+            continue
+        if listed > most or low == -np.inf:
+            best = -np.inf
+            for i in range(1, listed):
+                if s.codes[i] > PLACE:
+                    break
+                best = max(best, s.values[i])
+            order_nodes(s, listed, best, low - 2.0 * SLACK * (1.0 - low), most, own)
+            if low == -np.inf or s.sorted_values[most - 1] > low:
+                return listed, min(listed - 1, most)
+        n = listed
+        high = low
+        # Nodes become e times as many about every nat. Where they don't, go further each time.
+        low -= factor * max(math.log(AIM * (most + 4.0) / n), 0.1)
+        factor *= 2.0
+        if low < -1000.0:
+            low = -np.inf
+        if not low > floor:
+            low = 0.5 * (high + floor) if floor > -np.inf else low
+    return heap_nodes(own, offsets, nexts, width, first_row, rows, most, s)

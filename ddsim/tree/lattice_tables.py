@@ -14,50 +14,50 @@ import numpy as np
 from ddsim.jit import njit
 from ddsim.tree.checked import FAULTS, MARGIN, NOT_A_NUMBER, POSITIVE, SUM, exp_roughly, sum_exp
 from ddsim.tree.kernels import leading_best, write_gains, write_ranks
-from ddsim.tree.lattice_kernels import PLACE, first_nodes, largest, make_scratch, next_row
+from ddsim.tree.lattice_kernels import PLACE, first_nodes, longest_row, make_scratch, next_row
 
 
 @njit(cache=True, nogil=True)
-def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, horizon, token_ids, shape, values):
+def lattice_tree(logprobs, offsets, nexts, width, first_row, rows, token_ids, shape, values):
     """Fill parents, depths, ranks and tokens, ``shape`` [4, most + 1], and ``values`` [most + 1]; return the nodes but the root.
 
     ``token_ids``: [L, K] flat of a dense position, one a candidate of sparse ones.
     """
     most = values.shape[0] - 1
-    shape[0, 0] = -1
+    shape[:, 0] = -1
     shape[1, 0] = 0
-    shape[2, 0] = -1
-    shape[3, 0] = -1
     values[0] = 0.0
-    candidates = rows * width if width > 0 else offsets[first_row + rows] - offsets[first_row]
-    if most == 0 or candidates == 0:
+    if most == 0 or rows == 0:
         return 0
-    s, m = make_scratch(horizon, most, rows, candidates)
-    n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m)[1]
-    write_nodes(s, m, n, width, token_ids, shape[0], shape[1], shape[2], shape[3])
+    s = make_scratch(most, width if width > 0 else longest_row(offsets, first_row, first_row + rows))
+    n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s)[1]
+    ids = token_ids if width > 0 else token_ids[offsets[first_row] :]
+    write_nodes(s, n, width, ids, shape[0], shape[1], shape[2], shape[3])
     for i in range(n):
         values[i + 1] = s.sorted_values[i]
     return n
 
 
 @njit(cache=True, nogil=True)
-def write_nodes(s, m, n, width, token_ids, parents, depths, ranks, tokens):
-    """Fill the places 1..n of these from the n nodes in order; ``depths[0]`` is 0."""
+def write_nodes(s, n, width, token_ids, parents, depths, ranks, tokens):
+    """Fill the places 1..n of these from the n nodes in order; ``depths[0]`` is 0. ``token_ids``: the position's own."""
     place = s.bucket_of
+    children = s.bucket_ends
     place[0] = 0
+    children[: n + 1] = 0
     for i in range(n):
         node = s.order[i]
         place[node] = i + 1
         code = s.codes[node]
         parent = code >> 32
-        at = code & PLACE
         above = place[parent]
         depth = depths[above] + 1
-        origin = m.origins[at]
         parents[i + 1] = above
         depths[i + 1] = depth
-        ranks[i + 1] = at - s.starts[s.codes[parent] & PLACE]
-        tokens[i + 1] = token_ids[(depth - 1) * width + origin % width if width > 0 else origin]
+        ranks[i + 1] = children[above]  # those before it are all written
+        children[above] += 1
+        at = code & PLACE
+        tokens[i + 1] = token_ids[(depth - 1) * width + at - s.starts[parent] if width > 0 else at]
 
 
 @njit(cache=True, nogil=True)
@@ -67,15 +67,12 @@ def dense_tree(logprobs, token_ids, shape, values):
     if width == 0:
         rows = 0
     nothing = np.empty(0, np.int64)
-    horizon = token_ids.shape[0]
     ids = token_ids.reshape(-1)
-    if rows == 0:
-        return lattice_tree(logprobs.reshape(-1), np.zeros(1, np.int64), nothing, 0, 0, 0, horizon, ids, shape, values)
-    return lattice_tree(logprobs.reshape(-1), nothing, nothing, width, 0, rows, horizon, ids, shape, values)
+    return lattice_tree(logprobs.reshape(-1), nothing, nothing, width, 0, rows, ids, shape, values)
 
 
 @njit(cache=True, nogil=True)
-def dense_gains(logprobs, horizon, gains):
+def dense_gains(logprobs, gains):
     """Fill ``gains`` [N] of one position, ``logprobs`` [rows, K]."""
     most = gains.shape[0]
     gains[:] = 0.0
@@ -83,22 +80,18 @@ def dense_gains(logprobs, horizon, gains):
     if most == 0 or rows * width == 0:
         return
     nothing = np.empty(0, np.int64)
-    s, m = make_scratch(horizon, most, rows, rows * width)
-    flat = logprobs.reshape(-1)
-    write_gains(s, first_nodes(flat, nothing, nothing, width, 0, rows, horizon, most, s, m)[1], gains)
+    s = make_scratch(most, width)
+    write_gains(s, first_nodes(logprobs.reshape(-1), nothing, nothing, width, 0, rows, most, s)[1], gains)
 
 
 @njit(cache=True, nogil=True)
 def gains_and_ranks(logprobs, offsets, nexts, positions, truth, first, last, gains, ranks, chain):
     """Fill gains [P, N], ranks [P, L] and chain [P] for the sparse positions first..last-1; ``positions`` [P + 1]: first rows."""
     most = gains.shape[1]
-    horizon = truth.shape[1]
-    rows, candidates = largest(positions, offsets, first, last)
-    s, m = make_scratch(horizon, most, rows, candidates)
+    s = make_scratch(most, longest_row(offsets, positions[first], positions[last]))
     for p in range(first, last):
-        listed, n = first_nodes(
-            logprobs, offsets, nexts, 0, positions[p], positions[p + 1] - positions[p], horizon, most, s, m
-        )
+        rows = positions[p + 1] - positions[p]
+        listed, n = first_nodes(logprobs, offsets, nexts, 0, positions[p], rows, most, s)
         write_gains(s, n, gains[p])
         chain[p] = leading_best(truth[p])
         write_ranks(s, listed, n, truth[p], True, ranks[p])
@@ -127,61 +120,59 @@ def kept_candidates(
     Fill counts [P], and for each of so many candidates, row by row, best first: where it stands in ``logprobs``, the number of its row
     among the rows kept, and that of its next row (-1: none), all [P, most + L].
     """
-    if width > 0:
-        rows = 1 + (horizon - 1) * width
-        candidates = rows * width
-    else:
-        rows, candidates = largest(positions, offsets, first, last)
-    s, m = make_scratch(horizon, most, rows, candidates)
-    used = np.empty(s.rows.shape[0], np.uint8)
-    chain = np.empty(rows + 1, np.int64)  # of rows on the chain: where the best candidate stands; else -1
+    rows = 1 + (horizon - 1) * width
+    longest = width
+    candidates = rows * width
+    if width == 0:
+        longest = longest_row(offsets, positions[first], positions[last])
+        for p in range(first, last):
+            rows = max(rows, positions[p + 1] - positions[p])
+            candidates = max(candidates, offsets[positions[p + 1]] - offsets[positions[p]])
+    s = make_scratch(most, longest)
+    used = np.empty(candidates, np.uint8)
     number = np.empty(rows + 1, np.int32)
     for p in range(first, last):
         first_row = p * rows
         if width == 0:
             first_row = positions[p]
             rows = positions[p + 1] - first_row
-        n = 0
-        if most > 0:
-            n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, horizon, most, s, m)[1]
-        else:
-            m.begins[:rows] = 0
+        begin = first_row * width if width > 0 else offsets[first_row]
         used[:] = 0
-        for i in range(n):
-            used[s.codes[s.order[i]] & PLACE] = 1
-        chain[: rows + 1] = -1
+        if most > 0:
+            n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s)[1]
+            for i in range(n):
+                used[s.codes[s.order[i]] & PLACE] = 1
         row = np.int64(0)
         while row < rows:
             found = best_of_row(logprobs, offsets, width, first_row + row)
             if found < 0:
                 break
-            chain[row] = found
+            used[found - begin] = 1
             row = next_row(nexts, width, rows, row, found)
         kept = 0
+        count = 0
         for row in range(rows):
             number[row] = -1
-            if chain[row] >= 0 or used[m.begins[row]] > 0:  # place 0, the root's, is never used
+            start = row * width if width > 0 else offsets[first_row + row] - begin
+            end = start + width if width > 0 else offsets[first_row + row + 1] - begin
+            leader = count
+            for at in range(start, end):
+                if used[at] > 0:  # the rows are sorted as they are written
+                    i = count
+                    while i > leader and logprobs[begin + at] > logprobs[origins[p, i - 1]]:
+                        origins[p, i] = origins[p, i - 1]
+                        i -= 1
+                    origins[p, i] = begin + at
+                    row_of[p, count] = kept
+                    after[p, count] = row
+                    count += 1
+            if count > leader:
                 number[row] = kept
                 kept += 1
         number[rows] = -1
-        count = 0
-        for row in range(rows):
-            if number[row] < 0:
-                continue
-            at = m.begins[row]
-            more = True
-            while more:
-                if used[at] > 0:
-                    found = m.origins[at]
-                    at += 1
-                else:
-                    found = chain[row]  # beyond all nodes wanted: the only one of its row
-                origins[p, count] = found
-                row_of[p, count] = number[row]
-                after[p, count] = number[next_row(nexts, width, rows, row, found)]
-                count += 1
-                more = used[at] > 0
         counts[p] = count
+        for i in range(count):
+            after[p, i] = number[next_row(nexts, width, rows, np.int64(after[p, i]), origins[p, i])]
 
 
 @njit(cache=True, nogil=True)

@@ -260,7 +260,7 @@ class Lattices:
         most = budget_of(budget, "budget")
         shape, values = np.empty((4, most + 1), np.int32), np.empty(most + 1)
         first, rows = int(self.positions[position]), int(self.positions[position + 1] - self.positions[position])
-        lattice = self.logprobs, self.offsets, self.nexts, 0, first, rows, self.horizon, self.token_ids
+        lattice = self.logprobs, self.offsets, self.nexts, 0, first, rows, self.token_ids
         n = lattice_tree(*lattice, shape, values)
         shape, values = shape[:, : n + 1], values[: n + 1]
         return DraftTree(shape[0], shape[1], shape[2], values, shape[3])

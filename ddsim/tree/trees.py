@@ -188,7 +188,7 @@ def tree_gains(logprobs: ArrayLike | Sequence[ArrayLike] | Lattice, max_budget: 
     """
     gains = np.empty(budget_of(max_budget, "max_budget"), _FLOAT32)
     if isinstance(logprobs, Lattice):
-        dense_gains(logprobs.rows, logprobs.horizon, gains)
+        dense_gains(logprobs.rows, gains)
         return gains
     rows = logprobs if _fits(logprobs) else rows_of_one(logprobs)
     fault = checked_gains(rows, ROW_SUM_TOLERANCE, gains)

@@ -59,7 +59,7 @@ def test_list_and_order_alone(cases: int) -> None:
             assert len(wanted) + 1 > len(scratch.order)
             return
         few = min(n - 1, most)
-        _kernels.order_nodes(scratch, n, threshold, few)
+        _kernels.order_nodes(scratch, n, scratch.values[1], threshold, few, _kernels.NO_STEPS)
         assert ordered(scratch, few) == wanted[:few]
 
     run(cases, check, some_rows(3, range(1, 10)), st.integers(1, 60), st.floats(0, 10))
@@ -105,7 +105,7 @@ def test_crowded_buckets_are_merge_sorted() -> None:
     rows = [[-1.0 - 0.001 * i for i in range(40)] + [-50.0], [-0.5 - 0.0009 * i for i in range(40)]]
     scratch, depth = loaded(rows, 1000)
     n = _kernels.list_nodes(scratch, depth, -math.inf)
-    _kernels.order_nodes(scratch, n, -math.inf, n)
+    _kernels.order_nodes(scratch, n, scratch.values[1], -math.inf, n, _kernels.NO_STEPS)
     assert n == 1 + 41 + 41 * 40
     # Merge sort left its traces: a copy of the order but for the last, widest merge.
     assert sorted(scratch.bucket_of[: n - 1]) == list(range(1, n))

@@ -270,13 +270,12 @@ def test_heap_alone(cases: int) -> None:
         rows = made(lattice).rows
         count, width = rows.shape
         none = np.empty(0, np.int64)
-        s, m = lattice_kernels.make_scratch(len(lattice.token_ids), most, count, count * width)
-        loaded = lattice_kernels.load_rows(rows.reshape(-1), none, none, width, 0, count, np.inf, s, m)
-        lattice_kernels.link_rows(s, m, loaded)
-        listed, n = lattice_kernels.heap_nodes(s, most)
+        s = lattice_kernels.make_scratch(most, width)
+        flat = rows.reshape(-1)
+        listed, n = lattice_kernels.heap_nodes(flat, none, none, width, 0, count, most, s)
         wanted = naive.best_first(lattice, most)
         assert s.sorted_values[:n].tolist() == [node.value for node in wanted]
-        assert [m.origins[s.codes[i] & 0xFFFFFFFF] % width for i in s.order[:n]] == [n.candidates[-1] for n in wanted]
+        assert [(s.codes[i] & 0xFFFFFFFF) % width for i in s.order[:n]] == [n.candidates[-1] for n in wanted]
         assert listed <= 2 * most + 2
 
     run(cases, check, lattices(), st.integers(0, 60))
@@ -298,6 +297,24 @@ def test_reach_grows_as_far_as_needed(far: float) -> None:
         one, other = ddsim.draft_tree(lattice, most), ddsim.draft_tree(table, most, check=False)
         assert nodes_of(one) == nodes_of(other)
         np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
+@CASES
+def test_what_float32_cannot_tell_apart(cases: int) -> None:
+    """Nodes about a threshold, and steps that differ where their sums don't."""
+    near = st.sampled_from([0.0, 2.0**-53, 2.0**-52, 1e-12, 1e-9, 1e-7, 5e-7, 1e-6, 3e-6])
+
+    def check(data: Any, budget: int, far: float, kind: Any) -> None:
+        threshold = lattice_kernels.FIRST * math.log(budget + 1.0)
+        steps = [-(far + data.draw(near)) for _ in range(4)]
+        first = [-max(threshold - far, 0.0) * (1 + data.draw(near)), -threshold - data.draw(near), -threshold, -30.0]
+        lattice = held(naive.Lattice([[1, 2, 3, 4]] * 2, first, [[steps, steps[::-1], steps, steps]]), kind)
+        drafted = ddsim.draft_tree(made(lattice, kind), budget)
+        wanted = naive.best_first(lattice, budget)
+        assert nodes_of(drafted) == [node.ranks for node in wanted]
+        assert drafted.logprobs.tolist() == [0.0, *(node.value for node in wanted)]
+
+    run(cases, check, st.data(), st.integers(1, 12), st.sampled_from([1e-3, 0.5, 1.0, 3.0]), dtypes)
 
 
 def test_results_do_not_depend_on_threads() -> None:

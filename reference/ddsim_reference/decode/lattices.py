@@ -77,7 +77,7 @@ def grow(logprobs, ids, horizon, slots, budgets, ranks, nodes, parents, depths, 
     rows, width = logprobs.shape[1:]
     flat = logprobs.reshape(-1)
     most = max(budgets.max(), 0)
-    s, m = make_scratch(horizon, most, rows, rows * width)
+    s = make_scratch(most, width)
     for i in range(len(slots)):
         b = slots[i]
         own = ids[b].reshape(-1)
@@ -94,8 +94,8 @@ def grow(logprobs, ids, horizon, slots, budgets, ranks, nodes, parents, depths, 
                 n += 1
         else:
             if budgets[i] > 0:
-                n = first_nodes(flat, _NOTHING, _NOTHING, width, b * rows, rows, horizon, budgets[i], s, m)[1]
-            write_nodes(s, m, n, width, own, parents[b], depths[b], ranks, tokens[b])
+                n = first_nodes(flat, _NOTHING, _NOTHING, width, b * rows, rows, budgets[i], s)[1]
+            write_nodes(s, n, width, own, parents[b], depths[b], ranks, tokens[b])
             if len(gains) > 0:
                 write_gains(s, n, gains[i])
         nodes[b] = n
