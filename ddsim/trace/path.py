@@ -38,7 +38,7 @@ from ddsim.errors import DdsimError
 from ddsim.files.documents import array, integer, mapping, need, number, text
 from ddsim.text import brief
 from ddsim.threads import split
-from ddsim.trace.path_kernels import FEATURES, Table, corrected
+from ddsim.trace.path_kernels import FEATURES, Table, corrected, hashed
 from ddsim.tree.checked import even_offsets
 from ddsim.tree.kernels import kept_pairs
 from ddsim.tree.lattice import Lattice
@@ -47,10 +47,6 @@ from ddsim.tree.proposal import Rows
 
 WIDTH = 16
 """Candidates of a depth, K, between which transitions are made."""
-
-
-HUNDREDTHS = 100
-"""Log-ratios of pairs are kept in hundredths: whole numbers in the file, and the same numbers after it."""
 
 
 LARGEST = 2**31 - 1
@@ -102,11 +98,11 @@ class PathCorrection:
     @cached_property
     def _model(self) -> tuple[Any, ...]:
         """As the kernel takes it: the table of pairs, then the numbers."""
-        count = int(max(self.classes.max(initial=0), -1 - self.before.min(initial=0)))
-        numbers = np.arange(-1 - count, int(self.before.max(initial=-1)) + 2)
-        starts = plain(np.searchsorted(self.before, numbers), np.int64)
-        classes, after = plain(self.classes, np.int32), plain(self.after, np.int32)
-        table = Table(classes, count, starts, after, plain(self.hundredths / HUNDREDTHS, np.float64))
+        room = 1 << (2 * len(self.before) + 1).bit_length()  # at most half of it is taken
+        pairs, shift = np.empty((room, 2), np.int64), np.uint64(65 - room.bit_length())
+        numbers = (plain(values, np.int32) for values in (self.before, self.after, self.hundredths))
+        hashed(*numbers, pairs, shift)
+        table = Table(plain(self.classes, np.int32), pairs, shift)
         return (table, *(plain(values, np.float64) for values in (self.weights, self.powers, self.rests)))
 
     def lattices(self, rows: Rows, tokens: NDArray[np.int32], starts: NDArray[np.int64], max_budget: int) -> Lattices:

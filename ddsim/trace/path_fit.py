@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ddsim.arrays import plain
 from ddsim.errors import DdsimError
 from ddsim.trace.calibration import rows_of
-from ddsim.trace.path import HUNDREDTHS, WIDTH, PathCorrection, kept_candidates
-from ddsim.trace.path_kernels import FEATURES, likelihood, samples
+from ddsim.trace.path import WIDTH, PathCorrection, kept_candidates
+from ddsim.trace.path_kernels import FEATURES, HUNDREDTHS, likelihood, samples
 from ddsim.trace.trace import Trace
 
 if TYPE_CHECKING:

@@ -21,6 +21,16 @@ FEATURES = 14
 COUNTED = 5
 
 
+HUNDREDTHS = 100.0
+"""Log-ratios of pairs are kept in hundredths: whole numbers in the file, and the same numbers after it."""
+
+
+NO_PAIR = np.int64(-(2**63))
+
+
+_1, _MIX = np.uint64(1), np.uint64(0x9E3779B97F4A7C15)
+
+
 LEAST = 1e-4  # probability that a row at least leaves to unlisted tokens
 
 
@@ -46,13 +56,13 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Log-ratios of pairs of tokens or classes of them. Class k counts as the number -1 - k; unknown tokens are of class 0."""
+    """Log-ratios of pairs of tokens or classes. Class k counts as the number -1 - k; unknown tokens are of class 0."""
 
-    classes: Any  # int32 [V]: class of each token, 0 to count
-    count: Any  # the largest class
-    starts: Any  # int64 [count + 1 + V + 1]: where the pairs of each first number start, from the lowest on
-    seconds: Any  # int32 [M]: second numbers, ascending behind each first one
-    ratios: Any  # float64 [M, 2]: of all rows, of those off the best path
+    classes: Any  # int32 [V]: class of each token
+    pairs: (
+        Any  # int64 [S, 2]: `key_of` of each pair, NO_PAIR for none, and its hundredths, the second in the lower half
+    )
+    shift: Any  # uint64: a key's hash is shifted by so much to its place there
 
 
 @njit(cache=True, nogil=True)
@@ -113,6 +123,11 @@ def relate(c, d, i, token, text, place, x):
     ``place``: where the root stands in the text. Columns 1 to `COUNTED` are left to the caller.
     """
     size = c.sizes[d]
+    ids = c.ids[d]
+    logs = c.logs[d]
+    chances = c.chances
+    tokens = text.tokens
+    earlier = text.earlier
     off = 1.0 if d > 0 and i > 0 else 0.0
     for j in range(size + 1):
         x[j, 0] = 0.0
@@ -122,29 +137,39 @@ def relate(c, d, i, token, text, place, x):
     if d >= 2:
         grand = c.ids[d - 2, 0]
     elif place - 1 + d >= text.first:
-        grand = text.tokens[place - 1 + d]
+        grand = tokens[place - 1 + d]
     seen = 0
     seen_both = 0
     q = text.latest[token] if token < text.latest.shape[0] else -1
+    first = text.first
     while q >= 0:
-        both = q > text.first and text.tokens[q - 1] == grand
+        both = q > first and tokens[q - 1] == grand
         seen += 1
         seen_both += both
-        j = place_of(text.tokens[q + 1], c.ids[d], size)
+        j = place_of(tokens[q + 1], ids, size)
         if j >= 0:
             x[j, 9] += 1.0
             x[j, 10] += both
-        q = text.earlier[q]
+        q = earlier[q]
+    ahead = -1.0
+    behind = -1.0
+    if d > 0:
+        if c.below[d - 1, i] >= 0:
+            ahead = chances[d, c.below[d - 1, i]]
+        if c.above[d - 1, i] >= 0:
+            behind = chances[d - 2, c.above[d - 1, i]]
+    before = chances[d - 1, i] if d > 0 else 0.0
+    below = c.below[d]
+    above = c.above[d]
     for j in range(size):
-        chance = c.chances[d, j]
-        x[j, 0] = off * c.logs[d, j]
-        if d > 0:
-            both = c.chances[d - 1, i] * chance + 1e-6
-            if c.below[d - 1, i] >= 0 and c.below[d, j] >= 0:
-                x[j, 6] = math.log1p(c.chances[d, c.below[d - 1, i]] * c.chances[d + 1, c.below[d, j]] / both)
-            if c.above[d - 1, i] >= 0 and c.above[d, j] >= 0:
-                x[j, 7] = math.log1p(c.chances[d - 2, c.above[d - 1, i]] * c.chances[d - 1, c.above[d, j]] / both)
-        x[j, 8] = 1.0 if c.ids[d, j] == token else 0.0
+        chance = chances[d, j]
+        x[j, 0] = off * logs[j]
+        both = before * chance + 1e-6
+        if ahead >= 0.0 and below[j] >= 0:
+            x[j, 6] = math.log1p(ahead * chances[d + 1, below[j]] / both)
+        if behind >= 0.0 and above[j] >= 0:
+            x[j, 7] = math.log1p(behind * chances[d - 1, above[j]] / both)
+        x[j, 8] = 1.0 if ids[j] == token else 0.0
         if seen > 0:
             x[j, 9] = math.log((x[j, 9] + chance + 1e-3) / ((seen + 1.0) * chance + 1e-3))
         if seen_both > 0:
@@ -156,53 +181,51 @@ def relate(c, d, i, token, text, place, x):
 
 
 @njit(cache=True, nogil=True)
-def entry(seconds, low, high, wanted):
-    """Where a number stands in ascending ones from low to high, -1 if it doesn't."""
-    end = high
-    while low < high:
-        middle = (low + high) // 2
-        if seconds[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < end and seconds[low] == wanted else -1
+def key_of(before, after):
+    """A pair as one number."""
+    return (np.int64(before) << 32) + (np.int64(after) & 0xFFFFFFFF)
 
 
 @njit(cache=True, nogil=True)
-def look_up(token, off, c, d, table, x):
+def place_in(pairs, shift, key):
+    """Where a pair stands among hashed ones, or would."""
+    at = (np.uint64(key) * _MIX) >> shift
+    while pairs[at, 0] != key and pairs[at, 0] != NO_PAIR:
+        at = (at + _1) & np.uint64(pairs.shape[0] - 1)
+    return at
+
+
+@njit(cache=True, nogil=True)
+def hashed(before, after, hundredths, pairs, shift):
+    """Fill `Table.pairs` with M pairs."""
+    pairs[:, 0] = NO_PAIR
+    pairs[:, 1] = 0
+    for i in range(before.shape[0]):
+        key = key_of(before[i], after[i])
+        at = place_in(pairs, shift, key)
+        pairs[at, 0] = key
+        pairs[at, 1] = key_of(hundredths[i, 0], hundredths[i, 1])
+
+
+@njit(cache=True, nogil=True)
+def look_up(token, kind, off, ids, kinds, pairs, shift, x):
     """Fill columns 1 to `COUNTED` of x: log-ratios of token and token, of token and class, and of class and class; 0 for none."""
-    size = c.sizes[d]
-    for j in range(size + 1):
-        for f in range(1, COUNTED + 1):
-            x[j, f] = 0.0
-    known = table.classes.shape[0]
-    lowest = -1 - table.count
-    before = -1 - table.classes[token] if token < known else -1
-    rows = table.starts.shape[0] - 1
-    for kind in range(2):
-        row = (token if kind == 0 else before) - lowest
-        if row >= rows:
-            continue
-        low = table.starts[row]
-        high = table.starts[row + 1]
-        if low == high:
-            continue
-        for j in range(size):
-            wanted = c.ids[d, j]
-            after = -1 - table.classes[wanted] if wanted < known else -1
-            if kind == 0:
-                at = entry(table.seconds, low, high, wanted)
-                if at >= 0:
-                    x[j, 1] = table.ratios[at, 0]
-                    x[j, 2] = off * table.ratios[at, 1]
-                at = entry(table.seconds, low, high, after)
-                if at >= 0:
-                    x[j, 3] = table.ratios[at, 0]
-                    x[j, 4] = off * table.ratios[at, 1]
-            elif off > 0.0:
-                at = entry(table.seconds, low, high, after)
-                if at >= 0:
-                    x[j, 5] = table.ratios[at, 1]
+    size = ids.shape[0]
+    last = np.int64(-1)
+    mixed = np.int64(0)
+    alike = np.int64(0)
+    for j in range(size):
+        both = pairs[place_in(pairs, shift, key_of(token, ids[j])), 1]
+        if kinds[j] != last:  # neighbours are often of one class
+            last = kinds[j]
+            mixed = pairs[place_in(pairs, shift, key_of(token, -1 - last)), 1]
+            alike = pairs[place_in(pairs, shift, key_of(-1 - kind, -1 - last)), 1]
+        x[j, 1] = (both >> 32) / HUNDREDTHS
+        x[j, 2] = off * (np.int32(both & 0xFFFFFFFF) / HUNDREDTHS)
+        x[j, 3] = (mixed >> 32) / HUNDREDTHS
+        x[j, 4] = off * (np.int32(mixed & 0xFFFFFFFF) / HUNDREDTHS)
+        x[j, 5] = off * (np.int32(alike & 0xFFFFFFFF) / HUNDREDTHS)
+    x[size, 1 : COUNTED + 1] = 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -212,10 +235,11 @@ def correct(c, d, x, weights, power, rest, out):
     out[:] = -np.inf
     if size == 0:
         return
+    logs = c.logs[d]
     unlisted = c.rest[d] + rest + weights[FEATURES - 1] * x[size, FEATURES - 1]
     largest = unlisted
     for j in range(size):
-        score = power * c.logs[d, j]
+        score = power * logs[j]
         for f in range(FEATURES - 1):
             score += weights[f] * x[j, f]
         out[j] = score
@@ -241,18 +265,28 @@ def corrected(
     text = Text(tokens, 0, np.full(vocab, -1, np.int32), np.empty(tokens.shape[0], np.int32))
     x = np.zeros((width + 1, FEATURES))
     out = np.empty(width)
+    kinds = np.zeros((horizon, width), np.int64)
+    known = table.classes.shape[0]
+    classes = table.classes
+    pairs = table.pairs
+    shift = table.shift
     for q in range(base + first):
         remember(text, q)
     for p in range(first, last):
         if p > first:
             remember(text, base + p - 1)
         load(token_ids, logprobs, offsets, p * horizon, kept[p], c)
+        for d in range(horizon):
+            for j in range(c.sizes[d]):
+                kinds[d, j] = classes[c.ids[d, j]] if c.ids[d, j] < known else 0
         ids[p] = c.ids
         steps[p] = -np.inf
         for d in range(horizon):
             for i in range(c.sizes[d - 1] if d > 0 else 1):
                 token = c.ids[d - 1, i] if d > 0 else tokens[base + p]
-                look_up(token, 1.0 if d > 0 and i > 0 else 0.0, c, d, table, x)
+                off = 1.0 if d > 0 and i > 0 else 0.0
+                kind = kinds[d - 1, i] if d > 0 else (np.int64(classes[token]) if token < known else 0)
+                look_up(token, kind, off, c.ids[d, : c.sizes[d]], kinds[d], pairs, shift, x)
                 relate(c, d, i, token, text, base + p, x)
                 correct(c, d, x, weights, powers[d], rests[d], out)
                 if d > 0:

@@ -30,7 +30,7 @@ from ddsim.tree.kernels import Scratch, order_nodes, precedes
 FIRST = 0.65  # the first threshold, in times -log(nodes wanted): a fifth of them lie above it
 
 
-AIM = 1.5  # nodes aimed at from there, as a multiple of those wanted
+AIMS = (1.5, 1.25)  # nodes aimed at, as multiples of those wanted: from the first threshold, and from later ones
 
 
 SPARE = 4  # nodes that can be listed, as a multiple of those wanted
@@ -307,7 +307,7 @@ def first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s):
     high = np.inf
     low = -FIRST * math.log(most + 1.0)
     floor = -np.inf  # the nodes above it are too many
-    factor = 1.0
+    rate = 1.0
     for _ in range(PATIENCE):
         listed = list_nodes(own, offsets, nexts, width, first_row, rows, low, high, n, s)
         if listed == 0:
@@ -323,11 +323,13 @@ def first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s):
             order_nodes(s, listed, best, low - 2.0 * SLACK * (1.0 - low), most, own)
             if low == -np.inf or s.sorted_values[most - 1] > low:
                 return listed, min(listed - 1, most)
+        # Nodes become e times as many about every nat; from the second threshold on, as fast as they did between the last two.
+        aim = AIMS[0] if high == np.inf else AIMS[1]
+        if high < np.inf:
+            rate = max(math.log(listed / n) / max(high - low, SLACK), 0.5 * rate)
         n = listed
         high = low
-        # Nodes become e times as many about every nat. Where they don't, go further each time.
-        low -= factor * max(math.log(AIM * (most + 4.0) / n), 0.1)
-        factor *= 2.0
+        low -= max(math.log(aim * (most + 4.0) / n), 0.1) / rate
         if low < -1000.0:
             low = -np.inf
         if not low > floor:

@@ -130,6 +130,11 @@ def kept_candidates(
             candidates = max(candidates, offsets[positions[p + 1]] - offsets[positions[p]])
     s = make_scratch(most, longest)
     used = np.empty(candidates, np.uint8)
+    found = np.empty(most + horizon, np.int64)  # places of the candidates used, those of a row best first
+    homes = np.empty(most + horizon, np.int64)  # where their rows start
+    ends = np.empty(
+        candidates, np.int64
+    )  # by where a row starts: how many of it are used; later, where the next one goes
     number = np.empty(rows + 1, np.int32)
     for p in range(first, last):
         first_row = p * rows
@@ -138,41 +143,51 @@ def kept_candidates(
             rows = positions[p + 1] - first_row
         begin = first_row * width if width > 0 else offsets[first_row]
         used[:] = 0
+        ends[:] = 0
+        count = 0
         if most > 0:
             n = first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s)[1]
             for i in range(n):
-                used[s.codes[s.order[i]] & PLACE] = 1
+                code = s.codes[s.order[i]]
+                at = code & PLACE
+                if used[at] == 0:
+                    used[at] = 1
+                    found[count] = at
+                    homes[count] = s.starts[code >> 32]
+                    ends[homes[count]] += 1
+                    count += 1
         row = np.int64(0)
         while row < rows:
-            found = best_of_row(logprobs, offsets, width, first_row + row)
-            if found < 0:
+            best = best_of_row(logprobs, offsets, width, first_row + row)
+            if best < 0:
                 break
-            used[found - begin] = 1
-            row = next_row(nexts, width, rows, row, found)
+            if used[best - begin] == 0:  # beyond all nodes wanted: the only one of its row
+                found[count] = best - begin
+                homes[count] = row * width if width > 0 else offsets[first_row + row] - begin
+                ends[homes[count]] += 1
+                count += 1
+            row = next_row(nexts, width, rows, row, best)
         kept = 0
-        count = 0
+        total = 0
         for row in range(rows):
             number[row] = -1
             start = row * width if width > 0 else offsets[first_row + row] - begin
             end = start + width if width > 0 else offsets[first_row + row + 1] - begin
-            leader = count
-            for at in range(start, end):
-                if used[at] > 0:  # the rows are sorted as they are written
-                    i = count
-                    while i > leader and logprobs[begin + at] > logprobs[origins[p, i - 1]]:
-                        origins[p, i] = origins[p, i - 1]
-                        i -= 1
-                    origins[p, i] = begin + at
-                    row_of[p, count] = kept
-                    after[p, count] = row
-                    count += 1
-            if count > leader:
+            if start < end and ends[start] > 0:
                 number[row] = kept
+                for i in range(total, total + ends[start]):
+                    row_of[p, i] = kept
+                    after[p, i] = row
+                total += ends[start]
+                ends[start] = total - ends[start]
                 kept += 1
         number[rows] = -1
-        counts[p] = count
+        for i in range(count):
+            origins[p, ends[homes[i]]] = begin + found[i]
+            ends[homes[i]] += 1
         for i in range(count):
             after[p, i] = number[next_row(nexts, width, rows, np.int64(after[p, i]), origins[p, i])]
+        counts[p] = count
 
 
 @njit(cache=True, nogil=True)
