@@ -84,6 +84,7 @@ def test_a_token_has_the_same_product_in_all_company(gated: bool) -> None:
     wanted = products.added(products.product(x[3:4], weight, gated=gated), x.dtype)
     tiles = (
         None, Tile(16, 32, 16, 2), Tile(32, 128, 32, 2), Tile(16, 64, 64, 2, whole=True), Tile(32, 64, 32, 2, 4, True, True),
+        Tile(32, 64, 32, 2, 4, True, True, True),
     )  # fmt: skip
     for tokens, at in ((17, 3), (40, 39)):
         company = x[:tokens].clone()
@@ -294,7 +295,13 @@ def test_attention_adds_up_alike(compile_only: list[Any]) -> None:
 @compiled
 def test_products_use_one_instruction(compile_only: list[Any]) -> None:
     """In all tiles the tensor cores take 16 columns at a time, by the same kind of instruction."""
-    for tokens, tile in ((16, None), (64, None), (512, None), (512, Tile(128, 64, 128, 3, 8, True, False))):
+    for tokens, tile in (
+        (16, None),
+        (64, None),
+        (512, None),
+        (512, Tile(128, 64, 128, 3, 8, True, False)),
+        (512, Tile(128, 64, 128, 4, 8, True, True)),
+    ):
         products.product(empty(tokens, 4096), empty(4096, 4096), tile=tile)
     for kernel in compile_only:
         (line,) = orders(kernel)

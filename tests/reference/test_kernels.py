@@ -207,6 +207,15 @@ def test_choose_tokens(vocab: int) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("vocab", [7, 3001, 9000])
+def test_logsumexp(vocab: int) -> None:
+    logits = normal(3, vocab) * 6
+    found = kernels.logsumexp(logits)
+    close(found, logits.logsumexp(-1), torch.float32)
+    assert torch.equal(kernels.logsumexp(logits[1:2]), found[1:2])
+
+
+@interpreted
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("n", "k"), [(6, 48), (36, 1025), (8, 1536)])
 @pytest.mark.parametrize("gated", [False, True])
@@ -250,6 +259,7 @@ def test_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     tiles = [
         products.Tile(32, 32, padded, 3), products.Tile(64, 128, 32, 3), products.Tile(128, 64, padded, 2, whole=True),
         products.Tile(32, 64, 16, 2, whole=True, tokens_first=True), products.Tile(64, 128, 64, 2, tokens_first=True),
+        products.Tile(32, 64, 16, 2, 4, True, True, True),
     ]  # fmt: skip
     count = products.parts_of(2 * n, k)
     for tile in tiles:
@@ -257,6 +267,13 @@ def test_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
         assert found.shape == ((m, 2 * n) if tile.whole else (count, m, 2 * n))
         close(products.added(found, dtype), wanted, dtype)
         close(products.product(x, weight, gated=True, tile=tile), gated, dtype)
+
+
+@interpreted
+def test_linear() -> None:
+    x, weight, bias = normal(2, 3, 600), normal(20, 600, seed=1) * 600**-0.5, normal(20, seed=2)
+    close(products.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias), torch.float32)
+    close(products.linear(x, weight), torch.nn.functional.linear(x, weight), torch.float32)
 
 
 @interpreted

@@ -27,6 +27,7 @@ from ddsim_reference.engine.kernels import power_of_two
 try:
     import triton
     import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
 except ImportError:
     triton = None
 
@@ -43,7 +44,7 @@ class Tile(NamedTuple):
     """How a product is worked on: weight rows and columns a step, tokens, steps on their way, warps.
 
     ``whole``: a program adds up all parts of its tile, which otherwise are programs of their own. ``tokens_first``: tokens take the
-    long side of the tensor cores' tiles.
+    long side of the tensor cores' tiles. ``copied``: both, and tiles come by the copy engine, which takes no registers.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Tile(NamedTuple):
     warps: int = 4
     whole: bool = False
     tokens_first: bool = False
+    copied: bool = False
 
 
 PARTS: dict[tuple[int, int], int] = {
@@ -78,14 +80,13 @@ TUNED: dict[tuple[int, int, int], Tile] = {
     (4096, 20480, 64): Tile(128, 128, 64, 4, 8),
     (6144, 4096, 128): Tile(128, 64, 64, 3),
     (4096, 4096, 128): Tile(64, 64, 128, 4, tokens_first=True),
-    (24576, 4096, 128): Tile(128, 64, 128, 3, 8, whole=True),
-    (4096, 12288, 128): Tile(64, 64, 128, 4, tokens_first=True),
-    (151936, 4096, 128): Tile(128, 64, 128, 3, 8, whole=True),
     (4096, 4096, 256): Tile(128, 64, 128, 3, 8),
     (4096, 12288, 256): Tile(128, 64, 128, 3, 8),
-    (151936, 4096, 256): Tile(256, 64, 128, 3, 8, whole=True, tokens_first=True),
-    (24576, 4096, 512): Tile(128, 64, 128, 3, 8, whole=True),
-    (151936, 4096, 512): Tile(256, 64, 128, 3, 8, whole=True, tokens_first=True),
+    (6144, 4096, 512): Tile(128, 64, 64, 3, 4, True, True, True),
+    (4096, 4096, 512): Tile(256, 64, 64, 4, 8, True, True, True),
+    (24576, 4096, 512): Tile(256, 64, 128, 4, 8, True, True, True),
+    (4096, 12288, 512): Tile(256, 64, 64, 4, 8, True, True, True),
+    (151936, 4096, 512): Tile(256, 64, 128, 4, 8, True, True, True),
 }
 """Measured choices in bfloat16 by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
 
@@ -118,8 +119,9 @@ def default_tile(rows: int, columns: int, padded: int, parts: int) -> Tile:
     if padded <= STREAMED_TOKENS:
         return Tile(64, 64, padded, max(2, min(6, 74_000 // ((64 + padded) * 64 * 2))))
     programs = -(-rows // 128) * -(-padded // 128)
-    whole = parts == 1 or programs > MULTIPROCESSORS // 2
-    return Tile(128, 64, 128, 4, 8, whole, True)
+    if parts == 1 or programs > MULTIPROCESSORS // 2:
+        return Tile(128, 64, 128, 3 if parts == 1 else 4, 8, True, True, True)
+    return Tile(128, 64, 128, 4, 8, False, True)
 
 
 def tile_for(rows: int, columns: int, tokens: int, parts: int, itemsize: int) -> Tile:
@@ -165,6 +167,57 @@ if triton is not None:
                 sums = tl.dot(w, tl.trans(x), sums, input_precision="ieee")
         return sums
 
+    @triton.jit
+    def _copied_sums(
+        x_tiles, weight_tiles, block, tile, part,
+        K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
+        GATED: tl.constexpr,
+    ):  # fmt: skip
+        # As ``_sums``; of a gated product, half of a tile's rows are gates, the other half what they gate.
+        UNITS: tl.constexpr = (K + UNIT - 1) // UNIT
+        sums = tl.zeros([M, ROWS], tl.float32)
+        for at in range(part * UNITS // PARTS * UNIT, tl.minimum((part + 1) * UNITS // PARTS * UNIT, K), COLUMNS):
+            x = x_tiles.load([block * M, at])
+            if GATED:
+                w = tl.reshape(weight_tiles.load([0, tile * (ROWS // 2), at]), [ROWS, COLUMNS])
+            else:
+                w = weight_tiles.load([tile * ROWS, at])
+            sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+        return sums
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _copied_product(
+        x_tiles, weight_tiles, out_ptr, tokens,
+        N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        PARTS: tl.constexpr, UNIT: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        block = tl.program_id(0)
+        tile = tl.program_id(1)
+        total = _copied_sums(x_tiles, weight_tiles, block, tile, 0, K, M, ROWS, COLUMNS, PARTS, UNIT, GATED)
+        for part in range(1, PARTS):
+            total += _copied_sums(x_tiles, weight_tiles, block, tile, part, K, M, ROWS, COLUMNS, PARTS, UNIT, GATED)
+        dtype = out_ptr.dtype.element_ty
+        if GATED:
+            gate, up = tl.split(tl.permute(tl.reshape(total, [M, 2, ROWS // 2]), (0, 2, 1)))
+            result = _gate(gate, up, dtype)
+            place = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
+        else:
+            result = total.to(dtype)
+            place = tile * ROWS + tl.arange(0, ROWS)
+        token = block * M + tl.arange(0, M)
+        inside = (token < tokens)[:, None] & (place < N)[None, :]
+        tl.store(out_ptr + token.to(tl.int64)[:, None] * N + place[None, :], result, mask=inside)
+
+    @triton.jit
+    def _gate(gate, up, dtype: tl.constexpr):
+        # Rounded where separate kernels would round.
+        gate = gate.to(dtype).to(tl.float32)
+        active = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+        return (active * up.to(dtype).to(tl.float32)).to(dtype)
+
     @triton.jit(do_not_specialize=["tokens"])  # one compiled kernel serves all counts
     def _product(
         x_ptr, weight_ptr, out_ptr, tokens,
@@ -204,10 +257,7 @@ if triton is not None:
                 gate, up = tl.split(tl.reshape(total, [M, ROWS // 2, 2]))
             else:
                 gate, up = tl.split(tl.permute(tl.reshape(total, [ROWS // 2, 2, M]), (0, 2, 1)))
-            # Rounded where separate kernels would round.
-            gate = gate.to(dtype).to(tl.float32)
-            active = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
-            result = (active * up.to(dtype).to(tl.float32)).to(dtype)
+            result = _gate(gate, up, dtype)
             place = tile * (ROWS // 2) + tl.arange(0, ROWS // 2)
         else:
             result = total.to(dtype)
@@ -251,12 +301,24 @@ def product(
     parts = 1 if gated or out is not None else parts_of(rows, k)
     if tile is None:
         tile = tile_for(rows, k, tokens, parts, weight.element_size())
+    if tile.copied and (k % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16):  # which the copy engine can't take
+        tile = tile._replace(copied=False)
     programs = 1 if tile.whole else parts
     if gated or (out is None and tile.whole):
         out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     elif out is None:
         out = torch.empty(parts, tokens, n, dtype=torch.float32, device=x.device)
     launch = kernels.early_launch(x)
+    if tile.copied:
+        gates = weight.view(2, n, k) if gated else weight
+        height = [2, tile.rows // 2] if gated else [tile.rows]
+        _copied_product[(-(-tokens // tile.tokens), -(-rows // tile.rows))](
+            TensorDescriptor.from_tensor(x, [tile.tokens, tile.columns]),
+            TensorDescriptor.from_tensor(gates, [*height, tile.columns]), out, tokens,
+            N=n, K=k, M=tile.tokens, ROWS=tile.rows, COLUMNS=tile.columns, PARTS=parts, UNIT=UNIT, GATED=gated,
+            num_warps=tile.warps, num_stages=tile.stages, **launch,
+        )  # fmt: skip
+        return out
     _product[(-(-tokens // tile.tokens), -(-rows // tile.rows), programs)](
         x, weight, out, tokens,
         N=n, K=k, M=tile.tokens, ROWS=tile.rows, COLUMNS=tile.columns, PARTS=parts, UNIT=UNIT,
@@ -281,5 +343,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by `product`."""
     if not kernels.use_triton(x):
         return F.linear(x, weight, bias)
-    out = added(product(x.flatten(0, -2).contiguous(), weight), x.dtype).unflatten(0, x.shape[:-1])
+    rows = x.flatten(0, -2).contiguous()
+    many = rows.shape[0] > STREAMED_TOKENS and rows.element_size() == 2
+    tile = Tile(128, 64, 64, 4, 4, True, True, True) if many else None  # no next kernel adds up parts here
+    out = added(product(rows, weight, tile=tile), x.dtype).unflatten(0, x.shape[:-1])
     return out if bias is None else out + bias
