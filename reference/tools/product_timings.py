@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ddsim_reference.model.config import DrafterConfig, ModelConfig
     from selftest import Report
 
-COUNTS = (64, 512, 128, 256, 16)
+COUNTS = (512, 128, 256, 64, 16)
 
 
 def shapes_of(config: ModelConfig, auxiliary_layers: int) -> dict[str, tuple[int, int]]:
@@ -63,17 +64,16 @@ def tiles_to_try(rows: int, columns: int, padded: int, parts: int) -> list[Tile]
             if stages >= 2:
                 found.append(Tile(height, step, padded, stages, warps))
         return list(dict.fromkeys(found))
-    for height, tokens, warps, stages, first in (
-        (128, 128, 8, 4, True), (128, 128, 8, 3, False), (256, 128, 8, 3, True), (128, 256, 8, 3, True), (128, 64, 4, 4, True),
-        (64, 128, 4, 4, True), (128, 64, 4, 3, False), (256, 64, 8, 4, False), (64, 64, 4, 5, True),
+    for height, tokens, warps, stages in (
+        (128, 128, 8, 4), (128, 128, 8, 3), (256, 128, 8, 3), (256, 128, 8, 4), (128, 64, 4, 4), (128, 64, 4, 3), (256, 64, 4, 3),
+        (128, 256, 8, 3), (256, 64, 8, 4),
     ):  # fmt: skip
-        if tokens > padded:
-            continue
         big = height * tokens > 64 * 128 * warps // 4  # the sums of a part and of all don't fit into the registers
-        for whole in (True, False) if parts > 1 else (True,):
-            if not (whole and parts > 1 and big):
-                found.append(Tile(height, 64, tokens, stages, warps, whole, first))
-    return list(dict.fromkeys(found))
+        if tokens <= padded and not (parts > 1 and big):
+            found.append(Tile(height, 64, tokens, stages, warps, True, True, True))
+    if parts > 1:
+        found += [Tile(128, 64, 128, 3, 8), Tile(64, 64, 128, 4, 4, tokens_first=True)]
+    return list(dict.fromkeys([*found, products.tile_for(rows, columns, padded, parts, 2)]))
 
 
 def product(name: str, x: Tensor, weight: Tensor, tile: Tile | None, logits: Tensor | None) -> Tensor:
@@ -216,6 +216,9 @@ def time_products(
                 tile: Tile, name: str = name, x: Tensor = x, weight: Tensor = weights[0], logits: Tensor | None = logits
             ) -> str:
                 try:
+                    torch.zeros(
+                        1, device=device
+                    )  # makes the GPU's context the thread's, which the copy engine's tables need
                     with torch.inference_mode():  # a thread's own
                         product(name, x, weight, tile, logits)
                 except Exception as failure:
@@ -263,17 +266,25 @@ def time_parts(report: Report, config: ModelConfig, device: torch.device, dtype:
     """Streamed products by their number of parts: the fewer, the less the next kernel has to add up."""
     found: list[dict[str, Any]] = report.parts.setdefault("parts", [])
     shapes = shapes_of(config, 1)
-    for tokens, name in [(tokens, name) for tokens in (64, 16) for name in ("o", "qkv", "down")]:
+    for tokens, name in [(tokens, name) for tokens in (64, 512, 16, 128) for name in ("qkv", "o", "down")]:
         if device.type != "cuda" or time.perf_counter() > deadline:
             return
         rows, columns = shapes[name]
         x = torch.randn(tokens, columns, device=device).to(dtype)
         weights = [torch.empty(rows, columns, device=device, dtype=dtype).normal_(std=columns**-0.5) for _ in range(6)]
         jobs = []
-        for parts in (1, 2, 3, 4, 6, 8):
-            for height, step, warps, slots in ((64, 64, 4, 3), (64, 128, 4, 1), (64, 128, 4, 2), (128, 128, 8, 1)):
+        for parts in (1, 2, 4):
+            for height, step, warps, slots in ((64, 64, 4, 3), (64, 64, 4, 1), (64, 128, 4, 1), (128, 128, 8, 1)):
                 room = {1: 226_000, 2: 112_000, 3: 74_500}[slots]
-                jobs.append((parts, Tile(height, step, tokens, min(8, room // ((height + tokens) * step * 2)), warps)))
+                stages = min(10, room // ((height + tokens) * step * 2))
+                if tokens <= products.STREAMED_TOKENS:
+                    jobs.append((parts, Tile(height, step, tokens, stages, warps)))
+            if tokens > products.STREAMED_TOKENS and parts < 4:
+                some = [(128, 64, 128, 4, 8), (128, 64, 128, 3, 8), (128, 64, 64, 4, 4)]
+                some += [(256, 64, 128, 3, 8)] if parts == 1 else []
+                jobs += [(parts, Tile(*tile, True, True, True)) for tile in some]
+            if tokens == 128:
+                jobs += [(parts, Tile(128, 64, 64, 3, 4)), (parts, Tile(64, 64, 128, 4, 4, tokens_first=True))]
 
         def run(
             job: tuple[int, Tile], weight: Tensor, x: Tensor = x, shape: tuple[int, int] = (rows, columns)
@@ -282,6 +293,7 @@ def time_parts(report: Report, config: ModelConfig, device: torch.device, dtype:
             return products.product(x, weight, tile=job[1])
 
         def compiled(job: tuple[int, Tile], weight: Tensor = weights[0]) -> None:
+            torch.zeros(1, device=device)
             with torch.inference_mode():
                 run(job, weight)
 
@@ -291,6 +303,7 @@ def time_parts(report: Report, config: ModelConfig, device: torch.device, dtype:
                     list(pool.map(compiled, [job for job in jobs if job[0] == parts]))
             times = {job: graph_seconds([partial(run, job, w) for w in weights] * 4, device) for job in jobs}
         for parts in sorted({parts for parts, _ in jobs}):
+            # A part's sums are written and read once more than a whole's; that isn't in these figures.
             best = min((job for job in jobs if job[0] == parts), key=lambda job: times[job])
             found.append(
                 {"shape": name, "tokens": tokens, "parts": parts, "tile": list(best[1]), "us": 1e6 * times[best]}
@@ -373,7 +386,24 @@ def time_forward(
     if device.type == "cuda":
         report.part("kernels by time", profiles)
 
+    qkv, o, down = (shapes_of(config, 1)[name] for name in ("qkv", "o", "down"))
+
+    @contextmanager
+    def parts(count: int, *tiles: Tile) -> Iterator[None]:
+        with (
+            patch.dict(products.PARTS, dict.fromkeys((qkv, o, down), count)),
+            patch.dict(
+                products.TUNED, {(*shape, 64): tile for shape, tile in zip((qkv, o, down), tiles, strict=False)}
+            ),
+        ):
+            yield
+
+    deep = Tile(64, 64, 64, 6), Tile(64, 128, 64, 6), Tile(64, 128, 64, 6)
     variants: dict[str, Any] = {
+        "as it is": nullcontext(),
+        "2 parts": parts(2),
+        "2 parts, deep tiles": parts(2, *deep),
+        "1 part, deep tiles": parts(1, Tile(64, 128, 64, 6), *deep[1:]),
         "no prefetch": patch.object(products, "PREFETCH", 0),
         "prefetch of 12 steps": patch.object(products, "PREFETCH", 12),
         "no early launch": patch.object(kernels, "EARLY_LAUNCH", False),
@@ -390,7 +420,8 @@ def time_forward(
             break
         try:
             with change:
-                add(name, tokens, context, verify_seconds(tokens, context), floor)
+                for length in contexts if name.startswith("attention") else contexts[:1]:
+                    add(name, tokens, length, verify_seconds(tokens, length), floor)
         except Exception as failure:
             print(f"  {name}: {type(failure).__name__} {str(failure).splitlines()[0][:120]}", flush=True)
 
