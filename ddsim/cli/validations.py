@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddsim.cli.app import _plot
-from ddsim.cli.console import Column, Out, number, percent
+from ddsim.cli.console import Column, Out, number
 
 VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
 
@@ -26,15 +26,11 @@ ENGINE_VALIDATION = "ddsim-engine-validation", 1  # kind and newest schema of dd
 ENGINE_COLUMNS: tuple[Column, ...] = (
     ("batch", "batch", str),
     ("k", "K", str),
-    ("tau_predicted", "tau\npred.", number(2)),
-    ("tau_measured", "tau\nmeas.", number(2)),
-    ("ms_predicted", "ms a step\npredicted", number(2)),
-    ("ms_measured", "ms a step\nmeasured", number(2)),
-    ("speed_predicted", "tokens/s\npredicted", number(0)),
-    ("speed_measured", "tokens/s\nmeasured", number(0)),
-    ("error", "error", percent),
-    ("tpot_predicted", "TPOT ms\npredicted", number(2)),
-    ("tpot_measured", "TPOT ms\nmeasured", number(2)),
+    ("tau", "tokens\na round", str),
+    ("ms", "ms\na step", str),
+    ("speed", "tokens/s", str),
+    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
+    ("tpot", "TPOT\nms", str),
 )
 
 
@@ -80,22 +76,25 @@ def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None
     """Print and draw predicted beside measured; the largest error of tokens a second."""
     import pandas as pd
 
+    shown = (
+        ("tau", "tokens_per_round", "{:.2f}"), ("ms", "ms_per_step", "{:.2f}"), ("speed", "tokens_per_second", "{:,.0f}"),
+        ("tpot", "tpot_ms", "{:.2f}"),
+    )  # fmt: skip
     table = pd.DataFrame(
         {
-            "batch": row["batch"],
+            "batch": str(row["batch"]),
             "k": row["k"],
             "error": row["tokens_per_second_error"],
             **{
-                f"{short}_{side}": row[side][long]
-                for short, long in (
-                    ("tau", "tokens_per_round"), ("ms", "ms_per_step"), ("speed", "tokens_per_second"), ("tpot", "tpot_ms")
-                )
-                for side in ("predicted", "measured")
+                short: " / ".join(form.format(row[side][name]) for side in ("predicted", "measured"))
+                for short, name, form in shown
             },
         }
         for row in document["rows"]
-    )  # fmt: skip
-    show.table(table, ENGINE_COLUMNS, f"{document['label']}, {document['provenance'].get('device', '')}")
+    )
+    show.table(
+        table, ENGINE_COLUMNS, f"{document['label']}, {document['provenance'].get('device', '')}: predicted / measured"
+    )
     errors = document["tokens_per_second_error"]
     show.say(f"Tokens/s are off by {100 * errors['mean']:.1f} % on average and {100 * errors['worst']:.1f} % at worst.")
     right, asked = (sum(one[name] for one in document["order"]) for name in ("right", "pairs"))
@@ -105,7 +104,9 @@ def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None
     if plot is not None:
         from ddsim.view.checks import predicted_measured
 
-        points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
-        points["group"] = [f"batch {batch}" for batch in points["batch"]]
+        speeds = {
+            side: [row[side]["tokens_per_second"] for row in document["rows"]] for side in ("predicted", "measured")
+        }
+        points = pd.DataFrame({"group": [f"batch {row['batch']}" for row in document["rows"]], **speeds})
         _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
     return float(table["error"].abs().max())

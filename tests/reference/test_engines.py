@@ -258,3 +258,23 @@ def test_vllms_own_switches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_groups_end_with_the_rest() -> None:
     assert compare.groups_of(3, 8) == [[0, 1, 2]]
+
+
+def test_what_was_measured_in_vllm_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped comparison: its errors are those of its rows, and its costs are an engine's that plans take."""
+    traces = Path(__file__).parents[2] / "traces"
+    path = traces / "validation" / "vllm-qwen3-8b-cost-h100.json"
+    document = json.loads(path.read_text())
+    told = compare.summary(document["rows"], 15)
+    assert document["tokens_per_second_error"] == pytest.approx(told["tokens_per_second_error"], rel=1e-4)
+    assert document["order"] == told["order"]
+    for name in ("schedule_over_best", "schedule_over_block"):
+        for one, again in zip(document[name], told[name], strict=True):
+            assert one == pytest.approx(again, rel=1e-4)
+    assert told["tokens_per_second_error"]["worst"] <= 0.05
+    assert all(one["right"] == one["pairs"] for one in told["order"])
+    assert main(["validate", "--show", str(path)]) == 0
+    assert "4.9 % at worst" in capsys.readouterr().out
+    profile = read_profile(traces / "profiles" / "vllm-qwen3-8b-cost-h100.json")
+    assert profile.provenance["engine"] == "vLLM 0.26.0"
+    assert {s.batch for s in profile.verify} >= {1, 8, 32, 64}

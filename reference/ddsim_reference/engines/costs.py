@@ -96,14 +96,19 @@ def measure(
 
 
 def profile_of(engine: vllm.Vllm, samples: Sequence[VerifySample], provenance: dict[str, Any]) -> Profile:
-    """Whole steps as a profile: a step of B requests at K stands as a pass of B · (K + 1) tokens, whose draft costs nothing more."""
-    source = {
+    """Whole steps as a profile: a step of B requests at K stands as a pass of B · (K + 1) tokens, whose draft costs nothing more.
+
+    Buckets are the sizes of the engine's graphs.
+    """
+    source: dict[str, Any] = {
         "engine": f"{engine.title} {engine.version}",
         "seconds": WHOLE_STEPS,
         "off": "K = 0 drafts too: its steps cost more than an engine's without a drafter",
         "flags": engine.about(),
     }
-    return Profile(samples, provenance=source | provenance)
+    most = max(sample.tokens for sample in samples)
+    sizes = [size for size in source["flags"]["cudagraph_capture_sizes"] if size < most]
+    return Profile(samples, provenance=source | provenance, buckets=[*sizes, most])
 
 
 def described(target: str, drafter: str, dtype: str) -> dict[str, Any]:
