@@ -343,8 +343,7 @@ def _gain_figures(rng: np.random.Generator, pool: _Pool, positions: int, repeats
         truth = true_ranks(drawn.token_ids, drawn.offsets, drawn.tokens, drawn.starts, HORIZON)
         gains_and_ranks(drawn.logprobs, drawn.offsets, truth, HORIZON, BUDGET)
 
-    threads = numba.get_num_threads()
-    few = 2000
+    threads, few = numba.get_num_threads(), 2000
     try:
         numba.set_num_threads(1)
         (one,) = _in_turns(3 * repeats, work(few), clock=time.thread_time)
@@ -368,7 +367,7 @@ def _gain_figures(rng: np.random.Generator, pool: _Pool, positions: int, repeats
 def _lattice_figures(rng: np.random.Generator, positions: int, repeats: int) -> list[Figure]:
     from ddsim.tree.lattice import Lattice
     from ddsim.tree.lattices import Lattices
-    from ddsim.tree.trees import draft_tree
+    from ddsim.tree.trees import draft_tree, tree_gains
 
     few, width = 250, 16  # fewer positions than are split over threads
     steps = made_up_marginals(rng, few * width, width).reshape(few, width, HORIZON, width).swapaxes(1, 2)
@@ -378,10 +377,12 @@ def _lattice_figures(rng: np.random.Generator, positions: int, repeats: int) -> 
     some = Lattices.from_dense(*dense, max_budget=BUDGET)
     whole = Lattices.joined(HORIZON, [some] * (positions // few))
     truth = np.zeros((positions, HORIZON), np.int32)
-    tree, one = _in_turns(
+    tree, one, whole_one, pruned = _in_turns(
         5 * repeats,
         lambda: _ignore([draft_tree(lattice, 64).packed_mask() for lattice in given]),
         lambda: _ignore(some.drafts(truth[:few], BUDGET)),
+        lambda: _ignore([tree_gains(lattice, BUDGET) for lattice in given]),
+        lambda: _ignore(Lattices.from_dense(*dense, BUDGET)),
         clock=time.thread_time,
     )
     (all_,) = _in_turns(repeats, lambda: _ignore(whole.drafts(truth, BUDGET)))
@@ -389,6 +390,8 @@ def _lattice_figures(rng: np.random.Generator, positions: int, repeats: int) -> 
         Figure("lattice: tree of 64 nodes with packed masks", 1e6 * tree / few, "µs", 15.0, note="L = 15, K = 16"),
         Figure(f"lattice: gains and ranks to N = {BUDGET}, a position", 1e6 * one / few, "µs", 30.0),
         Figure(f"lattice: the same of {positions:,} positions", all_, "s", 3.0 * positions / 100_000),
+        Figure(f"lattice: gains to N = {BUDGET} of one that is not pruned", 1e6 * whole_one / few, "µs", None),
+        Figure(f"lattice: pruned to N = {BUDGET}, a position", 1e6 * pruned / few, "µs", None, note="as recorders do"),
     ]
 
 
@@ -547,13 +550,8 @@ def _ignore(_: object) -> None:
 
 def _child(script: str, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any] | None:
     """What a fresh Python process printed as JSON; None if it failed."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, check=False)
     if done.returncode:
         return None
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -564,7 +562,7 @@ def _timed(command: list[str], folder: Path) -> float | None:
     """Seconds that a command takes; None if it fails."""
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, cwd=folder, check=False)
-    return time.perf_counter() - start if done.returncode == 0 else None
+    return None if done.returncode else time.perf_counter() - start
 
 
 def _machine(seed: int, quick: bool) -> dict[str, Any]:
