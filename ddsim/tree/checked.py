@@ -171,5 +171,5 @@ def checked_gains(rows, tolerance, gains):
     if fault == 0:
         most = gains.shape[0]
         s = make_scratch(horizon, most)
-        write_gains(s, first_nodes(flat, offsets, 0, horizon, most, s)[1], gains)
+        write_gains(s, first_nodes(flat, offsets, np.int64(0), horizon, most, s)[1], gains)
     return fault

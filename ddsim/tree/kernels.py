@@ -388,7 +388,7 @@ def heap_nodes(s, depth, most):
     values[0] = 0.0
     codes[0] = 0
     depths[0] = 0
-    listed = 1
+    listed = np.int64(1)
     size = 0
     n = 0
     node = 0
@@ -551,7 +551,7 @@ def write_tree(s, n, parents, depths, ranks):
 def draft_tree(logprobs, offsets, horizon, most, parents, depths, ranks, values):
     """Fill the arrays [most + 1] of the best-first tree, root first; return how many nodes there are without the root."""
     s = make_scratch(horizon, most)
-    n = first_nodes(logprobs, offsets, 0, horizon, most, s)[1] if most > 0 else 0
+    n = first_nodes(logprobs, offsets, np.int64(0), horizon, most, s)[1] if most > 0 else 0
     write_tree(s, n, parents, depths, ranks)
     values[0] = 0.0
     values[1 : n + 1] = s.sorted_values[:n]

@@ -241,7 +241,7 @@ def heap_nodes(own, offsets, nexts, width, first_row, rows, most, s):
     heap = s.bucket_ends
     values[0] = 0.0
     codes[0] = 0
-    listed = 1
+    listed = np.int64(1)
     size = 0
     n = 0
     node = 0
@@ -303,7 +303,7 @@ def first_nodes(logprobs, offsets, nexts, width, first_row, rows, most, s):
     if own.shape[0] == 0:
         return 1, 0
     s.codes[0] = 0
-    n = 1
+    n = np.int64(1)
     high = np.inf
     low = -FIRST * math.log(most + 1.0)
     floor = -np.inf  # the nodes above it are too many

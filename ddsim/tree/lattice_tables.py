@@ -1,6 +1,7 @@
 """Numba kernels for what lattices come to: trees, gains, ranks of paths, the candidates worth keeping, and faults.
 
-Lattices lie in memory as ``lattice_kernels`` says.
+Lattices lie in memory as ``lattice_kernels`` says. All call ``first_nodes`` with the same types, so that it is compiled once for each
+type of log-probabilities: Numba takes a 0 that stands in a call for a type of its own.
 """
 
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -66,9 +67,9 @@ def dense_tree(logprobs, token_ids, shape, values):
     rows, width = logprobs.shape
     if width == 0:
         rows = 0
-    nothing = np.empty(0, np.int64)
+    nothing, none = np.empty(0, np.int64), np.empty(0, np.int32)
     ids = token_ids.reshape(-1)
-    return lattice_tree(logprobs.reshape(-1), nothing, nothing, width, 0, rows, ids, shape, values)
+    return lattice_tree(logprobs.reshape(-1), nothing, none, width, np.int64(0), rows, ids, shape, values)
 
 
 @njit(cache=True, nogil=True)
@@ -79,9 +80,9 @@ def dense_gains(logprobs, gains):
     rows, width = logprobs.shape
     if most == 0 or rows * width == 0:
         return
-    nothing = np.empty(0, np.int64)
+    nothing, none = np.empty(0, np.int64), np.empty(0, np.int32)
     s = make_scratch(most, width)
-    write_gains(s, first_nodes(logprobs.reshape(-1), nothing, nothing, width, 0, rows, most, s)[1], gains)
+    write_gains(s, first_nodes(logprobs.reshape(-1), nothing, none, width, np.int64(0), rows, most, s)[1], gains)
 
 
 @njit(cache=True, nogil=True)
@@ -91,7 +92,7 @@ def gains_and_ranks(logprobs, offsets, nexts, positions, truth, first, last, gai
     s = make_scratch(most, longest_row(offsets, positions[first], positions[last]))
     for p in range(first, last):
         rows = positions[p + 1] - positions[p]
-        listed, n = first_nodes(logprobs, offsets, nexts, 0, positions[p], rows, most, s)
+        listed, n = first_nodes(logprobs, offsets, nexts, np.int64(0), positions[p], rows, most, s)
         write_gains(s, n, gains[p])
         chain[p] = leading_best(truth[p])
         write_ranks(s, listed, n, truth[p], True, ranks[p])

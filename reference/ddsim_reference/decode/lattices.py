@@ -67,16 +67,14 @@ class CorrectedRows(DraftedLattices):
             self.logprobs[b], self.ids[b] = made.rows, made.token_ids
 
 
-_NOTHING = np.empty(0, np.int64)
-
-
 @njit(cache=True, nogil=True)
 def grow(logprobs, ids, horizon, slots, budgets, ranks, nodes, parents, depths, tokens, gains):  # type: ignore[no-untyped-def]
     """`DraftedLattices.grow`; ``ranks`` [most + 1] is working memory."""
     total = 0
     rows, width = logprobs.shape[1:]
     flat = logprobs.reshape(-1)
-    most = max(budgets.max(), 0)
+    most = np.int64(max(budgets.max(), 0))
+    nothing, none = np.empty(0, np.int64), np.empty(0, np.int32)
     s = make_scratch(most, width)
     for i in range(len(slots)):
         b = slots[i]
@@ -86,15 +84,15 @@ def grow(logprobs, ids, horizon, slots, budgets, ranks, nodes, parents, depths, 
         if budgets[i] <= CHAIN:
             row = 0
             while n < chain_length(budgets[i], horizon):
-                best = best_of_row(flat, _NOTHING, width, b * rows + row)
+                best = best_of_row(flat, nothing, width, b * rows + row)
                 if best < 0:
                     break
                 parents[b, n + 1], depths[b, n + 1], tokens[b, n + 1] = n, n + 1, own[n * width + best % width]
-                row = next_row(_NOTHING, width, rows, row, best)
+                row = next_row(none, width, rows, row, best)
                 n += 1
         else:
             if budgets[i] > 0:
-                n = first_nodes(flat, _NOTHING, _NOTHING, width, b * rows, rows, budgets[i], s)[1]
+                n = first_nodes(flat, nothing, none, width, b * rows, rows, np.int64(budgets[i]), s)[1]
             write_nodes(s, n, width, own, parents[b], depths[b], ranks, tokens[b])
             if len(gains) > 0:
                 write_gains(s, n, gains[i])

@@ -121,7 +121,7 @@ def grow(rows, offsets, ids, horizon, slots, budgets, ranks, nodes, parents, dep
                 parents[b, n], depths[b, n], ranks[n] = n - 1, n, 0
         else:
             if budgets[i] > 0:
-                n = first_nodes(rows, offsets, first, horizon, budgets[i], s)[1]
+                n = first_nodes(rows, offsets, first, horizon, np.int64(budgets[i]), s)[1]
             write_tree(s, n, parents[b], depths[b], ranks)
             if len(gains) > 0:
                 write_gains(s, n, gains[i])
