@@ -74,6 +74,10 @@ class Lattices:
         """
         ids = plain(token_ids, np.int32)
         count, horizon, width = ids.shape
+        if width == 0:  # no candidates at all: a row without any behind each root
+            none = np.empty(0, np.int32)
+            edges = np.zeros(count + 1, np.int64)
+            return cls(horizon, np.arange(count + 1), edges, none, none, np.empty(0, np.float32))
         rows = 1 + (horizon - 1) * width
         starts, steps = numbers(first, "first"), numbers(transitions, "transitions")
         pieces = []
