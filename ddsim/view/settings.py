@@ -76,7 +76,7 @@ def engine_settings(
     --------
     >>> choices = pd.DataFrame({"requests": [1, 2, 3], "k": [7, 7, 0], "extrapolated": [False] * 3})
     >>> engine_settings("vllm", choices, "drafter", 15)["speculative_config"]["num_speculative_tokens_per_batch_size"]
-    [[1, 2, 7], [3, 3, 0]]
+    [[1, 2, 7], [3, 3, 0], [1000000, 1000000, 15]]
     >>> engine_settings("tensorrt-llm", choices, "drafter", 15)["speculative_config"]["draft_len_schedule"]
     {'2': 7, '3': 0}
     """
@@ -134,7 +134,7 @@ def vllm_settings(
     --------
     >>> choices = pd.DataFrame({"requests": [1, 2], "k": [7, 0], "extrapolated": [False, False]})
     >>> vllm_settings(choices, "drafter", 15)["speculative_config"]["num_speculative_tokens_per_batch_size"]
-    [[1, 1, 7], [2, 2, 0]]
+    [[1, 1, 7], [2, 2, 0], [1000000, 1000000, 15]]
     """
     return engine_settings("vllm", choices, drafter, horizon, provenance=provenance)
 

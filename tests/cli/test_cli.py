@@ -639,7 +639,9 @@ def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
 
 
 def test_validate_show_refuses_other_files(cli: Run, files: Path, tmp_path: Path) -> None:
-    assert "not a ddsim-validation file" in error(cli("validate", "--show", files / "profile.json"))
+    assert "not a ddsim-validation or ddsim-engine-validation file" in error(
+        cli("validate", "--show", files / "profile.json")
+    )
     (tmp_path / "v.json").write_text('{"kind": "ddsim-validation", "schema_version": 1, "rows": []}')
     assert "damaged" in error(cli("validate", "--show", tmp_path / "v.json"))
     assert "needs --target" in error(cli("validate"))

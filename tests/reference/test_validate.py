@@ -104,7 +104,7 @@ def test_validation_of_lattices(
     for head in (True, False):
         result = validate.validate(
             target=pair[0], drafter=pair[1], out=tmp_path / "v.json", prompts=[prompts[0]], encoded=prompts[1], limit=2,
-            policies=("AR", "DFlash", "DDTree:7", "RoundRatio"), max_new_tokens=16, contexts=(16, 32), repeats=2,
+            policies=("AR", "DFlash", "DDTree:15", "RoundRatio"), max_new_tokens=16, contexts=(16, 32), repeats=2,
             largest=31, device="cpu", dtype="float32", head=head,
         )  # fmt: skip
         for name, agreement in result["agreement"].items():

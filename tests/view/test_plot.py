@@ -55,6 +55,24 @@ def reliable(trace: Trace) -> tuple[Reliability, Reliability]:
 NAMES = ["AR", "DFlash", "DDTree(64)", "CaDDTree", "Hindsight"]
 
 
+def gains_table() -> pd.DataFrame:
+    """Of two workloads and both of them, chains and trees of two sizes."""
+    rows = [
+        {
+            "workload": w,
+            "policy": p,
+            "first": 4.0,
+            "second": 4.0 * (1 + g),
+            "gain": g,
+            "low": g - 0.02,
+            "high": g + 0.03,
+        }
+        for w in ("code", "chat", "all")
+        for p, g in (("DFlash", 0.1), ("DDTree(8)", 0.05), ("DDTree(64)", 0.2))
+    ]
+    return pd.DataFrame(rows)
+
+
 def policy_table() -> pd.DataFrame:
     rate = np.array([145.0, 430.0, 520.0, 540.0, 600.0])
     return pd.DataFrame(
@@ -91,6 +109,7 @@ def every_figure(
         "cost_curve of a batch": lambda ax: _costs.cost_curve(cost, profile, batch=8, ax=ax),
         "cost_curve alone": lambda ax: _costs.cost_curve(cost, ax=ax),
         "fixed_budgets": lambda ax: _budgets.fixed_budgets(curve_table(), flat=(20, 40), baseline=145.0, ax=ax),
+        "draft_gains": lambda ax: _budgets.draft_gains(gains_table(), ("marginals", "lattices"), ax=ax),
         "policies": lambda ax: _budgets.policies(policy_table(), ax=ax),
         "policies by workload": lambda ax: _budgets.policies(
             pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
