@@ -31,7 +31,7 @@ from ddsim.jit import njit
 NO_RANK = 2**31 - 1
 
 
-NO_STEPS = np.empty(0, np.float64)
+NO_STEPS = None  # a type of its own, so that rows' compiled kernels don't ask
 
 
 BINS = 32  # of the histogram that aims the threshold
@@ -246,7 +246,7 @@ def list_nodes(s, depth, threshold):
 def precedes(values, codes, steps, a, b):
     """Whether listed node a comes before listed node b != a in best-first order.
 
-    ``steps``: log-probabilities at the places that codes hold, where these are not in order; else empty.
+    ``steps``: log-probabilities at the places that codes hold, where these are not in order; else None.
     """
     if values[a] != values[b]:
         return values[a] > values[b]
@@ -262,7 +262,7 @@ def precedes(values, codes, steps, a, b):
         else:
             rank_y = codes[y] & 0xFFFFFFFF
             y = codes[y] >> 32
-    if steps.shape[0] > 0 and steps[rank_x] != steps[rank_y]:
+    if steps is not None and steps[rank_x] != steps[rank_y]:
         return rank_x < 0 or (rank_y >= 0 and steps[rank_x] > steps[rank_y])
     return rank_x < rank_y
 
@@ -273,7 +273,7 @@ def precedes_equal(s, steps, a, b):
 
     Within a level nodes are in order; a deeper node stands where its ancestor of the other's level does, or right behind it.
     """
-    if steps.shape[0] > 0:
+    if steps is not None:
         return precedes(s.values, s.codes, steps, a, b)
     d = 1
     while s.levels[d] <= b:
@@ -288,7 +288,7 @@ def precedes_equal(s, steps, a, b):
 def order_nodes(s, n, high, low, most, steps):
     """Sort the n listed nodes but the root, all above ``low`` and none above ``high``, best first into s.sorted_values and s.order.
 
-    Only the ``most`` first are sure to be in order. ``steps``: as for ``precedes``; empty if ``list_nodes`` listed them here.
+    Only the ``most`` first are sure to be in order. ``steps``: as for ``precedes``; None if ``list_nodes`` listed them here.
     """
     if n <= 1 or most == 0:
         return
