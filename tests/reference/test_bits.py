@@ -7,10 +7,7 @@ Between the two, a kernel that breaks the order is found without a GPU.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,9 @@ from ddsim_reference.engine.buckets import Bucket, TokenTree
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.engine.products import Tile
 from tests.reference import tiny
+from tests.reference.interpreter import INTERPRETED, interpreted, run_in_the_interpreter
 from tests.reference.test_kernels import normal, random_tree
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the subprocess that test_in_the_interpreter starts")
 compiled = pytest.mark.skipif(
     INTERPRETED or importlib.util.find_spec("triton") is None,
     reason="compiles with Triton, which the interpreter replaces",
@@ -37,25 +33,7 @@ compiled = pytest.mark.skipif(
 @pytest.mark.skipif(INTERPRETED, reason="is the subprocess")
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_the_interpreter(which: str) -> None:
-    """Triton decides on import whether it interprets, so the comparisons run in a process of their own."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        f"{which} and not gpu",
-        __file__,
-    ]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__, which)
 
 
 @pytest.fixture

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +16,8 @@ from ddsim_reference.model.forward import rope_table
 from ddsim_reference.model.sampling import choose
 from ddsim_reference.training import loss
 from tests.reference import tiny
+from tests.reference.interpreter import INTERPRETED, interpreted, run_in_the_interpreter
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the subprocess that test_in_the_interpreter starts")
 TYPES = (torch.float32, torch.bfloat16)
 DOT_TYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat16's bits
 
@@ -31,25 +25,7 @@ DOT_TYPES = (torch.float32, torch.float16)  # the interpreter multiplies bfloat1
 @pytest.mark.skipif(INTERPRETED, reason="is the subprocess")
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_the_interpreter(which: str) -> None:
-    """Triton decides on import whether it interprets, so the comparisons run in a process of their own."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        f"{which} and not gpu",
-        __file__,
-    ]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__, which)
 
 
 @contextmanager
