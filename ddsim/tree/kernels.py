@@ -182,13 +182,13 @@ def histogram_nodes(rows, starts, depth, reach, memory):
 
 
 @njit(cache=True, nogil=True)
-def threshold_for(counts, reach, target, bins):
-    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if its ``bins`` hold fewer."""
+def threshold_for(counts, reach, target):
+    """Path log-probability above which about ``target`` nodes lie by the histogram; -reach if it holds fewer."""
     total = 0.0
-    for b in range(bins):
+    for b in range(BINS):
         count = counts[b]
         if total + count >= target:
-            return -(b - 0.5 + (target - total) / count) * (reach / bins)
+            return -(b - 0.5 + (target - total) / count) * (reach / BINS)
         total += count
     return -reach
 
@@ -447,7 +447,7 @@ def first_nodes(logprobs, offsets, first_row, horizon, most, s):
         depth = load_rows(logprobs, offsets, first_row, horizon, most, reach, s.rows, s.starts)
         counts = histogram_nodes(s.rows, s.starts, depth, reach, s.counts)
         for aim in AIMS:
-            threshold = max(threshold_for(counts, reach, aim * most + 8.0, BINS), -reach)
+            threshold = max(threshold_for(counts, reach, aim * most + 8.0), -reach)
             n = list_nodes(s, depth, threshold)
             if n > most:
                 order_nodes(s, n, s.values[1], threshold, most, NO_STEPS)

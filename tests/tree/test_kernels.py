@@ -83,7 +83,7 @@ def test_aim_too_high_is_lowered() -> None:
     rows = [[-0.001] + [-0.001 - 10.24 * reach / _kernels.BINS] * 19] * 2
     scratch, depth = loaded(rows, most, reach)
     counts = _kernels.histogram_nodes(scratch.rows, scratch.starts, depth, reach, scratch.counts)
-    aims = [_kernels.threshold_for(counts, reach, aim * most + 8, _kernels.BINS) for aim in _kernels.AIMS]
+    aims = [_kernels.threshold_for(counts, reach, aim * most + 8) for aim in _kernels.AIMS]
     assert all(0 < _kernels.list_nodes(scratch, depth, aim) <= most for aim in aims[:2])  # too few
     logprobs, offsets = compress([rows])
     n = _kernels.first_nodes(logprobs, offsets, 0, 2, most, scratch)[1]
