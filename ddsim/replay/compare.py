@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ddsim.errors import DdsimError
 from ddsim.replay.bootstrap import percent
 from ddsim.replay.held_out import tokens_a_round
+from ddsim.replay.replay import _records
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace, check_trace
 
@@ -79,10 +80,9 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The whole comparison as JSON values."""
-        rows = self._rows.astype(object).where(self._rows.notna(), None).to_dict("records")
         return {
             "sentence": self.sentence, "names": list(self.names), "prompts": self.prompts, "positions": self.positions,
-            "notes": list(self.notes), "gains": rows,
+            "notes": list(self.notes), "gains": _records(self._rows),
         }  # fmt: skip
 
 
@@ -179,11 +179,7 @@ def _picked(trace: Trace, numbers: Sequence[int]) -> Trace:
 
 def _same_text(first: Trace, second: Trace) -> NDArray[np.bool_]:
     """Of each pair of sequences, whether all their tokens are the same."""
-    texts: list[list[NDArray[np.int32]]] = []
-    for trace in (first, second):
-        own = [s.length for s in trace.sequences]
-        tokens = np.concatenate([block.tokens for block in trace.blocks()])
-        texts.append(np.split(tokens, np.cumsum(own)[:-1]))
+    texts = ([part.tokens for part in trace._load()] for trace in (first, second))  # without making proposals of them
     return np.array([np.array_equal(a, b) for a, b in zip(*texts, strict=True)], bool)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
 from ddsim.errors import DdsimError
+from ddsim.replay.replay import _records
 
 Interval = tuple[float, float, float]
 
@@ -122,8 +123,9 @@ class ServingResult:
 
     def to_json(self) -> dict[str, Any]:
         """Table (times in seconds) and provenance, as JSON."""
-        rows = self.table().astype(object).where(lambda t: t.notna(), None).to_dict("records")
-        return {"kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": rows}
+        return {
+            "kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": _records(self.table()),
+        }  # fmt: skip
 
     def __str__(self) -> str:
         table = self.table()
