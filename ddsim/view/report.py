@@ -27,6 +27,7 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.reliability import Reliability, reliability
+from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace, check_trace
 from ddsim.view.budgets import budget_distribution, draft_gains, fixed_budgets, policies
 from ddsim.view.checks import acceptance_by_budget, reliability_by_depth, reliability_by_probability
@@ -119,7 +120,7 @@ def report(
         }
         if beside is not None:
             against = compare(beside, trace, bootstrap=bootstrap, seed=seed)
-            sections["drafts"] = _drafts(trace, beside, against)
+            sections["drafts"] = _drafts(replayed, beside, against)
         done(3)
         sections["cost"] = _cost(model, profile)
         sections["acceptance"] = _acceptance(replayed, seed)
@@ -290,7 +291,7 @@ def _round(replayed: _Replayer, rounds: pd.DataFrame) -> Figure | None:
     )
 
 
-def _drafts(trace: Trace, beside: Trace, against: Comparison) -> Section:
+def _drafts(replayed: _Replayer, beside: Trace, against: Comparison) -> Section:
     """What the draft gains over another of the same texts, and both trees of one round."""
     columns: Columns = {
         "workload": ("workload", str),
@@ -312,10 +313,10 @@ def _drafts(trace: Trace, beside: Trace, against: Comparison) -> Section:
         ),
         sortable_table("Tokens a round on the same texts", against.table((16, 64, 256)), columns),
     ]
-    pair = _telling_round(trace, beside, against)
+    pair = _telling_round(replayed.positions, positions_of(beside), against)
     if pair is not None:
         position, budget, numbers = pair
-        both = zip(("drafts-first", "drafts-second"), against.names, (beside, trace), numbers, strict=True)
+        both = zip(("drafts-first", "drafts-second"), against.names, (beside, replayed.trace), numbers, strict=True)
         for name, draft, recording, number in both:
             drafted = drafted_round(recording, position, budget, number)
             info = recording.sequences[number]
@@ -333,23 +334,20 @@ def _drafts(trace: Trace, beside: Trace, against: Comparison) -> Section:
     return items
 
 
-def _telling_round(trace: Trace, beside: Trace, against: Comparison) -> tuple[int, int, tuple[int, int]] | None:
-    """Position, budget and the sequences' numbers (beside, trace) of a round in which trees of one size come to different ends.
+def _telling_round(here: Positions, beside: Positions, against: Comparison) -> tuple[int, int, tuple[int, int]] | None:
+    """Position, budget and the sequences' numbers (beside, here) of a round in which trees of one size come to different ends.
 
     Of the rounds in which the draft's tree is accepted further than the other's, one that is accepted as far as trees are on average.
     """
-    budget = min(LARGEST_PAIR, trace.max_budget, beside.max_budget)
+    budget = min(LARGEST_PAIR, here.max_budget, beside.max_budget)
     if budget < 1:
         return None
-    reached, other = (
-        (np.asarray(positions_of(recording).ranks[:]) <= budget).sum(axis=1) for recording in (trace, beside)
-    )
-    starts, others = (np.cumsum([0, *(s.length for s in recording.sequences)]) for recording in (trace, beside))
+    reached, other = ((np.asarray(table.ranks[:]) <= budget).sum(axis=1) for table in (here, beside))
     best, found = np.inf, None
     mean = float(reached.mean())
     for theirs, ours in against.pairs:
-        length = trace.sequences[ours].length
-        own, its = reached[starts[ours] :][: length - 1], other[others[theirs] :][: length - 1]
+        first, length = here.starts[ours], here.tokens[ours]
+        own, its = reached[first:][:length], other[beside.starts[theirs] :][:length]
         away = np.where(own > its, np.abs(own - mean) + 0.3 * np.abs(own - its - 2), np.inf)
         if len(away) and away.min() < best:
             best, found = float(away.min()), (int(away.argmin()), budget, (theirs, ours))
