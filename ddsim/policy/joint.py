@@ -28,14 +28,14 @@ _CHUNK = 64  # joint rounds per partial sum: fixed, so that sums don't depend on
 class JointTable:
     """Seconds of joint rounds of ``batch`` requests, by mean context.
 
-    Requests of one batch have different contexts. They are priced at their mean, rounded up to a multiple of ``CONTEXT_STEP``:
+    Requests of one batch have different contexts. They are priced at their mean, rounded up to a multiple of ``step``:
     what a context costs to read is linear in its length, so the mean prices the sum.
 
     Attributes
     ----------
     batch : int
     first : int
-        Context of row 0 in steps of ``CONTEXT_STEP``; row u prices a mean context of (first + u) steps.
+        Context of row 0 in steps of ``step`` tokens; row u prices a mean context of (first + u) steps.
     seconds : float64 [U, M + 1]
         A drafted round with n = 0 .. M nodes in all, n + batch tokens: what is paid.
     ar_seconds : float64 [U]
@@ -58,11 +58,17 @@ class JointTable:
     curve_ahead: Floats
     share: Floats
     share_ahead: Floats
+    step: int = CONTEXT_STEP
 
     def row_of(self, context: float) -> int:
         """The row that prices a mean context."""
-        steps = int(-(-context // CONTEXT_STEP)) - self.first
+        steps = int(-(-context // self.step)) - self.first
         return min(max(steps, 0), len(self.seconds) - 1)
+
+    @property
+    def contexts(self) -> NDArray[np.int64]:
+        """int64 [U], the contexts that rows price."""
+        return (self.first + np.arange(len(self.seconds), dtype=np.int64)) * self.step
 
 
 def joint_table(
@@ -74,6 +80,7 @@ def joint_table(
     *,
     max_tokens: int | None = None,
     widest: int = 0,
+    step: int = CONTEXT_STEP,
 ) -> JointTable:
     """Price joint rounds of ``batch`` requests at mean contexts from ``contexts[0]`` to ``contexts[1]``.
 
@@ -91,6 +98,8 @@ def joint_table(
         every request the nodes of a chain; fixed widths (``widest``) go past that at extrapolated cost, which is flagged.
     widest : int
         Nodes per request that are priced besides what rules may choose.
+    step : int
+        Tokens from one row to the next, a multiple of ``CONTEXT_STEP``.
 
     Raises
     ------
@@ -106,18 +115,19 @@ def joint_table(
     else:
         limit = last = max_tokens - batch
     limit, last = (min(n, batch * max(max_budget, horizon)) for n in (limit, last))
-    first, end = (-(-context // CONTEXT_STEP) for context in contexts)
-    table = cost_table(cost, np.arange(first, end + 1) * CONTEXT_STEP, last, batch)
-    return _joint(batch, first, table.seconds, table.ar_seconds, table.seconds[:, : limit + 1], max_budget)
+    first, end = (-(-context // step) for context in contexts)
+    table = cost_table(cost, np.arange(first, end + 1) * step, last, batch)
+    return _joint(batch, first, table.seconds, table.ar_seconds, table.seconds[:, : limit + 1], max_budget, step)
 
 
-def _joint(batch: int, first: int, seconds: Floats, ar_seconds: Floats, curve: Floats, max_budget: int) -> JointTable:
+def _joint(
+    batch: int, first: int, seconds: Floats, ar_seconds: Floats, curve: Floats, max_budget: int, step: int
+) -> JointTable:
     """A table whose rules decide on ``curve`` [U, limit + 1]."""
     curve = np.ascontiguousarray(curve)
     share = share_curve(curve, batch, max_budget)
-    return JointTable(
-        batch, first, seconds, ar_seconds, curve.shape[1] - 1, curve, _slopes_ahead(curve), share, _slopes_ahead(share)
-    )
+    slopes = _slopes_ahead(curve), _slopes_ahead(share)
+    return JointTable(batch, first, seconds, ar_seconds, curve.shape[1] - 1, curve, slopes[0], share, slopes[1], step)
 
 
 def decided_on(policy: Policy, cost: CostModel, table: JointTable, max_budget: int) -> JointTable:
@@ -125,9 +135,8 @@ def decided_on(policy: Policy, cost: CostModel, table: JointTable, max_budget: i
     model = decision_cost(policy, cost)
     if model is cost:
         return table
-    contexts = (table.first + np.arange(len(table.seconds))) * CONTEXT_STEP
-    curve = cost_table(model, contexts, table.limit, table.batch).seconds
-    return _joint(table.batch, table.first, table.seconds, table.ar_seconds, curve, max_budget)
+    curve = cost_table(model, table.contexts, table.limit, table.batch).seconds
+    return _joint(table.batch, table.first, table.seconds, table.ar_seconds, curve, max_budget, table.step)
 
 
 def curves_for(mode: int, table: JointTable) -> tuple[Floats, Floats, Floats, Floats]:

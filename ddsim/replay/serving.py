@@ -15,7 +15,7 @@ import ddsim
 from ddsim import limits
 from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel, measured_grid
-from ddsim.cost.table import CONTEXT_STEP, CostTable
+from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.batch import AR, CHAINS, FairRatio, Share, Uniform, calibrated, decide, share_curve
@@ -130,7 +130,7 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
     arguments = (
         decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
-        positions.starts, queue, table.batch, CONTEXT_STEP,
+        positions.starts, queue, table.batch, table.step,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
     )  # fmt: skip
     tokens, rounds, nodes, largest = (np.zeros(len(queue), np.int64) for _ in range(4))
@@ -446,13 +446,12 @@ def _loop_price(decision: Decision, positions: Positions, table: JointTable, que
 
 def _shares(positions: Positions, table: JointTable) -> CostTable:
     """What every position's request pays of a joint round in which all have the same number of nodes and the same context."""
-    row = np.clip(-(-positions.context // CONTEXT_STEP) - table.first, 0, len(table.seconds) - 1).astype(np.int32)
-    contexts = (table.first + np.arange(len(table.seconds), dtype=np.int64)) * CONTEXT_STEP
+    row = np.clip(-(-positions.context // table.step) - table.first, 0, len(table.seconds) - 1).astype(np.int32)
 
     def of(share: Floats, paid: CostTable | None) -> CostTable:
         seconds = np.full((len(share), max(positions.max_budget, positions.horizon) + 1), np.inf)
         seconds[:, : share.shape[1]] = share
-        return CostTable(seconds, table.ar_seconds / table.batch, row, contexts, table.batch, paid)
+        return CostTable(seconds, table.ar_seconds / table.batch, row, table.contexts, table.batch, paid)
 
     charged = share_curve(table.seconds[:, : table.limit + 1], table.batch, positions.max_budget)
     return of(table.share, of(charged, None))
