@@ -79,8 +79,9 @@ def test_constraints_pin_everything_that_is_asked_for() -> None:
 
 
 def test_lowest_versions_are_those_that_are_allowed() -> None:
-    """CI proves the bounds of what the core and its tests ask for: the file for that names each."""
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    """CI proves the bounds of what the core, its tests and clusters ask for: the file for that names each."""
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["test"], *extras["cluster"]]
     bounds = {re.split(r"[<>=!~]", d)[0]: re.findall(r">=([\d.]+)", d) for d in wanted}
     lines = [line for line in (ROOT / "constraints-lowest.txt").read_text().splitlines() if not line.startswith("#")]
     lowest = dict(line.split("==") for line in lines)
