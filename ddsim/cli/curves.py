@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +33,14 @@ from ddsim.cli.app import (
     app,
     example,
 )
-from ddsim.cli.console import Column, Out, number, percent, progress, working
+from ddsim.cli.console import Column, Out, milliseconds, number, percent, progress, working
 from ddsim.cli.console import progress as _progress
 from ddsim.cli.engines import ENGINES, ExtrapolateOption, MethodOption, export_for
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
 if TYPE_CHECKING:
+    from ddsim.cost.model import CostModel
     from ddsim.trace.calibration import Calibration, CrossCalibration
     from ddsim.trace.trace import Trace
 
@@ -98,6 +100,14 @@ def fit(
             ("points", "predictions", str), ("picked", "picked", str),
         )  # fmt: skip
         show.table(pd.DataFrame(rows), columns, "Errors on points left out of the fit")
+    prompts = _prompts(cost) if cost.prefill_range is not None else []
+    if prompts:
+        cells: dict[int, dict[str, Any]] = {}
+        for row in prompts:
+            cell = f"{milliseconds(row['seconds'])}{' *' if row['extrapolated'] else ''}"
+            cells.setdefault(row["tokens"], {"tokens": f"{row['tokens']:,}"})[str(row["context"])] = cell
+        lengths: list[Column] = [("tokens", "tokens", str), *((str(c), f"after {c:,}", str) for c in PROMPT_CONTEXTS)]
+        show.table(pd.DataFrame(list(cells.values())), lengths, "Prefill of one request, ms (* extrapolated)")
     if out is not None:
         _write(out, ".json", cost.save)
         show.saved(out)
@@ -105,10 +115,26 @@ def fit(
         from ddsim.view.costs import cost_curve
 
         _plot(show, plot, lambda ax: cost_curve(cost, measured, ax=ax))
-    show.json({"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot})
+    answer = {"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot}
+    show.json(answer | ({"prefill": prompts} if prompts else {}))
     mine = report.kinds.get(cost.kind)
     if tolerance is not None and mine is not None and mine.points and mine.median > tolerance:
         raise _Failed(f"held-out error {percent(mine.median)} is above the tolerance {percent(tolerance)}")
+
+
+PROMPTS, PROMPT_CONTEXTS = (128, 512, 2048, 8192, 32_768), (0, 8192, 32_768)  # that fit shows
+
+
+def _prompts(cost: CostModel) -> list[dict[str, Any]]:
+    """Seconds of prompts of several lengths after several contexts, and which of them are extrapolated."""
+    with warnings.catch_warnings(action="ignore"):  # marked instead
+        return [
+            {
+                "tokens": tokens, "context": context, "seconds": cost.prefill_seconds(tokens, context),
+                "extrapolated": cost.prefill_extrapolated(tokens, context),
+            }
+            for tokens in PROMPTS for context in PROMPT_CONTEXTS
+        ]  # fmt: skip
 
 
 @app.command(

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, overload
 
 import numpy as np
@@ -17,9 +17,11 @@ from ddsim.cost import imports
 from ddsim.cost.fit import CostReport, fit, median_points, read_report
 from ddsim.cost.interpolation import Curve, RoundPoint, RoundTimes, Surface, check_grid
 from ddsim.cost.kinds import KINDS, shape_of
+from ddsim.cost.prefill import AssumedPrefill, Prefill, PrefillPoint, prefill_points, read_prefill
 from ddsim.cost.profile import KIND as PROFILE_KIND
 from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, Profile, bounded, check_buckets
 from ddsim.cost.profile import SCHEMA_VERSION as PROFILE_VERSION
+from ddsim.cost.ranges import FitRange, arguments, outside_text, span_of, span_text
 from ddsim.cost.shapes import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, check_header, mapping, need, number, read_bytes, read_document, write_document
@@ -46,22 +48,6 @@ class ExtrapolationWarning(UserWarning):
 
 class ProfileWarning(UserWarning):
     """Something in a profile, or in a table, can hardly be true, or is not enough to tell."""
-
-
-@dataclass(frozen=True)
-class FitRange:
-    """What a cost model was fitted on: first and last token count, context and batch (None: it doesn't depend on it)."""
-
-    tokens: tuple[float, float]
-    contexts: tuple[int, int] | None
-    batches: tuple[int, int] | None
-
-    def __str__(self) -> str:
-        text = f"tokens {self.tokens[0]:g}–{self.tokens[1]:g}"
-        for name, pair in (("context", self.contexts), ("batch", self.batches)):
-            if pair is not None:
-                text += f", {name} {pair[0]}" + (f"–{pair[1]}" if pair[1] != pair[0] else "")
-        return text
 
 
 class CostModel:
@@ -104,12 +90,14 @@ class CostModel:
         host: Sequence[RoundPoint],
         report: CostReport,
         provenance: dict[str, Any] | None = None,
+        prefill: Sequence[PrefillPoint] = (),
     ) -> None:
         self.kind = kind
         self.report = report
         self.provenance = dict(provenance or {})
         self._surface = Surface(kind, curves, roofline)
         self._draft, self._host = tuple(draft), tuple(host)
+        self._prefill = Prefill(prefill) if prefill else AssumedPrefill(self._surface)
         self._round = [
             RoundTimes(name, points)
             for name, points in (("drafting", self._draft), ("host work", self._host))
@@ -169,15 +157,15 @@ class CostModel:
         DdsimError
             Tokens or batch below 1, context below 0, or no numbers.
         """
-        t, c, b = _arguments(
+        t, c, b = arguments(
             tokens=(tokens, 1),
             context=(self.default_context if context is None else context, 0),
             batch=(batch, 1),
         )
         value, out_tokens, out_context, out_batch = self._surface.seconds(t, c, b)
         self._flag("tokens", t, out_tokens, f"{self.range.tokens[0]:g}–{self.range.tokens[1]:g}")
-        self._flag("context", c, out_context, _span(self.range.contexts))
-        self._flag("batch", b, out_batch, _span(self.range.batches))
+        self._flag("context", c, out_context, span_text(self.range.contexts))
+        self._flag("batch", b, out_batch, span_text(self.range.batches))
         return value if value.ndim else float(value)
 
     @overload
@@ -192,22 +180,55 @@ class CostModel:
         batch, context : array_like
             As in :meth:`verify_seconds`; the context by name only, since everywhere else it comes before the batch.
         """
-        c, b = _arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
+        c, b = arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
         value = np.zeros(c.shape)
         for times in self._round:
             seconds, out_context, out_batch = times.seconds(c, b)
             value = value + seconds
-            self._flag(f"context of {times.name}", c, out_context, _span_of([p.context for p in times.points]))
-            self._flag(f"batch of {times.name}", b, out_batch, _span_of([p.batch for p in times.points]))
+            self._flag(f"context of {times.name}", c, out_context, span_of([p.context for p in times.points]))
+            self._flag(f"batch of {times.name}", b, out_batch, span_of([p.batch for p in times.points]))
         return value if value.ndim else float(value)
 
     def ar_seconds(self, context: ArrayLike | None = None, batch: ArrayLike = 1) -> Any:
         """Seconds of an autoregressive round: one token per request, no drafting."""
         return self.verify_seconds(batch, context, batch)
 
+    @overload
+    def prefill_seconds(self, tokens: float, context: float = 0) -> float: ...
+    @overload
+    def prefill_seconds(self, tokens: ArrayLike, context: ArrayLike = 0) -> FloatArray: ...
+    def prefill_seconds(self, tokens: ArrayLike, context: ArrayLike = 0) -> Any:
+        """Seconds of committing ``tokens`` tokens of one request's prompt after ``context`` others (see `ddsim.cost.prefill`).
+
+        Where no prefill was measured (``prefill_range`` is None), passes of verification with as many tokens as were measured.
+
+        Examples
+        --------
+        >>> cost = CostModel.from_table([1, 64, 128], [0.010, 0.012, 0.020])
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     cost.prefill_seconds([128, 192]).round(6).tolist()
+        [0.02, 0.032]
+        """
+        t, c = arguments(tokens=(tokens, 1), context=(context, 0))
+        value, out_tokens, out_positions = self._prefill.seconds(t, c)
+        self._flag("tokens of prefill", t, out_tokens, self._prefill.span_of_tokens)
+        self._flag("positions of prefill", c + t, out_positions, self._prefill.span_of_positions)
+        return value if value.ndim else float(value)
+
+    def prefill_extrapolated(self, tokens: ArrayLike, context: ArrayLike = 0) -> Any:
+        """Whether a prefill lies outside what was measured; a bool array, or a bool for scalars."""
+        t, c = arguments(tokens=(tokens, 1), context=(context, 0))
+        outside = np.logical_or(*self._prefill.seconds(t, c)[1:])
+        return outside if outside.ndim else bool(outside)
+
+    @property
+    def prefill_range(self) -> FitRange | None:
+        """Tokens and contexts of the measured prefills; None if there are none."""
+        return self._prefill.range
+
     def measured_tokens(self, context: float | None = None, batch: float = 1) -> tuple[float, float]:
         """First and last token count of a pass that was measured at this context and batch, or at those around it."""
-        c, b = _arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
+        c, b = arguments(context=(self.default_context if context is None else context, 0), batch=(batch, 1))
         low, high = self._surface.measured_tokens(c, b)
         return float(low), float(high)
 
@@ -223,7 +244,7 @@ class CostModel:
         -------
         bool array of the broadcast shape, or a bool for scalars
         """
-        t, c, b = _arguments(
+        t, c, b = arguments(
             tokens=(tokens, 1),
             context=(self.default_context if context is None else context, 0),
             batch=(batch, 1),
@@ -249,7 +270,7 @@ class CostModel:
         }
         if told:
             warnings.warn(
-                "cost extrapolated: " + "; ".join(f"{axis} {_outside(*saw)}" for axis, saw in told.items()),
+                "cost extrapolated: " + "; ".join(f"{axis} {outside_text(*saw)}" for axis, saw in told.items()),
                 ExtrapolationWarning,
                 stacklevel=4,
             )
@@ -260,7 +281,7 @@ class CostModel:
         Where it is, stopping at the first node that doesn't pay (CaDDTree's greedy stop) is optimal.
         """
         last = int(self.range.tokens[1]) if max_tokens is None else max_tokens
-        t, c, b = _arguments(
+        t, c, b = arguments(
             tokens=(np.arange(batch, last + 1), 1),
             context=(self.default_context if context is None else context, 0),
             batch=(batch, 1),
@@ -285,7 +306,9 @@ class CostModel:
         if self._convex is None:
             curves = [self._convex_curve(curve) for curve in self._surface.curves]
             report = CostReport("convex", "convex", f"drawn through the {self.kind} model", points=self.report.points)
-            self._convex = CostModel("convex", curves, None, self._draft, self._host, report, self.provenance)
+            self._convex = CostModel(
+                "convex", curves, None, self._draft, self._host, report, self.provenance, self._prefill.points
+            )
             self._convex._flag = self._flag  # type: ignore[method-assign]  # what is extrapolated is said once
         return self._convex
 
@@ -322,6 +345,8 @@ class CostModel:
             text += f"; seconds are {self.provenance['seconds']}"
         elif not self._draft:
             text += "; no drafter was measured, so drafting counts as free"
+        if self._prefill.points:
+            text += f"; {self._prefill}"
         notes = [f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]
         return text + "." + "".join(notes)
 
@@ -413,6 +438,7 @@ class CostModel:
             "draft": [asdict(p) for p in self._draft],
             "host": [asdict(p) for p in self._host],
             "report": asdict(self.report),
+            **({"prefill": [asdict(p) for p in self._prefill.points]} if self._prefill.points else {}),
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -440,20 +466,9 @@ class CostModel:
             self._gathered[axis] = min(low, before[0]), max(high, before[1]), span
         elif axis not in self._warned:
             self._warned.add(axis)
-            warnings.warn(f"cost extrapolated: {axis} {_outside(low, high, span)}", ExtrapolationWarning, stacklevel=3)
-
-
-def measured_grid(values: Sequence[int], measured: tuple[int, int] | None) -> list[int]:
-    """Those of a default grid's values that lie within what was measured, or the ends of that; all if nothing depends on them.
-
-    Examples
-    --------
-    >>> measured_grid([1, 8, 32, 64], (1, 32)), measured_grid([1, 8], (16, 24)), measured_grid([1, 8], None)
-    ([1, 8, 32], [16, 24], [1, 8])
-    """
-    if measured is None:
-        return list(values)
-    return [v for v in values if measured[0] <= v <= measured[1]] or sorted(set(measured))
+            warnings.warn(
+                f"cost extrapolated: {axis} {outside_text(low, high, span)}", ExtrapolationWarning, stacklevel=3
+            )
 
 
 def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostModel:
@@ -503,7 +518,8 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
         warnings.warn(f"profile: {'; '.join(report.notes)}", ProfileWarning, stacklevel=2)
     draft = median_points([(s.context, s.batch, s.seconds) for s in profile.draft])
     host = median_points([(None, s.batch, s.seconds) for s in profile.host])
-    return CostModel(report.kind, surface.curves, surface.roofline, draft, host, report, profile.provenance)
+    prefill = prefill_points(profile.prefill)
+    return CostModel(report.kind, surface.curves, surface.roofline, draft, host, report, profile.provenance, prefill)
 
 
 def open_cost(path: str | os.PathLike[str], kind: str = "auto") -> CostModel:
@@ -534,37 +550,10 @@ def read_costs(path: str | os.PathLike[str], kind: str = "auto") -> Profile | Co
     return found  # type: ignore[no-any-return]
 
 
-def _arguments(**named: tuple[ArrayLike, float]) -> list[FloatArray]:
-    """Float arrays of one shape from (value, least allowed) pairs."""
-    arrays = []
-    for name, (value, least) in named.items():
-        try:
-            x = np.asarray(value, np.float64)
-        except (TypeError, ValueError):
-            raise DdsimError(f"{name} must be numbers, is {value!r:.40}") from None
-        if not (np.isfinite(x) & (x >= least)).all():
-            raise DdsimError(f"{name} must be finite and at least {least:g}")
-        arrays.append(x)
-    return [np.array(x) for x in np.broadcast_arrays(*arrays)]
-
-
-def _outside(low: float, high: float, span: str) -> str:
-    return f"{low:g}" + (f"–{high:g}" if high > low else "") + f" is outside the measured {span}"
-
-
-def _span(pair: tuple[int, int] | None) -> str:
-    return "range" if pair is None else f"{pair[0]}" + (f"–{pair[1]}" if pair[1] != pair[0] else "")
-
-
-def _span_of(values: Sequence[int | None]) -> str:
-    known = [v for v in values if v is not None]
-    return _span((min(known), max(known)) if known else None)
-
-
 def _model(document: dict[str, Any], where: str) -> CostModel:
     """A cost model from its JSON object, all checks made."""
     keys = ("schema_version", "kind", "fit", "provenance", "curves", "roofline", "draft", "host", "report")
-    mapping(document, where, keys)
+    mapping(document, where, (*keys, "prefill"))
     for key in keys:
         need(document, key, where)
     kind = document["fit"]
@@ -596,4 +585,5 @@ def _model(document: dict[str, Any], where: str) -> CostModel:
         host,
         report,
         mapping(document["provenance"], f"{where}: provenance"),
+        read_prefill(array(document.get("prefill", []), f"{where}: prefill"), f"{where}: prefill"),
     )

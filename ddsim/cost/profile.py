@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 CONSTANTS = ("bandwidth_bytes_per_s", "flops_per_s", "weight_bytes", "kv_bytes_per_token", "flops_per_token")
 
 
-KEYS = ("schema_version", "kind", "provenance", "buckets", "verify", "draft", "host", *CONSTANTS)
+KEYS = ("schema_version", "kind", "provenance", "buckets", "verify", "draft", "host", "prefill", *CONSTANTS)
 
 
 RESAMPLES = 400
@@ -107,6 +107,15 @@ class HostSample:
 
 
 @dataclass(frozen=True)
+class PrefillSample:
+    """Repeated seconds of committing ``tokens`` prompt tokens of one request that has ``context`` others before them."""
+
+    tokens: int
+    context: int
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Points:
     """One point per measured (tokens, context, batch): the median of its repeats and a bootstrap error bar.
 
@@ -155,6 +164,8 @@ class Profile:
         Token counts that the engine pads to (CUDA-graph sizes), ascending. None: not padded, or not known.
     bandwidth_bytes_per_s, flops_per_s, weight_bytes, kv_bytes_per_token, flops_per_token : float, optional
         What is known of device and model; starting values for the ``roofline`` fit.
+    prefill : sequence of PrefillSample
+        May be empty; otherwise of at least 2 token counts.
 
     Raises
     ------
@@ -178,6 +189,7 @@ class Profile:
     weight_bytes: float | None = None
     kv_bytes_per_token: float | None = None
     flops_per_token: float | None = None
+    prefill: Sequence[PrefillSample] = ()
 
     def __post_init__(self) -> None:
         checked = _parse(_document(self), "profile")
@@ -322,7 +334,7 @@ def _plain(value: Any) -> Any:
 
 
 def _document(p: Profile) -> dict[str, Any]:
-    def seconds(sample: VerifySample | DraftSample | HostSample) -> list[float]:
+    def seconds(sample: VerifySample | DraftSample | HostSample | PrefillSample) -> list[float]:
         return [_plain(s) for s in sample.seconds]
 
     def samples(name: str, kind: type) -> Iterable[Any]:
@@ -354,6 +366,11 @@ def _document(p: Profile) -> dict[str, Any]:
         for s in samples("draft", DraftSample)
     ]
     document["host"] = [{"batch": _plain(s.batch), "seconds": seconds(s)} for s in samples("host", HostSample)]
+    if p.prefill:
+        document["prefill"] = [
+            {"tokens": _plain(s.tokens), "context": _plain(s.context), "seconds": seconds(s)}
+            for s in samples("prefill", PrefillSample)
+        ]
     return document
 
 
@@ -372,6 +389,13 @@ def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
     fields["host"] = tuple(
         HostSample(e["seconds"], e["batch"]) for e in _entries(document, "host", where, {"batch": 1})
     )
+    fields["prefill"] = tuple(
+        PrefillSample(e["tokens"], e["context"], e["seconds"])
+        for e in _entries(document, "prefill", where, {"tokens": 1, "context": 0})
+    )
+    if len({s.tokens for s in fields["prefill"]}) == 1:
+        only = fields["prefill"][0].tokens
+        raise DdsimError(f"{where}: prefill needs at least 2 token counts; it has only {only}")
     buckets = document.get("buckets")
     if buckets is not None:
         buckets = check_buckets(buckets, f"{where}: buckets")
@@ -416,7 +440,7 @@ def _entries(
     document: dict[str, Any], name: str, where: str, integers: dict[str, int], at_least: int = 0
 ) -> list[dict[str, Any]]:
     """The checked samples of one list: whole numbers with their minima, and at least one duration."""
-    raw = document.get(name, []) if name == "host" else need(document, name, where)
+    raw = document.get(name, []) if name in ("host", "prefill") else need(document, name, where)
     entries = []
     for i, entry in enumerate(array(raw, f"{where}: {name}", at_least)):
         place = f"{where}: {name}[{i}]"

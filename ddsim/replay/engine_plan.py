@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.arrays import Floats
-from ddsim.cost.model import CostModel, measured_grid
+from ddsim.cost.model import CostModel
+from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Schedule

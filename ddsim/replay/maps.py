@@ -10,7 +10,8 @@ import pandas as pd
 
 from ddsim import limits
 from ddsim.arrays import Floats
-from ddsim.cost.model import CostModel, measured_grid
+from ddsim.cost.model import CostModel
+from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import FOREST, SHARE, UNIFORM, WIDTH

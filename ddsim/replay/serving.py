@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 import ddsim
 from ddsim import limits
 from ddsim.arrays import Floats, Ints
-from ddsim.cost.model import CostModel, measured_grid
+from ddsim.cost.model import CostModel
+from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit

@@ -154,3 +154,43 @@ def round_times(points: Sequence[RoundPoint], context: float, batch: float) -> f
         return seconds + (batch - last) * context * rates[0] / last
     before, earlier = at[-2]
     return seconds + (batch - last) * max(0.0, seconds - earlier) / (last - before)
+
+
+def prefill(measured: dict[tuple[int, int], float], tokens: int, context: int) -> tuple[float, bool]:
+    """Seconds of a prompt by places (tokens, context) that were measured, and whether it lies outside of them; a part at a time."""
+    contexts = sorted({c for _, c in measured})
+    top = bottom = 0.0
+    for t in {t for t, _ in measured}:
+        at = [c for c in contexts if (t, c) in measured]
+        for c in at[1:]:
+            x = t * (c - at[0])
+            top += x * (measured[t, c] - measured[t, at[0]])
+            bottom += x * x
+    attend = max(0.0, top / bottom) if bottom else 0.0
+    for (t, c), seconds in measured.items():
+        if pairs := sum(c + i for i in range(t)):
+            attend = min(attend, seconds / pairs)
+
+    def rest(t: float, c: int) -> float:
+        """What a measured context's prefills take beside attention, on the line between its token counts."""
+        counts = sorted(n for n, k in measured if k == c)
+        values = [measured[n, c] - attend * sum(c + i for i in range(n)) for n in counts]
+        if t <= counts[0]:
+            return values[0]
+        for (a, y), (b, z) in pairwise(zip(counts, values, strict=True)):
+            if t <= b:
+                return y + (z - y) * (t - a) / (b - a)
+        return values[-1]
+
+    total, first = attend * sum(context + i for i in range(tokens)), True
+    outside = context < contexts[0] or context + tokens > max(n + k for n, k in measured)
+    while tokens:
+        inside = min(max(context, contexts[0]), contexts[-1])
+        below, above = max(c for c in contexts if c <= inside), min(c for c in contexts if c >= inside)
+        part = min(tokens, *(max(n for n, k in measured if k == c) for c in (below, above)))
+        share = 0.0 if above == below else (inside - below) / (above - below)
+        total += (1 - share) * rest(part, below) + share * rest(part, above)
+        fewest = max(min(n for n, k in measured if k == c) for c in (below, above))
+        outside |= first and tokens < fewest
+        tokens, context, first = tokens - part, context + part, False
+    return total, outside
