@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ddsim.cli.app import (
     REFERENCE,
@@ -25,9 +24,26 @@ from ddsim.cli.app import (
     app,
     example,
 )
-from ddsim.cli.console import Out, on_terminal, working
+from ddsim.cli.console import Out, working
 from ddsim.cli.console import progress as _progress
 from ddsim.cli.engines import DrivenOption, KOption
+from ddsim.cli.options import (
+    DTYPES,
+    WIDTHS,
+    ByOption,
+    DeviceOption,
+    DrafterOption,
+    DtypeOption,
+    FastOption,
+    HeadOption,
+    LimitOption,
+    OptionalDtypeOption,
+    PromptsOption,
+    TargetOption,
+    TokensOption,
+    WidenOption,
+    reference,
+)
 from ddsim.cli.validations import ENGINE_VALIDATION, VALIDATION, show_engine_validation, show_validation
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
@@ -35,100 +51,8 @@ from ddsim.policy import names
 from ddsim.text import printable
 
 
-class _ByOption(TyperCommand):
-    """A command whose model is an option; a model in its place is refused with a line that says so."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        stray = self.make_parser(ctx).parse_args(list(args))[1]
-        if stray:
-            raise DdsimError(f"unexpected {stray[0]!r}: name the model with --target, as in --target {stray[0]}")
-        return super().parse_args(ctx, args)
-
-
-def _reference(module: str) -> Any:
-    """A module of the reference decoder, or one line that says how to install it."""
-    from importlib import import_module
-
-    if not on_terminal():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # transformers' own progress bars
-    try:
-        return import_module(f"ddsim_reference.{module}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("ddsim_reference."):
-            raise
-        raise DdsimError(
-            f"this command needs the reference decoder ({error.name} isn't installed): "
-            "in a checkout of ddsim run pip install -c constraints.txt '.[reference]' ./reference"
-        ) from None
-
-
-TargetOption = Annotated[
-    str, typer.Option(metavar="MODEL", help="Checkpoint folder, hub name, .gguf file, or smollm2-135m.")
-]
-
-
-DrafterOption = Annotated[str, typer.Option(metavar="DRAFTER", help="DFlash drafter: checkpoint folder or hub name.")]
-
-
-PromptsOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME",
-        help="humaneval, chat, mathematics, summarising, all, or a JSONL file (repeatable).",
-        autocompletion=_complete("humaneval", "chat", "mathematics", "summarising", "all"),
-    ),
-]
-
-
-DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")]
-
-
-DTYPES = ("float32", "bfloat16")
-
-
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="float32 or bfloat16.", autocompletion=_complete(*DTYPES))
-]
-
-
-OptionalDtypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="float32 or bfloat16 (default: bfloat16 on a GPU, float32 elsewhere).",
-        autocompletion=_complete(*DTYPES),
-    ),
-]
-
-
-TokensOption = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Longest answer, in tokens.")]
-
-
-HeadOption = Annotated[
-    bool, typer.Option("--head/--no-head", help="Use the head that knows the token before, if the drafter has one.")
-]
-
-
-FastOption = Annotated[bool, typer.Option("--fast", help="Faster products, whose rounding may change a text.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
-
-
-WIDTHS = ("qwen3-4b", "qwen3-8b")
-
-
-WidenOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SHAPE",
-        help="Run the target at the cost of a larger one: qwen3-4b or qwen3-8b.",
-        autocompletion=_complete(*WIDTHS),
-    ),
-]
-
-
 @app.command(
-    cls=_ByOption,
+    cls=ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
@@ -186,7 +110,7 @@ def record(
             "record: say what to record with --prompts NAME (a workload, all, or a JSONL file) or --answers FILE"
         )
     show.reads(target, drafter, *filter(os.path.isfile, prompts or answers or ()))
-    module = _reference("record")
+    module = reference("record")
     with _progress("Recording") as progress:
         path = module.record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
@@ -255,7 +179,7 @@ def decode(
     rule = policy_of(policy, joint=batch > 1)
     if rule.hindsight or rule.needs_trace:
         raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
-    pieces = _reference("decode").decode_prompts(
+    pieces = reference("decode").decode_prompts(
         target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
         calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
         dtype=dtype, limit=limit, batch=batch, head=head, fast=fast,
@@ -297,7 +221,7 @@ def _show_prompt(show: Out, name: str, first: bool) -> None:
 
 
 @app.command(
-    cls=_ByOption,
+    cls=ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim profile --target smollm2-135m --drafter reference/drafter -o mine.json",
@@ -350,7 +274,7 @@ def profile(
         raise DdsimError("profile: --k is for --engine")
     if engine is not None and (random_weights or drafter is None):
         raise DdsimError("profile --engine: needs --target and --drafter, folders that the engine loads")
-    module = _reference("profile" if engine is None else "engines")
+    module = reference("profile" if engine is None else "engines")
     with _progress("Measuring") as progress:
         common = {"target": target, "drafter": drafter, "out": out, "repeats": repeats, "dtype": dtype, "seed": seed}
         if engine is not None:
@@ -375,7 +299,7 @@ def profile(
 
 
 @app.command(
-    cls=_ByOption,
+    cls=ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
@@ -464,9 +388,9 @@ def validate(
             }  # fmt: skip
             if engine is not None:
                 common |= {name: value for name, value in (("batches", batch), ("ks", k)) if value}
-                result = _reference("engines").validate_engine(engine=engine, **common)
+                result = reference("engines").validate_engine(engine=engine, **common)
             else:
-                result = _reference("validate").validate(
+                result = reference("validate").validate(
                     widen=widen, largest=max_budget, eager_budget=eager_budget, head=head, **common,
                     **({"policies": policy} if policy else {}),
                 )  # fmt: skip
@@ -487,7 +411,7 @@ def validate(
 
 
 @app.command(
-    cls=_ByOption,
+    cls=ByOption,
     rich_help_panel=REFERENCE,
     epilog=example(
         "ddsim convert --target smollm2-135m -o smollm2",
@@ -527,7 +451,7 @@ def convert(
     if prompts and widen is None:
         raise DdsimError("convert: --prompts are for --widen")
     show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
-    module = _reference("convert")
+    module = reference("convert")
     with working("Converting") as say:
         written = module.convert(
             target=target, out=out, drafter=drafter, widen=widen, prompts=prompts or ("all",), dtype=dtype, device=device,
@@ -542,7 +466,7 @@ def convert(
 
 @app.command(
     "train-drafter",
-    cls=_ByOption,
+    cls=ByOption,
     rich_help_panel=REFERENCE,
     epilog=example("ddsim train-drafter --target smollm2-135m --mask-token 16 -o drafter --work drafter-work"),
 )
@@ -575,14 +499,14 @@ def train_drafter(
     """Train a DFlash drafter for a target on text that the target writes itself (needs a GPU)."""
     show = Out(json, folders=[out, work])
     show.reads(target, start)
-    module = _reference("training.run")
+    module = reference("training.run")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
         start=start, rate=rate, head=head, head_width=head_width, head_only=head_only, mask_token_id=mask_token,
         block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(printable(line), file=sys.stderr),
     )  # fmt: skip
-    if _reference("training.processes").Processes().rank > 0:
+    if reference("training.processes").Processes().rank > 0:
         return  # under torchrun the first process speaks for all
     show.say(f"Stopped; run it again to continue (state in {work})" if path is None else f"Wrote {path}", wrap=False)
     show.json({"out": path, "work": work, "finished": path is not None})
