@@ -32,9 +32,13 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.rules import LongRun as LongRun
     from ddsim.policy.rules import RoundRatio as RoundRatio
     from ddsim.policy.rules import Schedule as Schedule
+    from ddsim.replay.arrivals import Arrivals as Arrivals
+    from ddsim.replay.arrivals import read_arrivals as read_arrivals
     from ddsim.replay.compare import Comparison as Comparison
     from ddsim.replay.compare import compare as compare
     from ddsim.replay.engine_plan import engine_plan as engine_plan
+    from ddsim.replay.load import serve_load as serve_load
+    from ddsim.replay.loaded import LoadResult as LoadResult
     from ddsim.replay.maps import batch_map as batch_map
     from ddsim.replay.maps import best_widths as best_widths
     from ddsim.replay.plan import Plan as Plan
@@ -106,6 +110,10 @@ _HOME = {
     "positions_of": "trace.cache",
     "engine_plan": "replay.engine_plan",
     "simulate": "replay.serving",
+    "serve_load": "replay.load",
+    "LoadResult": "replay.loaded",
+    "Arrivals": "replay.arrivals",
+    "read_arrivals": "replay.arrivals",
     "batch_map": "replay.maps",
     "best_widths": "replay.maps",
     "ServingResult": "replay.served",

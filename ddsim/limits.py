@@ -16,6 +16,8 @@ BOUNDS: dict[str, tuple[int, int, str]] = {
     "requests": (1, 1_000_000, "throughput settles after a few times the batch"),
     "max_tokens": (1, 2**31, "leave it out where a pass may verify all that is drafted"),
     "context": (0, 2**31, "no model reads that many tokens"),
+    "chunk": (1, 2**20, "prefill whole prompts instead"),
+    "memory": (1, 2**50, "leave it out where memory is no limit"),
     "rows": (1, 2**40, "leave it out to write all rows"),
     "seed": (0, 2**63 - 1, "any smaller number is as good"),
 }

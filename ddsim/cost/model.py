@@ -222,6 +222,11 @@ class CostModel:
         return outside if outside.ndim else bool(outside)
 
     @property
+    def prefill_attend(self) -> float:
+        """Seconds that a prompt token's attention takes for each token before it; 0 where no prefill was measured."""
+        return self._prefill.attend
+
+    @property
     def prefill_range(self) -> FitRange | None:
         """Tokens and contexts of the measured prefills; None if there are none."""
         return self._prefill.range

@@ -159,16 +159,27 @@ class AssumedPrefill:
 
     points: tuple[PrefillPoint, ...] = ()
     range = None
+    attend = 0.0
     span_of_tokens = span_of_positions = "range (none was: taken as passes of verification)"
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
+        self.batches = np.array(sorted({c.batch for c in surface.curves if c.batch is not None}) or [1], np.float64)
+
+    def _reach(self, context: FloatArray) -> FloatArray:
+        """Tokens measured at a context, by the batches' order: [batches, ...], never falling."""
+        reach = [self.surface.measured_tokens(context, np.full(context.shape, b))[1] for b in self.batches]
+        return np.maximum.accumulate(reach, axis=0)
 
     def seconds(self, tokens: FloatArray, context: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray]:
-        """As `Prefill.seconds`; everything lies outside of what was measured."""
-        value, one = np.zeros(tokens.shape), np.ones(tokens.shape)
-        for part, at in in_parts(tokens, context, lambda at: self.surface.measured_tokens(at, one)[1]):
-            value = value + np.where(part > 0, self.surface.seconds(np.maximum(part, 1.0), at, one)[0], 0.0)
+        """As `Prefill.seconds`; everything lies outside of what was measured.
+
+        Of fewest requests: steps of an engine are measured for as many tokens as its requests draft.
+        """
+        value = np.zeros(tokens.shape)
+        for part, at in in_parts(tokens, context, lambda at: self._reach(at)[-1]):
+            batch = self.batches[np.minimum((self._reach(at) < part).sum(axis=0), len(self.batches) - 1)]
+            value = value + np.where(part > 0, self.surface.seconds(np.maximum(part, batch), at, batch)[0], 0.0)
         return value, np.ones(tokens.shape, bool), np.zeros(tokens.shape, bool)
 
 

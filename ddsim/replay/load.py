@@ -1,0 +1,484 @@
+"""Serving under load: requests arrive on their own, wait, are prefilled and decoded together; an open loop."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ddsim
+from ddsim import limits
+from ddsim.arrays import Floats, plain
+from ddsim.cost.model import CostModel, ExtrapolationWarning
+from ddsim.cost.table import CONTEXT_STEP
+from ddsim.errors import DdsimError
+from ddsim.policy.batch import calibrated
+from ddsim.policy.choose import CHAIN, NO_DRAFT, nodes_of
+from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of
+from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
+from ddsim.policy.parse import policies_of
+from ddsim.policy.rules import BestChain, BestFixed, Chain, DDTree, LongRun
+from ddsim.replay.arguments import check_given
+from ddsim.replay.arrivals import Arrivals, drawn_arrivals, read_arrivals
+from ddsim.replay.engines import chain_rates, measured_on
+from ddsim.replay.load_kernels import (
+    BATCH,
+    DONE,
+    WHERE,
+    Requests,
+    Server,
+    Tables,
+    Told,
+    admit,
+    begin_answers,
+    commit,
+    count_round,
+    open_loop,
+    price_row,
+    prompts,
+    room,
+    step_seconds,
+)
+from ddsim.replay.loaded import LoadResult, LoadRun, Promise, pooled
+from ddsim.replay.maps import best_widths
+from ddsim.replay.served import SHUFFLES
+from ddsim.replay.serving import _allowed, _in_memory, _prepared, _queues, _with_baseline
+from ddsim.text import distinct
+from ddsim.threads import split
+from ddsim.trace.calibration import Calibration
+from ddsim.trace.rounds import Positions
+from ddsim.trace.schema import Progress
+from ddsim.trace.trace import Trace
+
+SHARES = (0.3, 0.6, 0.9)
+"""Loads that are simulated unless others are asked for: shares of the highest one that the best fixed setting can serve."""
+
+RUNNING = 32
+"""Requests that are decoded at a time, where costs don't say for how many they were measured."""
+
+WHOLE = 8192
+"""Prompt tokens that one pass prefills, at most, unless a single prompt is longer."""
+
+MOST_ROWS = 24
+"""Contexts at which rounds are priced, at most: they are further apart where requests differ more."""
+
+WARM = 10  # of drawn arrivals the first tenth meets a server that isn't full yet, and isn't counted
+
+_NO_LIMIT = 2**62
+
+
+def load_policies(positions: Positions, cost: CostModel, running: int) -> list[Policy]:
+    """What a load is served with by default: each number of requests' best chain and best tree as fixed settings, AR, and the rules.
+
+    Costs that were measured in an engine are of chains, so there are no trees.
+    """
+    sizes = [size for size in (2**i for i in range(13)) if size < running] + [running]
+    engine = measured_on(cost.provenance) is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        best = chain_rates(positions, cost, requests=running, extrapolate=True).best
+        found: list[Policy] = [Chain(k) for k in sorted({int(best[size - 1]) for size in sizes} - {0})]
+        if not engine:
+            widths = best_widths(positions, cost, batch=sizes, contexts=[round(float(positions.context.mean()))])[
+                "width"
+            ]
+            found += [DDTree(n) for n in sorted(set(widths.tolist()) - {0})]
+    policies: list[Policy] = [*policies_of(["AR"], joint=True), *found, BestChain()]
+    if not engine:
+        policies += [
+            BestFixed(),
+            *policies_of(["Uniform(LongRun())"], joint=True),
+            LongRun(),
+            *policies_of(["FairRatio"], joint=True),
+        ]
+    return policies
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A policy, ready for every number of requests, and what it costs."""
+
+    policy: Policy
+    ready: list[Policy]
+    """By the number of requests; entry 0 is that of one."""
+    tables: list[JointTable]
+    flat: Tables
+    decisions: list[Decision] | None
+    """None: the kernel can't decide as the policy does."""
+
+
+def serve_load(
+    trace: Trace | Positions,
+    cost: CostModel,
+    policies: Sequence[Policy | str] | Policy | str | None = None,
+    *,
+    rate: float | Sequence[float] | None = None,
+    arrivals: str | os.PathLike[str] | Arrivals = "poisson",
+    running: int | None = None,
+    memory: int | None = None,
+    prefill: str = "whole",
+    chunk: int = 512,
+    ttft: float | None = None,
+    tpot: float | None = None,
+    requests: int | None = None,
+    calibration: Calibration | None = None,
+    bootstrap: int = 40,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> LoadResult:
+    """Serve requests that arrive on their own: latencies, throughput, goodput, and the highest load that each policy can serve.
+
+    Requests wait in one queue, in order. One is let in when fewer than ``running`` are, and when its prompt and its whole answer fit into
+    ``memory`` beside theirs: nobody is sent back. Then its prompt is prefilled, which gives its first token, and it joins the rounds from
+    the next one on. Rounds cost as in `simulate`, for as many requests as there are; what they accept is the recording's, exactly.
+
+    What a policy solves for (a price, a width, K) it solves for each number of requests that decode together, as if these were
+    always as many (at 1, 4, 16, ... requests and ``running``; prices in between are interpolated, other settings are those of the nearest). Policies don't see
+    prompts that are prefilled beside a round.
+
+    Parameters
+    ----------
+    trace, cost, policies, calibration : as in `simulate`
+        Default policies: `load_policies`.
+    rate : float or floats, optional
+        Requests a second. Default: 30, 60 and 90 % of what the best fixed setting can serve; of a log, as it is.
+    arrivals : {"poisson", "bursts"}, path or Arrivals
+        Gaps are exponential, or four times as crowded (gamma, shape 1/4: they vary by twice their mean), or those of a log (.csv or
+        .parquet; see `ddsim.replay.arrivals.read_arrivals`), sped up to ``rate`` if that is given. Of a log's requests lengths are the log's, if it has any: an answer takes as
+        much of a recorded text, and goes on in another where that ends.
+    running : int, optional
+        Requests that are prefilled or decoded at a time. Default: the largest batch that was measured.
+    memory : int, optional
+        Tokens of keys and values that these may have in all.
+    prefill : {"whole", "chunked"}
+        Prompts that wait are prefilled in a pass of their own, up to 8,192 tokens at a time, while rounds wait; or ``chunk`` tokens of
+        them beside each round.
+    chunk : int
+    ttft, tpot : float, optional
+        Seconds to the first token and seconds per output token that are promised: goodput is the share of requests that get both.
+    requests : int, optional
+        Requests of one simulation. Default: every sequence once, and at least ten for each that runs; of a log, all.
+    bootstrap : int
+        Repeated simulations behind the intervals, each with prompts drawn anew, as in `simulate`, and arrivals of its own. All
+        policies see the same.
+    seed : int
+    progress : callable, optional
+
+    Returns
+    -------
+    LoadResult
+
+    Raises
+    ------
+    DdsimError
+        A log that runs backwards, a request that can't fit into memory, bad options.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(8), (80, 3)), axis=-1)[..., ::-1])
+    >>> ids = rng.permuted(np.tile(np.arange(8), (80, 3, 1)), axis=-1)
+    >>> trace = Trace.from_arrays(list(rng.integers(0, 8, (4, 20))), list(ids.reshape(4, 20, 3, 8)), list(rows.reshape(4, 20, 3, 8)), max_budget=16)
+    >>> cost = CostModel.from_table([1, 200], [0.010, 0.020], draft_seconds=0.001)
+    >>> result = serve_load(trace, cost, ["DFlash", "LongRun"], rate=2.0, running=4, ttft=0.1, bootstrap=4)
+    >>> result.table()[["policy", "unstable"]].values.tolist()
+    [['AR', False], ['DFlash', False], ['LongRun', False]]
+    """
+    check_given("serve_load", trace, cost, Positions)
+    positions = _in_memory(trace, calibration)
+    log = arrivals if isinstance(arrivals, Arrivals) else None
+    if not isinstance(arrivals, Arrivals) and os.path.splitext(os.fspath(arrivals))[1]:
+        log = read_arrivals(arrivals)
+    if running is None:
+        running = int(cost.range.batches[1]) if cost.range.batches else RUNNING
+    limits.check("batch", running, "running")
+    limits.check("simulations", bootstrap, "bootstrap")
+    limits.check("seed", seed)
+    if prefill not in ("whole", "chunked"):
+        raise DdsimError(f'prefill: must be "whole" or "chunked", is {prefill!r:.40}')
+    limits.check("chunk", chunk)
+    promise = Promise(*(None if s is None else _positive(s, n, "seconds") for s, n in ((ttft, "ttft"), (tpot, "tpot"))))
+    asked_rates = None if rate is None else [rate] if isinstance(rate, (int, float, np.number)) else list(rate)
+    for one in asked_rates or ():
+        _positive(one, "rate", "requests a second")
+    if asked_rates == []:
+        raise DdsimError("rate: must be one number of requests a second or more, is an empty list")
+    if log is None:
+        count = max(positions.sequences, 10 * running) if requests is None else limits.check("requests", requests)
+        unit = drawn_arrivals(str(arrivals), SHUFFLES + bootstrap, count, seed)
+    else:
+        count = len(log) if requests is None else min(len(log), limits.check("requests", requests))
+        unit = np.tile(log.seconds[:count], (SHUFFLES + bootstrap, 1))
+    saturating = max(count, 8 * running)
+    limits.check_requests(saturating, bootstrap)
+    queues = _queues(positions, saturating, bootstrap, seed)
+    base = _requests(positions, queues, log, seed)
+    needs = int((base.prompt + base.answer).max())
+    if memory is not None and limits.check("memory", memory) < needs:
+        raise DdsimError(f"memory: {memory:,} tokens can't hold the longest request, of {needs:,} with its answer")
+    asked = _with_baseline(policies_of(policies or load_policies(positions, cost, running), joint=True))
+    for policy in asked:
+        if (policy.fixed or 0) > positions.max_budget:
+            raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
+        check_chain(policy, positions.horizon)
+    names = distinct([policy.name for policy in asked])
+    contexts = int(base.prompt.min()), int((base.prompt + base.answer).max())
+    chunked = prefill == "chunked"
+    longest = running * (1 + positions.max_budget) + chunk if chunked else max(WHOLE, int(base.prompt.max()))
+    seconds, attend, said = prefill_seconds(cost, longest)
+    server = Server(
+        running, _NO_LIMIT if memory is None else memory, chunked, chunk if chunked else WHOLE, seconds, attend
+    )
+    steps = 0
+
+    def went_on() -> None:
+        nonlocal steps
+        steps += 1
+        if progress is not None:
+            progress(steps, len(asked) * (2 + len(asked_rates or (SHARES if log is None else (1,)))))
+
+    with cost.one_warning():
+        priced = _priced(cost, positions, contexts, running, asked)
+        ready = {}
+        for name, policy in zip(names, asked, strict=True):
+            ready[name] = _ready(policy, positions, cost, priced, queues[:SHUFFLES, :count])
+            went_on()
+        highest = {}
+        for name in names:
+            done = _simulate(ready[name], positions, server, base)
+            highest[name] = _served(done, running)
+            went_on()
+        fixed = tuple(
+            name for name, policy in zip(names, asked, strict=True) if policy.fixed is not None and not policy.scheduled
+        )
+        most = max(pooled(highest[name]) for name in fixed)
+        shares = SHARES if asked_rates is None and log is None else None
+        if log is not None and asked_rates is None:
+            loads, scales = [log.rate], [1.0]
+        else:
+            loads = [share * most for share in SHARES] if asked_rates is None else [float(one) for one in asked_rates]
+            scales = [1 / load if log is None else log.rate / load for load in loads]
+        runs, marks = {}, {}
+        for load, scale in zip(loads, scales, strict=True):
+            some = base._replace(
+                arrival=np.ascontiguousarray(unit * scale if np.isfinite(scale) else unit),
+                prompt=np.ascontiguousarray(base.prompt[:, :count]),
+                answer=np.ascontiguousarray(base.answer[:, :count]),
+            )
+            for name in names:
+                done = _simulate(ready[name], positions, server, some)
+                runs[load, name] = LoadRun(some, done, count // WARM if log is None else 0)
+                marks[load, name] = _extrapolated(cost, done, contexts)
+                went_on()
+    provenance = {
+        "ddsim": ddsim.__version__,
+        "trace": positions.fingerprint,
+        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+        "arrivals": str(arrivals) if log is None else {"requests": count, "rate": log.rate},
+        "server": {"running": running, "memory": memory, "prefill": prefill, "chunk": chunk if chunked else None},
+        "prefill_seconds": said,
+        "promised": {"ttft": ttft, "tpot": tpot},
+        "admission": "in order, when prompt and answer fit",
+        "requests": count,
+        "seed": seed,
+        "bootstrap": bootstrap,
+        "policies": {name: ready[name].ready[-1].to_json() for name in names},
+    }
+    return LoadResult(runs, highest, fixed, promise, marks, said, shares, provenance)
+
+
+def _positive(value: Any, name: str, unit: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < float(value) < np.inf:
+        raise DdsimError(f"{name}: must be a number of {unit} above 0, is {value!r:.40}")
+    return float(value)
+
+
+def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
+    """What `Server` takes: seconds of a pass over 0 .. ``most`` prompt tokens without their attention, never falling; seconds a token and
+    token before it; and where they are from."""
+    tokens = np.arange(1.0, most + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # it is said in words
+        seconds = np.asarray(cost.prefill_seconds(tokens))
+    attend = cost.prefill_attend
+    seconds = np.concatenate([[0.0], np.maximum.accumulate(seconds - attend * tokens * (tokens - 1) / 2)])
+    measured = cost.prefill_range
+    if measured is None:
+        return seconds, attend, "assumed, as passes of verification of as many tokens"
+    return seconds, attend, f"measured, {measured}"
+
+
+def _requests(positions: Positions, queues: NDArray[np.int64], log: Arrivals | None, seed: int) -> Requests:
+    """Requests that all come at once, [R, N]: their prompts and answers are the trace's, or as long as the log's."""
+    simulations, count = queues.shape
+    firsts, tokens = positions.starts[:-1], positions.tokens
+    prompt = np.maximum(positions.context[firsts][queues].astype(np.int64), 1)
+    arrival = np.zeros(queues.shape)
+    if log is not None and log.prompt_tokens is not None:
+        prompt = np.tile(np.resize(log.prompt_tokens, count), (simulations, 1))
+    if log is None or log.answer_tokens is None:
+        pieces = np.arange(simulations * count, dtype=np.int64).reshape(queues.shape)
+        ends = np.concatenate([pieces, pieces[:, -1:] + 1], axis=1)
+        texts = np.stack([firsts[queues].ravel(), (firsts + tokens)[queues].ravel()], axis=1)
+        return Requests(arrival, prompt, tokens[queues] + 1, ends, np.ascontiguousarray(texts))
+    answer = np.tile(np.resize(log.answer_tokens, count), (simulations, 1))
+    found: list[tuple[int, int]] = []
+    ends = np.zeros((simulations, count + 1), np.int64)
+    for r, queue in enumerate(queues.tolist()):
+        at = 0
+        for i, wanted in enumerate(answer[r].tolist()):
+            ends[r, i], left = len(found), wanted - 1
+            while left > 0:
+                s = queue[at % count]
+                at += 1
+                taken = min(left, int(tokens[s]))
+                found.append((int(firsts[s]), int(firsts[s]) + taken))
+                left -= taken
+        ends[r, count] = len(found)
+    return Requests(arrival, prompt, answer, ends, np.array(found, np.int64).reshape(-1, 2))
+
+
+def _priced(
+    cost: CostModel, positions: Positions, contexts: tuple[int, int], running: int, policies: Sequence[Policy]
+) -> list[JointTable]:
+    """What rounds of 1, 2, ... requests cost."""
+    widest = max(0, *(policy.fixed or 0 for policy in policies))
+    step = CONTEXT_STEP * -(-(contexts[1] - contexts[0] + 1) // (MOST_ROWS * CONTEXT_STEP))
+    return [
+        joint_table(cost, contexts, b, positions.max_budget, positions.horizon, widest=widest, step=step)
+        for b in range(1, running + 1)
+    ]
+
+
+def _ready(
+    policy: Policy, positions: Positions, cost: CostModel, priced: list[JointTable], queues: NDArray[np.int64]
+) -> _Prepared:
+    """The policy, ready for every number of requests."""
+    tables = [decided_on(policy, cost, table, positions.max_budget) for table in priced]
+    running = len(tables)
+    grid = sorted({min(4**i, running) for i in range(8)})
+    solved = {b: _prepared(policy, positions, tables[b - 1], queues) for b in grid} if policy.solves else {}
+    ready = []
+    for b in range(1, running + 1):
+        if b in solved:
+            ready.append(solved[b])
+        elif policy.solves == "price":
+            prices = np.interp(b, grid, [float(solved[g].price or 0.0) for g in grid])
+            ready.append(policy.at(float(prices)))
+        elif solved:
+            ready.append(solved[min(grid, key=lambda g: abs(np.log(g / b)))])
+        else:
+            ready.append(
+                _prepared(policy, positions, tables[b - 1], queues) if policy.scheduled or b == 1 else ready[0]
+            )
+    decisions = [decision_of(one) for one in ready]
+    known = [one for one in decisions if one is not None]
+    flat = _flat(tables, known[-1].mode if len(known) == running else 0)
+    return _Prepared(policy, ready, tables, flat, known if len(known) == running else None)
+
+
+def _flat(tables: list[JointTable], mode: int) -> Tables:
+    """Tables for 1, 2, ... requests as the kernel reads them."""
+    curves = [curves_for(mode, table) for table in tables]
+    rows = len(tables[0].seconds)
+    parts: list[list[Floats]] = [[table.seconds for table in tables], *(list(of) for of in zip(*curves, strict=True))]
+    starts = np.array([np.cumsum([0, 0, *(one.size for one in part)]) for part in (parts[0], parts[1], parts[3])])
+    flat = [np.concatenate([one.ravel() for one in part]) for part in parts]
+    alone = np.stack([tables[0].ar_seconds, *(table.ar_seconds for table in tables)])
+    return Tables(tables[0].step, tables[0].first, rows, starts, alone, *flat)
+
+
+def _simulate(one: _Prepared, positions: Positions, server: Server, requests: Requests) -> Told:
+    """Every simulation of a policy at a load."""
+    simulations, count = requests.arrival.shape
+    out = room(simulations, count, server.running)
+    if one.decisions is None:
+        for r in range(len(requests.arrival)):
+            _asked_loop(copy.deepcopy(one.ready[-1]), one.tables, one.flat, positions, server, requests, out, r)
+        return out
+    first = one.decisions[0]
+    widest = [(table.seconds.shape[1] - 1) // table.batch for table in one.tables]
+    columns = [
+        plain([0, *(getattr(d, name) for d in one.decisions)], kind)
+        for name, kind in (("mode", np.int64), ("rule", np.int64), ("price", np.float64), ("fill", np.bool_))
+    ]
+    width = plain([0, *(min(d.width, most) for d, most in zip(one.decisions, widest, strict=True))], np.int64)
+    gains = calibrated(np.asarray(positions.gains), first.calibration)
+    arguments = (
+        *columns, width, first.memory, gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected,
+        one.flat, server, requests, out,
+    )  # fmt: skip
+    split(lambda a, b: open_loop(*arguments, a, b), len(requests.arrival), 2)
+    return out
+
+
+def _asked_loop(
+    policy: Policy,
+    tables: list[JointTable],
+    flat: Tables,
+    positions: Positions,
+    server: Server,
+    requests: Requests,
+    out: Told,
+    r: int,
+) -> None:
+    """One simulation of a policy that the kernel doesn't know: `Policy.choose_batch` is asked every round."""
+    count, slots, now = np.zeros(6, np.int64), np.zeros((4, server.running), np.int64), 0.0
+    horizon = positions.horizon
+    while count[DONE] < requests.arrival.shape[1]:
+        now = admit(now, count, server, requests, out, r)
+        prompt, attended, ready, part = prompts(count, server, requests, r)
+        batch = int(count[BATCH])
+        if batch and (server.chunked or not prompt):
+            table, u = tables[batch - 1], price_row(count, slots, flat)
+            where = slots[WHERE, :batch]
+            gains = np.ascontiguousarray(positions.gains[where])  # type: ignore[index]
+            asked = ask_batch(policy, gains, table.curve[u], table.seconds[u, : table.limit + 1]).astype(np.int64)
+            budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
+            each = nodes_of(budgets, budgets, horizon)
+            nodes = batch * int(nodes_of(asked, asked, horizon).max()) if policy.rectangular else int(each.sum())
+            if nodes >= table.seconds.shape[1]:
+                raise DdsimError(
+                    f"{policy.name}: asks for {nodes} nodes in all; {table.seconds.shape[1] - 1} are allowed"
+                )
+            drafted = not (asked == NO_DRAFT).all()
+            took = float(table.seconds[u, nodes] if drafted else table.ar_seconds[u])
+            took = step_seconds(took, batch, nodes, prompt, attended, server)
+            now += took
+            chains = bool((asked <= CHAIN).any())
+            actions = budgets.astype(np.int32)
+            gained = commit(
+                now, chains, drafted, count, slots, actions, positions.ranks, positions.chain, requests, out, r
+            )
+            count_round(took, batch, nodes, gained, out, r)
+            policy.observe(gained, took)
+        else:
+            took = server.prefill[prompt] + attended
+            now += took
+            out.prefilling[r] += took
+        begin_answers(now, ready, part, count, slots, requests, out, r)
+
+
+def _served(done: Told, running: int) -> Floats:
+    """Requests a second that a server answers while its queue is never empty, float64 [R]: from when it is in its stride, to the last admission."""
+    finish, last = np.sort(done.finish, axis=1), done.admitted.max(axis=1)
+    begin = finish[:, min(running, finish.shape[1] // 2) - 1] if finish.shape[1] > 1 else np.zeros(len(finish))
+    inside = ((finish > begin[:, None]) & (finish <= last[:, None])).sum(axis=1)
+    short = inside < 1
+    rates = np.where(short, finish.shape[1] / finish[:, -1], inside / np.maximum(last - begin, 1e-300))
+    return rates
+
+
+def _extrapolated(cost: CostModel, done: Told, contexts: tuple[int, int]) -> bool:
+    """Whether a round cost what wasn't measured."""
+    # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
+    asked = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
+    largest = done.largest.max(axis=0)
+    sizes = np.flatnonzero(largest)
+    return bool(cost.extrapolated(largest[sizes][:, None], asked[None], sizes[:, None]).any()) if len(sizes) else False
