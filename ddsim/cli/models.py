@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +102,10 @@ def record(
 ) -> None:
     """Record a dense trace: the target's answers, or given ones, and what the drafter proposes at every position.
 
-    A run that was stopped continues where it was when it is started again with the same options.
+    A run that was stopped continues where it was when it is started again with the same options. Started by torchrun, each process
+    records its share on a GPU of its own: torchrun --nproc-per-node 2 -m ddsim record ... --device cuda.
     """
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
     show = Out(json, folders=[out])
     _one_of("--dtype", dtype, DTYPES)
     if bool(prompts) == bool(answers):
@@ -111,13 +114,15 @@ def record(
         )
     show.reads(target, drafter, *filter(os.path.isfile, prompts or answers or ()))
     module = reference("record")
-    with _progress("Recording") as progress:
+    with _progress("Recording") if first else nullcontext() as progress:
         path = module.record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
             temperature=temperature, max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
             batch=batch, head=head, lattice_width=lattice_width, block_size=block_size,
             progress=progress,
         )  # fmt: skip
+    if not first:
+        return
     trace = _open(Out(), [path])
     told = f"{path}: {len(trace.sequences)} sequences, {len(trace):,} positions, exact to budget {trace.max_budget}"
     show.say(told, wrap=False)

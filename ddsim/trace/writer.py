@@ -134,12 +134,15 @@ class TraceWriter:
             reason = getattr(error, "strerror", None) or error
             raise DdsimError(f"{self.path}: can't be made a folder ({reason})") from None
         self._checksums: list[str] = []
-        self._lock = FolderLock(self.path)
+        self._lock = self._locked()
         try:
             self._continue(resume)
         except BaseException:
             self._lock.release()
             raise
+
+    def _locked(self) -> FolderLock:
+        return FolderLock(self.path)
 
     def _continue(self, resume: bool) -> None:
         """Take stock of what is there."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 
 import ddsim
 from ddsim.errors import DdsimError
+from ddsim.trace.together import Together, is_shared
 from ddsim.trace.writer import TraceWriter
 from ddsim_reference.generate import TextGenerator
 from ddsim_reference.limits import check_range, check_sampling, free_memory
@@ -30,7 +34,7 @@ from ddsim_reference.model.checkpoint import (
     weight_files,
 )
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
-from ddsim_reference.model.device import device_name, number_type
+from ddsim_reference.model.device import Process, device_name, number_type, this_process
 from ddsim_reference.model.forward import head_logits
 from ddsim_reference.model.heads import DraftHead, HeadConfig, lattice
 from ddsim_reference.model.logs import choose_answers, encode_given
@@ -310,6 +314,30 @@ class _Text:
         return self.workload, self.id, float(np.float32(self.temperature))
 
 
+@contextmanager
+def _told_apart(process: Process, out: str | Path) -> Iterator[None]:
+    """Meanwhile errors say which of several processes they are from, and so does being ended because another one has failed."""
+    if process.count == 1:
+        yield
+        return
+    who = f"process {process.rank} of {process.count}"
+
+    def ended(number: int, frame: Any) -> None:
+        raise DdsimError(
+            f"{out}: ended by a signal, as when another process fails; what is recorded is kept: start the command again"
+        )
+
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, ended) if mine else None
+    try:
+        yield
+    except DdsimError as error:
+        raise DdsimError(f"{who}: {error}") from None
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
+
+
 def record(
     *,
     target: str,
@@ -332,6 +360,9 @@ def record(
     block_size: int | None = None,
 ) -> Path:
     """Record a dense trace.
+
+    Started by torchrun, or by any launcher that sets RANK, WORLD_SIZE and LOCAL_RANK, each process records its share of the prompts on a
+    GPU of its own; they share nothing but the folder, and make the trace that one process makes (`ddsim.trace.together.Together`).
 
     Parameters
     ----------
@@ -375,96 +406,128 @@ def record(
     DdsimError
         A prompt file, log, checkpoint or existing trace does not fit.
     """
-    if prompts and answers:
-        raise DdsimError("record: takes prompts, which the target answers, or answers that are given, not both")
-    if answers and encoded is not None:
-        raise DdsimError("record: answers hold their own token ids; encoded goes with prompts")
-    longest = 128 if max_new_tokens is None and not answers else max_new_tokens
-    if longest is not None and longest < 2:
-        raise DdsimError(f"max_new_tokens {longest}: a trace needs answers of at least 2 tokens")
-    check_sampling(max_new_tokens=longest or 2, temperature=temperature, seed=seed, batch=batch)
-    check_range("lattice_width", lattice_width, 1, WIDEST)
-    torch_dtype = number_type(dtype)
-    given = choose_answers(answers, limit, temperature)
-    asked = choose_prompts(prompts, limit)
-    readable = encoded is None and not (given and all(text.is_encoded for text in given))
-    config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=readable)
-    drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
-    if block_size is not None:
-        if not 2 <= block_size <= drafter_shape.block_size:
-            raise DdsimError(
-                f"block_size {block_size}: must be from 2 to the {drafter_shape.block_size} that {drafter} was trained with"
-            )
-        drafter_shape = replace(drafter_shape, block_size=block_size)
-    check_pair(config, drafter_shape, drafter)
-    draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
-    layers = forward.target_layers(config, weights)
-    if answers:
-        pairs = encode_given(tokenizer, given, config, longest)
-        chosen = [_Text(g.workload, g.id, g.temperature, *pair) for g, pair in zip(given, pairs, strict=True)]
-        made: dict[str, Any] = {
-            "text": "given",
-            "answers": [Path(path).name for path in answers],
-            "answers_sha256": sha256(map(Path, answers)),
-        } | ({} if longest is None else {"max_new_tokens": longest})
-    else:
-        assert longest is not None
-        ids = _prompt_tokens(asked, tokenizer, encoded, config, longest)
-        chosen = [_Text(p.workload, p.id, temperature, ids[p.workload, p.id]) for p in asked]
-        made = {
-            "seed": seed,
-            "max_new_tokens": longest,
-            "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
-        }
-        most = max((len(text.prompt) for text in chosen), default=0) + longest
-        check_caches(config, min(batch, len(chosen)), most, torch_dtype, device)
-    source = (
-        provenance(target, config, drafter, drafter_shape, device, torch_dtype)
-        | made
-        | {"recorded": time.strftime("%Y-%m-%d")}
-        | ({} if draft_head is None else head_provenance(drafter, draft_head[0]) | {"lattice_width": lattice_width})
-    )
-    check_window(
-        drafter_shape, max((len(text.prompt) + len(text.answer or range(longest or 0)) for text in chosen), default=0)
-    )
-    with TraceWriter(
-        out, horizon=drafter_shape.horizon, max_budget=max_budget, vocab_size=config.vocab_size, provenance=source,
-        kind="rows" if draft_head is None else "lattice",
-    ) as writer:  # fmt: skip
-        for text in chosen:
-            before, now = writer.prompt_digests.get(text.key), prompt_digest(text.prompt)
-            if before is not None and before != now:
+    process = this_process(device)
+    device = process.device
+    with _told_apart(process, out):
+        if prompts and answers:
+            raise DdsimError("record: takes prompts, which the target answers, or answers that are given, not both")
+        if answers and encoded is not None:
+            raise DdsimError("record: answers hold their own token ids; encoded goes with prompts")
+        longest = 128 if max_new_tokens is None and not answers else max_new_tokens
+        if longest is not None and longest < 2:
+            raise DdsimError(f"max_new_tokens {longest}: a trace needs answers of at least 2 tokens")
+        check_sampling(max_new_tokens=longest or 2, temperature=temperature, seed=seed, batch=batch)
+        check_range("lattice_width", lattice_width, 1, WIDEST)
+        torch_dtype = number_type(dtype)
+        given = choose_answers(answers, limit, temperature)
+        asked = choose_prompts(prompts, limit)
+        readable = encoded is None and not (given and all(text.is_encoded for text in given))
+        config, weights, tokenizer = load_target(target, dtype=torch_dtype, device=device, with_tokenizer=readable)
+        drafter_shape, drafter_weights = load_drafter(drafter, dtype=torch_dtype, device=device, target=weights)
+        if block_size is not None:
+            if not 2 <= block_size <= drafter_shape.block_size:
                 raise DdsimError(
-                    f"{out}: prompt {text.id} of {text.workload} was recorded as other tokens (hash {before or 'none'}, this run "
-                    f"{now}): its text, the chat template or the tokenizer changed; choose another folder"
+                    f"block_size {block_size}: must be from 2 to the {drafter_shape.block_size} that {drafter} was trained with"
                 )
-        todo = [text for text in chosen if text.key not in writer.done]
-        finished = len(chosen) - len(todo)
-        for first in range(0, len(todo), batch):
-            part = todo[first : first + batch]
-            written = [text.answer for text in part if text.answer is not None]
-            if not answers:
-                assert longest is not None
-                random = None if temperature == 0 else [uniforms(seed, text.id, longest) for text in part]
-                written = write_answers(
-                    config, weights, [text.prompt for text in part], max_new_tokens=longest, temperature=temperature,
-                    random=random,
-                )  # fmt: skip
-            for text, answer in zip(part, written, strict=True):
-                sequence: dict[str, Any] = {
-                    "prompt_id": text.id, "workload": text.workload, "temperature": text.temperature,
-                    "prompt_tokens": len(text.prompt), "tokens": np.asarray(answer, np.int32),
-                    "prompt_digest": prompt_digest(text.prompt),
-                }  # fmt: skip
-                models = config, weights, layers, drafter_shape, drafter_weights
-                if draft_head is None:
-                    logprobs, token_ids = marginals(*models, text.prompt, answer, candidates=max_budget)
-                    writer.add_sequence(**sequence, token_ids=token_ids, logprobs=logprobs)
-                else:
-                    token_ids, starts, steps = lattices(*models, draft_head, text.prompt, answer, width=lattice_width)
-                    writer.add_lattice(**sequence, token_ids=token_ids, first=starts, transitions=steps)
-                finished += 1
-                if progress is not None:
-                    progress(finished, len(chosen))
-            writer.flush()
-    return Path(out)
+            drafter_shape = replace(drafter_shape, block_size=block_size)
+        check_pair(config, drafter_shape, drafter)
+        draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
+        layers = forward.target_layers(config, weights)
+        if answers:
+            pairs = encode_given(tokenizer, given, config, longest)
+            chosen = [_Text(g.workload, g.id, g.temperature, *pair) for g, pair in zip(given, pairs, strict=True)]
+            made: dict[str, Any] = {
+                "text": "given",
+                "answers": [Path(path).name for path in answers],
+                "answers_sha256": sha256(map(Path, answers)),
+            } | ({} if longest is None else {"max_new_tokens": longest})
+        else:
+            assert longest is not None
+            ids = _prompt_tokens(asked, tokenizer, encoded, config, longest)
+            chosen = [_Text(p.workload, p.id, temperature, ids[p.workload, p.id]) for p in asked]
+            made = {
+                "seed": seed,
+                "max_new_tokens": longest,
+                "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
+            }
+            most = max((len(text.prompt) for text in chosen), default=0) + longest
+            check_caches(config, min(batch, len(chosen)), most, torch_dtype, device)
+        source = (
+            provenance(target, config, drafter, drafter_shape, device, torch_dtype)
+            | made
+            | {"recorded": time.strftime("%Y-%m-%d")}
+            | ({} if draft_head is None else head_provenance(drafter, draft_head[0]) | {"lattice_width": lattice_width})
+        )
+        check_window(
+            drafter_shape,
+            max((len(text.prompt) + len(text.answer or range(longest or 0)) for text in chosen), default=0),
+        )
+        shape: dict[str, Any] = {
+            "horizon": drafter_shape.horizon, "max_budget": max_budget, "vocab_size": config.vocab_size, "provenance": source,
+            "kind": "rows" if draft_head is None else "lattice",
+        }  # fmt: skip
+        models = config, weights, layers, drafter_shape, drafter_weights
+
+        def written(part: Sequence[_Text]) -> list[list[int]]:
+            if answers:
+                return [text.answer for text in part if text.answer is not None]
+            assert longest is not None
+            random = None if temperature == 0 else [uniforms(seed, text.id, longest) for text in part]
+            prompts = [text.prompt for text in part]
+            return write_answers(
+                config, weights, prompts, max_new_tokens=longest, temperature=temperature, random=random
+            )  # fmt: skip
+
+        def add(writer: TraceWriter, text: _Text, answer: list[int]) -> None:
+            sequence: dict[str, Any] = {
+                "prompt_id": text.id, "workload": text.workload, "temperature": text.temperature,
+                "prompt_tokens": len(text.prompt), "tokens": np.asarray(answer, np.int32),
+                "prompt_digest": prompt_digest(text.prompt),
+            }  # fmt: skip
+            if draft_head is None:
+                logprobs, token_ids = marginals(*models, text.prompt, answer, candidates=max_budget)
+                writer.add_sequence(**sequence, token_ids=token_ids, logprobs=logprobs)
+            else:
+                token_ids, starts, steps = lattices(*models, draft_head, text.prompt, answer, width=lattice_width)
+                writer.add_lattice(**sequence, token_ids=token_ids, first=starts, transitions=steps)
+
+        say = progress or (lambda done, total: None)
+        if process.count > 1 or is_shared(Path(out)):
+            keys = [text.key for text in chosen]
+            with Together(
+                out, **shape, rank=process.rank, count=process.count, sequences=keys, batch=batch
+            ) as together:  # fmt: skip
+                _check_prompts(out, together, chosen)
+                texts = {text.key: text for text in chosen}
+                for shard, names in together.share():
+                    part = [texts[name] for name in names]
+                    for number, (text, answer) in enumerate(zip(part, written(part), strict=True), 1):
+                        add(together, text, answer)
+                        say(together.recorded() + number, len(chosen))
+                    together.put(shard)
+                if process.rank == 0:
+                    together.finish(lambda done: say(done, len(chosen)))
+            return Path(out)
+        with TraceWriter(out, **shape) as writer:
+            _check_prompts(out, writer, chosen)
+            todo = [text for text in chosen if text.key not in writer.done]
+            finished = len(chosen) - len(todo)
+            for first in range(0, len(todo), batch):
+                part = todo[first : first + batch]
+                for text, answer in zip(part, written(part), strict=True):
+                    add(writer, text, answer)
+                    finished += 1
+                    say(finished, len(chosen))
+                writer.flush()
+        return Path(out)
+
+
+def _check_prompts(out: str | Path, writer: TraceWriter, chosen: Sequence[_Text]) -> None:
+    """Refuse prompts that were recorded as other tokens."""
+    for text in chosen:
+        before, now = writer.prompt_digests.get(text.key), prompt_digest(text.prompt)
+        if before is not None and before != now:
+            raise DdsimError(
+                f"{out}: prompt {text.id} of {text.workload} was recorded as other tokens (hash {before or 'none'}, this run "
+                f"{now}): its text, the chat template or the tokenizer changed; choose another folder"
+            )

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import ddsim
@@ -262,3 +268,95 @@ def test_a_drafter_of_another_target_is_refused(job: dict[str, Any], tmp_path: P
         record(**(job | {"drafter": str(tmp_path / "other")}))
     assert not Path(job["out"]).exists()
     assert np.isfinite(load_drafter(job["drafter"])[1]["fc.weight"].numpy()).all()
+
+
+def process(monkeypatch: pytest.MonkeyPatch, rank: Any, count: Any) -> None:
+    """Be one of several processes that torchrun started."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_processes_record_what_one_does(
+    job: dict[str, Any], tmp_path: Path, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; one of them is cut off on the way, and one process finishes what two began."""
+    whole = open_trace(record(**(job | {"out": tmp_path / "whole"}), temperature=temperature))
+    job |= {"temperature": temperature, "batch": 2}
+    one = open_trace(record(**(job | {"out": tmp_path / "one"})))
+    told: list[tuple[int, int]] = []
+
+    def pull_the_plug(done: int, total: int) -> None:
+        told.append((done, total))
+        if len(told) == 3:
+            raise KeyboardInterrupt
+
+    process(monkeypatch, 1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        record(**job, progress=pull_the_plug)
+    assert told == [(1, 7), (2, 7), (3, 7)]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    two = open_trace(record(**job))
+    assert [i.digest for i in two.sequences] == [i.digest for i in one.sequences] and two.fingerprint == one.fingerprint
+    assert [i.prompt_id for i in whole.sequences] == [i.prompt_id for i in two.sequences]
+    job["out"] = tmp_path / "both"
+    for rank in (1, 0):
+        process(monkeypatch, rank, 2)
+        record(**job)
+    assert open_trace(job["out"]).fingerprint == one.fingerprint
+
+
+def test_processes_say_who_they_are(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    process(monkeypatch, 1, 2)
+    with pytest.raises(DdsimError, match="process 1 of 2: max_new_tokens 1: a trace needs answers"):
+        record(**job | {"max_new_tokens": 1})
+    for rank, count, line in (
+        ("x", 2, "RANK='x': must be a whole number"),
+        (2, 2, "RANK=2: must be less than WORLD_SIZE=2"),
+    ):
+        process(monkeypatch, rank, count)
+        with pytest.raises(DdsimError, match=line):
+            record(**job)
+
+    def another_fails(done: int, total: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    process(monkeypatch, 1, 2)
+    with pytest.raises(DdsimError, match=r"process 1 of 2: .*trace: ended by a signal, .* start the command again"):
+        record(**job, progress=another_fails)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.slow
+def test_torchrun_records_what_one_process_does(job: dict[str, Any], tmp_path: Path) -> None:
+    """Two real processes on the CPU; then one is killed, and the command given again."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import pickle, sys, os, time, torch\ntorch.set_num_threads(1)\n"
+        "from ddsim_reference.record import record\njob = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "def told(done, total):\n    if os.environ.get('DIE') == os.environ['RANK'] and done > 2: os.kill(os.getpid(), 9)\n"
+        "record(**job, progress=told)\n"
+    )
+    job |= {"batch": 1, "out": tmp_path / "one"}
+    torch.set_num_threads(1)
+    one = open_trace(record(**job))
+    job["out"] = tmp_path / "two"
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        str(script),
+        str(tmp_path / "job"),
+    ]
+    first = subprocess.run(words, env=os.environ | {"DIE": "1"}, capture_output=True, timeout=120, check=False)
+    assert first.returncode != 0
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert open_trace(job["out"]).fingerprint == one.fingerprint

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from dataclasses import dataclass
 
 import torch
 
@@ -52,3 +54,43 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return str(torch.cuda.get_device_name(device))
     return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that torchrun, or another launcher, has started."""
+
+    rank: int
+    count: int
+    device: str
+    """Of its own, where it is a GPU."""
+
+
+def this_process(device: str) -> Process:
+    """Which process this is, by RANK, WORLD_SIZE and LOCAL_RANK; the only one where they aren't set.
+
+    Raises
+    ------
+    DdsimError
+        They are no such numbers, a GPU is named where each process gets its own, or there are fewer GPUs than processes.
+    """
+    values = []
+    for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        said = os.environ.get(name, default)
+        if not (said.isascii() and said.isdigit()):
+            raise DdsimError(f"{name}={said!r:.40}: must be a whole number, as torchrun sets it")
+        values.append(int(said))
+    rank, count, local = values
+    if rank >= count:
+        raise DdsimError(f"RANK={rank}: must be less than WORLD_SIZE={count}, as torchrun sets it")
+    if count > 1 and check_device(device).type == "cuda":
+        if device != "cuda":
+            raise DdsimError(f"device {device}: give cuda; of {count} processes each takes its own GPU")
+        if local >= torch.cuda.device_count():
+            raise DdsimError(
+                f"process {local + 1} on this machine has no GPU of its own: PyTorch finds {torch.cuda.device_count()}; start a "
+                "process a GPU (--nproc-per-node)"
+            )
+        torch.cuda.set_device(local)
+        device = f"cuda:{local}"
+    return Process(rank, count, device)
