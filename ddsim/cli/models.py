@@ -31,6 +31,7 @@ from ddsim.cli.engines import DrivenOption, KOption
 from ddsim.cli.options import (
     DTYPES,
     WIDTHS,
+    BucketsOption,
     ByOption,
     DeviceOption,
     DrafterOption,
@@ -43,6 +44,7 @@ from ddsim.cli.options import (
     TargetOption,
     TokensOption,
     WidenOption,
+    buckets_of,
     reference,
 )
 from ddsim.cli.validations import ENGINE_VALIDATION, VALIDATION, show_engine_validation, show_validation
@@ -170,6 +172,7 @@ def decode(
     batch: Annotated[int, typer.Option("--batch", "-b", min=1, help="Requests decoded together.")] = 1,
     head: HeadOption = True,
     fast: FastOption = False,
+    buckets: BucketsOption = None,
     mark: Annotated[
         bool, typer.Option(help="Mark what the drafter proposed: green, or [in brackets] without colours.")
     ] = True,
@@ -187,7 +190,7 @@ def decode(
     pieces = reference("decode").decode_prompts(
         target=target, drafter=drafter, prompts=prompts or (), text=text or (), policy=rule, profile=profile,
         calibration=calibration, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, device=device,
-        dtype=dtype, limit=limit, batch=batch, head=head, fast=fast,
+        dtype=dtype, limit=limit, batch=batch, head=head, fast=fast, **buckets_of(buckets),
     )  # fmt: skip
     texts: dict[tuple[str, str], list[tuple[str, bool]]] = {}
     answers: list[dict[str, Any]] = []
@@ -208,8 +211,11 @@ def decode(
         seconds, rounds = done.seconds.get("decode", 0.0), len(done.rounds)
         rate = f", {(len(done.tokens) - 1) / seconds:,.1f} tokens/s" if seconds > 0 else ""
         length = f", {(len(done.tokens) - 1) / rounds:.2f} tokens a round" if rounds else ""
+        first = (
+            f", first token after {1e3 * done.seconds['ttft']:,.1f} ms (prompt {1e3 * done.seconds['prefill']:,.1f} ms)"
+        )
         show.say()
-        show.say(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}", style="dim")
+        show.say(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}{first}", style="dim")
         answers.append(
             {
                 "workload": key[0], "prompt_id": key[1], "text": "".join(t for t, _ in held), "tokens": done.tokens,
@@ -231,6 +237,7 @@ def _show_prompt(show: Out, name: str, first: bool) -> None:
     epilog=example(
         "ddsim profile --target smollm2-135m --drafter reference/drafter -o mine.json",
         "ddsim profile --target qwen3-8b --random-weights -b 1 -b 8 -o 8b.json",
+        "ddsim profile --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o wide.json",
         "ddsim profile --engine vllm --target pair/target --drafter pair/drafter -o vllm.json",
     ),
 )
@@ -246,13 +253,21 @@ def profile(
             "--random-weights", help="The target is a shape: smollm2-135m, qwen3-4b, qwen3-8b; needs no files."
         ),
     ] = False,
+    widen: WidenOption = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the largest pass, all requests together.")] = 1024,
     context: Annotated[
-        list[int] | None, typer.Option(min=1, help="Committed tokens (repeatable; default: 256 to 8,192).")
+        list[int] | None,
+        typer.Option(
+            min=1, help="Committed tokens (repeatable; default: 256 to 32,768, as positions and memory allow)."
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", "-b", min=1, help="Requests side by side (repeatable; default: 1).")
     ] = None,
+    buckets: BucketsOption = None,
+    prefill: Annotated[
+        bool, typer.Option("--prefill/--no-prefill", help="Measure prompts, up to 8,192 tokens.")
+    ] = True,
     repeats: Annotated[int, typer.Option(min=1, help="Sweeps over all points.")] = 8,
     engine: DrivenOption = None,
     k: KOption = None,
@@ -264,7 +279,7 @@ def profile(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what verification and drafting cost on this device. A run that was stopped continues.
+    """Measure what verification, drafting and prompts cost on this device. A run that was stopped continues.
 
     With --engine, whole steps of a serving engine at every batch, K and context (default: 1 to 64 requests; 128 to 8,192 tokens).
     """
@@ -277,8 +292,11 @@ def profile(
     given: dict[str, Any] = {"contexts": context} if context else {}
     if engine is None and k:
         raise DdsimError("profile: --k is for --engine")
-    if engine is not None and (random_weights or drafter is None):
-        raise DdsimError("profile --engine: needs --target and --drafter, folders that the engine loads")
+    if engine is not None and (random_weights or widen or buckets or drafter is None):
+        raise DdsimError(
+            "profile --engine: needs --target and --drafter, folders that the engine loads, and no --widen or --buckets"
+        )
+    _one_of("--widen", widen, WIDTHS)
     module = reference("profile" if engine is None else "engines")
     with _progress("Measuring") as progress:
         common = {"target": target, "drafter": drafter, "out": out, "repeats": repeats, "dtype": dtype, "seed": seed}
@@ -287,8 +305,8 @@ def profile(
             path = module.profile_engine(engine=engine, progress=progress, **common, **given)
         else:
             path = module.measure_profile(
-                random_weights=random_weights, max_tokens=max_tokens, batches=batch or (1,), device=device, head=head,
-                progress=progress, **common, **given,
+                random_weights=random_weights, widen=widen, max_tokens=max_tokens, batches=batch or (1,), device=device, head=head,
+                fast=fast, prefill=prefill, progress=progress, **buckets_of(buckets), **common, **given,
             )  # fmt: skip
     show.saved(path)
     if plot is not None:

@@ -88,6 +88,22 @@ HeadOption = Annotated[
 ]
 
 
+def buckets_of(given: str | None) -> dict[str, list[int]]:
+    """What ``--buckets`` says, as an argument; nothing if it wasn't given."""
+    if given is None:
+        return {}
+    sizes = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() and part.isascii() and len(part) < 8 for part in sizes):
+        raise DdsimError(f"--buckets {given:.60}: must be token counts with commas between them, as in 1,16,64,256")
+    return {"buckets": [int(part) for part in sizes]}
+
+
+BucketsOption = Annotated[
+    str | None,
+    typer.Option("--buckets", metavar="N,N,…", help="Token counts that passes are padded to, a CUDA graph each."),
+]
+
+
 FastOption = Annotated[bool, typer.Option("--fast", help="Faster products, whose rounding may change a text.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="At most so many prompts of each workload.")]
 

@@ -74,7 +74,7 @@ class Prefill:
     Parameters
     ----------
     points : sequence of PrefillPoint
-        Each place once, at least 2 token counts.
+        At least one; each place once.
 
     Examples
     --------
@@ -140,8 +140,6 @@ class Prefill:
             for value in sorted({getattr(p, name) for p in self.points})[1:-1]:
                 kept = [p for p in self.points if getattr(p, name) != value]
                 asked = [p for p in self.points if getattr(p, name) == value]
-                if len({p.tokens for p in kept}) < 2:
-                    continue
                 t, c = (np.array([getattr(p, key) for p in asked], np.float64) for key in ("tokens", "context"))
                 errors += (Prefill(kept).seconds(t, c)[0] / [p.seconds for p in asked] - 1.0).tolist()
         return np.array(errors)
@@ -189,6 +187,4 @@ def read_prefill(raw: Sequence[Any], where: str) -> list[PrefillPoint]:
     places = [(p.tokens, p.context) for p in points]
     if len(set(places)) < len(places):
         raise DdsimError(f"{where}: a token count stands twice at one context")
-    if len({p.tokens for p in points}) == 1:
-        raise DdsimError(f"{where}: needs at least 2 token counts; it has only {points[0].tokens}")
     return points

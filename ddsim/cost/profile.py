@@ -165,7 +165,7 @@ class Profile:
     bandwidth_bytes_per_s, flops_per_s, weight_bytes, kv_bytes_per_token, flops_per_token : float, optional
         What is known of device and model; starting values for the ``roofline`` fit.
     prefill : sequence of PrefillSample
-        May be empty; otherwise of at least 2 token counts.
+        May be empty.
 
     Raises
     ------
@@ -393,9 +393,6 @@ def _parse(document: dict[str, Any], where: str) -> dict[str, Any]:
         PrefillSample(e["tokens"], e["context"], e["seconds"])
         for e in _entries(document, "prefill", where, {"tokens": 1, "context": 0})
     )
-    if len({s.tokens for s in fields["prefill"]}) == 1:
-        only = fields["prefill"][0].tokens
-        raise DdsimError(f"{where}: prefill needs at least 2 token counts; it has only {only}")
     buckets = document.get("buckets")
     if buckets is not None:
         buckets = check_buckets(buckets, f"{where}: buckets")

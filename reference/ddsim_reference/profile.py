@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -19,82 +19,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddsim.cost.profile import DraftSample, HostSample, Profile, VerifySample, read_profile
+from ddsim.cost.profile import DraftSample, HostSample, PrefillSample, Profile, VerifySample, read_profile
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import DDTree
 from ddsim_reference.decode import decode
-from ddsim_reference.engine.buckets import TokenTree, pack_mask
+from ddsim_reference.engine.buckets import BUCKETS, TokenTree, check_buckets, pack_mask
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
-from ddsim_reference.model.checkpoint import SMOLLM2, load_drafter, load_head, load_target
-from ddsim_reference.model.config import (
-    DrafterConfig,
-    ModelConfig,
-    Weights,
-    drafter_config,
-    drafter_shapes,
-    target_shapes,
-)
+from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
+from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 from ddsim_reference.model.device import device_name, number_type
 from ddsim_reference.model.heads import DraftHead
-from ddsim_reference.model.widen import SHAPES
+from ddsim_reference.model.sampling import choose
+from ddsim_reference.model.shapes import random_drafter, random_target, shape_configs
+from ddsim_reference.model.widen import SHAPES, widened
+from ddsim_reference.model.workloads import choose_prompts, encode_all
 
-CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)
+CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+SHORT = 8192
+"""Contexts to here are measured in an engine whose cache holds no more, as most answers have: attention launches work by its length."""
+PROMPTS = (128, 512, 2048, 8192)
 MOST_TOKENS = 1024
-
-# Models of a published shape with random weights: latency depends on shapes, not on values.
-
-
-def shape_configs(name: str) -> tuple[ModelConfig, DrafterConfig]:
-    """Configurations of a target and of its DFlash drafter (5 layers, blocks of 16), by shape name."""
-    if name == SMOLLM2:
-        target = ModelConfig(
-            arch="llama", hidden_size=576, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64,
-            intermediate_size=1536, vocab_size=49_152, rms_norm_eps=1e-5, rope_theta=1e5, tie_word_embeddings=False,
-            eos_token_ids=(), max_position_embeddings=8192, qk_norm=False,
-        )  # fmt: skip
-        return target, drafter_config(target, mask_token_id=target.vocab_size - 1)
-    if name not in SHAPES:
-        raise DdsimError(f"shape {name!r}: unknown; use one of {', '.join((SMOLLM2, *SHAPES))}")
-    shape = SHAPES[name]
-    target = ModelConfig(
-        arch="qwen3", hidden_size=shape.hidden_size, num_layers=shape.num_layers, num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim, intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=False, eos_token_ids=(),
-        max_position_embeddings=40_960, qk_norm=True,
-    )  # fmt: skip
-    return target, drafter_config(target, mask_token_id=target.vocab_size - 1)
-
-
-def random_weights(
-    shapes: dict[str, tuple[int, ...]], *, device: str | torch.device, dtype: torch.dtype, seed: int = 0
-) -> Weights:
-    """Random weights, made on the device: matrices that keep a unit variance, norms near 1."""
-    generator = torch.Generator(device).manual_seed(seed)
-    weights: Weights = {}
-    for name, shape in shapes.items():
-        tensor = torch.empty(shape, device=device, dtype=dtype)
-        if len(shape) == 1:
-            tensor.normal_(1.0, 0.1, generator=generator)
-        else:
-            tensor.normal_(0.0, 1.0 if "embed" in name else shape[1] ** -0.5, generator=generator)
-        weights[name] = tensor
-    return weights
-
-
-def random_target(
-    config: ModelConfig, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
-) -> Weights:
-    """Random weights of a target."""
-    return random_weights(target_shapes(config), device=device, dtype=dtype, seed=seed)
-
-
-def random_drafter(
-    config: DrafterConfig, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 1
-) -> Weights:
-    """Random weights of a DFlash drafter."""
-    return random_weights(drafter_shapes(config), device=device, dtype=dtype, seed=seed)
-
 
 # The device's own limits.
 
@@ -259,6 +204,45 @@ def measure(
     return clock.seconds
 
 
+def prompts_to_measure(most: int) -> list[tuple[int, int]]:
+    """(tokens, context) of prefills that end within ``most`` positions.
+
+    Examples
+    --------
+    >>> prompts_to_measure(32_768)[::3]
+    [(128, 0), (8192, 0), (2048, 2048), (512, 8192), (128, 24576), (8192, 24576)]
+    """
+    tokens = [t for t in PROMPTS if t <= most]
+    if len(tokens) < 2:
+        tokens = sorted({max(1, most // 4), most})
+    contexts = sorted({0, most // 16, most // 4, most - min(PROMPTS[-1], most // 4)})
+    return [(t, c) for c in contexts for t in tokens if t + c <= most]
+
+
+def measure_prefill(
+    engine: Engine, points: Sequence[tuple[int, int]], *, repeats: int, seed: int = 0
+) -> dict[Any, list[float]]:
+    """Seconds from handing over a prompt to its first token by ("prefill", tokens, context, batch), by the clock, in shuffled sweeps.
+
+    The prompt is one request's, in chunks of the engine's largest pass; what the drafter reads of it is computed too.
+    """
+    engine.set_temperature(0.0)
+    rng, order = np.random.default_rng(seed), random.Random(seed)
+    prompt = rng.integers(0, engine.target.vocab_size, max((t for t, _ in points), default=0)).tolist()
+    todo: list[tuple[int, int]] = list(points)
+    found: dict[Any, list[float]] = {}
+    for sweep in range(-1, repeats):  # the first captures and compiles
+        for tokens, context in todo:
+            engine.set_context(context)
+            engine.wait()
+            begin = time.perf_counter()
+            int(choose(engine.prefill(0, prompt[:tokens], context), 0.0, None))
+            if sweep >= 0:
+                found.setdefault(("prefill", tokens, context, engine.batch), []).append(time.perf_counter() - begin)
+        order.shuffle(todo)
+    return found
+
+
 def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int = 5, seed: int = 0) -> list[HostSample]:
     """What a round costs beyond drafting and verification: whole rounds of the decode loop, less those two.
 
@@ -314,6 +298,7 @@ def profile_of(
     """Measured seconds as a profile."""
     element = torch.empty(0, dtype=engine.dtype).element_size()
     order = sorted(measured.items(), key=lambda item: (item[0][-1], item[0][-2], item[0][1]))
+    prefill = [PrefillSample(key[1], key[2], tuple(seconds)) for key, seconds in order if key[0] == "prefill"]
     verify = [VerifySample(key[1], key[2], key[3], tuple(seconds)) for key, seconds in order if key[0] == "verify"]
     return Profile(
         verify=verify,
@@ -326,6 +311,7 @@ def profile_of(
         weight_bytes=float(element * engine.target.parameters),
         kv_bytes_per_token=float(element * engine.target.kv_bytes_per_token / 2),
         flops_per_token=2.0 * engine.target.parameters,
+        prefill=prefill,
     )
 
 
@@ -335,9 +321,13 @@ def measure_profile(
     drafter: str | None = None,
     random_weights: bool = False,
     out: str | Path,
+    widen: str | None = None,
+    texts: Sequence[Sequence[int]] | None = None,
     max_tokens: int = MOST_TOKENS,
-    contexts: Sequence[int] = CONTEXTS,
+    contexts: Sequence[int] | None = None,
     batches: Sequence[int] = (1,),
+    buckets: Sequence[int] = BUCKETS,
+    prefill: bool = True,
     repeats: int = 8,
     device: str = "cuda",
     dtype: str = "bfloat16",
@@ -347,7 +337,7 @@ def measure_profile(
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Measure what a round costs and write it as a profile.
+    """Measure what a round costs, and a prompt, and write it as a profile.
 
     Parameters
     ----------
@@ -356,11 +346,21 @@ def measure_profile(
         ("smollm2-135m", "qwen3-4b", "qwen3-8b") and needs no files: latency depends on shapes, not on values.
     out : path
         JSON that `ddsim.read_profile` and ``ddsim fit`` read. Written after every sweep; an interrupted run goes on there.
-    max_tokens, contexts, batches : int, sequence of int, sequence of int
-        Tokens of the largest pass, all requests together; committed tokens per request; and requests side by side. Every
-        bucket is measured at both ends.
+    widen : str, optional
+        A shape ("qwen3-4b", "qwen3-8b"): the pair is measured at that shape's cost, its head included.
+    texts : sequence of sequence of int, optional
+        Token ids that show what a pair to be widened looks like; by default the first 16 of the workloads' prompts.
+    max_tokens, batches : int, sequence of int
+        Tokens of the largest pass, all requests together; and requests side by side. Every bucket is measured at both ends.
+    contexts : sequence of int, optional
+        Committed tokens per request; by default 256 to 32,768 as far as the target has positions and the memory room. Those beyond
+        8,192 are measured in an engine of their own.
+    buckets : sequence of int
+        As `Engine` takes them.
+    prefill : bool
+        Measure prompts too, of 128 to 8,192 tokens before nothing and after other tokens, in the engine of the smallest batch.
     repeats : int
-        Sweeps over all points, each in another order, so that drift doesn't look like a curve.
+        Sweeps over all points, each in another order, so that drift doesn't look like a curve; over prompts half as many.
     device, dtype : str
     head : bool
         Draft lattices if the drafter has a head; otherwise its marginals.
@@ -383,26 +383,39 @@ def measure_profile(
     --------
     >>> measure_profile(target="qwen3-8b", random_weights=True, out="profile.json")  # doctest: +SKIP
     """
-    if repeats < 1 or not batches or min(batches) < 1 or not contexts or min(contexts) < 1:
+    if repeats < 1 or not batches or min(batches) < 1 or (contexts is not None and min(contexts, default=0) < 1):
         raise DdsimError("profile: repeats, batches and contexts must be at least 1")
     if max_tokens < 2 * max(batches):
         raise DdsimError(f"profile: max_tokens {max_tokens}: must be at least 2 for each request of a batch")
     check_range("seed", seed, 0, LARGEST_SEED)
     check_range("repeats", repeats, 1, MOST_REPEATS)
+    sizes = check_buckets(buckets)
+    if widen is not None and (random_weights or drafter is None or widen not in SHAPES):
+        raise DdsimError(
+            f"profile: widen {widen!r} needs a target and a drafter with weights, and one of {', '.join(SHAPES)}"
+        )
     kind = number_type(dtype)
     path = Path(out)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise DdsimError("device cuda: PyTorch finds no GPU here; use --device cpu, or install a CUDA build of PyTorch")
     models: tuple[DrafterConfig | None, Weights | None, DraftHead | None] = (None, None, None)
+    label = Path(target).name if widen is not None or Path(target).is_file() else target
     if random_weights:
         config, shape = shape_configs(target)
+        weights: Weights = {}
     else:
-        config, weights, _ = load_target(target, dtype=kind, device=device, with_tokenizer=False)
+        read = widen is not None and texts is None
+        config, weights, tokenizer = load_target(target, dtype=kind, device=device, with_tokenizer=read)
         if drafter is not None:
-            shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device)
+            shape, drafter_weights = load_drafter(drafter, dtype=kind, device=device, target=weights)
             models = shape, drafter_weights, load_head(drafter, shape, dtype=kind, device=device) if head else None
+            if widen is not None:
+                texts = encode_all(tokenizer, choose_prompts(("all",), 4)[:16], config) if texts is None else texts
+                config, weights, *models = widened(config, weights, *models, widen, texts)  # type: ignore[assignment]
+                label = f"{label} text at {widen} cost"
+    chosen = list(contexts) if contexts is not None else default_contexts(config, models[0])
     provenance: dict[str, Any] = {
-        "target": target,
+        "target": label,
         "weights": "random" if random_weights else "loaded",
         "device": device_name(device),
         "dtype": dtype,
@@ -410,7 +423,7 @@ def measure_profile(
         "cuda_graphs": device.startswith("cuda"),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "max_context": max(contexts) + 64,
+        "max_context": max(chosen) + 64,
         "repeats": repeats,
         "seed": seed,
     }
@@ -421,50 +434,116 @@ def measure_profile(
     if resume and path.exists():
         old = read_profile(path)
         differing = [k for k, v in provenance.items() if old.provenance.get(k) != v]
+        if old.buckets is not None and set(old.buckets) - {max_tokens} != {b for b in sizes if b < max_tokens}:
+            differing.append("buckets")
         if differing:
             raise DdsimError(f"{path}: profiles something else ({differing[0]} differs); choose another file")
         before = {("verify", s.tokens, s.context, s.batch): list(s.seconds) for s in old.verify}
         before |= {("draft", s.context, s.batch): list(s.seconds) for s in old.draft}
+        before |= {("prefill", s.tokens, s.context, min(batches)): list(s.seconds) for s in old.prefill}
         host = {s.batch: s for s in old.host}
-    sweeps = {b: min((len(v) for k, v in before.items() if k[-1] == b), default=0) for b in batches}
-    if all(done >= repeats for done in sweeps.values()):
+    parts, prompt_sweeps = _parts(chosen, batches, prefill), -(-repeats // 2)
+    sweeps = [_sweeps_done(part, before) for part in parts]
+    if all(rounds >= repeats and prompts >= prompt_sweeps for rounds, prompts in sweeps):
         return path
     if random_weights:
         weights = random_target(config, device=device, dtype=kind, seed=seed)
         models = shape, random_drafter(shape, device=device, dtype=kind), None
     bandwidth, rate = copy_bandwidth(torch.device(device)), matmul_rate(torch.device(device), kind)
     provenance |= {"clocks": clocks(), "measured": time.strftime("%Y-%m-%d")}
+    if prefill:
+        provenance["prefill_tokens_a_pass"] = max_tokens
+    told = [min(done[0], repeats) for done in sweeps]
 
     def save(
-        engine: Engine, kept: dict[Any, list[float]], done: int, sweep: int, seconds: dict[Any, list[float]]
+        engine: Engine, kept: dict[Any, list[float]], k: int, done: int, sweep: int, seconds: dict[Any, list[float]]
     ) -> None:
         for key, values in seconds.items():
             before[key] = [*kept.get(key, ()), *values]
         profile_of(engine, before, [host[b] for b in sorted(host)], provenance, bandwidth, rate).save(path)
-        sweeps[engine.batch] = done + sweep + 1
+        told[k] = done + sweep + 1
         if progress is not None:
-            progress(sum(min(n, repeats) for n in sweeps.values()), repeats * len(sweeps))
+            progress(sum(told), repeats * len(told))
 
-    for batch in sorted(set(batches)):
-        done = sweeps[batch]
-        if done >= repeats:
+    for k, part in enumerate(parts):
+        rounds, prompts = sweeps[k]
+        if rounds >= repeats and prompts >= prompt_sweeps:
             continue
-        engine = Engine(
-            config, weights, *models, max_context=max(contexts) + 64, max_tokens=max_tokens, batch=batch, device=device,
-            fast=fast,
-        )  # fmt: skip
+        try:
+            engine = Engine(
+                config, weights, *models, max_context=part.max_context, max_tokens=max_tokens, batch=part.batch,
+                device=device, fast=fast, buckets=sizes,
+            )  # fmt: skip
+        except DdsimError:
+            if contexts is not None or not part.long:
+                raise
+            told[k] = repeats  # by default, contexts go as far as the memory has room
+            continue
         for stack in (engine.stack, *((engine.drafter_stack,) if engine.drafter is not None else ())):
             stack.keys.normal_()
             stack.values.normal_()
-        keep = partial(save, engine, dict(before), done)
-        found = measure(
-            engine, tokens=profiled_tokens(engine, max_tokens), contexts=contexts, repeats=repeats - done,
-            seed=seed + done, sweep_done=keep,
-        )  # fmt: skip
-        host |= {sample.batch: sample for sample in host_seconds(engine, found, seed=seed)}
-        keep(repeats - done - 1, found)
-        del engine, keep
+        if prompts < prompt_sweeps:
+            before |= measure_prefill(engine, part.prompts, repeats=prompt_sweeps, seed=seed)
+        if rounds < repeats:
+            keep = partial(save, engine, dict(before), k, rounds)
+            found = measure(
+                engine, tokens=profiled_tokens(engine, max_tokens), contexts=part.contexts, repeats=repeats - rounds,
+                seed=seed + rounds, sweep_done=keep,
+            )  # fmt: skip
+            if not part.long:
+                host |= {sample.batch: sample for sample in host_seconds(engine, found, seed=seed)}
+            keep(repeats - rounds - 1, found)
+            del keep
+        else:
+            save(engine, {}, k, rounds, -1, {})
+        del engine
         gc.collect()  # graphs hold on to caches, and the next batch needs the room
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
     return path
+
+
+def default_contexts(target: ModelConfig, drafter: DrafterConfig | None) -> list[int]:
+    """Those of `CONTEXTS` that the target has positions for, and the drafter's window."""
+    most = target.max_position_embeddings
+    if drafter is not None and drafter.window is not None:
+        most = min(most, drafter.window - drafter.block_size - 64)
+    return [c for c in CONTEXTS if c <= most] or [max(1, most // 2)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one engine measures: contexts at a batch, and prompts."""
+
+    batch: int
+    contexts: list[int]
+    prompts: list[tuple[int, int]]
+    long: bool
+
+    @property
+    def max_context(self) -> int:
+        return max([*self.contexts, *(t + c for t, c in self.prompts)]) + 64
+
+
+def _parts(contexts: Sequence[int], batches: Sequence[int], prefill: bool) -> list[_Part]:
+    """Short and long contexts apart, for every batch; prompts with the smallest one."""
+    groups = [[c for c in contexts if c <= SHORT], [c for c in contexts if c > SHORT]]
+    prompts = prompts_to_measure(max(contexts)) if prefill else []
+    parts = []
+    for batch in sorted(set(batches)):
+        for long, group in enumerate(groups):
+            if group:
+                mine = [
+                    p
+                    for p in prompts
+                    if batch == min(batches) and (len(groups[1 - long]) == 0 or (sum(p) > SHORT) == long)
+                ]
+                parts.append(_Part(batch, group, mine, bool(long) and bool(groups[0])))
+    return parts
+
+
+def _sweeps_done(part: _Part, before: dict[Any, list[float]]) -> tuple[int, int]:
+    """Sweeps over rounds and over prompts that a profile holds already."""
+    rounds = [len(v) for k, v in before.items() if k[0] == "verify" and k[2] in part.contexts and k[3] == part.batch]
+    prompts = [len(before.get(("prefill", t, c, part.batch), ())) for t, c in part.prompts]
+    return min(rounds, default=0), min(prompts, default=LARGEST_SEED)

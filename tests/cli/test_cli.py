@@ -562,6 +562,11 @@ def test_decode(cli: Run, models: Path, files: Path) -> None:
     assert answer.code == 0
     assert plain[0]["text"].strip() in answer.out
     assert "9 tokens in " in answer.out and " tokens a round" in answer.out
+    assert "first token after " in answer.out and "(prompt " in answer.out
+    assert all(0 < answer["seconds"]["prefill"] <= answer["seconds"]["ttft"] for answer in plain)
+    assert plain[1]["seconds"]["ttft"] > plain[0]["seconds"]["ttft"] + plain[0]["seconds"]["decode"]  # they take turns
+    assert "--buckets 1,x: must be token counts" in error(cli(*drafted, "DDTree:8", "--buckets", "1,x"))
+    assert "buckets 0, 4: give token counts from 1" in error(cli(*drafted, "DDTree:8", "--buckets", "4,0"))
     marked = cli(*drafted, "DDTree:8").out
     assert marked.replace("[", "").replace("]", "").split("tokens in")[0] == answer.out.split("tokens in")[0]
     for policy, wanted in (
@@ -588,10 +593,13 @@ def test_profile(cli: Run, models: Path, tmp_path: Path) -> None:
     assert answer.code == 0, answer
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     document = json.loads((tmp_path / "p.json").read_text())
-    assert {v["context"] for v in document["verify"]} == {16, 32}
+    assert {v["context"] for v in document["verify"]} == {16, 32} and len(document["prefill"]) == 5
     assert json.loads(cli(*words, "--json").out)["out"] == str(tmp_path / "p.json")
     assert "seed differs" in error(cli(*words, "--seed", 3))
     assert "name a file" in error(cli("profile", "--target", models / "target", "-o", "-"))
+    assert "--buckets ,: must be token counts" in error(cli(*words, "--buckets", ","))
+    assert "unknown" in error(cli(*words, "--widen", "huge"))
+    assert "no --widen or --buckets" in error(cli(*words, "--engine", "vllm", "--buckets", "4"))
 
 
 def test_every_command_with_a_model_names_it_with_target(cli: Run) -> None:

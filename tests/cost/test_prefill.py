@@ -41,7 +41,7 @@ def places(draw: Any) -> dict[tuple[int, int], float]:
     contexts = draw(st.lists(st.integers(0, 60), min_size=1, max_size=3, unique=True))
     found = {}
     for context in contexts:
-        for tokens in draw(st.lists(st.integers(1, 40), min_size=2, max_size=4, unique=True)):
+        for tokens in draw(st.lists(st.integers(1, 40), min_size=1, max_size=4, unique=True)):
             found[tokens, context] = draw(st.floats(1e-4, 1.0))
     return found
 
@@ -141,7 +141,6 @@ def test_fit_shows_prompts_and_marks_what_is_extrapolated(tmp_path: Path, capsys
         ([{"tokens": 8, "context": 0, "seconds": []}], r"prefill\[0\].seconds"),
         ([{"tokens": 8, "seconds": [1.0]}], "context"),
         ([{"tokens": 8, "context": 0, "batch": 1, "seconds": [1.0]}], "batch"),
-        ([{"tokens": 8, "context": 0, "seconds": [1.0]}], "at least 2 token counts; it has only 8"),
         ({"tokens": 8}, "prefill"),
     ],
 )
@@ -156,7 +155,6 @@ def test_bad_prefills_are_refused(tmp_path: Path, prefill: Any, says: str) -> No
     ("points", "says"),
     [
         ([(8, 0, 1.0), (8, 0, 2.0)], "stands twice"),
-        ([(8, 0, 1.0), (8, 5, 2.0)], "at least 2 token counts"),
         ([(8, 0, -1.0), (9, 0, 2.0)], r"prefill\[0\].seconds"),
         ([(8, 1 << 40, 1.0), (9, 0, 2.0)], r"prefill\[0\].context"),
     ],

@@ -43,6 +43,9 @@ def test_a_profile_is_measured_and_fits(pair: tuple[str, str], tmp_path: Path) -
     assert profile.provenance["device"] and profile.provenance["weights"] == "loaded"
     assert seen[:3] == [(1, 3), (2, 3), (3, 3)]
     assert fit_cost(profile).verify_seconds(8, 48) > 0
+    assert [(s.tokens, s.context) for s in profile.prefill] == [(16, 0), (64, 0), (16, 4), (16, 16), (16, 48)]
+    assert all(len(s.seconds) == 2 and min(s.seconds) > 0 for s in profile.prefill)  # half as many sweeps
+    assert profile.provenance["prefill_tokens_a_pass"] == 16 and fit_cost(profile).prefill_seconds(40, 8) > 0
 
 
 def test_an_interrupted_run_goes_on(pair: tuple[str, str], tmp_path: Path) -> None:
@@ -64,6 +67,69 @@ def test_an_interrupted_run_goes_on(pair: tuple[str, str], tmp_path: Path) -> No
     assert out.read_bytes() == before
     with pytest.raises(DdsimError, match="seed differs"):
         profiler.measure_profile(target=pair[0], drafter=pair[1], out=out, seed=5, **OPTIONS)
+
+
+def test_long_contexts_and_prompts_have_engines_of_their_own(
+    pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "SHORT", 32)
+    made: list[tuple[int, int]] = []
+
+    class Spy(Engine):
+        def __init__(self, *models: object, **options: object) -> None:
+            made.append((options["batch"], options["max_context"]))  # type: ignore[arg-type]
+            if options["batch"] == 2 and options["max_context"] > 100 and full:  # type: ignore[operator]
+                raise DdsimError("memory: too little")
+            super().__init__(*models, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(profiler, "Engine", Spy)
+    full = False
+    options = OPTIONS | {"target": pair[0], "drafter": pair[1], "batches": (1, 2), "repeats": 2}
+    seen: list[tuple[int, int]] = []
+    out = profiler.measure_profile(out=tmp_path / "p.json", progress=lambda a, b: seen.append((a, b)), **options)
+    assert made == [(1, 96), (1, 128), (2, 96), (2, 128)] and seen[-1] == (8, 8)
+    profile = read_profile(out)
+    assert {(s.context, s.batch) for s in profile.verify} == {(c, b) for c in (32, 64) for b in (1, 2)}
+    assert len(profile.prefill) == 5
+    profiler.measure_profile(out=tmp_path / "p.json", **options)
+    assert len(made) == 4  # nothing is left to do
+    bare = profiler.measure_profile(out=tmp_path / "bare.json", prefill=False, **(options | {"batches": (1,)}))
+    assert read_profile(bare).prefill == () and "prefill_tokens_a_pass" not in read_profile(bare).provenance
+    profiler.measure_profile(out=bare, **(options | {"batches": (1,)}))  # prompts can come later
+    assert read_profile(bare).prefill and read_profile(bare).verify[0].seconds
+    # By default contexts go as far as the memory has room; those that are asked for must fit.
+    full = True
+    monkeypatch.setattr(profiler, "CONTEXTS", (32, 64, 10_000))
+    short = profiler.measure_profile(out=tmp_path / "short.json", **(options | {"contexts": None}))
+    assert {(s.context, s.batch) for s in read_profile(short).verify} == {(32, 1), (64, 1), (32, 2)}
+    with pytest.raises(DdsimError, match="too little"):
+        profiler.measure_profile(out=tmp_path / "asked.json", **options)
+
+
+def test_prompts_to_measure_end_in_time() -> None:
+    for most in (1, 2, 64, 200, 8192, 32_768):
+        points = profiler.prompts_to_measure(most)
+        assert all(t >= 1 and c >= 0 and t + c <= most for t, c in points) and len(set(points)) == len(points)
+        assert (most, 0) in points or most > 8192
+    assert len(profiler.prompts_to_measure(32_768)) == 16
+
+
+def test_prefill_after_a_context_is_the_same_prompt() -> None:
+    config, weights = tiny.target()
+    shape, drafter = tiny.drafter(config)
+    engine = Engine(config, weights, shape, drafter, max_context=64, max_tokens=8, device="cpu")
+    prompt = np.random.default_rng(0).integers(0, config.vocab_size, 40).tolist()
+    whole = engine.prefill(0, prompt).clone()
+    engine.set_root(0, 3)
+    engine.draft()
+    drafted = [x.copy() for x in engine.drafted()]
+    engine.prefill(0, prompt[:16])
+    parts = engine.prefill(0, prompt[16:], 16)
+    assert torch.equal(whole, parts) and engine.context.tolist() == [40] and engine.fed.tolist() == [40]
+    engine.draft()
+    assert all(np.array_equal(a, b) for a, b in zip(drafted, engine.drafted(), strict=True))
+    with pytest.raises(DdsimError, match="40 tokens after 30, but the cache holds 64"):
+        engine.prefill(0, prompt, 30)
 
 
 def test_random_trees_are_trees() -> None:
@@ -88,6 +154,37 @@ def test_buckets_are_measured_at_both_ends() -> None:
     assert profiler.profiled_tokens(engine, 64) == [1, 2, 4, 5, 16, 17, 64]
     engine.batch = 3
     assert profiler.profiled_tokens(engine, 64) == [3, 4, 5, 16, 17, 64]
+
+
+def test_the_profile_names_its_buckets_and_goes_on_with_the_same(
+    pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = profiler.measure_profile(target=pair[0], out=tmp_path / "p.json", buckets=(16, 4, 4), **OPTIONS)
+    assert read_profile(out).buckets is None  # nothing is padded on a CPU
+    profile = read_profile(out)
+    profile.to_json()
+    object.__setattr__(profile, "buckets", (4, 16))
+    profile.save(out)
+    profiler.measure_profile(target=pair[0], out=out, buckets=(4,), **OPTIONS)
+    with pytest.raises(DdsimError, match="buckets differs"):
+        profiler.measure_profile(target=pair[0], out=out, buckets=(4, 8), **OPTIONS)
+
+
+def test_widened_pairs_are_measured_with_their_head(
+    pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def widened(config, weights, shape, drafter, head, name, texts):  # type: ignore[no-untyped-def]
+        asked.append((name, texts))
+        return config, weights, shape, drafter, head
+
+    monkeypatch.setattr(profiler, "widened", widened)
+    out = profiler.measure_profile(
+        target=pair[0], drafter=pair[1], out=tmp_path / "p.json", widen="qwen3-8b", texts=[[1, 2]], **OPTIONS
+    )
+    assert asked == [("qwen3-8b", [[1, 2]])]
+    assert read_profile(out).provenance["target"] == "target text at qwen3-8b cost"
 
 
 def test_batches_in_one_profile_and_later(pair: tuple[str, str], tmp_path: Path) -> None:
@@ -121,7 +218,13 @@ def test_shapes_by_name() -> None:
         profiler.shape_configs("gpt")
 
 
-@pytest.mark.parametrize(("change", "says"), [({"repeats": 0}, "at least 1"), ({"dtype": "int7"}, "int7")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"repeats": 0}, "at least 1"), ({"dtype": "int7"}, "int7"), ({"buckets": (0, 4)}, "from 1 to"), ({"buckets": ()}, "none"),
+        ({"widen": "qwen3-8b"}, "needs a target and a drafter"), ({"contexts": ()}, "at least 1"),
+    ],
+)  # fmt: skip
 def test_bad_options(pair: tuple[str, str], tmp_path: Path, change: dict[str, object], says: str) -> None:
     with pytest.raises(DdsimError, match=says):
         profiler.measure_profile(target=pair[0], out=tmp_path / "p.json", **(OPTIONS | change))

@@ -63,9 +63,10 @@ class Decoded:
     rounds : list of Round
         In order; for autoregressive decoding one a token after the first.
     seconds : dict of str to float
-        ``prefill``: prompt and first token. ``decode``: from the first token to the last, a round's time shared equally by the
-        requests in it; tokens a second are ``(len(tokens) - 1) / seconds["decode"]``. With ``timings``, the parts of
-        ``decode``: ``draft``, ``verify``, ``commit`` (the device's), ``tree`` (budget, tree, packing) and ``host`` (the rest).
+        ``ttft``: from the call to the first token, answers that came before included; ``prefill``: prompt and first token alone.
+        ``decode``: from the first token to the last, a round's time shared equally by the requests in it; tokens a second are
+        ``(len(tokens) - 1) / seconds["decode"]``. With ``timings``, the parts of ``decode``: ``draft``, ``verify``, ``commit`` (the
+        device's), ``tree`` (budget, tree, packing) and ``host`` (the rest).
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -142,17 +142,18 @@ class Run:
         engine.set_temperature(temperature)
         if policy.drafts:
             self.trees = Trees(engine, self.policy, cost, calibration, max_budget)
-        self.answers = [Decoded(seconds={"prefill": 0.0, "decode": 0.0}) for _ in prompts]
+        self.answers = [Decoded(seconds={"ttft": 0.0, "prefill": 0.0, "decode": 0.0}) for _ in prompts]
         self.waiting = deque(range(len(prompts)))
         self.slots: list[int | None] = [None] * engine.batch  # the prompt in each row of the cache
         self.context = np.zeros(engine.batch, np.int64)
         self.roots = np.zeros(engine.batch, np.int32)
-        self.clock = 0.0
+        self.clock = self.began = 0.0
 
     # Prompts and answers.
 
     def events(self) -> Iterator[Event]:
         """Decode everything."""
+        self.began = time.perf_counter()
         self.engine.set_context(0)
         return self._speculative() if self.policy.drafts else self._autoregressive()
 
@@ -173,7 +174,8 @@ class Run:
         self.context[slot], self.roots[slot] = len(prompt), token
         answer = self.answers[index]
         answer.tokens.append(token)
-        answer.seconds["prefill"] = time.perf_counter() - began
+        now = time.perf_counter()
+        answer.seconds["prefill"], answer.seconds["ttft"] = now - began, now - self.began
         done = token in self.stops or self.longest == 1
         self.slots[slot] = None if done else index
         return Event(index, [token], 0, None, done)

@@ -13,6 +13,7 @@ from ddsim.policy.parse import policy_of
 from ddsim.trace.calibration import Calibration
 from ddsim_reference.decode.answers import Decoded
 from ddsim_reference.decode.loop import Run
+from ddsim_reference.engine.buckets import BUCKETS, check_buckets
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
 from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
@@ -59,6 +60,7 @@ def decode_prompts(
     max_budget: int = 512,
     head: bool = True,
     fast: bool = False,
+    buckets: Sequence[int] = BUCKETS,
 ) -> Iterator[Piece]:
     """Answer prompts with models loaded by name, piece by piece as they are decoded.
 
@@ -84,8 +86,8 @@ def decode_prompts(
         Largest tree.
     head : bool
         Draft lattices if the drafter has a head; otherwise its marginals.
-    fast : bool
-        As `Engine` takes it: texts may then depend on what is drafted.
+    fast, buckets : bool, sequence of int
+        As `Engine` takes them; with ``fast`` texts may depend on what is drafted.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def decode_prompts(
     engine = Engine(
         config, weights, shape, drafter_weights, draft_head, max_context=max(map(len, ids)) + max_new_tokens,
         max_tokens=largest + batch if rule.fixed is None else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
-        fast=fast,
+        fast=fast, buckets=check_buckets(buckets),
     )  # fmt: skip
     run = Run(
         engine, ids, rule, cost, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,

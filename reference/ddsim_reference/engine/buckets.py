@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddsim.errors import DdsimError
 from ddsim_reference.engine.attention import TreeMetadata, keys_of_paths, tile_count, tokens_per_tile
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768, 1024)
 """Token counts for which a graph is captured; a forward pass costs that of the next larger bucket."""
+MOST_BUCKET = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,26 @@ def pack_mask(seen: NDArray[np.bool_]) -> NDArray[np.uint32]:
     return words
 
 
+@lru_cache(maxsize=16)
 def causal_mask(m: int) -> NDArray[np.uint32]:
-    """Mask words of a chain of m tokens."""
-    return pack_mask(np.tri(m, dtype=np.bool_))
+    """Mask words of a chain of m tokens, read-only: kept, since a prompt's chunks are chains of one length."""
+    mask = pack_mask(np.tri(m, dtype=np.bool_))
+    mask.flags.writeable = False
+    return mask
+
+
+def check_buckets(values: Sequence[int]) -> tuple[int, ...]:
+    """Token counts for graphs, ascending and each once.
+
+    Raises
+    ------
+    DdsimError
+        There are none, or one is below 1 or beyond any pass.
+    """
+    sizes = tuple(sorted(set(values)))
+    if not sizes or sizes[0] < 1 or sizes[-1] > MOST_BUCKET:
+        raise DdsimError(f"buckets {', '.join(map(str, sizes)) or 'none'}: give token counts from 1 to {MOST_BUCKET:,}")
+    return sizes
 
 
 class Bucket:

@@ -352,8 +352,8 @@ class Engine:
         """
         return self.host_logprobs.numpy(), self.host_ids.numpy()
 
-    def prefill(self, request: int, prompt: Sequence[int]) -> Tensor:
-        """Commit a prompt to a request's empty cache, in chunks through the verification path.
+    def prefill(self, request: int, prompt: Sequence[int], context: int = 0) -> Tensor:
+        """Commit a prompt to a request's cache after the ``context`` tokens that it holds, in chunks through the verification path.
 
         Returns
         -------
@@ -362,9 +362,10 @@ class Engine:
         """
         if len(prompt) == 0:
             raise DdsimError("prompt: it is empty; give at least one token")
-        if len(prompt) > self.max_context:
-            raise DdsimError(f"prompt: {len(prompt)} tokens, but the cache holds {self.max_context}; raise max_context")
-        self.context[request] = 0
+        if context + len(prompt) > self.max_context:
+            held = f"{len(prompt)} tokens" + (f" after {context}" if context else "")
+            raise DdsimError(f"prompt: {held}, but the cache holds {self.max_context}; raise max_context")
+        self.context[request] = context
         last = None
         for first in range(0, len(prompt), self.max_tokens):
             part = prompt[first : first + self.max_tokens]
@@ -378,7 +379,7 @@ class Engine:
             self.context[request] += len(part)
             self.wait()  # the staging block is about to be filled again
         if self.drafter is not None:
-            self.fed[request] = len(prompt)
+            self.fed[request] = context + len(prompt)
             self.pending[request] = 0
         assert last is not None
         return last
