@@ -19,10 +19,15 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.policy.batch import Uniform as Uniform
     from ddsim.policy.choose import optimal_budget as optimal_budget
     from ddsim.policy.contract import Policy as Policy
+    from ddsim.policy.engine_rules import AdaptiveSteps as AdaptiveSteps
+    from ddsim.policy.engine_rules import AdaptiveVerification as AdaptiveVerification
+    from ddsim.policy.engine_rules import DSpark as DSpark
+    from ddsim.policy.engine_rules import OnChain as OnChain
     from ddsim.policy.parse import parse_policy as parse_policy
     from ddsim.policy.rules import Autoregressive as Autoregressive
     from ddsim.policy.rules import BestChain as BestChain
     from ddsim.policy.rules import BestFixed as BestFixed
+    from ddsim.policy.rules import BestSchedule as BestSchedule
     from ddsim.policy.rules import CaDDTree as CaDDTree
     from ddsim.policy.rules import Chain as Chain
     from ddsim.policy.rules import DDTree as DDTree
@@ -93,6 +98,7 @@ _HOME = {
     "LongRun": "policy.rules",
     "BestFixed": "policy.rules",
     "BestChain": "policy.rules",
+    "BestSchedule": "policy.rules",
     "Hindsight": "policy.rules",
     "parse_policy": "policy.parse",
     "ReplayResult": "replay.replay",
@@ -120,6 +126,10 @@ _HOME = {
     "Share": "policy.batch",
     "Uniform": "policy.batch",
     "FairRatio": "policy.batch",
+    "OnChain": "policy.engine_rules",
+    "AdaptiveVerification": "policy.engine_rules",
+    "AdaptiveSteps": "policy.engine_rules",
+    "DSpark": "policy.engine_rules",
 }
 
 __all__ = ["__version__", "plot", *sorted(_HOME)]

@@ -14,7 +14,7 @@ from numba.core.dispatcher import Dispatcher
 
 from ddsim import jit
 from ddsim.jit import njit
-from ddsim.policy import choose, joint, walk
+from ddsim.policy import choose, engine_rules, joint, memory, walk
 from ddsim.replay import serving
 from ddsim.trace import rounds
 from ddsim.tree import checked, masks
@@ -126,7 +126,7 @@ def test_a_full_disk_costs_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_kernel_has_this_cache() -> None:
-    for module in (tree_kernels, checked, masks, rounds, choose, walk, joint, serving):
+    for module in (tree_kernels, checked, masks, rounds, choose, walk, memory, engine_rules, joint, serving):
         kernels = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
         assert kernels
         assert all(isinstance(kernel._cache, jit._Cache) for kernel in kernels)

@@ -117,9 +117,9 @@ PolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join((*names.RUN, *names.TRACE, *names.HINDSIGHT))}, or your own: {names.OWN} (repeatable). "
-        "Default: all but CaDDTree:fill and GreedySteps, DDTree at 7, 15, 31 and so on to fill buckets.",
-        autocompletion=_complete(*names.RUN, *names.TRACE, *names.HINDSIGHT),
+        help=f"{', '.join((*names.RUN, *names.TRACE, *names.ENGINE, *names.HINDSIGHT))}, or your own: {names.OWN} (repeatable). "
+        "Default: all but CaDDTree:fill, GreedySteps and engines' rules, DDTree at 7, 15, 31 and so on to fill buckets.",
+        autocompletion=_complete(*names.RUN, *names.TRACE, *names.ENGINE, *names.HINDSIGHT),
     ),
 ]
 
@@ -141,10 +141,10 @@ ServingPolicyOption = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{', '.join((*names.RUN, *names.TRACE, *names.BATCH))}, or your own: {names.OWN} "
+        help=f"{', '.join((*names.RUN, *names.TRACE, *names.ENGINE, *names.BATCH))}, or your own: {names.OWN} "
         "(repeatable; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
-        "Default: all but CaDDTree, GreedySteps and DDTree. AR is always there.",
-        autocompletion=_complete(*names.RUN, *names.TRACE, *names.BATCH),
+        "Default: all but CaDDTree, GreedySteps, DDTree and engines' rules. AR is always there.",
+        autocompletion=_complete(*names.RUN, *names.TRACE, *names.ENGINE, *names.BATCH),
     ),
 ]
 

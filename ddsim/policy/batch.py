@@ -18,7 +18,9 @@ from ddsim.cost.table import CostTable
 from ddsim.jit import njit
 from ddsim.policy.choose import (
     CHAIN,
+    EXHAUSTIVE,
     GREEDY,
+    NO_DRAFT,
     PREFIX,
     PRICE,
     _choose,
@@ -28,12 +30,14 @@ from ddsim.policy.choose import (
     round_budgets,
 )
 from ddsim.policy.contract import Decision, Policy, ask, decision_of, name_with, prepared
+from ddsim.policy.memory import LAG, fit, is_warming_up, scheduled, steps, survivals, tried
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, node_counts
 
-AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR = range(7)
+AR, CHAINS, WIDTH, FOREST, SHARE, UNIFORM, FAIR, SCHEDULED, STEPS, LAGGED = range(10)
 """Modes of a `Decision`, for a lone request as for many: no draft; chains of ``width`` tokens (0: all); ``width`` nodes for every request; a rule for the batch
-as one tree, for each request at its share of the cost, for one width; `FairRatio`. For a lone request the last four are one rule."""
+as one tree, for each request at its share of the cost, for one width; `FairRatio` (for a lone request these four are one rule); chains by the number of
+requests; chains by what was accepted; a budget by what was known some rounds ago."""
 
 
 class FairRatio(Policy):
@@ -206,7 +210,7 @@ def decide_batch(decision: Decision, gains: NDArray[np.float32], seconds: Floats
     n, _ = decide(
         decision.mode, decision.rule, decision.price, decision.fill, 0, mapped, node_counts(mapped), np.zeros((0, 1), np.float32),
         np.arange(batch), 0, charged[0], plain(own, np.float64)[0], ahead[0], share[0], _slopes_ahead(share)[0], budgets, order,
-        heap, key, rate, mean,
+        heap, key, rate, mean, np.full((batch, 2), -1), np.zeros(0),
     )  # fmt: skip
     return np.full(batch, n // batch, np.int32) if decision.mode == UNIFORM else budgets
 
@@ -334,38 +338,56 @@ def _last_filled(gains, nodes, where, charged, n, limit):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True)
+def _lagged(gains, where, before, state, curve, curve_ahead, budgets, order, heap, key, rate):  # type: ignore[no-untyped-def]
+    """(n, expected tokens): as many nodes as would have been best by what was known some rounds ago, and where they are best by now."""
+    batch, horizon = len(where), gains.shape[1]
+    rows, counts = np.arange(batch), np.full(batch, horizon, np.int32)
+    fresh = np.empty((batch, horizon), np.float32)
+    for b in range(batch):
+        survivals(gains, where[b], state, False, fresh[b])
+    n = min(batch * horizon, len(curve) - 1)
+    if not is_warming_up(state):
+        lag = int(state[LAG])
+        stale = np.ones((batch, horizon), np.float32) if lag else fresh
+        for b in range(batch if lag else 0):
+            if before[b, lag - 1] >= 0:
+                survivals(gains, before[b, lag - 1], state, True, stale[b])
+        n, _ = _forest(
+            False, stale, counts, rows, curve, curve_ahead, EXHAUSTIVE, 0.0, False, curve, budgets, order, heap, key, rate
+        )  # fmt: skip
+    # At a price of 0 the best of a forest is all that it may have.
+    return _forest(
+        False, fresh, counts, rows, curve[: n + 1], curve_ahead[: n + 1], PRICE, 0.0, False, curve, budgets, order, heap, key, rate
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
 def decide(  # type: ignore[no-untyped-def]
     mode, rule, price, fill, width, gains, nodes, chain_expected, where, horizon,
-    charged, curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean,
+    charged, curve, curve_ahead, share, share_ahead, budgets, order, heap, key, rate, mean, before, state,
 ):  # fmt: skip
     """(n, expected tokens) of one joint round at the positions ``where`` [B]; the requests' actions go to ``budgets`` [B].
 
-    ``charged`` is what n nodes in all are paid for (with ``fill``, n goes up to the end of its step). The other curves are one row
-    of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
+    ``n`` is NO_DRAFT where nothing is drafted. ``charged`` is what n nodes in all are paid for (with ``fill``, n goes up to the end of its step). The
+    other curves are one row of those that `curves_for` gives; ``order`` [M], ``heap``, ``key``, ``rate`` [B], ``mean`` [N] are scratch.
+    ``before`` [B, 2] are the positions of each request's last round and the one before it, -1 where there was none, ``state`` [S] is what the
+    rule carries from round to round: it begins as `Decision.start`, and `learn` goes on with it.
     """
     batch = len(where)
-    if mode == AR:
-        return 0, float(batch)
+    if mode in (SCHEDULED, STEPS):
+        width = scheduled(state, batch) if mode == SCHEDULED else steps(state, batch)
+        width = min(width, horizon, (len(charged) - 1) // batch)
+    if mode == AR or (mode in (SCHEDULED, STEPS) and width == 0):
+        budgets[:] = NO_DRAFT
+        return NO_DRAFT, float(batch)
+    if mode == LAGGED:
+        return _lagged(gains, where, before, state, curve, curve_ahead, budgets, order, heap, key, rate)
     if mode in (FOREST, FAIR):
         return _forest(
-            mode == FAIR,
-            gains,
-            nodes,
-            where,
-            curve,
-            curve_ahead,
-            rule,
-            price,
-            fill,
-            charged,
-            budgets,
-            order,
-            heap,
-            key,
-            rate,
-        )
+            mode == FAIR, gains, nodes, where, curve, curve_ahead, rule, price, fill, charged, budgets, order, heap, key, rate
+        )  # fmt: skip
     total, tokens = 0, 0.0
-    if mode == CHAINS:
+    if mode in (CHAINS, SCHEDULED, STEPS):
         action = PREFIX - width if width else CHAIN
         k = chain_length(action, horizon)
         for b in range(batch):
@@ -400,3 +422,26 @@ def decide(  # type: ignore[no-untyped-def]
         total += n
         tokens += expected
     return batch * width if mode == UNIFORM else total, tokens  # one width: padded
+
+
+@njit(cache=True, nogil=True)
+def accepted_of(action, p, ranks, chain, horizon):  # type: ignore[no-untyped-def]
+    """Drafted tokens that a round at p accepts."""
+    if action <= CHAIN:
+        return min(int(chain[p]), chain_length(action, horizon))
+    accepted = 0
+    while accepted < horizon and ranks[p, accepted] <= action:
+        accepted += 1
+    return accepted
+
+
+@njit(cache=True, nogil=True)
+def learn(mode, state, where, left, budgets, accepted, gains):  # type: ignore[no-untyped-def]
+    """Tell a rule what became of a round: ``accepted`` [B] drafted tokens of the rounds at ``where`` [B], with ``budgets`` [B] as `decide` gave them.
+
+    ``left`` [B] are the tokens that each text goes on for after ``where``: what was drafted past its end was neither right nor wrong.
+    """
+    if mode == STEPS:
+        tried(state, accepted)
+    elif mode == LAGGED:
+        fit(state, where, left, budgets, accepted, gains)

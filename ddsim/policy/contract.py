@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
-from ddsim.cost.model import CostModel
+from ddsim.cost.model import CostModel, ExtrapolationWarning
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, LONGEST, NO_DRAFT, PREFIX, PRICE, nodes_of
@@ -39,6 +39,10 @@ class Decision:
         Rounds after which an online price forgets; 0: the price is given.
     calibration : Calibration, optional
         Of the gains.
+    chains : bool
+        Whether the tree that it decides about is the chain: kernels are handed `ddsim.trace.rounds.chain_positions`.
+    start : float64 [S]
+        What it carries from round to round, as it is before the first (see `ddsim.policy.memory`).
     """
 
     mode: int
@@ -48,6 +52,8 @@ class Decision:
     fill: bool = False
     memory: float = 0.0
     calibration: Calibration | None = None
+    chains: bool = False
+    start: Floats = dataclasses.field(default_factory=lambda: np.zeros(0), compare=False)
 
 
 def _alias(kind: type[Policy]) -> None:
@@ -85,6 +91,11 @@ class Policy:
     decides_on : str or CostModel
         What costs it decides on; rounds always take the seconds of the cost model that is replayed, planned or served with.
         "measured": that cost model. "convex": its convex fit (`CostModel.convex`). Or a cost model of its own.
+    at_context : int or None
+        The one context whose costs it decides on, where those of the requests' own contexts don't matter to it.
+    chains : bool
+        Whether the tree that it decides about is the chain of best candidates: ``gains`` are then the path probabilities of its first
+        tokens, and an answer of n nodes is a chain of n tokens.
     fill : bool
         Whether it also looks at what is paid: `choose` finds it in ``costs.paid``, `choose_batch` gets it as a third argument.
     fixed : int or None
@@ -112,6 +123,8 @@ class Policy:
     online: bool = False
     calibration: Calibration | None = None
     decides_on: str | CostModel = "measured"
+    at_context: int | None = None
+    chains: bool = False
     fill: bool = False
     fixed: int | None = None
     solves: str | None = None
@@ -415,18 +428,30 @@ def decision_cost(policy: Policy, cost: CostModel) -> CostModel:
     return wanted  # type: ignore[return-value]
 
 
+def cost_table_of(policy: Policy, model: CostModel, contexts: NDArray[np.int64], most: int, batch: int) -> CostTable:
+    """What a policy decides on, up to ``most`` nodes: seconds at the contexts, or all at `Policy.at_context`, as near to it as was measured at any batch."""
+    if policy.at_context is None:
+        return cost_table(model, contexts, most, batch)
+    low, high = model.range.contexts or (policy.at_context, policy.at_context)
+    at = np.full_like(contexts, min(max(policy.at_context, int(low)), int(high)))
+    with warnings.catch_warnings(), model.one_warning():  # nothing of it is paid
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        table = cost_table(model, at, most, batch)
+    return dataclasses.replace(table, seconds=np.maximum.accumulate(table.seconds, axis=1))
+
+
 def decision_table(policy: Policy, cost: CostModel, costs: CostTable) -> CostTable:
     """The table that a policy decides on, with ``costs``, made of ``cost``, as what it pays.
 
     Budgets that can't be paid (of infinite cost) can't be chosen.
     """
     model = decision_cost(policy, cost)
-    if model is cost:
+    if model is cost and policy.at_context is None:
         return costs
     known = np.isfinite(costs.seconds)
     most = int(np.flatnonzero(known.any(axis=0))[-1])
-    table = cost_table(model, costs.contexts, most, costs.batch)
+    table = cost_table_of(policy, model, costs.contexts, most, costs.batch)
     seconds = np.full(costs.seconds.shape, np.inf)
-    seconds[:, : most + 1] = table.seconds
+    seconds[:, : most + 1] = table.seconds[table.row]
     seconds[~known] = np.inf
-    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds, charged=costs)
+    return dataclasses.replace(costs, seconds=seconds, ar_seconds=table.ar_seconds[table.row], charged=costs)

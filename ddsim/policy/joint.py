@@ -14,9 +14,9 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.table import CONTEXT_STEP, cost_table
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import AR, decide, share_curve, weighed
-from ddsim.policy.choose import EXHAUSTIVE, PRICE, _slopes_ahead
-from ddsim.policy.contract import Decision, Policy, decision_cost
+from ddsim.policy.batch import decide, share_curve, weighed
+from ddsim.policy.choose import EXHAUSTIVE, NO_DRAFT, PRICE, _slopes_ahead
+from ddsim.policy.contract import Decision, Policy, cost_table_of, decision_cost
 from ddsim.policy.price import PriceSolution
 from ddsim.threads import split
 from ddsim.trace.rounds import Positions
@@ -133,15 +133,39 @@ def _joint(
 def decided_on(policy: Policy, cost: CostModel, table: JointTable, max_budget: int) -> JointTable:
     """The table with the curves that a policy decides on, where ``cost`` is paid."""
     model = decision_cost(policy, cost)
-    if model is cost:
+    if model is cost and policy.at_context is None:
         return table
-    curve = cost_table(model, table.contexts, table.limit, table.batch).seconds
+    priced = cost_table_of(policy, model, table.contexts, table.limit, table.batch)
+    curve = priced.seconds[priced.row]
     return _joint(table.batch, table.first, table.seconds, table.ar_seconds, curve, max_budget, table.step)
 
 
 def curves_for(mode: int, table: JointTable) -> tuple[Floats, Floats, Floats, Floats]:
     """What `decide` weighs nodes against: curve [U, limit + 1] and share [U, W + 1], each with its slopes ahead."""
     return (*weighed(mode, table.curve, table.curve_ahead), table.share, table.share_ahead)
+
+
+def decide_round(
+    decision: Decision,
+    positions: Positions,
+    where: NDArray[np.int64],
+    table: JointTable,
+    row: int,
+    before: NDArray[np.int64],
+    state: Floats,
+) -> NDArray[np.int64]:
+    """Actions int64 [B] of one joint round at the positions ``where`` [B], in memory, priced by a ``row`` of the table; the rest as `decide` takes it."""
+    batch = len(where)
+    budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
+    key, rate = np.zeros(batch), np.zeros(batch)
+    curves = [curve[row] for curve in curves_for(decision.mode, table)]
+    order, mean = np.zeros(len(curves[0]), np.int32), np.zeros(positions.max_budget, np.float32)
+    decide(
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, positions.gains, positions.nodes,
+        positions.chain_expected, where, positions.horizon, table.seconds[row], *curves, budgets, order, heap, key, rate, mean,
+        before, state,
+    )  # fmt: skip
+    return budgets.astype(np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -154,16 +178,18 @@ def _totals(  # type: ignore[no-untyped-def]
     budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
     key, rate = np.zeros(batch), np.zeros(batch)
     order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+    before, state = np.full((batch, 2), -1), np.zeros(0)
     for c in range(first, last):
         for i in range(c * _CHUNK, min((c + 1) * _CHUNK, count)):
             u = row[i]
             n, tokens = decide(
                 mode, rule, price, fill, width, gains, nodes, chain_expected, groups[i], horizon,
                 seconds[u], curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                before, state,
             )  # fmt: skip
             out[c, 0] += tokens
-            out[c, 1] += ar_seconds[u] if mode == AR else seconds[u, n]
-            out[c, 2] += n
+            out[c, 1] += ar_seconds[u] if n == NO_DRAFT else seconds[u, n]
+            out[c, 2] += max(n, 0)
 
 
 def groups_of(positions: Positions, batch: int, seed: int = 0, most: int = 8192) -> NDArray[np.int64]:

@@ -17,8 +17,11 @@ TRACE = ("BestFixed", "BestChain")
 HINDSIGHT = ("Hindsight",)
 """Those that have to know the tokens to come."""
 
-BATCH = ("FairRatio", "Share:RoundRatio", "Uniform:RoundRatio")
+BATCH = ("FairRatio", "Share:RoundRatio", "Uniform:RoundRatio", "BestSchedule")
 """Those for requests that are verified together."""
+
+ENGINE = ("AdaptiveVerification", "DSpark", "AdaptiveSteps", "OnChain:RoundRatio")
+"""Engines' own, and any rule over the chains that engines verify; what looks back on earlier rounds can't be decoded with."""
 
 OWN = "module:Class or 'module:Class(settings)'"
 """How a policy of one's own is named."""

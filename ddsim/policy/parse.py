@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ddsim.errors import DdsimError
-from ddsim.policy import batch, rules
+from ddsim.policy import batch, engine_rules, rules
 from ddsim.policy.contract import Policy, knows_batches
 
 _KNOWN: dict[str, type[Policy]] = {
     kind.name: kind
-    for module in (rules, batch)
+    for module in (rules, batch, engine_rules)
     for name, kind in vars(module).items()
     if isinstance(kind, type) and issubclass(kind, Policy) and kind.__module__ == module.__name__ and name[0] != "_"
 }
@@ -26,6 +26,7 @@ _KNOWN: dict[str, type[Policy]] = {
 _SPELLED = {spelt.lower(): name for name, kind in _KNOWN.items() for spelt in (name, kind.__name__)}
 _KINDS: dict[str, Any] = {
     "int": int, "bool": bool, "float": float, "float | None": float, "list[tuple[int, int, int]]": ast.literal_eval,
+    "Slots | None": ast.literal_eval,
 }  # fmt: skip
 """How settings that can be typed are read, by how they are declared."""
 
@@ -151,6 +152,9 @@ def _as_call(text: str) -> str:
     shown = re.fullmatch(r"(?is)(.*\S)\s+(share|uniform|online|filled)(\(.*\))?", text)
     if shown and shown.group(2).lower() in ("share", "uniform") and not shown.group(3):
         return f"{shown.group(2)}({_as_call(shown.group(1))})"
+    chained = re.fullmatch(r"(?is)(.*\S)\s+on chains", text)
+    if chained:
+        return f"OnChain({_as_call(chained.group(1))})"
     if shown and shown.group(1).lower() == "longrun" and shown.group(2).lower() == "online":
         memory = f", memory={shown.group(3)[1:-1]}" if shown.group(3) else ""
         return f"LongRun(online=True{memory})"
@@ -191,7 +195,7 @@ def _built(node: ast.expr, text: str, joint: bool) -> Policy:
     if kind.for_batches and not joint:
         raise DdsimError(f"policy {text!r}: {name} is for requests that are decoded together, as by ddsim serve")
     if _takes_a_policy(kind):
-        return kind(_rule(name, given, named, text))  # type: ignore[call-arg]
+        return kind(_rule(name, given, named, text, joint))  # type: ignore[call-arg]
     takes = _settings_of(kind)
     values: dict[str, Any] = {}
     for key, value in [(None, value) for value in given] + [(keyword.arg, keyword.value) for keyword in named]:
@@ -221,14 +225,18 @@ def _takes_a_policy(kind: type[Policy]) -> bool:
     return "policy" in inspect.signature(kind).parameters
 
 
-def _rule(name: str, given: list[ast.expr], named: list[ast.keyword], text: str) -> Policy:
-    """The rule for one request that `Share` or `Uniform` carries over to a batch."""
+def _rule(name: str, given: list[ast.expr], named: list[ast.keyword], text: str, joint: bool) -> Policy:
+    """The rule for one request that `Share` or `Uniform` carries over to a batch, or the rule that `OnChain` carries over to chains."""
     if len(given) + len(named) != 1:
         raise DdsimError(f"policy {text!r}: {name} needs a rule for one request, as in {name}:RoundRatio")
     inner = given[0] if given else named[0].value
-    rule = _built(inner, ast.unparse(inner), True)
-    if rule.for_batches or not rule.adaptive:
-        rules = [key for key, kind in _KNOWN.items() if kind.adaptive and not kind.for_batches]
+    rule = _built(inner, ast.unparse(inner), joint or name != "OnChain")
+    if rule.chains or not rule.adaptive or (rule.for_batches and name != "OnChain"):
+        rules = [
+            key
+            for key, kind in _KNOWN.items()
+            if kind.adaptive and not (kind.for_batches or kind.chains or kind.hindsight)
+        ]
         raise DdsimError(f"policy {text!r}: {name} takes {', '.join(rules[:-1])} or {rules[-1]}, not {rule.name}")
     return rule
 

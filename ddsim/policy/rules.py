@@ -13,9 +13,10 @@ from ddsim.arrays import Floats, Ints
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
-from ddsim.policy.batch import AR, CHAINS, FOREST, WIDTH, decide_batch
+from ddsim.policy.batch import AR, CHAINS, FOREST, SCHEDULED, WIDTH, decide_batch
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, LONGEST, NO_DRAFT, PREFIX, PRICE, RULES, Rule, round_budgets
 from ddsim.policy.contract import Decision, Gains, Policy, name_with
+from ddsim.policy.memory import schedule_start
 from ddsim.policy.price import solve_walk_price
 from ddsim.policy.walk import (
     Walk,
@@ -423,6 +424,9 @@ class Schedule(_Fixed):
     def choose_batch(self, gains: Gains, seconds: Floats) -> Ints:
         return np.full(len(gains), self.action(len(gains)), np.int32)
 
+    def decision(self) -> Decision:
+        return Decision(SCHEDULED, start=schedule_start(self.ranges))
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "ranges": [list(one) for one in self.ranges]}
 
@@ -476,6 +480,50 @@ class BestChain(_Fixed):
         return self.at(1 + int(np.argmin((spent if sequences is None else spent[sequences]).sum(axis=0))))
 
     def at(self, value: float) -> BestChain:
+        ready = copy.copy(self)
+        ready.k = int(value)
+        return ready
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
+
+
+class BestSchedule(_Fixed):
+    """The K of highest throughput over the trace for the number of requests that are decoded together, 0 where drafting doesn't pay.
+
+    What vLLM's ``num_speculative_tokens_per_batch_size`` can be set to at best, as `ddsim.engine_plan` does: see `Schedule`.
+    """
+
+    name = "BestSchedule"
+    solves = None
+    for_batches = True
+    scheduled = True
+    instead = "Schedule(ranges)"
+
+    def __init__(self) -> None:
+        self.k: int | None = None
+
+    @property
+    def fixed(self) -> int | None:  # type: ignore[override]
+        return None if self.k is None else PREFIX - self.k if self.k else NO_DRAFT
+
+    @property
+    def needs_trace(self) -> bool:  # type: ignore[override]
+        return self.k is None
+
+    def prepare(
+        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
+    ) -> BestSchedule:
+        alone = costs.paid.ar_seconds[costs.row]
+        alone[positions.starts[1:][np.diff(positions.starts) > 0] - 1] = 0  # no round starts at the last token
+        counted = np.repeat(
+            np.ones(positions.sequences, bool) if sequences is None else sequences, np.diff(positions.starts)
+        )
+        spent = chain_walks(positions, costs)[0]
+        drafted = (spent if sequences is None else spent[sequences]).sum(axis=0)
+        return self.at(int(np.argmin([alone[counted].sum(), *drafted])))
+
+    def at(self, value: float) -> BestSchedule:
         ready = copy.copy(self)
         ready.k = int(value)
         return ready

@@ -19,7 +19,7 @@ from ddsim.cost.model import CostModel, ExtrapolationWarning
 from ddsim.cost.table import CONTEXT_STEP
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import calibrated
-from ddsim.policy.choose import CHAIN, NO_DRAFT, nodes_of
+from ddsim.policy.choose import NO_DRAFT, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of
 from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
@@ -35,6 +35,7 @@ from ddsim.replay.load_kernels import (
     Server,
     Tables,
     Told,
+    accept,
     admit,
     begin_answers,
     commit,
@@ -52,7 +53,7 @@ from ddsim.replay.serving import _allowed, _in_memory, _prepared, _queues, _with
 from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.calibration import Calibration
-from ddsim.trace.rounds import Positions
+from ddsim.trace.rounds import Positions, chain_positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
 
@@ -409,9 +410,10 @@ def _simulate(one: _Prepared, positions: Positions, server: Server, requests: Re
         for name, kind in (("mode", np.int64), ("rule", np.int64), ("price", np.float64), ("fill", np.bool_))
     ]
     width = plain([0, *(min(d.width, most) for d, most in zip(one.decisions, widest, strict=True))], np.int64)
+    positions = chain_positions(positions) if first.chains else positions
     gains = calibrated(np.asarray(positions.gains), first.calibration)
     arguments = (
-        *columns, width, first.memory, gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected,
+        *columns, width, first.memory, one.decisions[-1].start, gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected,
         one.flat, server, requests, out,
     )  # fmt: skip
     split(lambda a, b: open_loop(*arguments, a, b), len(requests.arrival), 2)
@@ -429,8 +431,10 @@ def _asked_loop(
     r: int,
 ) -> None:
     """One simulation of a policy that the kernel doesn't know: `Policy.choose_batch` is asked every round."""
+    positions = chain_positions(positions) if policy.chains else positions
     count, slots, now = np.zeros(6, np.int64), np.zeros((4, server.running), np.int64), 0.0
-    horizon = positions.horizon
+    accepted, left = np.zeros(server.running, np.int64), np.zeros(server.running, np.int64)
+    before, horizon = np.zeros((server.running, 2), np.int64), positions.horizon
     while count[DONE] < requests.arrival.shape[1]:
         now = admit(now, count, server, requests, out, r)
         prompt, attended, ready, part = prompts(count, server, requests, r)
@@ -451,18 +455,16 @@ def _asked_loop(
             took = float(table.seconds[u, nodes] if drafted else table.ar_seconds[u])
             took = step_seconds(took, batch, nodes, prompt, attended, server)
             now += took
-            chains = bool((asked <= CHAIN).any())
-            actions = budgets.astype(np.int32)
-            gained = commit(
-                now, chains, drafted, count, slots, actions, positions.ranks, positions.chain, requests, out, r
-            )
+            actions = np.where(asked < 0, asked, budgets).astype(np.int32)
+            accept(count, slots, actions, positions.ranks, positions.chain, requests, accepted, left)
+            gained = commit(now, count, slots, accepted, before, requests, out, r)
             count_round(took, batch, nodes, gained, out, r)
             policy.observe(gained, took)
         else:
             took = server.prefill[prompt] + attended
             now += took
             out.prefilling[r] += took
-        begin_answers(now, ready, part, count, slots, requests, out, r)
+        begin_answers(now, ready, part, count, slots, before, requests, out, r)
 
 
 def _served(done: Told, running: int) -> Floats:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
 from ddsim.jit import njit
-from ddsim.policy.batch import AR, CHAINS, decide
-from ddsim.policy.choose import EXHAUSTIVE, chain_length
+from ddsim.policy.batch import accepted_of, decide, learn
+from ddsim.policy.choose import EXHAUSTIVE, NO_DRAFT
 from ddsim.policy.walk import begin, track
 
 ADMITTED, READY, PART, DONE, BATCH, HELD = range(6)
@@ -187,21 +187,22 @@ def price_row(count, slots, tables):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def commit(now, chains, drafted, count, slots, budgets, ranks, chain, requests, told, r):  # type: ignore[no-untyped-def]
-    """Move the requests that decode on by what was accepted, and answer those at their ends. Returns the tokens committed.
-
-    ``chains``: budgets are lengths of chains, not nodes of trees; without ``drafted`` there are none.
-    """
-    horizon, gained, left = ranks.shape[1], 0, 0
+def accept(count, slots, budgets, ranks, chain, requests, accepted, left):  # type: ignore[no-untyped-def]
+    """Drafted tokens that each request of a round accepts, and tokens that its text goes on for, to ``accepted`` and ``left``."""
     for b in range(count[BATCH]):
-        p, accepted = slots[WHERE, b], 0
-        if drafted and chains:
-            accepted = min(int(chain[p]), chain_length(budgets[b], horizon))
-        elif drafted:
-            while accepted < horizon and ranks[p, accepted] <= budgets[b]:
-                accepted += 1
+        accepted[b] = accepted_of(budgets[b], slots[WHERE, b], ranks, chain, ranks.shape[1])
+        left[b] = requests.texts[slots[PIECE, b], 1] - slots[WHERE, b]
+
+
+@njit(cache=True, nogil=True)
+def commit(now, count, slots, accepted, before, requests, told, r):  # type: ignore[no-untyped-def]
+    """Move the requests that decode on by what was accepted, and answer those at their ends. Returns the tokens committed."""
+    gained, left = 0, 0
+    for b in range(count[BATCH]):
+        p = slots[WHERE, b]
         piece, i = slots[PIECE, b], slots[REQUEST, b]
-        moved = min(accepted + 1, requests.texts[piece, 1] - p)
+        moved = min(accepted[b] + 1, requests.texts[piece, 1] - p)
+        older, last = before[b, 0], p
         gained += moved
         p += moved
         if p == requests.texts[piece, 1]:
@@ -214,13 +215,14 @@ def commit(now, chains, drafted, count, slots, budgets, ranks, chain, requests, 
             p = requests.texts[piece, 0]
         slots[REQUEST, left], slots[WHERE, left], slots[PIECE, left] = i, p, piece
         slots[CONTEXT, left] = slots[CONTEXT, b] + moved
+        before[left, 0], before[left, 1] = last, older
         left += 1
     count[BATCH] = left
     return gained
 
 
 @njit(cache=True, nogil=True)
-def begin_answers(now, ready, part, count, slots, requests, told, r):  # type: ignore[no-untyped-def]
+def begin_answers(now, ready, part, count, slots, before, requests, told, r):  # type: ignore[no-untyped-def]
     """Give requests whose prefill has ended their first token; those that want more decode from the next round on."""
     for i in range(count[READY], ready):
         told.first[r, i] = now
@@ -232,6 +234,7 @@ def begin_answers(now, ready, part, count, slots, requests, told, r):  # type: i
         b, piece = count[BATCH], requests.pieces[r, i]
         slots[REQUEST, b], slots[WHERE, b], slots[PIECE, b] = i, requests.texts[piece, 0], piece
         slots[CONTEXT, b] = requests.prompt[r, i]
+        before[b] = -1
         count[BATCH] += 1
     count[READY], count[PART] = ready, part
 
@@ -263,6 +266,7 @@ def open_loop(  # type: ignore[no-untyped-def]
     fill,
     width,
     memory,
+    start,
     gains,
     ranks,
     nodes,
@@ -287,7 +291,12 @@ def open_loop(  # type: ignore[no-untyped-def]
         budgets, heap = np.zeros(server.running, np.int32), np.zeros(server.running, np.int64)
         key, rate = np.zeros(server.running), np.zeros(server.running)
         order, mean = np.zeros(widest, np.int32), np.zeros(gains.shape[1], np.float32)
-        state = np.zeros(3)  # of an online LongRun: see there
+        before, left, accepted = (
+            np.full((server.running, 2), -1),
+            np.zeros(server.running, np.int64),
+            np.zeros(server.running, np.int64),
+        )
+        state, carried = np.zeros(3), start.copy()  # of an online LongRun: see there; of other rules
         now = 0.0
         while count[DONE] < requests.arrival.shape[1]:
             now = admit(now, count, server, requests, told, r)
@@ -305,6 +314,7 @@ def open_loop(  # type: ignore[no-untyped-def]
                     n, expected = decide(
                         mode[batch], EXHAUSTIVE, 0.0, False, width[batch], gains, nodes, chain_expected, where, horizon, seconds,
                         curve, ahead, share, share_ahead, budgets[:batch], order, heap[:batch], key[:batch], rate[:batch], mean,
+                        before[:batch], carried,
                     )  # fmt: skip
                     begin(state, expected, curve[n])
                 if memory > 0:
@@ -312,14 +322,15 @@ def open_loop(  # type: ignore[no-untyped-def]
                 n, expected = decide(
                     mode[batch], rule[batch], at, fill[batch], width[batch], gains, nodes, chain_expected, where, horizon, seconds,
                     curve, ahead, share, share_ahead, budgets[:batch], order, heap[:batch], key[:batch], rate[:batch], mean,
+                    before[:batch], carried,
                 )  # fmt: skip
-                drafted = mode[batch] != AR
-                took = seconds[n] if drafted else tables.ar_seconds[batch, u]
+                took = tables.ar_seconds[batch, u] if n == NO_DRAFT else seconds[n]
+                n = max(n, 0)
                 took = step_seconds(took, batch, n, prompt, attended, server)
                 now += took
-                gained = commit(
-                    now, mode[batch] == CHAINS, drafted, count, slots, budgets, ranks, chain, requests, told, r
-                )
+                accept(count, slots, budgets, ranks, chain, requests, accepted, left)
+                learn(mode[batch], carried, where, left[:batch], budgets[:batch], accepted[:batch], gains)
+                gained = commit(now, count, slots, accepted, before, requests, told, r)
                 count_round(took, batch, n, gained, told, r)
                 if memory > 0:
                     track(state, memory, float(gained), took)
@@ -327,4 +338,4 @@ def open_loop(  # type: ignore[no-untyped-def]
                 took = server.prefill[prompt] + attended
                 now += took
                 told.prefilling[r] += took
-            begin_answers(now, ready, part, count, slots, requests, told, r)
+            begin_answers(now, ready, part, count, slots, before, requests, told, r)

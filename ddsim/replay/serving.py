@@ -19,10 +19,10 @@ from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import AR, CHAINS, FairRatio, Share, Uniform, calibrated, decide, share_curve
+from ddsim.policy.batch import FairRatio, Share, Uniform, accepted_of, calibrated, decide, learn, share_curve
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, chain_length, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_autoregressive, prepared
-from ddsim.policy.joint import JointTable, batches_of, curves_for, decided_on, joint_table
+from ddsim.policy.joint import JointTable, batches_of, curves_for, decide_round, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
@@ -32,7 +32,7 @@ from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
-from ddsim.trace.rounds import Positions
+from ddsim.trace.rounds import Positions, chain_positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
 
@@ -63,7 +63,7 @@ def serving_policies() -> list[Policy]:
 
 @njit(cache=True, nogil=True)
 def _closed_loop(  # type: ignore[no-untyped-def]
-    mode, rule, price, fill, width, memory, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
+    mode, rule, price, fill, width, memory, start, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
     low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
     spent, committed, rounds, verified, latency, largest,
 ):  # fmt: skip
@@ -75,6 +75,8 @@ def _closed_loop(  # type: ignore[no-untyped-def]
         budgets, heap = np.zeros(batch, np.int32), np.zeros(batch, np.int64)
         key, rate = np.zeros(batch), np.zeros(batch)
         order, mean = np.zeros(curve.shape[1], np.int32), np.zeros(gains.shape[1], np.float32)
+        before, left, accepted = np.full((batch, 2), -1), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        carried = start.copy()
         for b in range(batch):
             s = queue[r, b % requests]
             where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
@@ -89,6 +91,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                 n, expected = decide(
                     mode, EXHAUSTIVE, 0.0, False, width, gains, nodes, chain_expected, where, horizon, seconds[u],
                     curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                    before, carried,
                 )  # fmt: skip
                 begin(state, expected, curve[u, n])
             if memory > 0:
@@ -96,18 +99,20 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             n, expected = decide(
                 mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, seconds[u],
                 curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                before, carried,
             )  # fmt: skip
-            took = ar_seconds[u] if mode == AR else seconds[u, n]
+            took = ar_seconds[u] if n == NO_DRAFT else seconds[u, n]
+            n = max(n, 0)
             now += took
             gained = 0
             for b in range(batch):
-                p, accepted = where[b], 0
-                if mode == CHAINS:
-                    accepted = min(int(chain[p]), chain_length(budgets[b], horizon))
-                elif mode != AR:
-                    while accepted < horizon and ranks[p, accepted] <= budgets[b]:
-                        accepted += 1
-                where[b] = min(p + accepted + 1, end[b])
+                accepted[b] = accepted_of(budgets[b], where[b], ranks, chain, horizon)
+                left[b] = end[b] - where[b]
+            learn(mode, carried, where, left, budgets, accepted, gains)
+            for b in range(batch):
+                p = where[b]
+                before[b, 1], before[b, 0] = before[b, 0], p
+                where[b] = min(p + accepted[b] + 1, end[b])
                 gained += where[b] - p
                 if where[b] == end[b]:
                     if request[b] < requests:
@@ -115,6 +120,7 @@ def _closed_loop(  # type: ignore[no-untyped-def]
                         done += 1
                     s = queue[r, following % requests]
                     where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+                    before[b] = -1
                     following += 1
             if memory > 0:
                 track(state, memory, float(gained), took)
@@ -127,9 +133,10 @@ def _closed_loop(  # type: ignore[no-untyped-def]
 
 def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Run:
     """One policy at one batch size, every repeat, in the kernel."""
+    positions = chain_positions(positions) if decision.chains else positions
     gains = calibrated(np.asarray(positions.gains), decision.calibration)
     arguments = (
-        decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory,
+        decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory, decision.start,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
         positions.starts, queue, table.batch, table.step,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
@@ -152,11 +159,18 @@ def _loop(
 
     ``table_of`` gives the table of a number of requests: always ``batch``, unless the queue may ``drain``.
     """
+    positions = chain_positions(positions) if policy.chains else positions
     requests, horizon = len(queue), positions.horizon
     gains, ranks, starts = positions.gains, positions.ranks, positions.starts
+    decision = decision_of(policy)
+    remembers = (
+        decision if decision is not None and len(decision.start) else None
+    )  # the kernel alone can tell it of earlier rounds
+    state = np.zeros(0) if remembers is None else remembers.start.copy()
     request = np.arange(min(batch, requests) if drain else batch)
     taken = queue[request % requests]
     where, end, since = starts[taken], starts[taken + 1] - 1, np.zeros(len(request))
+    before = np.full((len(request), 2), -1)
     latency = np.zeros(requests)
     following, done, now, committed, rounds, verified, largest, shares = batch, 0, 0.0, 0, 0, 0, 0, 0
     while done < requests:
@@ -164,7 +178,10 @@ def _loop(
         table = table_of(batch)
         u = table.row_of(float(positions.context[where].sum()) / batch)
         paid = table.seconds[u, : table.limit + 1]
-        asked = ask_batch(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
+        if remembers is not None:
+            asked = decide_round(remembers, positions, where, table, u, before, state)
+        else:
+            asked = ask_batch(policy, np.ascontiguousarray(gains[where]), table.curve[u], paid).astype(np.int64)  # type: ignore[index]
         budgets = _allowed(asked, positions.nodes[where], table.seconds.shape[1] - 1)
         each = nodes_of(budgets, budgets, horizon)
         nodes = batch * int(nodes_of(asked, asked, horizon).max()) if policy.rectangular else int(each.sum())
@@ -174,6 +191,9 @@ def _loop(
         now += took
         accepted = (ranks[where] <= np.maximum(budgets, 0)[:, None]).cumprod(axis=1).sum(axis=1)  # type: ignore[index]
         accepted = np.where(asked <= CHAIN, np.minimum(positions.chain[where], each), accepted)
+        if remembers is not None:
+            learn(remembers.mode, state, where, end - where, budgets.astype(np.int32), accepted, gains)
+        before = np.column_stack([where, before[:, 0]])
         moved = np.minimum(where + accepted + 1, end)
         gained = int((moved - where).sum())
         where = moved
@@ -183,13 +203,14 @@ def _loop(
                 done += 1
             s = queue[following % requests]
             where[b], end[b], request[b], since[b] = starts[s], starts[s + 1] - 1, following, now
+            before[b] = -1
             following += 1
         policy.observe(gained, took)
         committed, rounds, verified = committed + gained, rounds + 1, verified + nodes
         largest, shares = max(largest, nodes), shares + batch
         if drain:
             left = request < requests
-            where, end, request, since = where[left], end[left], request[left], since[left]
+            where, end, request, since, before = where[left], end[left], request[left], since[left], before[left]
     return now, committed, rounds, verified, latency, largest, shares
 
 

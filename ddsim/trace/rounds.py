@@ -15,6 +15,7 @@ from ddsim.jit import njit
 from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_proposal
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
+from ddsim.tree.kernels import NO_RANK
 from ddsim.tree.proposal import Proposal
 
 READ = 8192  # positions read and drafted at once
@@ -46,7 +47,7 @@ class StoredRows:
 class PickedRows:
     """Some rows of a two-dimensional array, gathered a slice at a time."""
 
-    rows: NDArray[Any] | StoredRows | PickedRows
+    rows: NDArray[Any] | StoredRows | PickedRows | ChainRows
     index: NDArray[np.int64]
     """Ascending."""
 
@@ -60,7 +61,24 @@ class PickedRows:
         return np.asarray(self.rows[low:high])[picked - low]
 
 
-Table = NDArray[Any] | StoredRows | PickedRows
+@dataclasses.dataclass(frozen=True)
+class ChainRows:
+    """Path probabilities of the chain's first 1, 2, ... tokens, a slice at a time: differences of what they are expected to yield."""
+
+    expected: NDArray[Any] | StoredRows | PickedRows | ChainRows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.expected.shape[0], self.expected.shape[1]
+
+    def __getitem__(self, index: slice) -> NDArray[np.float32]:
+        each = np.diff(np.asarray(self.expected[index], np.float64), axis=1, prepend=0.0)
+        return np.minimum.accumulate(np.clip(each, LEAST, 1.0), axis=1).astype(np.float32)
+
+
+LEAST = 1e-9  # path probability of a chain: below the last digit of the sums that it is a difference of, but never 0
+
+Table = NDArray[Any] | StoredRows | PickedRows | ChainRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,3 +258,23 @@ def rounds_of(
         yield first, block
         if progress is not None:
             progress(low + len(block), len(positions))
+
+
+def chain_positions(positions: Positions) -> Positions:
+    """The same positions with the chain of best candidates for their tree: n nodes are its first n tokens.
+
+    Examples
+    --------
+    >>> tree = Positions(np.array([[0.5, 0.4, 0.3]], np.float32), np.array([[2, 3]], np.int32), np.array([3], np.int32),
+    ...     np.array([1], np.uint8), np.array([[0.5, 0.75]], np.float32), np.zeros(1, np.int32), np.array([0, 1]))
+    >>> chain = chain_positions(tree)
+    >>> np.asarray(chain.gains).tolist(), (chain.ranks[0] <= 2).tolist(), chain.nodes.tolist()
+    ([[0.5, 0.25]], [True, False], [2])
+    """
+    depth = np.arange(1, positions.horizon + 1, dtype=np.int32)
+    ranks = np.where(depth <= positions.chain[:, None], depth, np.int32(NO_RANK))
+    rows = ChainRows(positions.chain_expected)
+    gains = rows[:] if isinstance(rows.expected, np.ndarray) else rows
+    return dataclasses.replace(
+        positions, gains=gains, ranks=ranks, nodes=np.full(len(ranks), positions.horizon, np.int32)
+    )

@@ -17,11 +17,13 @@ from ddsim.policy import names
 from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.choose import CHAIN, NO_DRAFT, PREFIX, chain_length
 from ddsim.policy.contract import Policy, ask_batch, decision_of, decision_table, knows_batches
+from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark, OnChain
 from ddsim.policy.parse import parse_policy
 from ddsim.policy.rules import (
     Autoregressive,
     BestChain,
     BestFixed,
+    BestSchedule,
     CaDDTree,
     Chain,
     DDTree,
@@ -818,7 +820,9 @@ def test_a_policy_is_called_as_it_is_made() -> None:
     for policy in (
         Autoregressive(), DFlash(), Chain(7), Schedule([(1, 4, 15), (5, 16, 7)]), DDTree(64), CaDDTree(), CaDDTree(fill=True), GreedySteps(), RoundRatio(), LongRun(),
         LongRun(500.0), LongRun(0.25), LongRun(online=True), LongRun(online=True, memory=50), BestFixed(), BestChain(), Hindsight(),
-        Share(RoundRatio()), Uniform(LongRun(price=3)), Share(CaDDTree(fill=True)), FairRatio(),
+        Share(RoundRatio()), Uniform(LongRun(price=3)), Share(CaDDTree(fill=True)), FairRatio(), BestSchedule(),
+        OnChain(RoundRatio()), OnChain(Uniform(LongRun(price=3))), AdaptiveVerification(), AdaptiveVerification(estimate=False, context=512, cold=True),
+        DSpark(), AdaptiveSteps(), AdaptiveSteps({1: [1, 3], 8: [0, 1]}, num_steps=1, down_hysteresis=0.5),
     ):  # fmt: skip
         again = parse_policy(repr(policy), joint=True)
         assert type(again) is type(policy) and again.to_json() == policy.to_json() and repr(again) == repr(policy)
@@ -830,3 +834,4 @@ def test_what_help_names_can_be_typed() -> None:
         policy = parse_policy(text)
         assert (policy.needs_trace, policy.hindsight) == (text in names.TRACE, text in names.HINDSIGHT)
     assert all(parse_policy(text, joint=True).for_batches for text in names.BATCH)
+    assert all(knows_batches(parse_policy(text, joint=joint)) for text in names.ENGINE for joint in (False, True))

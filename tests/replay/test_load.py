@@ -143,6 +143,12 @@ def test_all_at_once_without_prefill_is_a_batch_that_drains(monkeypatch: pytest.
     positions = made(3, [30, 12, 25, 18], contexts=[100, 220, 400, 60])
     monkeypatch.setattr(_load, "prefill_seconds", lambda cost, most: (np.zeros(most + 1), 0.0, "none"))
     names = ["AR", "DFlash", "DDTree:4", "RoundRatio", "FairRatio", "Schedule([(1, 2, 4), (3, 3, 0)])"]
+    names += [
+        "OnChain:RoundRatio",
+        "AdaptiveVerification(estimate=False)",
+        "DSpark",
+        "AdaptiveSteps(slots={1: [0, 1, 3], 3: [2, 4]})",
+    ]
     loaded = quiet(positions, COST, names, arrivals=Arrivals(np.zeros(24)), running=3, bootstrap=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)

@@ -49,6 +49,10 @@ class Trees:
                 f"max_budget {max_budget}: the engine holds trees of 0 to {most} nodes; raise max_tokens and candidates"
             )
         self.most = most if max_budget is None else max_budget
+        if policy.chains:
+            raise DdsimError(
+                f"policy {policy.name}: weighs the tokens of chains, which the decoder doesn't hand out; simulate it with ddsim serve"
+            )
         if cost is None and policy.adaptive:
             raise DdsimError(f"policy {policy.name}: needs a cost model; give a profile")
         self.draft: DraftedRows | DraftedLattices
