@@ -354,6 +354,14 @@ def validate(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many prompts of each workload.")] = 4,
     max_new_tokens: TokensOption = 96,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0, help="0 for greedy answers; samples are compared with the same dice and with others."),
+    ] = 0.0,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", "-p", metavar="FILE", help="Costs (default: profiled first, in the same process)."),
+    ] = None,
     context: Annotated[
         list[int] | None, typer.Option(min=1, help="Committed tokens to profile (repeatable; default: 128 to 1,024).")
     ] = None,
@@ -384,7 +392,7 @@ def validate(
     """
     show = Out(json, [out, plot])
     _check_plot(plot)
-    show.reads(target, drafter, *filter(os.path.isfile, prompts or ()))
+    show.reads(target, drafter, profile, *filter(os.path.isfile, prompts or ()))
     if saved is not None:
         show.reads(saved.expanduser())
         from ddsim.files.documents import read_document
@@ -399,9 +407,10 @@ def validate(
         _one_of("--widen", widen, WIDTHS)
         if engine is None and (k or batch):
             raise DdsimError("validate: --k and --batch are for --engine")
-        if engine is not None and (widen or policy or eager_budget):
+        if engine is not None and (widen or policy or eager_budget or temperature or profile):
             raise DdsimError(
-                "validate --engine: takes no --widen, --policy or --eager-budget; ddsim convert writes widened pairs"
+                "validate --engine: takes no --widen, --policy, --eager-budget, --temperature or --profile; "
+                "ddsim convert writes widened pairs"
             )
         with working("Validating") as say:
             common: dict[str, Any] = {
@@ -414,7 +423,8 @@ def validate(
                 result = reference("engines").validate_engine(engine=engine, **common)
             else:
                 result = reference("validate").validate(
-                    widen=widen, largest=max_budget, eager_budget=eager_budget, head=head, **common,
+                    widen=widen, largest=max_budget, eager_budget=eager_budget, head=head, temperature=temperature,
+                    profile=profile, **common,
                     **({"policies": policy} if policy else {}),
                 )  # fmt: skip
     try:

@@ -10,15 +10,22 @@ from ddsim.cli.console import Column, Out, number
 VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
 
 
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}"
+
+
 VALIDATION_COLUMNS: tuple[Column, ...] = (
     ("policy", "policy", str),
     ("tau_predicted", "tau\npred.", number(2)),
     ("tau_measured", "tau\nmeas.", number(2)),
     ("ms", "ms a\nround", number(2)),
-    ("speed_predicted", "tokens/s\npredicted", number(1)),
-    ("speed_measured", "tokens/s\nmeasured", number(1)),
-    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
-    ("speedup", "speed-up\nmeasured", number(2)),
+    ("speed_predicted", "tok/s\npred.", number(0)),
+    ("interval", "95 %\ninterval", str),
+    ("speed_measured", "tok/s\nmeas.", str),
+    ("error", "error\n%", _signed),
+    ("costs", "costs\n%", _signed),
+    ("rounds", "rounds\n%", _signed),
+    ("texts", "texts\n%", _signed),
 )
 
 ENGINE_VALIDATION = "ddsim-engine-validation", 1  # kind and newest schema of ddsim_reference.engines.compare
@@ -38,38 +45,87 @@ def show_validation(show: Out, document: dict[str, Any], plot: str | None) -> fl
     """Print and draw predicted beside measured; the largest error of tokens a second."""
     import pandas as pd
 
+    rows = document["rows"]
+    errors = {(row["workload"], row["policy"]): row["tokens_per_second_error"] for row in rows}
+    cells = {key: error for key, error in errors.items() if key[0] != "all"} or errors
+    workload, policy = max(cells, key=lambda key: abs(cells[key]))
+    mean = sum(map(abs, cells.values())) / len(cells)
+    said = f"Of {len(cells)} predictions, a policy and workload each, tokens/s are {100 * mean:.1f} % off on average"
+    said += f" and {100 * cells[workload, policy]:+.1f} % at worst ({policy}, {workload})"
+    inside = document.get("inside")
+    if inside is not None:
+        said += "; {inside} of {cells} measured values lie in the predicted interval".format(
+            **inside["tokens_per_second"]
+        )
+    show.say(said + ".")
+    made = document["provenance"]
+    about = f"{document['label']}, {made['device']}"
+    if made.get("temperature"):
+        about += f", temperature {made['temperature']:g}"
+    show.table(_pooled(rows), VALIDATION_COLUMNS, about)
+    if inside is not None and any(row["inside"]["tokens_per_second"] is False for row in rows):
+        show.say("* outside of the predicted interval, which covers prompts and costs.")
+    workloads = list(dict.fromkeys(row["workload"] for row in rows if row["workload"] != "all"))[:6]
     table = pd.DataFrame(
-        {
-            "workload": row["workload"],
-            "policy": row["policy"],
-            "group": row["policy"],
-            "tau_predicted": row["predicted"]["acceptance_length"],
-            "tau_measured": row["measured"]["acceptance_length"],
-            "ms": row["measured"]["ms_per_round"],
-            "speed_predicted": row["predicted"]["tokens_per_second"],
-            "speed_measured": row["measured"]["tokens_per_second"],
-            "error": row["tokens_per_second_error"],
-            "speedup": row["measured"]["speedup"],
-        }
-        for row in document["rows"]
+        {"policy": name, **{w: errors.get((w, name)) for w in workloads}}
+        for name in dict.fromkeys(p for _, p in errors)
     )
-    pooled, parts = table[table["workload"] == "all"], table[table["workload"] != "all"]
-    show.table(pooled, VALIDATION_COLUMNS, f"{document['label']}, {document['provenance']['device']}")
-    if len(parts):
-        far = max(parts.to_dict("records"), key=lambda row: abs(row["error"]))
-        show.say(f"By workload the worst error is {100 * far['error']:+.1f} % ({far['policy']}, {far['workload']}).")
+    if workloads:
+        columns: list[Column] = [("policy", "policy", str), *((w, w[:12], _signed) for w in workloads)]
+        show.table(table, columns, "Error of tokens/s by workload, %")
     baseline = document.get("baseline", "AR")
     found = [counts for name, counts in document["agreement"].items() if name != baseline]
-    answers, texts, rounds = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
+    answers, texts, same = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
     show.say(
-        f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {rounds} have the replayed rounds."
+        f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {same} have the replayed rounds."
     )
+    if document.get("other_dice"):
+        _show_other_dice(show, document["other_dice"])
     if plot is not None:
-        from ddsim.view.checks import predicted_measured
+        from ddsim.view.checks import validation
 
-        points = table.rename(columns={"speed_predicted": "predicted", "speed_measured": "measured"})
-        _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
-    return float(table["error"].abs().max())
+        _plot(show, plot, lambda ax: validation(document, ax=ax))
+    return max(map(abs, errors.values()))
+
+
+def _pooled(rows: list[dict[str, Any]]) -> Any:
+    """Rows over all workloads as `VALIDATION_COLUMNS` take them; files of before lack some."""
+    import pandas as pd
+
+    found = []
+    for row in rows:
+        if row["workload"] != "all":
+            continue
+        said, came = row["predicted"], row["measured"]
+        shown = {
+            "policy": row["policy"],
+            "tau_predicted": said["acceptance_length"],
+            "tau_measured": came["acceptance_length"],
+            "speed_predicted": said["tokens_per_second"],
+            "speed_measured": f"{came['tokens_per_second']:,.0f}",
+            "error": row["tokens_per_second_error"],
+        }
+        if "inside" in row:
+            low, high = said["tokens_per_second_low"], said["tokens_per_second_high"]
+            shown["interval"] = "–" if low is None else f"{low:,.0f}–{high:,.0f}"
+            shown["speed_measured"] += "*" if row["inside"]["tokens_per_second"] is False else " "
+            shown |= row["contributions"]
+        else:
+            shown["ms"] = came["ms_per_round"]
+        found.append(shown)
+    return pd.DataFrame(found)
+
+
+def _show_other_dice(show: Out, document: dict[str, Any]) -> None:
+    """Texts that other dice made, beside what the recorded texts predict."""
+    speed, length = (document["inside"][key] for key in ("tokens_per_second", "acceptance_length"))
+    likely = [found["p"] for found in document["lengths"].values()]
+    show.table(_pooled(document["rows"]), VALIDATION_COLUMNS, "With other dice: other texts of the same prompts")
+    show.say(
+        f"With other dice {length['inside']} of {length['cells']} measured tokens a round and {speed['inside']} of {speed['cells']} tokens/s "
+        f"lie in the predicted interval; {sum(p < 0.05 for p in likely)} of {len(likely)} policies have rounds of another distribution "
+        "(p below 0.05)."
+    )
 
 
 def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None) -> float:

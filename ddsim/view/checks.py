@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from ddsim.text import printable
 from ddsim.trace.reliability import Reliability
 from ddsim.view.style import (
     BLACK,
@@ -17,6 +19,7 @@ from ddsim.view.style import (
     FEWEST,
     GREEN,
     GREY,
+    LONGEST,
     MARKERS,
     SIZE,
     STYLES,
@@ -27,6 +30,9 @@ from ddsim.view.style import (
     _label,
     _legend,
 )
+
+MARKS = (*MARKERS, "<", ">", "p", "h", "*", "d")
+"""More marks than colours, and no multiple of them: no two of 91 groups look alike."""
 
 
 def reliability_by_probability(
@@ -147,7 +153,8 @@ def predicted_measured(
     Parameters
     ----------
     table : DataFrame
-        predicted and measured; optionally group (colour and marker), measured_low and measured_high.
+        predicted and measured; optionally group (a mark and colour of its own), and ends of intervals: predicted_low and
+        predicted_high, measured_low and measured_high, NaN where there is none.
     quantity : str
         What it is, with its unit.
     tolerance : float, optional
@@ -180,18 +187,63 @@ def predicted_measured(
     for i, kind in enumerate(dict.fromkeys(kinds)):
         mine = np.array([k == kind for k in kinds])
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": _label(kind) if kind else None}
-        if {"measured_low", "measured_high"} <= set(table):
-            low, high = table["measured_low"].to_numpy(float)[mine], table["measured_high"].to_numpy(float)[mine]
-            bars = np.abs(np.stack([y[mine] - low, high - y[mine]]))
-            ax.errorbar(x[mine], y[mine], bars, fmt=MARKERS[i % len(MARKERS)], ms=5.5, elinewidth=1, **style)
+        up, across = _bars(table[mine], "measured"), _bars(table[mine], "predicted")
+        if up is not None or across is not None:
+            ax.errorbar(
+                x[mine], y[mine], yerr=up, xerr=across, fmt=MARKS[i % len(MARKS)], ms=5.5, elinewidth=0.8, **style
+            )
         else:
-            ax.plot(x[mine], y[mine], MARKERS[i % len(MARKERS)], ms=5.5, ls="", **style)
+            ax.plot(x[mine], y[mine], MARKS[i % len(MARKS)], ms=5.5, ls="", **style)
     ax.set_xlabel(f"predicted {quantity}")
     ax.set_ylabel(f"measured {quantity}")
     _dress(ax)
     ax.set_xlim(0, top)
     ax.set_ylim(0, top)
     _legend(ax, "upper left")
+    return ax
+
+
+def _bars(table: pd.DataFrame, side: str) -> FloatArray | None:
+    """How far intervals reach below and above, [2, n]; None where the table has none."""
+    if not {f"{side}_low", f"{side}_high"} <= set(table):
+        return None
+    value, low, high = (table[f"{side}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+    return np.nan_to_num(np.maximum(0.0, np.stack([value - low, high - value])))
+
+
+def validation(document: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+    """Every policy on every workload as `ddsim validate` found it, with 95 % intervals: a mark and colour a policy.
+
+    Parameters
+    ----------
+    document : mapping
+        What `ddsim validate` wrote.
+    ax : Axes, optional
+    """
+    ax = _axes(ax, (8.2, 5.0))
+    cells = [row for row in document["rows"] if row["workload"] != "all"] or document["rows"]
+    table = pd.DataFrame(
+        {
+            "group": row["policy"],
+            **{
+                f"{side}{end}": row[side].get(f"tokens_per_second{end}")
+                for side in ("predicted", "measured")
+                for end in ("", "_low", "_high")
+            },
+        }
+        for row in cells
+    )
+    predicted_measured(table.astype(dict.fromkeys(table.columns[1:], float)), ax=ax)
+    made = document["provenance"]
+    about = [str(made.get("device", "")), str(made.get("engine", "ddsim's decoder"))]
+    if made.get("temperature"):
+        about.append(f"temperature {made['temperature']:g}")
+    lines = (document["label"], ", ".join(filter(None, about)))
+    ax.set_title("\n".join(printable(line, 2 * LONGEST).replace("$", r"\$") for line in lines), fontsize=10)
+    _legend(ax, "upper left")
+    legend = ax.get_legend()
+    if legend is not None:
+        legend.set_bbox_to_anchor((1.01, 1.0))  # beside the axes: a dozen names would cover points
     return ax
 
 

@@ -149,14 +149,15 @@ def measure(
     contexts: Sequence[int],
     repeats: int,
     seed: int = 0,
+    temperature: float = 0.0,
     sweep_done: Callable[[int, dict[Any, list[float]]], None] | None = None,
 ) -> dict[Any, list[float]]:
     """Seconds of verification by ("verify", tokens, context, batch), of drafting by ("draft", context, batch), in shuffled sweeps.
 
-    Verification is what a round pays for it: upload of the trees, the target's pass with head and argmax. Its ``tokens`` are
+    Verification is what a round pays for it: upload of the trees, the target's pass with head and argmax, above temperature 0 sampling. Its ``tokens`` are
     all requests' together, spread evenly. Drafting is the drafter's pass, top-k and the copy to the host.
     """
-    engine.set_temperature(0.0)
+    engine.set_temperature(temperature)
     batch = engine.batch
     shares = {m: [m // batch + (b < m % batch) for b in range(batch)] for m in tokens}
     trees = {
@@ -175,6 +176,8 @@ def measure(
             bucket = engine.bucket_for(point[1])
             bucket.upload()
             engine.verify(bucket)
+            if temperature > 0:
+                engine.sample(bucket)
 
     def ready(point: tuple[Any, ...]) -> None:
         engine.set_context(point[-2])
@@ -243,7 +246,9 @@ def measure_prefill(
     return found
 
 
-def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int = 5, seed: int = 0) -> list[HostSample]:
+def host_seconds(
+    engine: Engine, measured: dict[Any, list[float]], *, runs: int = 5, seed: int = 0, temperature: float = 0.0
+) -> list[HostSample]:
     """What a round costs beyond drafting and verification: whole rounds of the decode loop, less those two.
 
     Runs in which a request ended before the others don't count: their later rounds are smaller.
@@ -264,7 +269,7 @@ def host_seconds(engine: Engine, measured: dict[Any, list[float]], *, runs: int 
     for run in range(runs + 1):
         length = max(1, min(context, engine.max_context - 64))
         prompts = rng.integers(0, engine.target.vocab_size, (batch, length)).tolist()
-        answers = decode(engine, prompts, DDTree(nodes), max_new_tokens=24, stop=())
+        answers = decode(engine, prompts, DDTree(nodes), max_new_tokens=24, stop=(), temperature=temperature)
         rounds = {len(answer.rounds) for answer in answers}
         if run and len(rounds) == 1 and rounds != {0}:
             found.append(max(1e-7, sum(answer.seconds["decode"] for answer in answers) / rounds.pop() - rest))

@@ -625,6 +625,17 @@ def test_convert(cli: Run, models: Path, tmp_path: Path) -> None:
     assert "needs the drafter" in error(cli(*words[:3], "-o", tmp_path / "x", "--widen", "qwen3-8b"))
 
 
+def older(validation: dict[str, Any]) -> dict[str, Any]:
+    """A validation as it was written before it had intervals."""
+    rows = []
+    for row in validation["rows"]:
+        sides = {
+            s: {k: v for k, v in row[s].items() if not k.endswith(("_low", "_high"))} for s in ("predicted", "measured")
+        }
+        rows.append({k: v for k, v in row.items() if k not in ("inside", "contributions")} | sides)
+    return {k: v for k, v in validation.items() if k not in ("inside", "rule_ms_per_round")} | {"rows": rows}
+
+
 def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
     words = (
         "validate", "--target", models / "target", "--drafter", models / "drafter", "-o", tmp_path / "v.json",
@@ -636,7 +647,10 @@ def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
     answer = cli(*show, "--plot", tmp_path / "v.png")
     assert answer.code == 0, answer
     narrow(answer.out)
+    assert answer.out.startswith("Of 2 predictions, a policy and workload each, tokens/s are ")
     assert "DDTree(7)" in answer.out and "2 have the autoregressive text" in " ".join(answer.out.split())
+    (tmp_path / "old.json").write_text(json.dumps(older(json.loads((tmp_path / "v.json").read_text()))))
+    narrow(cli("validate", "--show", tmp_path / "old.json", "--plot", tmp_path / "old.png").out)
     assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
     answer = cli(*show, "--tolerance", 0, "--json")
     assert answer.code == 1 and answer.err.startswith("failed: tokens/s")
@@ -644,6 +658,12 @@ def test_validate(cli: Run, models: Path, tmp_path: Path) -> None:
     answer = cli(*words, "--tolerance", 0, "--json")
     assert answer.code == 1 and not json.loads(answer.out)["passed"]
     assert "DDTree needs a budget" in error(cli(*words, "--policy", "DDTree"))
+    answer = cli(*words, "--policy", "DFlash", "--temperature", 1)
+    assert answer.code == 0 and "With other dice" in answer.out
+    narrow(answer.out)
+    profile = tmp_path / "p.json"
+    profile.write_text(json.dumps(json.loads((tmp_path / "v.json").read_text())["profile"]))
+    assert "so what sampling takes isn't that" in error(cli(*words, "--profile", profile))
 
 
 def test_validate_show_refuses_other_files(cli: Run, files: Path, tmp_path: Path) -> None:

@@ -431,3 +431,32 @@ def test_canvas_is_unknown_to_pyplot() -> None:
     before = plt.get_fignums()
     assert isinstance(_style.canvas().figure, Figure)
     assert plt.get_fignums() == before
+
+
+def test_a_validation_has_a_mark_for_every_policy() -> None:
+    names = [f"DDTree({n})" for n in range(14)]
+    rows = [
+        {
+            "workload": workload,
+            "policy": name,
+            "predicted": {
+                "tokens_per_second": 100.0 + i,
+                "tokens_per_second_low": 90.0,
+                "tokens_per_second_high": 120.0,
+            },
+            "measured": {"tokens_per_second": 99.0 + i, "tokens_per_second_low": None, "tokens_per_second_high": None},
+        }
+        for i, name in enumerate(names)
+        for workload in ("all", "chat", "code")
+    ]
+    document = {
+        "label": "a pair of $ models whose name is longer than a label",
+        "provenance": {"device": "NVIDIA H100 80GB HBM3", "temperature": 1.0},
+        "rows": rows,
+    }
+    ax = _checks.validation(document, ax=_style.canvas())
+    marks = [container.lines[0] for container in ax.containers]
+    assert [len(mark.get_xdata()) for mark in marks] == [2] * len(names)  # the pooled rows aren't drawn
+    assert len({(mark.get_marker(), mark.get_color()) for mark in marks}) == len(names)
+    assert ax.get_title().endswith("NVIDIA H100 80GB HBM3, ddsim's decoder, temperature 1")
+    assert {text.get_text() for text in ax.get_legend().get_texts()} >= set(names)

@@ -69,6 +69,8 @@ class Trees:
         self.gains = np.zeros((batch, self.most), np.float32)
         self.whole = np.full(batch, self.most, np.int32)
         self.tables: dict[int, CostTable] = {}  # by number of requests in the round
+        if policy.adaptive and cost is not None:
+            self._table(batch)  # in no round's time
 
     def plant(
         self,

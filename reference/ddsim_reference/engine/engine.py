@@ -307,6 +307,12 @@ class Engine:
             self.host_report.copy_(self.report, non_blocking=True)
             self.committed.record()
 
+    def sample(self, bucket: Bucket) -> None:
+        """Draw the choices as ``commit`` does above temperature 0, to time that alone."""
+        key, sample = ("sample", bucket.tokens, self.temperature), partial(self._sample, bucket)
+        self.graphs.prepare(key, sample)
+        self.graphs.run(key, sample)
+
     def draft(self) -> None:
         """Draft after the roots; ``drafted`` tells what."""
         if self.drafter is None:
