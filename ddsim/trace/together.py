@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
-from ddsim.files.locks import FolderLock
+from ddsim.files.locks import LOCK_FILE, FolderLock
 from ddsim.trace.reader import _Shard, _shard_path
 from ddsim.trace.schema import CHANGING_PROVENANCE, RECORDING_FILE, _check_agree, _leaves
 from ddsim.trace.writer import TraceWriter, _write_recording, _write_shard
@@ -24,28 +25,29 @@ Key = tuple[str, str, float]
 WAITING = ".parts"
 """Folder in a trace's, while several processes write it: their plan, and shards whose turn hasn't come."""
 
-PATIENCE = 120.0
-"""Seconds to wait for the trace's lock, and for a process that isn't there to come."""
+PATIENCE = 60.0
+"""Seconds to wait for the trace's lock, which others hold for moments."""
 
-MOMENT = 2.0
-"""Seconds to wait for the lock of an own share: another process may be looking whether it is held."""
+PAUSE = 0.5
+"""Seconds after which a process that has nothing to do looks again whether another one has died."""
 
 
 class Together(TraceWriter):
     """Writes one process's share of a trace that several write; as `TraceWriter` but for what follows.
 
-    The first process to come writes a plan: which sequences make which shard. Process ``rank`` of ``count`` writes the shards ``rank``,
-    ``rank + count`` and so on, under other names; whoever finds the next one of the trace there puts it in place and lists it, under
-    the folder's lock. So the trace is at all times a readable one, its order is the plan's whoever wrote what, and the one who puts the
-    last shard in place closes it. They need to share nothing but the folder. A run that was killed continues, by as many processes as
-    then are there: the plan and all shards written are kept.
+    The first process to come writes a plan: which sequences make which shard. Each process then takes one shard after another that is not
+    there and that nobody is at: a lock says so, which ends with its process. Process ``rank`` of ``count`` begins with the shards
+    ``rank``, ``rank + count`` and so on, then helps with what is left, also by processes that died. Whoever finds the next shard of the
+    trace written puts it in place and lists it, under the folder's lock. So the trace is at all times a readable one, its order is the
+    plan's whoever wrote what, and the one who puts the last shard in place closes it. They need to share nothing but the folder. A run
+    that was killed continues, by as many processes as then are there: the plan and all shards written are kept.
 
     Parameters
     ----------
     path, horizon, max_budget, vocab_size, provenance, kind
         As `TraceWriter` takes them; the same in all processes.
     rank, count : int
-        Which process this is, and how many there are.
+        Which process this is, and how many there are: so that they begin in different places.
     sequences : sequence of (workload, prompt_id, temperature)
         What all of them together are to record, in order; those that the trace has already are left out.
     batch : int
@@ -54,7 +56,7 @@ class Together(TraceWriter):
     Raises
     ------
     DdsimError
-        Another process records with other settings or other sequences, or is this ``rank`` already.
+        Another process records with other settings or other sequences.
 
     Examples
     --------
@@ -69,6 +71,8 @@ class Together(TraceWriter):
     ...             for workload, prompt, temperature in part:
     ...                 writer.add_sequence(workload=workload, prompt_id=prompt, temperature=temperature, **arrays)
     ...             writer.put(shard)
+    ...             if rank == 1:
+    ...                 break
     >>> [info.prompt_id for info in open_trace(folder).sequences]
     ['a', 'b', 'c']
     """
@@ -87,22 +91,23 @@ class Together(TraceWriter):
             self._planned()
         finally:
             self._lock.release()
-        self._mine = _locked(self._share_folder(rank), MOMENT) if self._plan else None
 
     def _locked(self) -> FolderLock:
-        return _locked(self.path, PATIENCE)
-
-    def _share_folder(self, rank: int) -> Path:
-        folder = self._waiting / f"process-{rank}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        began = time.monotonic()
+        while True:
+            try:
+                return FolderLock(self.path)
+            except DdsimError:
+                if time.monotonic() - began > PATIENCE:
+                    raise
+                time.sleep(0.05)
 
     @property
     def _waiting(self) -> Path:
         return self.path / WAITING
 
     def _shard_file(self, number: int) -> Path:
-        return self._waiting / f"shard-{number:05d}.parquet"
+        return self._waiting / f"{number:05d}" / "shard.parquet"
 
     def _planned(self) -> None:
         """Take the plan that is there, or make one; the folder is locked."""
@@ -138,10 +143,36 @@ class Together(TraceWriter):
             )
 
     def share(self) -> Iterator[tuple[int, list[Key]]]:
-        """(number of a shard, its sequences) of this process, but for those that are there."""
-        for number in range(self.rank, len(self._plan.get("parts", ())), self.count):
-            if not self._there(number):
-                yield number, self._parts[number]
+        """(number of a shard, its sequences), for as long as there are some that nobody has written or is at; `put` each."""
+        count = len(self._plan.get("parts", ()))
+        order = sorted(range(count), key=lambda number: ((number - self.rank) % self.count != 0, number))
+        taken = True
+        while taken:  # somebody may have died meanwhile
+            taken = False
+            for number in order:
+                lock = None if self._there(number) else self._free(number)
+                if lock is None:
+                    continue
+                try:
+                    if not self._there(number):  # it may have come just before
+                        taken = True
+                        yield number, self._parts[number]
+                finally:
+                    lock.release()
+        self._publish()
+
+    def _free(self, number: int) -> FolderLock | None:
+        """The lock of a shard, if nobody is at it."""
+        folder = self._shard_file(number).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = (folder / LOCK_FILE).exists()
+        try:
+            lock = FolderLock(folder)
+        except DdsimError:
+            return None
+        if begun:
+            warnings.warn(f"{self.path}: a process died at shard {number}; it is recorded anew", stacklevel=3)
+        return lock
 
     def _there(self, number: int) -> bool:
         return self._shard_file(number).exists() or _shard_path(self.path, self._plan["shard"] + number).exists()
@@ -190,63 +221,19 @@ class Together(TraceWriter):
         except FileNotFoundError:
             return []
 
-    def finish(self, told: Callable[[int], None] | None = None) -> None:
-        """Wait until the trace is whole; ``told`` is called with the sequences that are there meanwhile.
-
-        Raises
-        ------
-        DdsimError
-            A process has ended without its share.
-        """
-        gone: dict[int, float] = {}
-        while not self._publish():
-            if told is not None:
-                told(self.recorded())
-            for rank in range(self.count):
-                missing = [n for n in range(rank, len(self._parts), self.count) if not self._there(n)]
-                if rank == self.rank or not missing or self._runs(rank):
-                    gone.pop(rank, None)
-                elif time.monotonic() - gone.setdefault(rank, time.monotonic()) > PATIENCE:
-                    raise DdsimError(
-                        f"{self.path}: process {rank} of {self.count} is gone, and {sum(len(self._parts[n]) for n in missing)} of its "
-                        "sequences are missing; start the command again to record them"
-                    )
-            time.sleep(min(0.5, PATIENCE / 4))
-        if told is not None:
-            told(self.recorded())
-
-    def _runs(self, rank: int) -> bool:
-        """Whether a process holds the lock of that share."""
-        try:
-            FolderLock(self._share_folder(rank)).release()
-            return False
-        except DdsimError:
-            return True
+    def whole(self) -> bool:
+        """Whether the trace is; after a pause where others still are at it."""
+        if not self._publish():
+            time.sleep(PAUSE)
+            return self._publish()
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let another process take this share."""
-        if self._mine is not None:
-            self._mine.release()
-            self._mine = None
+        """Nothing: what was put is there, what was begun is another's to take."""
 
 
 def is_shared(path: Path) -> bool:
     """Whether several processes have begun a trace there and not finished it."""
     return (path / WAITING / "plan.json").exists()
-
-
-def _locked(folder: Path, patience: float) -> FolderLock:
-    """A folder's lock, which others hold for moments only."""
-    began = time.monotonic()
-    while True:
-        try:
-            return FolderLock(folder)
-        except DdsimError:
-            if time.monotonic() - began > patience:
-                raise
-            time.sleep(0.05)

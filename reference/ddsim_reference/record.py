@@ -499,14 +499,18 @@ def record(
             ) as together:  # fmt: skip
                 _check_prompts(out, together, chosen)
                 texts = {text.key: text for text in chosen}
-                for shard, names in together.share():
-                    part = [texts[name] for name in names]
-                    for number, (text, answer) in enumerate(zip(part, written(part), strict=True), 1):
-                        add(together, text, answer)
-                        say(together.recorded() + number, len(chosen))
-                    together.put(shard)
-                if process.rank == 0:
-                    together.finish(lambda done: say(done, len(chosen)))
+                whole = False
+                while not whole:
+                    for shard, names in together.share():
+                        part = [texts[name] for name in names]
+                        for number, (text, answer) in enumerate(zip(part, written(part), strict=True), 1):
+                            add(together, text, answer)
+                            say(together.recorded() + number, len(chosen))
+                        together.put(shard)
+                    whole = (
+                        process.rank > 0 or together.whole()
+                    )  # the first waits for the others, and for their work if they die
+                    say(together.recorded(), len(chosen))
             return Path(out)
         with TraceWriter(out, **shape) as writer:
             _check_prompts(out, writer, chosen)

@@ -302,9 +302,12 @@ def test_processes_record_what_one_does(
     assert [i.digest for i in two.sequences] == [i.digest for i in one.sequences] and two.fingerprint == one.fingerprint
     assert [i.prompt_id for i in whole.sequences] == [i.prompt_id for i in two.sequences]
     job["out"] = tmp_path / "both"
-    for rank in (1, 0):
-        process(monkeypatch, rank, 2)
-        record(**job)
+    told.clear()
+    process(monkeypatch, 1, 2)
+    with pytest.raises(KeyboardInterrupt):
+        record(**job, progress=pull_the_plug)
+    process(monkeypatch, 0, 2)
+    record(**job)
     assert open_trace(job["out"]).fingerprint == one.fingerprint
 
 
