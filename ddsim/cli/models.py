@@ -282,6 +282,7 @@ def profile(
     """Measure what verification, drafting and prompts cost on this device. A run that was stopped continues.
 
     With --engine, whole steps of a serving engine at every batch, K and context (default: 1 to 64 requests; 128 to 8,192 tokens).
+    --repeats sweeps take about half a minute each for an 8B target; starting the engine takes two minutes.
     """
     show = Out(json, [out, plot])
     if out == STDOUT:
@@ -379,6 +380,9 @@ def validate(
         list[int] | None,
         typer.Option("--batch", "-b", min=1, help="Prompts a call (repeatable; default: 1, 8, 32). (--engine)"),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Decode in an engine without a drafter too. (--engine)")
+    ] = False,
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
@@ -388,7 +392,8 @@ def validate(
 ) -> None:
     """Decode for real what replay predicts, and compare throughput and accepted lengths.
 
-    With --engine, a serving engine decodes with every K and with the exported schedule; its costs are measured first.
+    With --engine, a serving engine decodes with every K and with the exported schedule; its costs are measured before and after. A run
+    that was stopped continues.
     """
     show = Out(json, [out, plot])
     _check_plot(plot)
@@ -405,8 +410,8 @@ def validate(
             raise DdsimError("validate: needs --target, --drafter and -o FILE (or --show FILE alone)")
         _one_of("--dtype", dtype, DTYPES)
         _one_of("--widen", widen, WIDTHS)
-        if engine is None and (k or batch):
-            raise DdsimError("validate: --k and --batch are for --engine")
+        if engine is None and (k or batch or plain):
+            raise DdsimError("validate: --k, --batch and --plain are for --engine")
         if engine is not None and (widen or policy or eager_budget or temperature or profile):
             raise DdsimError(
                 "validate --engine: takes no --widen, --policy, --eager-budget, --temperature or --profile; "
@@ -420,7 +425,7 @@ def validate(
             }  # fmt: skip
             if engine is not None:
                 common |= {name: value for name, value in (("batches", batch), ("ks", k)) if value}
-                result = reference("engines").validate_engine(engine=engine, **common)
+                result = reference("engines").validate_engine(engine=engine, plain=plain, **common)
             else:
                 result = reference("validate").validate(
                     widen=widen, largest=max_budget, eager_budget=eager_budget, head=head, temperature=temperature,

@@ -157,6 +157,12 @@ def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None
     show.say(f"Of {asked} pairs of K more than 2 % apart {right} are in the predicted order.")
     best = ", ".join(f"{one['ratio']:.3f} at {one['batch']}" for one in document["schedule_over_best"])
     show.say(f"The exported schedule over the best K, by batch: {best}.")
+    plain = [(row["batch"], row["measured"]["tokens_per_second"]) for row in document.get("without_drafter") or ()]
+    if plain:
+        words = ", ".join(f"{speed:,.0f} at {batch}" for batch, speed in plain)
+        show.say(f"An engine without a drafter decodes tokens/s, by batch: {words}.")
+    for note in document.get("notes", ()):
+        show.say(f"Note: {note}")
     if plot is not None:
         from ddsim.view.checks import predicted_measured
 

@@ -74,13 +74,14 @@ def decoded(pair: tuple[str, str], prompts: dict[tuple[str, str], list[int]]) ->
 
 def running(answers: dict[tuple[int, ...], Any], ks: tuple[int, ...] = (7, 3, 1, 0), **options: Any) -> vllm.Vllm:
     fake = FakeEngine(answers, block=7, **options)
-    return vllm.Vllm(fake, ks, "0.26.0", clock=fake.clock, sampling=lambda most, stop: (most, stop))
+    wait = fake.wait if "host" in options else None
+    return vllm.Vllm(fake, ks, "0.26.0", clock=fake.clock, sampling=lambda most, stop: (most, stop), wait=wait)
 
 
 def test_a_profile_holds_what_steps_cost(pair: tuple[str, str], tmp_path: Path) -> None:
     engine = running({})
     path = engines.profile_engine(
-        engine="vllm", target=pair[0], drafter=pair[1], out=tmp_path / "p.json", batches=(1, 2, 8), contexts=(512, 1024),
+        engine="vllm", target=pair[0], drafter=pair[1], out=tmp_path / "p.json", batches=(1, 2, 8), contexts=(128, 384),
         started=engine,
     )  # fmt: skip
     profile = read_profile(path)
@@ -89,22 +90,105 @@ def test_a_profile_holds_what_steps_cost(pair: tuple[str, str], tmp_path: Path) 
     assert profile.provenance["acceptance"] == "synthetic: nothing accepted"
     assert profile.provenance["flags"]["async_scheduling"] is True
     assert {(s.tokens, s.context, s.batch) for s in profile.verify} == {
-        (b * (k + 1), c, b) for b in (1, 2, 8) for c in (512, 1024) for k in (0, 1, 3, 7)
+        (b * (k + 1), c, b) for b in (1, 2, 8) for c in (128, 384) for k in (0, 1, 3, 7)
     }
     for sample in profile.verify:
         expected = engine.engine.seconds(sample.tokens, sample.batch, sample.context)
         np.testing.assert_allclose(sample.seconds, expected, rtol=1e-3)
         assert len(sample.seconds) == 2 * costs.COUNT
     assert "whole steps" in fit_cost(profile).explain()
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_no_room_for_a_batch_leaves_it_out() -> None:
     engine = running({})
     engine.engine.vllm_config.cache_config.num_gpu_blocks = 100
-    samples, _ = costs.measure(engine, batches=(1, 2, 4), contexts=(512,))
-    assert {s.batch for s in samples} == {1, 2}
+    sweeps = costs.Sweeps(engine, batches=(1, 2, 4), contexts=(512,))
+    sweeps.sweep()
+    assert {s.batch for s in sweeps.samples()} == {1, 2}
     with pytest.raises(DdsimError, match=r"cache of 1,600 tokens has no room"):
-        costs.measure(engine, batches=(1,), contexts=(2048,))
+        costs.Sweeps(engine, batches=(1,), contexts=(2048,))
+
+
+def test_steps_of_the_host_are_told(pair: tuple[str, str], tmp_path: Path) -> None:
+    """A step that begins when the GPU has nothing left to do takes the host's time alone."""
+    for host, said in ((0.0039, True), (0.0005, False)):
+        engine = running({}, host=host)
+        sweeps = costs.Sweeps(engine, batches=(1, 2), contexts=(64,))
+        sweeps.sweep()
+        share = sweeps.how()["host_share"]
+        assert share["points"] == 8
+        assert share["median"] == pytest.approx(host / 0.0042, rel=0.1)
+        assert (costs.host_bound(sweeps.how()) is not None) == said
+        for sample in sweeps.samples():
+            expected = engine.engine.seconds(sample.tokens, sample.batch, sample.context)
+            np.testing.assert_allclose(sample.seconds, expected, rtol=1e-3)
+
+
+def test_a_run_that_was_stopped_goes_on(
+    pair: tuple[str, str], prompts: tuple[str, dict[tuple[str, str], list[int]]], tmp_path: Path
+) -> None:
+    """Whatever it stops at, what was measured before is neither lost nor measured again."""
+    answers = decoded(pair, prompts[1])
+    given: dict[str, Any] = {
+        "engine": "vllm", "target": pair[0], "drafter": pair[1], "prompts": [prompts[0]], "encoded": prompts[1], "limit": None,
+        "max_new_tokens": NEW, "batches": (1, 4), "profile_batches": (1, 4), "contexts": (16, 64), "device": "cpu",
+        "repeats": 2, "turns": 1,
+    }  # fmt: skip
+    engine = running(answers)
+    before = engine.engine.breaks
+    whole = engines.validate_engine(out=tmp_path / "whole.json", started=engine, **given)
+    steps, out, kept = before - engine.engine.breaks, tmp_path / "v.json", 1
+    for share in (0.4, 0.5):
+        engine = running(answers)
+        engine.engine.breaks = int(share * steps)
+        with pytest.raises(KeyboardInterrupt):
+            engines.validate_engine(out=out, started=engine, **given)
+        assert not out.exists()
+        lines = len((tmp_path / "v.json.part").read_text().splitlines())
+        assert lines > kept
+        kept = lines
+    engine = running(answers)
+    engine.engine.breaks = int(0.7 * steps)
+    result = engines.validate_engine(out=out, started=engine, **given)
+    assert [row["measured"] for row in result["rows"]] == [
+        {name: pytest.approx(value, rel=1e-6) for name, value in row["measured"].items()} for row in whole["rows"]
+    ]
+    assert not list(tmp_path.glob("*.part"))
+    (tmp_path / "v.json.part").write_text('{"about":{"kind":"validation"}}\n')
+    with pytest.raises(DdsimError, match=r"v\.json\.part: holds part of another run \(\w+ differs\)"):
+        engines.validate_engine(out=out, started=running(answers), **given)
+    (tmp_path / "v.json.part").write_text("not JSON\n")
+    with pytest.raises(DdsimError, match=r"v\.json\.part, line 1: not JSON"):
+        engines.validate_engine(out=out, started=running(answers), **given)
+
+
+def test_an_engine_without_a_drafter(
+    pair: tuple[str, str],
+    prompts: tuple[str, dict[tuple[str, str], list[int]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = decoded(pair, prompts[1])
+    fake = FakeEngine(answers, block=0)
+    fake.lookup = fake.engine_core.engine_core.scheduler.dynamic_sd_lookup = None  # type: ignore[assignment]
+    plain = vllm.Vllm(fake, (0,), "0.26.0", clock=fake.clock, sampling=lambda most, stop: (most, stop))
+    monkeypatch.setattr(compare, "apart", lambda work, *given: work(*given, plain))
+    result = engines.validate_engine(
+        engine="vllm", target=pair[0], drafter=pair[1], out=tmp_path / "v.json", prompts=[prompts[0]], encoded=prompts[1],
+        limit=None, max_new_tokens=NEW, batches=(1, 4), profile_batches=(1, 4), contexts=(16, 64), device="cpu", repeats=2,
+        turns=2, plain=True, started=running(answers),
+    )  # fmt: skip
+    assert [(row["batch"], len(row["turns"])) for row in result["without_drafter"]] == [(1, 1), (4, 2)]
+    for row, batch in zip(result["without_drafter"], (1, 4), strict=True):
+        drafting = next(r for r in result["rows"] if (r["batch"], r["k"]) == (batch, "0"))
+        assert row["measured"]["tokens_per_second"] == pytest.approx(
+            drafting["measured"]["tokens_per_second"], rel=1e-6
+        )
+
+
+def test_work_apart_comes_back() -> None:
+    assert compare.apart(sorted, [3, 1, 2]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -205,7 +289,9 @@ def test_refusals(pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.Mon
         ({"engine": "sglang"}, 'engine "sglang": can\'t be driven here'),
         ({"ks": (0, 9)}, "K 9: must be 0 to 7"),
         ({"ks": (0,)}, "at least two"),
-        ({"repeats": 0}, "must be at least 1"),
+        ({"repeats": 0}, "repeats 0: must be from 1"),
+        ({"batches": ()}, "must be at least 1"),
+        ({"contexts": (1024,)}, "context 1,024: the target was made for 512 tokens"),
         ({"target": str(tmp_path / "none")}, "no such folder"),
         ({"target": "some.gguf"}, "folders in Hugging Face format; ddsim convert writes them"),
         ({"drafter": pair[0]}, "config.json"),

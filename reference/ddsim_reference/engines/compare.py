@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from itertools import combinations
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,13 @@ from ddsim.trace.trace import Trace
 from ddsim.view import checks as _checks
 from ddsim.view import style as _style
 from ddsim_reference.engines import costs, vllm
+from ddsim_reference.engines.journal import Journal
 from ddsim_reference.engines.predict import NOTHING, Prices, Told, drain
-from ddsim_reference.limits import check_sampling
+from ddsim_reference.limits import MOST_REPEATS, check_range, check_sampling
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import checkpoint_folder, load_drafter, load_target, read_tokenizer
 from ddsim_reference.model.config import ModelConfig
-from ddsim_reference.model.device import check_device
+from ddsim_reference.model.device import check_device, number_type
 from ddsim_reference.model.workloads import Prompt, choose_prompts, encode_all
 from ddsim_reference.record import marginals
 
@@ -35,6 +40,8 @@ KIND = "ddsim-engine-validation"
 SCHEMA_VERSION = 1
 BATCHES = (1, 8, 32)
 STATIC = (0, 3, 7, 15)
+TYPICAL = 8
+"""Requests side by side: the exported schedule rests on what was written at the batch nearest to it."""
 CANDIDATES = 64
 """Kept of each marginal: chains ask for the best alone."""
 MEMORY = 0.45
@@ -46,14 +53,21 @@ Answers = list[list[int]]
 
 
 class Recorder:
-    """Traces over answers that are given, with a float32 copy of the pair; an answer is recorded once."""
+    """Traces over answers that are given, with a copy of the pair as the engine has it; an answer is recorded once."""
 
     def __init__(
-        self, target: str, drafter: str, device: str, prompts: Sequence[Sequence[int]], about: Sequence[Prompt]
+        self,
+        target: str,
+        drafter: str,
+        device: str,
+        dtype: str,
+        prompts: Sequence[Sequence[int]],
+        about: Sequence[Prompt],
     ) -> None:
         self.prompts, self.about = prompts, about
-        self.config, self.weights, _ = load_target(target, device=device, with_tokenizer=False)
-        self.shape, self.drafter = load_drafter(drafter, device=device, target=self.weights)
+        kind = number_type(dtype)
+        self.config, self.weights, _ = load_target(target, dtype=kind, device=device, with_tokenizer=False)
+        self.shape, self.drafter = load_drafter(drafter, dtype=kind, device=device, target=self.weights)
         self.layers = forward.target_layers(self.config, self.weights)
         self.known: dict[tuple[int, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -108,6 +122,57 @@ def groups_of(count: int, batch: int) -> list[list[int]]:
     return [list(range(i, min(i + batch, count))) for i in range(0, count, batch)]
 
 
+class Turns:
+    """Turns of calls with all prompts, ``batch`` of them a call, under schedules that have names.
+
+    Before a schedule's first turn at a batch one call isn't counted: things compile and load while it drains.
+    """
+
+    def __init__(
+        self, engine: vllm.Vllm, prompts: Answers, most: int, stop: Sequence[int], journal: Journal | None = None
+    ) -> None:
+        self.engine, self.prompts, self.most, self.stop, self.journal = engine, prompts, most, stop, journal
+        self.found: dict[tuple[int, str], list[tuple[Told, Answers]]] = {}
+        self.warm: set[tuple[int, str]] = set()
+
+    def take(self, batch: int, name: str, ranges: vllm.Ranges) -> None:
+        """One more turn."""
+        turns = self.found.setdefault((batch, name), [])
+        label = f"turn {len(turns)}: K {name} at {batch}"
+        kept = None if self.journal is None else self.journal.get(label)
+        if kept is None:
+            kept = self._decoded(batch, name, ranges)
+            if self.journal is not None:
+                kept = self.journal.put(label, kept)
+        turns.append((Told(**kept["told"] | {"tpot": tuple(kept["told"]["tpot"])}), kept["answers"]))
+
+    def _decoded(self, batch: int, name: str, ranges: vllm.Ranges) -> dict[str, Any]:
+        self.engine.schedule(ranges)
+        groups = [[self.prompts[i] for i in group] for group in groups_of(len(self.prompts), batch)]
+        if (batch, name) not in self.warm:
+            self.engine.decode(groups[0], self.most if batch > 1 else min(self.most, 24), self.stop)
+            self.warm.add((batch, name))
+        gc.collect()  # not while it decodes
+        calls = [self.engine.decode(group, self.most, self.stop) for group in groups]
+        return {
+            "told": asdict(sum(map(told, calls), NOTHING)),
+            "answers": [answer for call in calls for answer in call.tokens],
+        }
+
+    def answers(self, batch: int, name: str) -> Answers:
+        """Of the last turn."""
+        return self.found[batch, name][-1][1]
+
+    def speeds(self, batch: int, name: str) -> list[float]:
+        """Tokens a second of every turn."""
+        return [one.to_json()["tokens_per_second"] for one, _ in self.found[batch, name]]
+
+    def middle(self, batch: int, name: str) -> Told:
+        """The turn of median tokens a second; of two in the middle the slower."""
+        speeds = self.speeds(batch, name)
+        return self.found[batch, name][int(np.argsort(speeds)[(len(speeds) - 1) // 2])][0]
+
+
 def predicted(positions: Positions, price: Prices, ranges: vllm.Ranges, batch: int, *, lag: int, most: int) -> Told:
     """The same calls, simulated."""
     k_of = Schedule([(a, b, k) for a, b, k in ranges]).k
@@ -130,8 +195,9 @@ def validate_engine(
     ks: Sequence[int] | None = None,
     profile_batches: Sequence[int] | None = None,
     contexts: Sequence[int] = (128, 512),
-    repeats: int = 2,
-    turns: int = 2,
+    repeats: int = 4,
+    turns: int = 3,
+    plain: bool = False,
     tolerance: float | None = None,
     dtype: str = "bfloat16",
     device: str = "cuda",
@@ -144,7 +210,8 @@ def validate_engine(
     """Hold predictions against an engine: profile it, record over what it wrote, predict, and let it decode with every K.
 
     The engine decodes ``batch`` prompts a call; the next call begins when the last answer has ended. Predictions rest on its
-    steps' costs and on the answers that it wrote at K = 0.
+    steps' costs, half of which are measured before it decodes and half after, and on the answers that it wrote at K = 0 at that
+    batch: other batches round otherwise, and the answer that takes most rounds tells how long a call is.
 
     Parameters
     ----------
@@ -152,7 +219,7 @@ def validate_engine(
     target, drafter : str
         Folders in Hugging Face format.
     out : path
-        JSON of everything.
+        JSON of everything. What is measured meanwhile is kept beside it; a run that was stopped goes on there.
     prompts, limit, max_new_tokens
         Workloads or JSONL files, at most so many prompts of each workload, and the longest answer.
     batches : sequence of int
@@ -163,11 +230,13 @@ def validate_engine(
     profile_batches, contexts, repeats
         Of the profile.
     turns : int
-        Times that calls of more than one prompt are repeated.
+        Times that calls of more than one prompt are repeated, all Ks in turn; the one of median tokens a second counts.
+    plain : bool
+        Decode without a drafter too, in an engine of its own in another process, before all else.
     tolerance : float, optional
         Largest relative error of tokens a second; ``passed`` tells whether all rows keep it.
     dtype, device : str
-        The engine's, and where the recording is made, in float32.
+        The engine's, and where the recording is made.
     encoded : dict, optional
         Token ids by (workload, prompt id), for machines without the tokenizer.
     plot_path : path, optional
@@ -179,9 +248,11 @@ def validate_engine(
     -------
     dict
         What ``out`` holds. ``rows``: a batch and K each, predicted beside measured (tokens a round, milliseconds a step, tokens a
-        second, TPOT), ``on_its_text``: the same prediction over the text of that very run, ``same_text``: answers equal to those at
-        K = 0. ``order``: pairs of Ks, more than 2 % apart, whose order was predicted right, by batch. ``schedule_over_best``: the
-        exported schedule's measured tokens a second over the best K's, by batch; ``schedule_over_block``: over the whole block's.
+        second, TPOT), ``turns``: tokens a second of each, ``on_its_text``: the same prediction over the text of that very run,
+        ``same_text``: answers equal to those at K = 0. ``order``: pairs of Ks, more than 2 % apart, whose order was predicted right,
+        by batch. ``schedule_over_best``: the exported schedule's measured tokens a second over the best K's, by batch;
+        ``schedule_over_block``: over the whole block's. ``without_drafter``: what an engine without one measured, by batch.
+        ``notes``: what else should be known.
 
     Raises
     ------
@@ -193,95 +264,147 @@ def validate_engine(
         vllm.known_version()
         check_device(torch.device(device))
     check_sampling(max_new_tokens=max_new_tokens, temperature=0.0, seed=seed, batch=max(batches, default=0))
+    check_range("repeats", repeats, 2, MOST_REPEATS, ", half of them before decoding")
     if max_new_tokens < 2 or min(batches, default=0) < 1 or turns < 1:
         raise DdsimError("validate: max_new_tokens must be at least 2, batches and turns at least 1")
     config, shape = vllm.read_pair(target, drafter)
     static = sorted({k for k in STATIC if k <= shape.horizon} | {0, shape.horizon} if ks is None else {0, *ks})
     measured_ks = costs.drafted(shape.horizon, [*static, *costs.drafted(shape.horizon)])
+    contexts = costs.check_contexts(contexts, config)
     chosen = choose_prompts(prompts, limit)
     ids = _encode(target, chosen, config, max_new_tokens, encoded)
     most = max(batches)
     sizes = [b for b in costs.BATCHES if b < most] + [most] if profile_batches is None else list(profile_batches)
-    longest = max(max(map(len, ids)) + max_new_tokens, max(contexts) + costs.longest(repeats, measured_ks))
+    longest = max(max(map(len, ids)) + max_new_tokens, max(contexts) + costs.longest(measured_ks))
+    about = costs.described(target, drafter, dtype)
+    said = {
+        "kind": "validation", "pair": about | {"measured": ""}, "prompts": ids, "max_new_tokens": max_new_tokens,
+        "ks": measured_ks, "batches": sizes, "contexts": contexts, "dtype": dtype, "seed": seed,
+    }  # fmt: skip
+    journal = Journal(out, said)
+    without = None
+    if plain:
+        without = journal.get("without a drafter")
+        if without is None:
+            options = {"length": longest, "dtype": dtype, "seed": seed}
+            without = apart(
+                plain_rows, target, ids, list(batches), turns, max_new_tokens, config.eos_token_ids, options
+            )
+            journal.put("without a drafter", without)
+        progress("decoded without a drafter")
     running = started or vllm.start(
-        target, drafter, block=shape.horizon, ks=measured_ks, seats=max(sizes), length=longest, dtype=dtype, seed=seed,
-        memory=MEMORY,
+        target, drafter, block=shape.horizon, ks=measured_ks, seats=max(sizes),
+        length=min(longest, config.max_position_embeddings), dtype=dtype, seed=seed, memory=MEMORY,
     )  # fmt: skip
     progress(f"started {running.title} {running.version}")
-    samples, how = costs.measure(running, batches=sizes, contexts=contexts, repeats=repeats, seed=seed)
-    profile = costs.profile_of(running, samples, costs.described(target, drafter, dtype) | how)
+    sweeps = costs.Sweeps(running, batches=sizes, contexts=contexts, seed=seed, journal=journal)
+    for _ in range((repeats + 1) // 2):
+        sweeps.sweep()
+        progress(f"profiled, sweep {sweeps.done}")
+    before = fit_cost(costs.profile_of(running, sweeps.samples(), about | sweeps.how()))
+
+    every: dict[str, vllm.Ranges] = {str(k): [(1, running.seats, k)] for k in static}
+    decoded = Turns(running, ids, max_new_tokens, config.eos_token_ids, journal)
+    for batch in batches:
+        decoded.take(batch, "0", every["0"])
+    recorder = Recorder(target, drafter, device, dtype, ids, chosen)
+    recorded = {batch: recorder(decoded.answers(batch, "0")) for batch in batches}
+    trace = recorded[min(batches, key=lambda b: abs(b - TYPICAL))]
+    progress(f"recorded over {len(trace)} tokens that it wrote")
+    ranges = schedule_ranges(best_chains(trace, before, requests=min(most, max(sizes))))
+    every["schedule"] = ranges
+    for batch in batches:
+        for turn in range(turns if batch > 1 else 1):
+            for name, one in every.items():
+                if (turn, name) != (0, "0"):
+                    decoded.take(batch, name, one)
+            progress(f"decoded at batch {batch}, turn {turn + 1}")
+    for _ in range(repeats // 2):
+        sweeps.sweep()
+        progress(f"profiled, sweep {sweeps.done}")
+
+    profile = costs.profile_of(running, sweeps.samples(), about | sweeps.how())
     cost = fit_cost(profile)
     price = Prices(cost)
-    progress("profiled")
-
-    def run(batch: int, ranges: vllm.Ranges) -> tuple[Told, Answers]:
-        """Decode everything; the first call, in which things compile, doesn't count."""
-        running.schedule(ranges)
-        groups = groups_of(len(ids), batch)
-        running.decode([ids[i] for i in groups[0]], min(max_new_tokens, 24), config.eos_token_ids)
-        calls: list[Told] = []
-        answers: Answers = []
-        for _ in range(turns if batch > 1 else 1):
-            answers = []
-            for group in groups:
-                call = running.decode([ids[i] for i in group], max_new_tokens, config.eos_token_ids)
-                calls.append(told(call))
-                answers += call.tokens
-        return sum(calls, NOTHING), answers
-
-    every: dict[int, vllm.Ranges] = {k: [(1, running.seats, k)] for k in static}
-    decoded = {(batch, "0"): run(batch, every[0]) for batch in batches}
-    recorder = Recorder(target, drafter, device, ids, chosen)
-    plain = decoded[min(batches, key=lambda b: abs(b - 8)), "0"][1]
-    recorded = recorder(plain)
-    progress(f"recorded over {len(recorded)} tokens that it wrote")
-    choices = best_chains(recorded, cost, requests=min(most, max(sizes)))
-    ranges = schedule_ranges(choices)
-    names: dict[str, vllm.Ranges] = {str(k): one for k, one in every.items()} | {"schedule": ranges}
     rows = []
-    for batch in batches:
-        for name, one in names.items():
-            if (batch, name) not in decoded:
-                decoded[batch, name] = run(batch, one)
-            measured, answers = decoded[batch, name]
-            options: dict[str, Any] = {"lag": running.lag, "most": max_new_tokens}
-            before = predicted(recorded, price, one, batch, **options).to_json()
-            own = predicted(recorder(answers), price, one, batch, **options).to_json()
-            rows.append(row_of(batch, name, before, measured.to_json(), own, answers, plain))
-        progress(f"decoded at batch {batch}")
+    simulated: dict[str, Any] = {"lag": running.lag, "most": max_new_tokens}
+    with cost.one_warning():
+        for batch in batches:
+            for name, one in every.items():
+                answers = decoded.answers(batch, name)
+                expected = predicted(recorded[batch], price, one, batch, **simulated)
+                own = predicted(recorder(answers), price, one, batch, **simulated)
+                measured = decoded.middle(batch, name)
+                row = row_of(batch, name, expected, measured, own, answers, decoded.answers(batch, "0"))
+                rows.append(row | {"turns": decoded.speeds(batch, name)})
+            progress(f"predicted at batch {batch}")
     document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "kind": KIND,
-        "label": f"{Path(target).name} in {running.title} {running.version}",
+        "label": f"{about['target']} in {running.title} {running.version}",
         "provenance": profile.provenance
-        | {"trace": recorded.fingerprint, "prompts": len(ids), "max_new_tokens": max_new_tokens},
+        | {"trace": trace.fingerprint, "prompts": len(ids), "max_new_tokens": max_new_tokens, "turns": turns},
         "cost": cost.explain(),
         "schedule": [list(one) for one in ranges],
         "rows": rows,
         **summary(rows, shape.horizon),
+        "without_drafter": without,
+        "notes": [note for note in (costs.host_bound(profile.provenance),) if note],
         "profile": profile.to_json(),
     }
     if tolerance is not None:
         document |= {"tolerance": tolerance, "passed": document["tokens_per_second_error"]["worst"] <= tolerance}
     write_document(out, document)
+    journal.remove()
+    running.close()
     if plot_path is not None:
         draw(document, plot_path)
     return document
 
 
+def plain_rows(
+    target: str,
+    ids: Answers,
+    batches: Sequence[int],
+    turns: int,
+    most: int,
+    stop: Sequence[int],
+    options: dict[str, Any],
+    started: vllm.Vllm | None = None,
+) -> list[dict[str, Any]]:
+    """What an engine without a drafter measures, a row a batch."""
+    engine = started or vllm.start(target, None, block=0, ks=(0,), seats=max(batches), **options)
+    decoded = Turns(engine, ids, most, stop)
+    for batch in batches:
+        for _ in range(turns if batch > 1 else 1):
+            decoded.take(batch, "0", [(1, max(batches), 0)])
+    rows = [
+        {"batch": batch, "measured": decoded.middle(batch, "0").to_json(), "turns": decoded.speeds(batch, "0")}
+        for batch in batches
+    ]
+    engine.close()
+    return rows
+
+
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """What ``work`` returns, from a process of its own: what it holds of the GPU's memory is free afterwards."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
 def row_of(
-    batch: int, name: str, before: dict[str, float], measured: dict[str, float], own: dict[str, float],
-    answers: Answers, plain: Answers,
-) -> dict[str, Any]:  # fmt: skip
+    batch: int, name: str, expected: Told, measured: Told, own: Told, answers: Answers, plain: Answers
+) -> dict[str, Any]:
     """A batch and K: predicted beside measured."""
+    before, after, text = expected.to_json(), measured.to_json(), own.to_json()
     return {
         "batch": batch,
         "k": name,
         "predicted": before,
-        "measured": measured,
-        "on_its_text": own,
-        "tokens_per_second_error": before["tokens_per_second"] / measured["tokens_per_second"] - 1,
-        "error_on_its_text": own["tokens_per_second"] / measured["tokens_per_second"] - 1,
+        "measured": after,
+        "on_its_text": text,
+        "tokens_per_second_error": before["tokens_per_second"] / after["tokens_per_second"] - 1,
+        "error_on_its_text": text["tokens_per_second"] / after["tokens_per_second"] - 1,
         "answers": len(answers),
         "same_text": sum(a == b for a, b in zip(answers, plain, strict=True)),
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ddsim
@@ -14,16 +17,29 @@ from ddsim.cost.imports import WHOLE_STEPS
 from ddsim.cost.profile import Profile, VerifySample
 from ddsim.errors import DdsimError
 from ddsim_reference.engines import vllm
-from ddsim_reference.limits import LARGEST_SEED, check_range
+from ddsim_reference.engines.journal import Journal
+from ddsim_reference.limits import LARGEST_SEED, MOST_REPEATS, check_range
+from ddsim_reference.model.checkpoint import checkpoint_folder
+from ddsim_reference.model.config import ModelConfig
 from ddsim_reference.model.device import device_name
+from ddsim_reference.model.fields import read_json
 
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 28, 32, 48, 64)
 CONTEXTS = (128, 512, 2048, 8192)
 KS = (0, 1, 3, 7, 15)
 """K + 1 divides the sizes that vLLM captures graphs at; another K can take the graphs of smaller ones away."""
 
-WARM, COUNT = 4, 8
-"""Steps after a change of K that aren't timed, and that are."""
+WARM, COUNT, ALONE = 4, 8, 2
+"""Steps after a change of K that aren't timed, that are, and that begin when the GPU has nothing left to do."""
+
+HOST = 0.9
+"""Share of a step's seconds from which on its work on the host is what it takes."""
+
+SHORT, MOST_CACHED = 512, 1 << 17
+"""Longer contexts are measured at powers of two of requests only, up to so many tokens, unless batches are given: prompts take time."""
+
+Point = tuple[int, int]
+"""A context and a number of requests."""
 
 
 def drafted(block: int, ks: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -47,52 +63,128 @@ def drafted(block: int, ks: Sequence[int] | None = None) -> tuple[int, ...]:
     return tuple(found)
 
 
-def measure(
-    engine: vllm.Vllm,
-    *,
-    batches: Sequence[int] = BATCHES,
-    contexts: Sequence[int] = CONTEXTS,
-    repeats: int = 2,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[VerifySample], dict[str, Any]]:
-    """Seconds of whole steps over batch, K and context, and how they were measured.
+class Sweeps:
+    """Seconds of whole steps over batch, K and context, measured a sweep at a time.
 
-    Nothing is accepted where the engine can be told so; what is accepted changes how fast contexts grow, not what a step does.
-    Combinations that the engine has no room for are left out. What compiles at a batch's first step is not timed.
+    A sweep takes every combination once; the next ones take them, and the Ks, the other way around. So what happens on the machine
+    meanwhile falls on all of them alike, and sweeps can lie before and after other work. Nothing is accepted where the engine can be
+    told so: what is accepted changes how fast contexts grow, not what a step does. Combinations that the engine has no room for are
+    left out. What compiles or loads at a batch's first steps is not timed.
+
+    Parameters
+    ----------
+    engine : Vllm
+    batches, contexts : sequence of int
+    seed : int
+    journal : Journal, optional
+        Where measurements are kept.
+    progress : callable, optional
+        Called after every combination.
+
+    Raises
+    ------
+    DdsimError
+        No combination has room.
     """
-    grow = repeats * len(engine.ks) * (WARM + COUNT)
-    fixed = engine.accept([0.0] * max(engine.ks))
-    largest = max(engine.ks) + 1
-    points = [
-        (c, b)
-        for c in sorted(set(contexts))
-        for b in sorted(set(batches))
-        if b <= engine.seats and b * (c + grow * (1 if fixed else largest)) <= engine.room
-    ]
-    if not points:
-        raise DdsimError(f"profile: its cache of {engine.room:,} tokens has no room for these batches and contexts")
-    samples, seen = [], set()
-    try:
-        for done, (context, batch) in enumerate(points):
-            if batch not in seen:
-                engine.steps(batch, context, repeats=1, warm=1, count=1, seed=seed)
-                seen.add(batch)
-            found = engine.steps(batch, context, repeats=repeats, warm=WARM, count=COUNT, seed=seed)
-            for k in engine.ks:
-                seconds = tuple(s for steps in found if steps.k == k for s in steps.seconds)
-                if not seconds:
-                    raise DdsimError(f"profile: no step of {batch} requests at a context of {context} was whole")
-                samples.append(VerifySample(batch * (k + 1), context, batch, seconds))
-            if progress is not None:
-                progress(done + 1, len(points))
-    finally:
+
+    def __init__(
+        self,
+        engine: vllm.Vllm,
+        *,
+        batches: Sequence[int] = BATCHES,
+        contexts: Sequence[int] = CONTEXTS,
+        seed: int = 0,
+        journal: Journal | None = None,
+        progress: Callable[[], object] | None = None,
+    ) -> None:
+        self.engine, self.seed, self.journal, self.progress = engine, seed, journal, progress
+        grow, largest = len(engine.ks) * (WARM + COUNT + ALONE), max(engine.ks) + 1
+        self.fixed = engine.accept([0.0] * largest)
         engine.accept(None)
-    how = {
-        "acceptance": "synthetic: nothing accepted" if fixed else "as the target says",
-        "warm_steps": WARM, "steps": COUNT, "repeats": repeats, "seed": seed, "ks": sorted(engine.ks),
-    }  # fmt: skip
-    return samples, how
+        self.points: list[Point] = [
+            (c, b)
+            for c in sorted(set(contexts))
+            for b in sorted(set(batches))
+            if b <= engine.seats and b * (c + grow * (1 if self.fixed else largest)) <= engine.room
+            if batches is not BATCHES or c <= SHORT or (b & (b - 1) == 0 and b * c <= MOST_CACHED)
+        ]
+        if not self.points:
+            raise DdsimError(f"profile: its cache of {engine.room:,} tokens has no room for these batches and contexts")
+        self.done = 0
+        self.seen: set[int] = set()
+        self.found: dict[tuple[int, int, int], tuple[list[float], list[float]]] = {}
+
+    def sweep(self) -> None:
+        """Measure every combination once more."""
+        gc.collect()  # not while it steps
+        self.engine.accept([0.0] * (max(self.engine.ks) + 1))
+        try:
+            for context, batch in self.points[:: -1 if self.done % 2 else 1]:
+                for k, seconds, host in self._steps(context, batch):
+                    known = self.found.setdefault((batch, context, k), ([], []))
+                    known[0].extend(seconds)
+                    known[1].extend(host)
+                if self.progress is not None:
+                    self.progress()
+        finally:
+            self.engine.accept(None)
+        self.done += 1
+
+    def _steps(self, context: int, batch: int) -> list[tuple[int, list[float], list[float]]]:
+        """K, seconds, and those on the host alone, of one combination in this sweep."""
+        name = f"steps {self.done}: {batch} at {context}"
+        before = None if self.journal is None else self.journal.get(name)
+        if before is not None:
+            return [(k, seconds, host) for k, seconds, host in before]
+        if batch not in self.seen:
+            self.engine.steps(batch, context, warm=1, count=1, seed=self.seed)
+            self.seen.add(batch)
+        steps = self.engine.steps(
+            batch, context, warm=WARM, count=COUNT, alone=ALONE, down=bool(self.done % 2), seed=self.seed
+        )
+        found = [(one.k, list(one.seconds), list(one.host)) for one in steps]
+        if self.journal is not None:
+            self.journal.put(name, found)
+        return found
+
+    def samples(self) -> list[VerifySample]:
+        """What all sweeps so far found, one sample a batch, K and context."""
+        for (batch, context, k), (seconds, _) in self.found.items():
+            if not seconds:
+                raise DdsimError(f"profile: no step of {batch} requests at K {k} and a context of {context} was whole")
+        return [VerifySample(b * (k + 1), c, b, tuple(seconds)) for (b, c, k), (seconds, _) in self.found.items()]
+
+    def how(self) -> dict[str, Any]:
+        """How they were measured, and of how many combinations a step is the host's work."""
+        found: dict[str, Any] = {
+            "acceptance": "synthetic: nothing accepted" if self.fixed else "as the target says",
+            "warm_steps": WARM, "steps": COUNT, "repeats": self.done, "seed": self.seed, "ks": sorted(self.engine.ks),
+        }  # fmt: skip
+        shares = [float(np.median(host) / np.median(seconds)) for seconds, host in self.found.values() if host]
+        if shares:
+            found["host_share"] = {
+                "median": float(np.median(shares)), "bound": sum(s >= HOST for s in shares), "points": len(shares)
+            }  # fmt: skip
+        return found
+
+
+def host_bound(provenance: dict[str, Any]) -> str | None:
+    """A sentence, if the steps of a profile are the host's work more than the GPU's.
+
+    Examples
+    --------
+    >>> host_bound({"host_share": {"median": 0.95, "bound": 60, "points": 80}})
+    "A step's work on the host takes 95 % of its time (60 of 80 points at 90 % or more): K costs little, and what else the host does counts."
+    >>> host_bound({"host_share": {"median": 0.3, "bound": 0, "points": 80}}) is None
+    True
+    """
+    share = provenance.get("host_share")
+    if not isinstance(share, dict) or 2 * share["bound"] < share["points"]:
+        return None
+    return (
+        f"A step's work on the host takes {100 * share['median']:.0f} % of its time ({share['bound']} of {share['points']} points at "
+        f"{100 * HOST:.0f} % or more): K costs little, and what else the host does counts."
+    )
 
 
 def profile_of(engine: vllm.Vllm, samples: Sequence[VerifySample], provenance: dict[str, Any]) -> Profile:
@@ -114,10 +206,17 @@ def profile_of(engine: vllm.Vllm, samples: Sequence[VerifySample], provenance: d
 def described(target: str, drafter: str, dtype: str) -> dict[str, Any]:
     """What else a profile's figures depend on."""
     return {
-        "target": Path(target).name, "drafter": Path(drafter).name, "dtype": dtype, "ddsim": ddsim.__version__,
+        "target": label_of(target), "drafter": Path(drafter).name, "dtype": dtype, "ddsim": ddsim.__version__,
         "torch": torch.__version__, "device": device_name("cuda" if torch.cuda.is_available() else "cpu"),
         "measured": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def label_of(target: str) -> str:
+    """What ``ddsim convert`` says a folder holds; the folder's name if it didn't write it."""
+    written = read_json(checkpoint_folder(target) / "config.json").get("ddsim_provenance")
+    named = [written.get("label"), written.get("target")] if isinstance(written, dict) else []
+    return next((name for name in named if isinstance(name, str)), Path(target).name)
 
 
 def profile_engine(
@@ -143,13 +242,14 @@ def profile_engine(
     target, drafter : str
         Folders in Hugging Face format that the engine loads.
     out : path
-        JSON that `ddsim.read_profile` and ``ddsim fit`` read.
+        JSON that `ddsim.read_profile` and ``ddsim fit`` read. What is measured meanwhile is kept beside it; a run that was stopped
+        goes on there.
     batches, contexts, ks : sequence of int
         Requests side by side, committed tokens of each, and K. By default 0, 1, 3, 7, 15 as far as the drafter's block goes.
     repeats : int
-        Sweeps over the Ks at every batch and context.
+        Sweeps over every batch, context and K.
     progress : callable, optional
-        Called with (points done, points in all).
+        Called with (points done, points in all), every sweep's counted.
     started : Vllm, optional
         An engine that runs already.
 
@@ -169,24 +269,45 @@ def profile_engine(
     """
     check_engine(engine)
     check_range("seed", seed, 0, LARGEST_SEED)
-    if repeats < 1 or not batches or min(batches) < 1 or not contexts or min(contexts) < 1:
+    check_range("repeats", repeats, 1, MOST_REPEATS)
+    if not batches or min(batches) < 1 or not contexts or min(contexts) < 1:
         raise DdsimError("profile: repeats, batches and contexts must be at least 1")
     if started is None:
         vllm.known_version()
-    _, shape = vllm.read_pair(target, drafter)
+    config, shape = vllm.read_pair(target, drafter)
     asked = drafted(shape.horizon, ks)
+    contexts = check_contexts(contexts, config)
+    said = {"dtype": dtype, "seed": seed, "ks": asked, "batches": batches, "contexts": contexts}
+    journal = Journal(out, {"kind": "profile", "pair": described(target, drafter, dtype) | {"measured": ""}, **said})
     running = started or vllm.start(
-        target, drafter, block=shape.horizon, ks=asked, seats=max(batches), length=max(contexts) + longest(repeats, asked),
-        dtype=dtype, seed=seed,
+        target, drafter, block=shape.horizon, ks=asked, seats=max(batches),
+        length=min(max(contexts) + longest(asked), config.max_position_embeddings), dtype=dtype, seed=seed,
     )  # fmt: skip
-    samples, how = measure(running, batches=batches, contexts=contexts, repeats=repeats, seed=seed, progress=progress)
-    profile_of(running, samples, described(target, drafter, dtype) | how).save(out)
+    sweeps = Sweeps(running, batches=batches, contexts=contexts, seed=seed, journal=journal)
+    if progress is not None:
+        whole, report = repeats * len(sweeps.points), progress
+        done = count(1)
+        sweeps.progress = lambda: report(next(done), whole)
+    for _ in range(repeats):
+        sweeps.sweep()
+    profile_of(running, sweeps.samples(), described(target, drafter, dtype) | sweeps.how()).save(out)
+    journal.remove()
+    running.close()
     return Path(out)
 
 
-def longest(repeats: int, ks: Sequence[int]) -> int:
+def check_contexts(contexts: Sequence[int], config: ModelConfig) -> list[int]:
+    """Contexts that the target was made for: of the default ones those, otherwise all or an error."""
+    most = config.max_position_embeddings
+    found = [c for c in contexts if c <= most] if contexts == CONTEXTS else list(contexts)
+    if not found or max(found) > most:
+        raise DdsimError(f"context {max(contexts):,}: the target was made for {most:,} tokens")
+    return found
+
+
+def longest(ks: Sequence[int]) -> int:
     """Tokens that a request of a measurement may gain, over its context."""
-    return repeats * len(ks) * (WARM + COUNT) * (max(ks) + 1) + 64
+    return len(ks) * (WARM + COUNT + ALONE) * (max(ks) + 1) + 64
 
 
 def check_engine(name: str) -> None:

@@ -54,21 +54,21 @@ NOTHING = Told(0, 0, 0, 0.0, ())
 
 
 class Prices:
-    """Seconds of a step by requests, K and context, kept once they are known."""
+    """Seconds of a step by requests, K and context, kept once they are known; contexts below the first measured one cost as that."""
 
     def __init__(self, cost: CostModel) -> None:
         self.cost = cost
+        self.least = cost.range.contexts[0] if cost.range.contexts else 0.0
         self.known: dict[tuple[int, int, int], float] = {}
 
     def __call__(self, requests: int, k: int, context: float) -> float:
         """Seconds of one step."""
         key = requests, k, round(context / CONTEXT_STEP)
         if key not in self.known:
-            at = key[2] * CONTEXT_STEP
-            with self.cost.one_warning():
-                seconds = self.cost.verify_seconds(requests * (k + 1), at, requests)
-                if k:
-                    seconds += self.cost.draft_seconds(requests, context=at)
+            at = max(self.least, key[2] * CONTEXT_STEP)
+            seconds = self.cost.verify_seconds(requests * (k + 1), at, requests)
+            if k:
+                seconds += self.cost.draft_seconds(requests, context=at)
             self.known[key] = float(seconds)
         return self.known[key]
 

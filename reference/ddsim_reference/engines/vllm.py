@@ -6,6 +6,7 @@ before had. With asynchronous scheduling a step is launched before the tokens of
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import time
@@ -27,6 +28,9 @@ KNOWN = ("0.26.0",)
 
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "1", "VLLM_NO_USAGE_STATS": "1"}
 """Environment that is set unless it is set already: the scheduler must be in this process to be switched."""
+
+QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+"""The same for what it prints: standard output is for answers."""
 
 BATCHED_TOKENS = 8192
 """Tokens of the largest step, prompts included."""
@@ -58,12 +62,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Steps:
-    """Seconds of steps with the same number of requests and K."""
+    """Steps with the same number of requests and K.
+
+    Attributes
+    ----------
+    batch, k : int
+    context : float
+        Tokens of a request at the first of them.
+    seconds : tuple of float
+    host : tuple of float
+        Seconds that a step takes on the host alone, begun when the GPU has nothing left to do; empty where that can't be told.
+    """
 
     batch: int
     k: int
     context: float
     seconds: tuple[float, ...]
+    host: tuple[float, ...] = ()
 
 
 def known_version() -> str:
@@ -108,6 +123,8 @@ class Vllm:
         Seconds.
     sampling : callable, optional
         Makes the parameters of a request out of (most tokens, tokens that end it); vLLM's own by default.
+    wait : callable, optional
+        Returns once the GPU has nothing left to do; None where there is none.
     """
 
     name = "vllm"
@@ -121,20 +138,27 @@ class Vllm:
         *,
         clock: Callable[[], float] = time.perf_counter,
         sampling: Callable[[int, Sequence[int]], Any] | None = None,
+        wait: Callable[[], object] | None = None,
     ) -> None:
         self.engine = llm.llm_engine
         self.core = self.engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.ks, self.version, self.clock = tuple(ks), version, clock
         self.sampling = _sampling if sampling is None else sampling
+        self.wait = wait
         self.asked = 0
-        if getattr(self.scheduler, "dynamic_sd_lookup", None) is None:
+        if self.ks != (0,) and getattr(self.scheduler, "dynamic_sd_lookup", None) is None:
             raise DdsimError("engine vllm: it runs without a schedule of K, so K can't be switched")
 
     @property
     def seats(self) -> int:
         """The most requests side by side."""
-        return len(self.scheduler.dynamic_sd_lookup) - 1
+        return int(self.engine.vllm_config.scheduler_config.max_num_seqs)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a request, its prompt included."""
+        return int(self.engine.vllm_config.model_config.max_model_len)
 
     @property
     def room(self) -> int:
@@ -157,7 +181,7 @@ class Vllm:
             "max_num_seqs": int(config.scheduler_config.max_num_seqs),
             "max_num_batched_tokens": int(config.scheduler_config.max_num_batched_tokens),
             "max_model_len": int(config.model_config.max_model_len),
-            "num_speculative_tokens": int(config.num_speculative_tokens),
+            "num_speculative_tokens": int(config.num_speculative_tokens or 0),
             "prefix_caching": bool(config.cache_config.enable_prefix_caching),
             "environment": {name: os.environ.get(name) for name in SETTINGS},
         }
@@ -169,7 +193,9 @@ class Vllm:
             raise DdsimError(
                 f"engine vllm: was started for K of {sorted(self.ks)}, and has no graphs for {sorted(wanted - set(self.ks))}"
             )
-        lookup = self.scheduler.dynamic_sd_lookup
+        lookup = getattr(self.scheduler, "dynamic_sd_lookup", None)
+        if lookup is None:  # it has no drafter
+            return
         for first, _, k in sorted(ranges):
             lookup[first:] = [k] * len(lookup[first:])
 
@@ -205,46 +231,62 @@ class Vllm:
         self._settle()
         return Call(tokens, steps, spent)
 
-    def steps(self, batch: int, context: int, *, repeats: int, warm: int, count: int, seed: int = 0) -> list[Steps]:
-        """Time steps of ``batch`` requests with random prompts at every K, each after ``warm`` others, up and down the Ks.
+    def steps(
+        self, batch: int, context: int, *, warm: int, count: int, alone: int = 0, down: bool = False, seed: int = 0
+    ) -> list[Steps]:
+        """Time ``count`` steps of ``batch`` requests with random prompts at every K, each after ``warm`` others.
 
         Prompts are shorter than ``context`` by half of what will be decoded, so that steps lie around it.
+
+        Parameters
+        ----------
+        alone : int
+            Further steps at every K that begin when the GPU has nothing left to do: what they take is the host's time.
+        down : bool
+            Take the Ks the other way around.
         """
         rng = np.random.default_rng([seed, batch, context])
-        total = repeats * len(self.ks) * (warm + count)
-        length = max(2, context - total // 2)
+        total = len(self.ks) * (warm + count + alone)
+        length = max(2, min(context - total // 2, self.longest - total - IN_FLIGHT))
         names = {}
         for _ in range(batch):
             names[self._add(rng.integers(1, 1000, length).tolist(), (max(self.ks) + 1) * total + 64, ())] = 0
-        self.schedule([(1, self.seats, self.ks[0])])
+        ks = self.ks[::-1] if down else self.ks
+        self.schedule([(1, self.seats, ks[0])])
 
-        def step() -> bool:
-            """One step; whether every request gained something."""
+        def step() -> float | None:
+            """Seconds of one step, if every request gained something."""
+            began = self.clock()
             found = self.engine.step()
+            spent = self.clock() - began
             for output in found:
                 names[output.request_id] += len(output.outputs[0].token_ids)
-            return sum(bool(output.outputs[0].token_ids) for output in found) == batch
+            return spent if sum(bool(output.outputs[0].token_ids) for output in found) == batch else None
 
         for _ in range(64 + 2 * batch * (1 + length // 256)):  # prompts
-            if step() and min(names.values()):
+            if step() is not None and min(names.values()):
                 break
         measured = []
-        for turn in range(repeats):
-            for k in self.ks if turn % 2 == 0 else self.ks[::-1]:
-                self.schedule([(1, self.seats, k)])
-                for _ in range(warm):
-                    step()
-                at = length + sum(names.values()) / batch
-                seconds = []
-                for _ in range(count):
-                    began = self.clock()
-                    whole = step()
-                    if whole:
-                        seconds.append(self.clock() - began)
-                measured.append(Steps(batch, k, at, tuple(seconds)))
+        for k in ks:
+            self.schedule([(1, self.seats, k)])
+            for _ in range(warm):
+                step()
+            at = length + sum(names.values()) / batch
+            seconds = [step() for _ in range(count)]
+            host = []
+            if self.wait is not None and self.lag:
+                for _ in range(alone):
+                    self.wait()
+                    host.append(step())
+            measured.append(Steps(batch, k, at, _known(seconds), _known(host)))
         self.engine.abort_request(list(names))
         self._settle()
         return measured
+
+    def close(self) -> None:
+        """Give back what it holds; a failure of that is no failure of what was measured."""
+        with contextlib.suppress(Exception):
+            self.engine.engine_core.shutdown()
 
     def _add(self, ids: Sequence[int], most: int, stop: Sequence[int]) -> str:
         name = str(self.asked)
@@ -258,6 +300,10 @@ class Vllm:
             if not getattr(self.core, "batch_queue", None) and not self.scheduler.has_requests():
                 return
             self.engine.step()
+
+
+def _known(seconds: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(s for s in seconds if s is not None)
 
 
 def sampler_device(sampler: Any) -> Any:
@@ -279,15 +325,15 @@ def _sampling(most: int, stop: Sequence[int]) -> Any:
 
 
 def start(
-    target: str, drafter: str, *, block: int, ks: Sequence[int], seats: int, length: int, dtype: str = "bfloat16", seed: int = 0,
-    memory: float = 0.9,
+    target: str, drafter: str | None, *, block: int, ks: Sequence[int], seats: int, length: int, dtype: str = "bfloat16",
+    seed: int = 0, memory: float = 0.9,
 ) -> Vllm:  # fmt: skip
     """Start vLLM with a drafter and a schedule that names every K.
 
     Parameters
     ----------
     target, drafter : str
-        Folders in Hugging Face format.
+        Folders in Hugging Face format. Without a drafter it decodes without speculation.
     block : int
         Tokens that are drafted; no K is larger.
     ks : sequence of int
@@ -302,24 +348,26 @@ def start(
         vLLM isn't installed, is of another version, or doesn't start.
     """
     found = known_version()
-    for name, value in SETTINGS.items():
+    for name, value in (SETTINGS | QUIET).items():
         os.environ.setdefault(name, value)
-    # The draft has graphs only if some range has the block's K, and a K has graphs only if some range has it.
-    ranges = [[i + 1, i + 1, k] for i, k in enumerate(dict.fromkeys((block, *ks)))]
-    speculative = {
-        "method": "dflash",
-        "model": drafter,
-        "num_speculative_tokens": block,
-        "num_speculative_tokens_per_batch_size": ranges,
-    }
+    speculative: dict[str, Any] = {}
+    if drafter is not None:
+        # The draft has graphs only if some range has the block's K, and a K has graphs only if some range has it.
+        ranges = [[i + 1, i + 1, k] for i, k in enumerate(dict.fromkeys((block, *ks)))]
+        speculative["speculative_config"] = {
+            "method": "dflash",
+            "model": drafter,
+            "num_speculative_tokens": block,
+            "num_speculative_tokens_per_batch_size": ranges,
+        }
     try:
         llm = importlib.import_module("vllm").LLM(
             model=target, dtype=dtype, skip_tokenizer_init=True, enable_prefix_caching=False, max_model_len=length,
             max_num_seqs=seats, max_num_batched_tokens=max(BATCHED_TOKENS, 2 * seats * (block + 1)), seed=seed,
-            gpu_memory_utilization=memory,
-            speculative_config=speculative,
+            gpu_memory_utilization=memory, **speculative,
         )  # fmt: skip
+        wait = importlib.import_module("torch").cuda.synchronize
     except Exception as error:
         line = " ".join(str(error).split())
         raise DdsimError(f"engine vllm: doesn't start: {type(error).__name__}: {line:.300}") from None
-    return Vllm(llm, ks, found)
+    return Vllm(llm, ks, found, wait=wait)
