@@ -63,6 +63,12 @@ def fit(
         float | None,
         typer.Option(callback=_finite, help="Exit with 1 if the median held-out error is above this (0.05 is 5 %)."),
     ] = None,
+    choose_buckets: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Say which N token counts passes should be padded to, of those profiled."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     plot: PlotOption = None,
     json: JsonOption = False,
@@ -78,6 +84,8 @@ def fit(
     show.reads(profile.expanduser())
     found = read_costs(profile.expanduser(), kind)
     measured = None if isinstance(found, CostModel) else found
+    if choose_buckets is not None and measured is None:
+        raise DdsimError(f"--choose-buckets: {profile} holds a fitted model; give the profile that it was fitted to")
     with progress("Fitting the cost model"):
         cost = found if isinstance(found, CostModel) else fit_cost(found, kind, seed=seed)
     report = cost.report
@@ -108,6 +116,19 @@ def fit(
             cells.setdefault(row["tokens"], {"tokens": f"{row['tokens']:,}"})[str(row["context"])] = cell
         lengths: list[Column] = [("tokens", "tokens", str), *((str(c), f"after {c:,}", str) for c in PROMPT_CONTEXTS)]
         show.table(pd.DataFrame(list(cells.values())), lengths, "Prefill of one request, ms (* extrapolated)")
+    buckets = {}
+    if choose_buckets is not None and measured is not None:
+        from ddsim.cost import buckets as _buckets
+
+        batch = min(s.batch for s in measured.verify)
+        curve, beside = _buckets.unpadded_curve(measured, batch), cost.draft_seconds(batch)
+        chosen = _buckets.choose_buckets(*curve, choose_buckets, beside=beside)
+        loss = _buckets.bucket_loss(*curve, chosen, beside=beside)
+        buckets = {"buckets": {"buckets": chosen, "loss": loss, "sizes": curve[0]}}
+        show.say(
+            f"Of {len(curve[0])} sizes profiled, {len(chosen)} as buckets lose {100 * loss:.2g} % of a round on average over budgets, each "
+            f"octave as likely: --buckets {','.join(map(str, chosen))}"
+        )
     if out is not None:
         _write(out, ".json", cost.save)
         show.saved(out)
@@ -116,7 +137,7 @@ def fit(
 
         _plot(show, plot, lambda ax: cost_curve(cost, measured, ax=ax))
     answer = {"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot}
-    show.json(answer | ({"prefill": prompts} if prompts else {}))
+    show.json(answer | ({"prefill": prompts} if prompts else {}) | buckets)
     mine = report.kinds.get(cost.kind)
     if tolerance is not None and mine is not None and mine.points and mine.median > tolerance:
         raise _Failed(f"held-out error {percent(mine.median)} is above the tolerance {percent(tolerance)}")

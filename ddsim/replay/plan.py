@@ -19,6 +19,7 @@ from ddsim.policy.parse import policies_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error, named_interval, percent
+from ddsim.replay.bucket import Bucket, further_bucket
 from ddsim.replay.chains import Chains, best_chain
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn
@@ -91,6 +92,8 @@ class Plan:
     """What a planner without foresight could reach of hindsight: most of the distance is chance."""
     chains: Chains | None = None
     """The best chain beside the trees: what an engine that verifies chains would get."""
+    bucket: Bucket | None = None
+    """The further bucket that would bring the most, where passes are padded; its cost is assumed."""
     _judged: Outcome | None = None
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
@@ -140,6 +143,7 @@ class Plan:
             "workloads": _records(self.by_workload),
             "hindsight": self._hindsight(),
             "chains": None if self.chains is None else self.chains.to_json(),
+            "bucket": None if self.bucket is None else self.bucket.to_json(),
             "replay": self.result.to_json(),
         }
 
@@ -266,6 +270,7 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         _curve=walked.curve(draws, replayed.positions.tokens, every),
         foresight=without_foresight(replayed.trace, replayed.cost, seed=seed),
         chains=chains,
+        bucket=further_bucket(replayed, draws),
         _judged=judged,
     )
     return dataclasses.replace(
@@ -274,6 +279,7 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         details=(
             *_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
             *((str(chains),) if advice.policy.drafts else ()),
+            *((str(advice.bucket),) if advice.bucket is not None and advice.policy.drafts else ()),
         ),
         notes=_notes(advice, replayed),
     )

@@ -194,3 +194,32 @@ def prefill(measured: dict[tuple[int, int], float], tokens: int, context: int) -
         outside |= first and tokens < fewest
         tokens, context, first = tokens - part, context + part, False
     return total, outside
+
+
+def padding_loss(
+    tokens: Sequence[int], seconds: Sequence[Sequence[float]], ends: Sequence[int], beside: float, weights: Sequence[float],
+    worst: bool,
+) -> float:  # fmt: skip
+    """What buckets lose, a size and a context at a time; a size costs no more than a larger one."""
+    losses, total = [], 0.0
+    for i, size in enumerate(tokens):
+        bucket = tokens.index(min(e for e in ends if e >= size))
+        for c in range(len(seconds[0])):
+            own, padded = (min(row[c] for row in seconds[k:]) for k in (i, bucket))
+            loss = (padded - own) / (own + beside)
+            losses.append(loss)
+            total += weights[i] * loss / sum(weights) / len(seconds[0])
+    return max(losses) if worst else total
+
+
+def least_padding(
+    tokens: Sequence[int], seconds: Sequence[Sequence[float]], count: int, beside: float, weights: Sequence[float], worst: bool
+) -> tuple[float, int]:  # fmt: skip
+    """The least loss of all sets of at most ``count`` buckets, and how few buckets reach it."""
+    found = [
+        (padding_loss(tokens, seconds, (*some, tokens[-1]), beside, weights, worst), size + 1)
+        for size in range(min(count, len(tokens)))
+        for some in combinations(tokens[:-1], size)
+    ]
+    least = min(loss for loss, _ in found)
+    return least, min(size for loss, size in found if loss <= least + 1e-12)
