@@ -39,6 +39,19 @@ from ddsim.cli.app import (
 from ddsim.cli.console import Column, Out, milliseconds, number, percent
 from ddsim.cli.console import progress as _progress
 from ddsim.cli.engines import AgainstOption, EngineOption, ExtrapolateOption, MethodOption, plan_for
+from ddsim.cli.load import (
+    ArrivalsOption,
+    ChunkOption,
+    LoadOption,
+    MemoryOption,
+    PrefillOption,
+    RateOption,
+    RunningOption,
+    TpotOption,
+    TtftOption,
+    check_load,
+    serve_under_load,
+)
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 from ddsim.text import printable
@@ -386,6 +399,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
     epilog=example(
         "ddsim serve traces/temperature-0/humaneval --profile h100.json",
         "ddsim serve traces/temperature-0 -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
+        "ddsim serve traces/temperature-0 -p h100.json --load --rate 12 --ttft 0.5 --tpot 0.02",
     ),
 )
 def serve(
@@ -401,6 +415,15 @@ def serve(
         ),
     ] = None,
     policy: ServingPolicyOption = None,
+    load: LoadOption = False,
+    rate: RateOption = None,
+    arrivals: ArrivalsOption = None,
+    running: RunningOption = None,
+    memory: MemoryOption = None,
+    prefill: PrefillOption = None,
+    chunk: ChunkOption = None,
+    ttft: TtftOption = None,
+    tpot: TpotOption = None,
     requests: Annotated[
         int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
     ] = None,
@@ -420,15 +443,32 @@ def serve(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Simulate a server that decodes B requests together: throughput and time per token of each policy."""
+    """Simulate a server that decodes B requests together: throughput and time per token of each policy.
+
+    With --load requests arrive on their own: latencies, goodput, and the highest load that each policy can serve.
+    """
     show = Out(json, [plot])
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
+    check_load(
+        load,
+        {
+            "--rate": rate, "--arrivals": arrivals, "--running": running, "--memory": memory, "--prefill": prefill, "--chunk": chunk,
+            "--ttft": ttft is not None, "--tpot": tpot is not None,
+        },
+        {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain},
+    )  # fmt: skip
     from ddsim.policy.parse import policies_of
     from ddsim.replay.served import EXTRAPOLATED
     from ddsim.replay.serving import simulate
 
     policies = policies_of(policy or (), joint=True)
+    if load:
+        serve_under_load(
+            show, trace, profile, kind, policies or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
+            temperature, bootstrap, seed, plot,
+        )  # fmt: skip
+        return
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with _progress("Simulating") as progress:
         result = simulate(

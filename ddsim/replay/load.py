@@ -23,7 +23,7 @@ from ddsim.policy.choose import NO_DRAFT, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of
 from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
-from ddsim.policy.rules import BestChain, BestFixed, Chain, DDTree, LongRun
+from ddsim.policy.rules import Chain, DDTree
 from ddsim.replay.arguments import check_given
 from ddsim.replay.arrivals import Arrivals, drawn_arrivals, read_arrivals
 from ddsim.replay.engines import chain_rates, measured_on
@@ -71,13 +71,25 @@ MOST_ROWS = 24
 
 WARM = 10  # of drawn arrivals the first tenth meets a server that isn't full yet, and isn't counted
 
+RULES = ["BestSchedule", "BestFixed", "Uniform:LongRun", "LongRun", "FairRatio"]
+
+ENGINE_RULES = [
+    "BestSchedule",
+    "AdaptiveVerification",
+    "DSpark",
+    "AdaptiveSteps",
+    "OnChain:RoundRatio",
+    "OnChain:LongRun",
+]
+"""Where costs are an engine's, which verifies chains."""
+
 _NO_LIMIT = 2**62
 
 
 def load_policies(positions: Positions, cost: CostModel, running: int) -> list[Policy]:
     """What a load is served with by default: each number of requests' best chain and best tree as fixed settings, AR, and the rules.
 
-    Costs that were measured in an engine are of chains, so there are no trees.
+    Costs that were measured in an engine are of chains, so there are no trees. Nor are there trees that weren't measured for all who run.
     """
     sizes = [size for size in (2**i for i in range(13)) if size < running] + [running]
     engine = measured_on(cost.provenance) is not None
@@ -86,19 +98,12 @@ def load_policies(positions: Positions, cost: CostModel, running: int) -> list[P
         best = chain_rates(positions, cost, requests=running, extrapolate=True).best
         found: list[Policy] = [Chain(k) for k in sorted({int(best[size - 1]) for size in sizes} - {0})]
         if not engine:
-            widths = best_widths(positions, cost, batch=sizes, contexts=[round(float(positions.context.mean()))])[
-                "width"
-            ]
-            found += [DDTree(n) for n in sorted(set(widths.tolist()) - {0})]
-    policies: list[Policy] = [*policies_of(["AR"], joint=True), *found, BestChain()]
-    if not engine:
-        policies += [
-            BestFixed(),
-            *policies_of(["Uniform(LongRun())"], joint=True),
-            LongRun(),
-            *policies_of(["FairRatio"], joint=True),
-        ]
-    return policies
+            context = round(float(positions.context.mean()))
+            most = cost.measured_tokens(context, running)[1] // running - 1
+            widths = best_widths(positions, cost, batch=sizes, contexts=[context])["width"]
+            found += [DDTree(n) for n in sorted(set(widths.tolist()) - {0}) if n <= most]
+    rules = ENGINE_RULES if engine else RULES
+    return [*policies_of(["AR"], joint=True), *found, *policies_of(rules, joint=True)]
 
 
 @dataclass(frozen=True)

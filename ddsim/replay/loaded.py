@@ -157,7 +157,7 @@ class LoadResult:
         -------
         DataFrame
             load (requests a second), share (of the highest load of the best fixed setting), policy, fixed, highest (requests a second that it
-            can ever serve; _low, _high), unstable, requests (counted), running (requests that decode together, a round's mean),
+            can ever serve; _low, _high), highest_over (relative change over that of the best fixed setting; _low, _high), unstable, requests (counted), running (requests that decode together, a round's mean),
             acceptance_length (tokens a request and round), budget_mean (nodes a request and round), tokens_per_second (_low, _high),
             ttft_mean, tpot_mean, latency_mean (seconds; _low, _high), and of each _p50, _p95 and _p99, goodput (share of requests
             served as promised; _low, _high), best_fixed, and over it latency_over and tokens_over (relative change; _low, _high), extrapolated.
@@ -176,7 +176,9 @@ class LoadResult:
                 of = slice(None, SHUFFLES)
                 shares, rounds = int(told.shares[of].sum()), int(told.rounds[of].sum())
                 row: dict[str, Any] = {"load": load, "share": load / most, "policy": name, "fixed": name in self.fixed}
-                row |= _columns("highest", self.highest[name]) | {"unstable": self.unstable(load, name)}
+                highest = _pooled_first(self.highest[name])
+                row |= _columns("highest", highest) | {"unstable": self.unstable(load, name)}
+                row |= _columns("highest_over", highest / _pooled_first(self.highest[self.highest_fixed]) - 1)
                 row |= {"requests": run.latency[of].size, "running": shares / max(rounds, 1)}
                 row["acceptance_length"] = told.tokens[of].sum() / max(shares, 1)
                 row["budget_mean"] = told.nodes[of].sum() / max(shares, 1)

@@ -310,12 +310,12 @@ def test_bad_options_get_one_line(named: dict[str, Any], words: str) -> None:
 def test_defaults_are_what_can_be_held(tmp_path: Path) -> None:
     positions = made(9, [40] * 10, spread=2)
     result = quiet(positions, COST, running=4, bootstrap=0)
-    assert {"AR", "BestChain", "BestFixed", "LongRun", "FairRatio"} <= set(result.highest)
+    assert {"AR", "BestSchedule", "BestFixed", "LongRun", "FairRatio"} <= set(result.highest)
     assert any(name.startswith("Chain(") for name in result.fixed) and any(
         name.startswith("DDTree(") for name in result.fixed
     )
     engine = CostModel.from_table([1, 16, 33, 200], [0.010, 0.0104, 0.0115, 0.05])
     engine.provenance["engine"] = "vLLM 0.26.0"
     names = set(quiet(positions, engine, running=4, bootstrap=0).highest)
-    assert not any("Tree" in name for name in names) and "BestChain" in names
+    assert not any("Tree" in name for name in names) and "BestSchedule" in names
     assert dataclasses.is_dataclass(Arrivals)

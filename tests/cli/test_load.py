@@ -1,0 +1,75 @@
+"""`ddsim serve --load` as people and programs meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_cli import Run, error, narrow
+
+
+def words(files: Path, *more: Any) -> tuple[Any, ...]:
+    return ("serve", files / "trace", "-p", files / "profile.json", "--load", "--running", 4, "--bootstrap", 4, *more)
+
+
+def test_serve_under_load(cli: Run, files: Path, tmp_path: Path) -> None:
+    rules = ("--policy", "DFlash", "--policy", "LongRun")
+    answer = cli(*words(files, *rules, "--ttft", 0.5, "--tpot", 0.02, "--plot", tmp_path / "load.png"))
+    assert answer.code == 0
+    narrow(answer.out)
+    told = " ".join(answer.out.split())
+    assert told.startswith("At ") and "90 % of what the best fixed setting can serve" in told
+    assert "Prefill: assumed" in told and "TTFT 0.5 s and TPOT 20 ms are kept for" in told
+    assert answer.out.count("requests/s: ") == 3 and "mised %" in answer.out
+    assert (tmp_path / "load.png").stat().st_size > 10_000
+    crowded = cli(*words(files, "--policy", "DFlash", "--rate", 500))
+    assert "AR † *" in crowded.out and "† more arrives than it can ever serve" in crowded.out
+    document = json.loads(cli(*words(files, *rules, "--rate", 1.5, "--rate", 500, "--json")).out)
+    assert document["kind"] == "ddsim-load" and document["plot"] is None
+    assert [(row["load"], row["policy"]) for row in document["table"]] == [
+        (load, name) for load in (1.5, 500.0) for name in ("AR", "DFlash", "LongRun")
+    ]
+    assert document["table"][0]["goodput"] is None and document["table"][-1]["unstable"] is True
+    assert "the queue grows without end" in document["sentence"]
+
+
+def test_a_log_and_chunks(cli: Run, files: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(
+        "arrived_at,prompt_tokens,answer_tokens\n" + "".join(f"{i / 3},{20 + i},{5 + i}\n" for i in range(12))
+    )
+    more = ("--arrivals", log, "--prefill", "chunked", "--chunk", 16, "--memory", 90, "--policy", "DFlash", "--json")
+    document = json.loads(cli(*words(files, *more)).out)
+    assert document["provenance"]["arrivals"] == {"requests": 12, "rate": 3.0}
+    assert document["provenance"]["server"] == {"running": 4, "memory": 90, "prefill": "chunked", "chunk": 16}
+    log.write_text("time\n3\n1\n")
+    assert "log.csv: times run backwards: request 2 came at 1 s" in error(cli(*words(files, "--arrivals", log)))
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (("--batch", 2), "serve: --batch is for full batches, not for --load"),
+        (("--rate", 0), "rate: must be a number of requests a second above 0, is 0"),
+        (("--rate", "nan"), "rate: must be a number"),
+        (("--arrivals", "never"), 'unknown arrivals "never" (known: poisson, bursts, or a log'),
+        (("--arrivals", "none.parquet"), "none.parquet: no such file"),
+        (("--prefill", "later"), '--prefill: unknown value "later"'),
+        (("--chunk", 8), "--chunk is for --prefill chunked"),
+        (("--memory", 7), "memory: 7 tokens can't hold the longest request"),
+        (("--memory", 0), "--memory: must be at least 1, is 0"),
+        (("--ttft", -1), "ttft: must be a number of seconds above 0, is -1"),
+        (("--running", 0), "--running: must be at least 1, is 0"),
+    ],
+)
+def test_bad_options_get_one_line(cli: Run, files: Path, more: tuple[Any, ...], wanted: str) -> None:
+    assert wanted in error(cli(*words(files, *more)))
+
+
+def test_options_of_the_load_need_it(cli: Run, files: Path) -> None:
+    plain = ("serve", files / "trace", "-p", files / "profile.json")
+    assert "serve: --rate, --ttft need --load" in error(cli(*plain, "--rate", 1, "--ttft", 1))
+    assert "serve: --chunk needs --load" in error(cli(*plain, "--chunk", 16))
