@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ddsim.view import checks as _checks
 from ddsim.view import style as _style
 from ddsim_reference import comparison
 from ddsim_reference.decode import Decoded, decode
-from ddsim_reference.engine.buckets import BUCKETS, TokenTree
+from ddsim_reference.engine.buckets import BUCKETS
 from ddsim_reference.engine.engine import Engine
 from ddsim_reference.limits import check_sampling
 from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target
@@ -58,7 +57,10 @@ def default_policies() -> list[Policy]:
 def engine_drafts(
     engine: Engine, prompt: Sequence[int], answer: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the engine itself drafts at every position of an answer, one after another.
+    """What the engine itself drafts at every position of an answer.
+
+    Prompt and answer are read once; then every position is drafted from, the last one first, since a draft writes its block's keys over
+    those of later tokens. In the engine's invariant passes that is what it drafts while it decodes, bit by bit.
 
     Returns
     -------
@@ -70,20 +72,21 @@ def engine_drafts(
     engine.set_temperature(0.0)  # the answer says which token comes next
     engine.set_context(0)
     engine.prefill(0, prompt)
+    margins: list[np.ndarray] = []
+    for first in range(0, len(answer) - 1, engine.max_tokens):
+        part = answer[first : min(first + engine.max_tokens, len(answer) - 1)]
+        engine.prefill(0, part, len(prompt) + first)
+        best, second = engine.logits[: len(part)].topk(2).values.T.cpu().numpy()
+        margins.append(best - second)
     found = []
-    for here, after in pairwise(answer):
-        engine.set_root(0, here)
+    for position in reversed(range(len(answer) - 1)):
+        engine.set_context(len(prompt) + position)
+        engine.set_root(0, answer[position])
         engine.draft()
         engine.wait()
-        logprobs, ids = (x[0].copy() for x in engine.drafted())
-        bucket = engine.stage([TokenTree.chain([here])])
-        best, second = engine.verify(bucket)[0].topk(2).values.tolist()
-        found.append((logprobs, ids, np.float32(best - second)))
-        engine.commit(bucket)
-        engine.wait()
-        engine.set_root(0, after)
-    logprobs_, ids_, margins = (np.stack(column) for column in zip(*found, strict=True))
-    return logprobs_, ids_, margins
+        found.append([x[0].copy() for x in engine.drafted()])
+    logprobs, ids = (np.stack(column[::-1]) for column in zip(*found, strict=True))
+    return logprobs, ids, np.concatenate(margins)
 
 
 def validate(
