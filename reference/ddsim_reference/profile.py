@@ -418,7 +418,7 @@ def measure_profile(
                 texts = encode_all(tokenizer, choose_prompts(("all",), 4)[:16], config) if texts is None else texts
                 config, weights, *models = widened(config, weights, *models, widen, texts)  # type: ignore[assignment]
                 label = f"{label} text at {widen} cost"
-    chosen = list(contexts) if contexts is not None else default_contexts(config, models[0])
+    chosen = list(contexts) if contexts is not None else default_contexts(config, models[0], widen is not None)
     provenance: dict[str, Any] = {
         "target": label,
         "weights": "random" if random_weights else "loaded",
@@ -508,9 +508,9 @@ def measure_profile(
     return path
 
 
-def default_contexts(target: ModelConfig, drafter: DrafterConfig | None) -> list[int]:
-    """Those of `CONTEXTS` that the target has positions for, and the drafter's window."""
-    most = target.max_position_embeddings
+def default_contexts(target: ModelConfig, drafter: DrafterConfig | None, widened: bool = False) -> list[int]:
+    """Those of `CONTEXTS` that the target has positions for (widened, it is measured for a larger one), and the drafter's window."""
+    most = CONTEXTS[-1] if widened else target.max_position_embeddings
     if drafter is not None and drafter.window is not None:
         most = min(most, drafter.window - drafter.block_size - 64)
     return [c for c in CONTEXTS if c <= most] or [max(1, most // 2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_long_contexts_and_prompts_have_engines_of_their_own(
     assert {(s.context, s.batch) for s in read_profile(short).verify} == {(32, 1), (64, 1), (32, 2)}
     with pytest.raises(DdsimError, match="too little"):
         profiler.measure_profile(out=tmp_path / "asked.json", **options)
+
+
+def test_default_contexts_are_those_that_models_have() -> None:
+    config, _ = tiny.target()
+    shape, _ = tiny.drafter(config)
+    short = replace(config, max_position_embeddings=3000)
+    assert profiler.default_contexts(short, None) == [256, 512, 1024, 2048]
+    assert profiler.default_contexts(short, shape, widened=True) == list(profiler.CONTEXTS)
+    assert profiler.default_contexts(short, replace(shape, window=shape.block_size + 64 + 600)) == [256, 512]
+    assert profiler.default_contexts(replace(config, max_position_embeddings=100), None) == [50]
 
 
 def test_prompts_to_measure_end_in_time() -> None:
