@@ -484,7 +484,7 @@ def serve(
     if table["extrapolated"].any():
         show.say(EXTRAPOLATED)
     if plot is not None:
-        from ddsim.view.costs import serving
+        from ddsim.view.load import serving_gains
 
-        _plot(show, plot, lambda ax: serving(table, ax=ax))
+        _plot(show, plot, lambda ax: serving_gains(table, ax=ax), table["policy"].nunique() + 3)
     show.json(result.to_json() | {"plot": plot})

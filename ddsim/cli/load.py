@@ -151,7 +151,7 @@ def serve_under_load(
         show.table(
             _shown(rows),
             columns,
-            f"{load:.3g} requests/s: {100 * rows['share'].iloc[0]:.0f} % of what the best fixed setting can serve",
+            f"{load:.3g} requests/s ({100 * rows['share'].iloc[0]:.0f} % of the best fixed setting's most)",
         )
     if table["unstable"].any():
         show.say(UNSTABLE)

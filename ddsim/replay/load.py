@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +94,7 @@ def load_policies(positions: Positions, cost: CostModel, running: int) -> list[P
     """
     sizes = [size for size in (2**i for i in range(13)) if size < running] + [running]
     engine = measured_on(cost.provenance) is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)
+    with _without_warning(cost):
         best = chain_rates(positions, cost, requests=running, extrapolate=True).best
         found: list[Policy] = [Chain(k) for k in sorted({int(best[size - 1]) for size in sizes} - {0})]
         if not engine:
@@ -236,7 +236,8 @@ def serve_load(
     names = distinct([policy.name for policy in asked])
     contexts = int(base.prompt.min()), int((base.prompt + base.answer).max())
     chunked = prefill == "chunked"
-    longest = running * (1 + positions.max_budget) + chunk if chunked else max(WHOLE, int(base.prompt.max()))
+    nodes = max(positions.max_budget, positions.horizon)
+    longest = running * (1 + nodes) + chunk if chunked else max(WHOLE, int(base.prompt.max()))
     seconds, attend, said = prefill_seconds(cost, longest)
     server = Server(
         running, _NO_LIMIT if memory is None else memory, chunked, chunk if chunked else WHOLE, seconds, attend
@@ -249,12 +250,16 @@ def serve_load(
         if progress is not None:
             progress(steps, len(asked) * (2 + len(asked_rates or (SHARES if log is None else (1,)))))
 
-    with cost.one_warning():
+    ready = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ExtrapolationWarning
+        )  # of prices that may never be asked for; see _extrapolated
         priced = _priced(cost, positions, contexts, running, asked)
-        ready = {}
         for name, policy in zip(names, asked, strict=True):
             ready[name] = _ready(policy, positions, cost, priced, queues[:SHUFFLES, :count])
             went_on()
+    with cost.one_warning():
         highest = {}
         for name in names:
             done = _simulate(ready[name], positions, server, base)
@@ -280,7 +285,7 @@ def serve_load(
             for name in names:
                 done = _simulate(ready[name], positions, server, some)
                 runs[load, name] = LoadRun(some, done, count // WARM if log is None else 0)
-                marks[load, name] = _extrapolated(cost, done, contexts)
+                marks[load, name] = _extrapolated(cost, ready[name], done)
                 went_on()
     provenance = {
         "ddsim": ddsim.__version__,
@@ -299,6 +304,14 @@ def serve_load(
     return LoadResult(runs, highest, fixed, promise, marks, said, shares, provenance)
 
 
+@contextmanager
+def _without_warning(cost: CostModel) -> Iterator[None]:
+    """Ask for costs that may lie outside of what was measured, and say nothing of it."""
+    with warnings.catch_warnings(), cost.one_warning():
+        warnings.simplefilter("ignore", ExtrapolationWarning)
+        yield
+
+
 def _positive(value: Any, name: str, unit: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < float(value) < np.inf:
         raise DdsimError(f"{name}: must be a number of {unit} above 0, is {value!r:.40}")
@@ -309,8 +322,7 @@ def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
     """What `Server` takes: seconds of a pass over 0 .. ``most`` prompt tokens without their attention, never falling; seconds a token and
     token before it; and where they are from."""
     tokens = np.arange(1.0, most + 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)  # it is said in words
+    with _without_warning(cost):  # it is said in words
         seconds = np.asarray(cost.prefill_seconds(tokens))
     attend = cost.prefill_attend
     seconds = np.concatenate([[0.0], np.maximum.accumulate(seconds - attend * tokens * (tokens - 1) / 2)])
@@ -463,7 +475,7 @@ def _asked_loop(
             actions = np.where(asked < 0, asked, budgets).astype(np.int32)
             accept(count, slots, actions, positions.ranks, positions.chain, requests, accepted, left)
             gained = commit(now, count, slots, accepted, before, requests, out, r)
-            count_round(took, batch, nodes, gained, out, r)
+            count_round(took, batch, nodes, u, gained, out, r)
             policy.observe(gained, took)
         else:
             took = server.prefill[prompt] + attended
@@ -482,10 +494,12 @@ def _served(done: Told, running: int) -> Floats:
     return rates
 
 
-def _extrapolated(cost: CostModel, done: Told, contexts: tuple[int, int]) -> bool:
-    """Whether a round cost what wasn't measured."""
-    # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
-    asked = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
-    largest = done.largest.max(axis=0)
+def _extrapolated(cost: CostModel, one: _Prepared, done: Told) -> bool:
+    """Whether a round cost what wasn't measured; where, the model says in its warning."""
+    largest, longest = done.largest.max(axis=0), done.longest.max(axis=0)
     sizes = np.flatnonzero(largest)
-    return bool(cost.extrapolated(largest[sizes][:, None], asked[None], sizes[:, None]).any()) if len(sizes) else False
+    # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
+    first = cost.range.contexts[0] if cost.range.contexts else 0
+    contexts = np.maximum((one.flat.low + longest[sizes] - 1) * one.flat.step, first)
+    cost.verify_seconds(largest[sizes], contexts, sizes)
+    return bool(np.any(cost.extrapolated(largest[sizes], contexts, sizes)))

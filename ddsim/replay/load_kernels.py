@@ -105,6 +105,7 @@ class Told(NamedTuple):
     rounds, nodes, shares, tokens : int64 [R]
         Joint rounds; nodes verified in them; requests in them, summed; tokens committed by them.
     largest : int64 [R, running + 1], tokens of the largest round by its number of requests, prompts beside it not counted; 0: no round
+    longest : int64 [R, running + 1], the row of `Tables` of the longest mean context, plus 1, by the number of requests
     held : int64 [R], the most tokens of keys and values that were set aside
     """
 
@@ -118,6 +119,7 @@ class Told(NamedTuple):
     shares: NDArray[np.int64]
     tokens: NDArray[np.int64]
     largest: NDArray[np.int64]
+    longest: NDArray[np.int64]
     held: NDArray[np.int64]
 
 
@@ -125,9 +127,9 @@ def room(simulations: int, requests: int, running: int) -> Told:
     """Room for what happens."""
     admitted, first, finish = (np.zeros((simulations, requests)) for _ in range(3))
     rounds, nodes, shares, tokens, held = (np.zeros(simulations, np.int64) for _ in range(5))
-    largest = np.zeros((simulations, running + 1), np.int64)
+    largest, longest = (np.zeros((simulations, running + 1), np.int64) for _ in range(2))
     seconds = np.zeros(simulations), np.zeros(simulations)
-    return Told(admitted, first, finish, *seconds, rounds, nodes, shares, tokens, largest, held)
+    return Told(admitted, first, finish, *seconds, rounds, nodes, shares, tokens, largest, longest, held)
 
 
 @njit(cache=True, nogil=True)
@@ -248,7 +250,7 @@ def step_seconds(took, batch, nodes, prompt, attended, server):  # type: ignore[
 
 
 @njit(cache=True, nogil=True)
-def count_round(took, batch, nodes, gained, told, r):  # type: ignore[no-untyped-def]
+def count_round(took, batch, nodes, u, gained, told, r):  # type: ignore[no-untyped-def]
     """Add a joint round to what is told."""
     told.decoding[r] += took
     told.rounds[r] += 1
@@ -256,6 +258,7 @@ def count_round(took, batch, nodes, gained, told, r):  # type: ignore[no-untyped
     told.shares[r] += batch
     told.tokens[r] += gained
     told.largest[r, batch] = max(told.largest[r, batch], batch + nodes)
+    told.longest[r, batch] = max(told.longest[r, batch], u + 1)
 
 
 @njit(cache=True, nogil=True)
@@ -331,7 +334,7 @@ def open_loop(  # type: ignore[no-untyped-def]
                 accept(count, slots, budgets, ranks, chain, requests, accepted, left)
                 learn(mode[batch], carried, where, left[:batch], budgets[:batch], accepted[:batch], gains)
                 gained = commit(now, count, slots, accepted, before, requests, told, r)
-                count_round(took, batch, n, gained, told, r)
+                count_round(took, batch, n, u, gained, told, r)
                 if memory > 0:
                     track(state, memory, float(gained), took)
             else:

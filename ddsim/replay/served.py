@@ -59,6 +59,8 @@ class ServingResult:
         Whether a round cost what wasn't measured: a larger batch, more tokens or a longer context.
     baseline : str
         The policy that speed-ups are over: autoregressive decoding.
+    fixed : set of (batch, policy name)
+        Those with one setting for all rounds; the best of them at a batch size is what others are compared with.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class ServingResult:
         provenance: dict[str, Any],
         extrapolated: dict[tuple[int, str], bool],
         baseline: str,
+        fixed: frozenset[tuple[int, str]],
     ) -> None:
         self.runs = runs
+        self.fixed = fixed
         self.baseline = baseline
         self.extrapolated = extrapolated
         self.provenance = provenance
@@ -78,6 +82,11 @@ class ServingResult:
     def __repr__(self) -> str:
         batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
         return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
+
+    def best_fixed(self, batch: int) -> str:
+        """The fixed setting of most tokens a second at a batch size."""
+        names = [name for size, name in self.runs if size == batch and (size, name) in self.fixed]
+        return max(names, key=lambda name: float(_rates(self.runs[batch, name])[0]))
 
     def table(self) -> pd.DataFrame:
         """One row a batch size and policy.
@@ -88,7 +97,8 @@ class ServingResult:
             batch, policy, rounds (joint; this and the sums below over SHUFFLES runs), tokens (of all slots), acceptance_length (tokens a request and round), budget_mean (nodes
             a request and round), seconds, tokens_per_second (of all slots; _low, _high), tokens_per_second_user (of one that is taken),
             tpot_mean and tpot_p95 (seconds per output token over finished requests; the mean with _low, _high), speedup (over AR at
-            the same batch size; _low, _high), extrapolated (whether a round cost what wasn't measured).
+            the same batch size; _low, _high), best_fixed (the best fixed setting there), over_fixed and tpot_over_fixed (relative change over it of
+            tokens per second and of tpot_mean; _low, _high), extrapolated (whether a round cost what wasn't measured).
         """
         rows = []
         for (batch, name), run in self.runs.items():
@@ -106,12 +116,20 @@ class ServingResult:
             }
             row |= _columns("tokens_per_second", rate)
             row["tokens_per_second_user"] = rate[0] / (shares / rounds)
-            row |= _columns("tpot_mean", np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1)))
+            row |= _columns("tpot_mean", self._tpots(batch, name))
             row["tpot_p95"] = float(np.quantile(tpot[:SHUFFLES], 0.95))
             row |= _columns("speedup", rate / _rates(self.runs[batch, self.baseline]))
+            row["best_fixed"] = fixed = self.best_fixed(batch)
+            row |= _columns("over_fixed", rate / _rates(self.runs[batch, fixed]) - 1)
+            row |= _columns("tpot_over_fixed", self._tpots(batch, name) / self._tpots(batch, fixed) - 1)
             row["extrapolated"] = self.extrapolated[batch, name]
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def _tpots(self, batch: int, name: str) -> Floats:
+        """Mean seconds per output token: over the shuffles of all prompts, then of every repeat."""
+        tpot = self.runs[batch, name].latency / self._lengths[batch]
+        return np.append(tpot[:SHUFFLES].mean(), tpot[SHUFFLES:].mean(axis=1))
 
     def gain(self, policy: str, over: str, batch: int) -> Interval:
         """Relative gain in tokens per second of one policy over another at one batch size, paired: value, low, high."""

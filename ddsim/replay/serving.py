@@ -370,7 +370,8 @@ def simulate(
     }
     lengths = positions.tokens
     counts = {size: lengths[queue] for size, queue in queues.items()}
-    return ServingResult(runs, counts, provenance, extrapolated, baseline)
+    fixed = frozenset(key for key, policy in ready.items() if policy.fixed is not None)
+    return ServingResult(runs, counts, provenance, extrapolated, baseline, fixed)
 
 
 def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ddsim.view.style import _TEXT, BLACK, COLOURS, GREY, MARKERS, SIZE, _axes, _dress, _label, _settle
 
-MOST = 40.0
+MOST = 25.0
 """Per cent of difference that an axis shows; what lies beyond stands at its edge with its number."""
 
 Series = tuple[str, pd.DataFrame]  # a label, and columns value, low, high by policy; NaN where there is nothing to show
@@ -34,7 +34,7 @@ def load_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     >>> row |= {"highest_over": 0.0, "highest_over_low": 0.0, "highest_over_high": 0.0}
     >>> row |= {"latency_over": 0.0, "latency_over_low": 0.0, "latency_over_high": 0.0}
     >>> [panel.get_xlabel() for panel in load_gains(pd.DataFrame([row]), ax=canvas()).child_axes]
-    ["mean latency over the best fixed setting's, %", 'highest load over its, %']
+    ['mean latency over best fixed, %', 'highest load, %']
     """
     names = list(dict.fromkeys(table["policy"]))
     loads: list[Series] = []
@@ -46,8 +46,8 @@ def load_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (SIZE[0], 0.9 + 0.27 * (len(names) + 3)))
     return _panels(
         ax, names,
-        ("mean latency over the best fixed setting's, %", loads),
-        ("highest load over its, %", [("", _change(once, "highest_over"))]),
+        ("mean latency over best fixed, %", loads),
+        ("highest load, %", [("", _change(once, "highest_over"))]),
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def serving_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     >>> row = {"batch": 8, "policy": "AR", "over_fixed": 0.0, "over_fixed_low": 0.0, "over_fixed_high": 0.0}
     >>> row |= {"tpot_over_fixed": 0.0, "tpot_over_fixed_low": 0.0, "tpot_over_fixed_high": 0.0}
     >>> [panel.get_xlabel() for panel in serving_gains(pd.DataFrame([row]), ax=canvas()).child_axes]
-    ["tokens/s over the best fixed setting's, %", 'time per token, %']
+    ['tokens/s over best fixed, %', 'time per token, %']
     """
     names = list(dict.fromkeys(table["policy"]))
     rates: list[Series] = []
@@ -76,7 +76,7 @@ def serving_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         rates.append((f"batch {batch}", _change(of, "over_fixed")))
         times.append((f"batch {batch}", _change(of, "tpot_over_fixed")))
     ax = _axes(ax, (SIZE[0], 0.9 + 0.27 * (len(names) + 3)))
-    return _panels(ax, names, ("tokens/s over the best fixed setting's, %", rates), ("time per token, %", times))
+    return _panels(ax, names, ("tokens/s over best fixed, %", rates), ("time per token, %", times))
 
 
 def _change(of: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -487,6 +487,15 @@ def test_table_and_gain() -> None:
     assert value == pytest.approx(rate[4, "LongRun"] / rate[4, "DDTree(4)"] - 1) and low <= high
     assert result.gain("LongRun", "LongRun", 1) == (0, 0, 0)  # paired
     assert len(result.runs[4, "LongRun"].seconds) == _serving.SHUFFLES + 50
+    for batch, rows in table.set_index("policy").groupby("batch"):
+        best = rows.loc[["AR", "DFlash", "DDTree(4)"], "tokens_per_second"].idxmax()
+        assert (
+            set(rows["best_fixed"]) == {best} and rows.loc[best, "over_fixed"] == 0 == rows.loc[best, "tpot_over_fixed"]
+        )
+        assert tuple(rows.loc["LongRun", ["over_fixed", "over_fixed_low", "over_fixed_high"]]) == result.gain(
+            "LongRun", best, batch
+        )
+        assert (rows["tpot_over_fixed"] == rows["tpot_mean"] / rows.loc[best, "tpot_mean"] - 1).all()
     json.dumps(result.to_json(), allow_nan=False)
     assert "TPOT ms" in str(result) and len(str(result).splitlines()) == 11
     with pytest.raises(DdsimError, match="no policy 'Hindsight' at batch 4; there are AR, DFlash"):

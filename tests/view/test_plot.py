@@ -27,6 +27,7 @@ from ddsim.tree.trees import draft_tree, tree_gains
 from ddsim.view import budgets as _budgets
 from ddsim.view import checks as _checks
 from ddsim.view import costs as _costs
+from ddsim.view import load as _load
 from ddsim.view import style as _style
 from ddsim.view import trees as _trees
 from tests import made_up
@@ -83,6 +84,17 @@ def policy_table() -> pd.DataFrame:
     )  # fmt: skip
 
 
+def gain_table(key: str, values: tuple[float, ...], *columns: str) -> pd.DataFrame:
+    """Relative changes of each policy with intervals, at loads or batches; one far beyond the axis."""
+    changes = [3.2, 0.08, -0.02, 0.0, -0.05]
+    rows = [{key: value, "policy": name, "share": value / 10} for value in values for name in NAMES]
+    table = pd.DataFrame(rows).assign(unstable=[name == NAMES[1] for name in NAMES] * len(values))
+    for column in columns:
+        change = np.tile(changes, len(values))
+        table = table.assign(**{column: change, f"{column}_low": change - 0.02, f"{column}_high": change + 0.01})
+    return table
+
+
 def curve_table() -> pd.DataFrame:
     n = np.arange(65)
     rate = (1 + 4 * (1 - np.exp(-n / 10))) / (0.0075 + np.maximum(0, n - 24) * 4e-5)
@@ -117,6 +129,12 @@ def every_figure(
         "budget_distribution": lambda ax: _budgets.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
         "serving": lambda ax: _costs.serving(
             pd.concat([policy_table().iloc[:4].assign(batch=b, speedup_low=0.9, speedup_high=4.0) for b in (1, 8)]), ax=ax
+        ),
+        "serving_gains": lambda ax: _load.serving_gains(
+            gain_table("batch", (1, 8), "over_fixed", "tpot_over_fixed"), ax=ax
+        ),
+        "load_gains": lambda ax: _load.load_gains(
+            gain_table("load", (3.0, 6.0, 9.0), "latency_over", "highest_over"), ax=ax
         ),
         "price_curve": lambda ax: _budgets.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
         "heat_map": lambda ax: _costs.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
@@ -189,7 +207,7 @@ def test_no_text_of_a_figure_overlaps_another_or_leaves_the_page(
 
 
 def all_axes(figure: Any) -> list[Axes]:
-    return [a for ax in figure.axes for a in (ax, *ax.child_axes)]
+    return [a for ax in figure.axes for a in (ax, *ax.child_axes) if a.axison]
 
 
 def tick_boxes(axis: Any) -> list[Any]:
