@@ -79,6 +79,13 @@ def show_validation(show: Out, document: dict[str, Any], plot: str | None) -> fl
     show.say(
         f"Of {answers} answers with a draft, {texts} have the autoregressive text; of these {same} have the replayed rounds."
     )
+    if document.get("first_token"):
+        all_prompts = document["first_token"][0]
+        beside = f"{1e3 * all_prompts['predicted']:,.1f} ms" + (", extrapolated" if all_prompts["extrapolated"] else "")
+        show.say(
+            f"The first token takes {1e3 * all_prompts['measured']:,.1f} ms (predicted: {beside}), the mean over {all_prompts['prompts']} "
+            f"prompts of {all_prompts['prompt_tokens']:,.0f} tokens on average."
+        )
     if document.get("other_dice"):
         _show_other_dice(show, document["other_dice"])
     if plot is not None:

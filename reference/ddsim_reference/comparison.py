@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,6 +211,33 @@ def _row(
             "tokens_per_second": _inside(speed[0], wanted),
         },
     }
+
+
+def first_tokens(said: Prediction, answers: Answers) -> list[dict[str, Any]]:
+    """Seconds from handing over a prompt to its first token, predicted beside measured: all texts, and each workload.
+
+    Of a prompt the median over the policies that answered it counts: none of them plays a part before the first token. A row:
+    workload, prompts, prompt_tokens (mean), measured, predicted, error, extrapolated (whether the costs of any prompt are).
+    """
+    tokens = np.array([sequence.prompt_tokens for sequence in said.trace.sequences])
+    taken = [[f[s].seconds["prefill"] for f in answers.values() if s in f] for s in range(len(tokens))]
+    workload = np.array([sequence.workload for sequence in said.trace.sequences], object)
+    known = np.array([bool(some) for some in taken])
+    rows = []
+    with warnings.catch_warnings(action="ignore"):  # marked instead
+        predicted, outside = said.cost.prefill_seconds(tokens), said.cost.prefill_extrapolated(tokens)
+    measured = np.array([np.median(some) if some else np.nan for some in taken])
+    for name in ("all", *dict.fromkeys(workload)):
+        mine = known & ((workload == name) | (name == "all"))
+        if mine.any():
+            came, told = float(measured[mine].mean()), float(predicted[mine].mean())
+            rows.append(
+                {
+                    "workload": name, "prompts": int(mine.sum()), "prompt_tokens": float(tokens[mine].mean()), "measured": came,
+                    "predicted": told, "error": told / came - 1, "extrapolated": bool(outside[mine].any()),
+                }
+            )  # fmt: skip
+    return rows
 
 
 def _known(value: Any) -> float | None:

@@ -39,6 +39,7 @@ from ddsim_reference.profile import (
     host_seconds,
     matmul_rate,
     measure,
+    measure_prefill,
     profile_of,
     profiled_tokens,
 )
@@ -158,7 +159,8 @@ def validate(
         What ``out`` holds. ``rows``: a policy and workload each, predicted beside measured, as `comparison.rows` says; ``inside``: how many
         measured values lie in their prediction's interval. ``cost_error`` is the cost model's alone, its seconds for the very
         rounds that were decoded against those measured. ``parts_ms_per_round``, and ``rule_ms_per_round``: what a policy's budgets and
-        trees take on the host beyond those of a fixed tree, which predictions pay. ``agreement``: answers with the text of the
+        trees take on the host beyond those of a fixed tree, which predictions pay. ``first_token``: seconds to it, a row a workload
+        (`comparison.first_tokens`). ``agreement``: answers with the text of the
         autoregressive one, and those of them with the rounds of the replay; ``departures``: where other texts leave it, and how near a
         tie the target was there. Above temperature 0 ``other_dice``: ``rows``, ``inside`` and ``lengths`` (`comparison.lengths`) of
         the other texts. Also ``cost``, ``profile`` and ``provenance``. Seconds unless a name says otherwise.
@@ -221,6 +223,9 @@ def validate(
         tokens = [m for m in profiled_tokens(engine, largest + 1) if m >= 1]
         found = measure(engine, tokens=tokens, contexts=contexts, repeats=repeats, seed=seed, temperature=temperature)
         host = host_seconds(engine, found, seed=seed, temperature=temperature)
+        lengths = {*map(len, ids)}
+        prompts_of = {min(lengths), max(lengths), *(m for m in tokens if min(lengths) < m < max(lengths))}
+        found |= measure_prefill(engine, [(m, 0) for m in sorted(prompts_of)], repeats=-(-repeats // 2), seed=seed)
         about = provenance | ({"temperature": temperature} if temperature else {})
         own = profile_of(engine, found, host, about, bandwidth, rate)
         cost = fit_cost(own)
@@ -300,6 +305,7 @@ def validate(
         """Write what is known so far."""
         document["rows"] = comparison.rows(said, answers, known)
         document["inside"] = comparison.counted_inside(document["rows"])
+        document["first_token"] = comparison.first_tokens(said, answers)
         document["agreement"] = comparison.agreement(said, answers)
         document["departures"] = comparison.departures(said, answers, [p[2] for p in pairs])
         if temperature > 0:

@@ -78,6 +78,10 @@ def prompts(tmp_path: Path) -> tuple[str, dict[tuple[str, str], list[int]]]:
     return str(tmp_path / "prompts.jsonl"), encoded
 
 
+def result_workloads(result: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(row["workload"] for row in result["rows"] if row["workload"] != "all"))
+
+
 def test_validation_in_one_run(
     pair: tuple[str, str], prompts: tuple[str, dict[tuple[str, str], list[int]]], tmp_path: Path
 ) -> None:
@@ -107,6 +111,15 @@ def test_validation_in_one_run(
         assert low <= row["predicted"]["tokens_per_second"] <= high
         assert row["inside"]["tokens_per_second"] == (low <= row["measured"]["tokens_per_second"] <= high)
         assert row["inside"]["acceptance_length"]
+    first = result["first_token"]
+    assert [(row["workload"], row["prompts"]) for row in first] == [
+        ("all", 4),
+        *((w, 2) for w in result_workloads(result)),
+    ]
+    for row in first:
+        assert row["prompt_tokens"] == 9 and row["measured"] > 0 and not row["extrapolated"]
+        assert row["predicted"] == pytest.approx(row["measured"] * (1 + row["error"]))
+    assert [(s["tokens"], s["context"]) for s in result["profile"]["prefill"]] == [(9, 0)]
     parts = result["parts_ms_per_round"]["RoundRatio"]
     assert set(parts) == {"draft", "tree", "verify", "commit", "host", "predicted"}
     assert set(result["rule_ms_per_round"]) == set(result["agreement"]) - {"Plain"}
@@ -180,6 +193,7 @@ def test_costs_of_a_file_for_a_pair_of_converted_folders(
     )  # fmt: skip
     assert result["label"] == "target text at big cost"
     assert result["costs_from"]["file"] == "p.json" and "profile" not in result
+    assert result["first_token"][0]["extrapolated"]  # these costs hold no prefill
     for name, agreement in result["agreement"].items():
         assert agreement == {"answers": 2, "same_text": 2, "of_these_same_rounds": 2}, name
     assert result["rows"][1]["predicted"]["ms_per_round"] == pytest.approx(9, abs=4)  # the file's 8 and 1, and the rule
