@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.view.checks import prediction_errors as prediction_errors
     from ddsim.view.checks import reliability_by_depth as reliability_by_depth
     from ddsim.view.checks import reliability_by_probability as reliability_by_probability
+    from ddsim.view.checks import validation as validation
     from ddsim.view.costs import cost_curve as cost_curve
     from ddsim.view.costs import heat_map as heat_map
     from ddsim.view.costs import serving as serving
@@ -45,6 +46,7 @@ _HOME = {
     "prediction_errors": "view.checks",
     "reliability_by_depth": "view.checks",
     "reliability_by_probability": "view.checks",
+    "validation": "view.checks",
     "cost_curve": "view.costs",
     "heat_map": "view.costs",
     "serving": "view.costs",

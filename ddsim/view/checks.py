@@ -219,6 +219,15 @@ def validation(document: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     document : mapping
         What `ddsim validate` wrote.
     ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> speed = {"tokens_per_second": 500.0, "tokens_per_second_low": 450.0, "tokens_per_second_high": 560.0}
+    >>> row = {"workload": "chat", "policy": "DDTree(63)", "predicted": speed, "measured": speed}
+    >>> document = {"label": "a pair", "provenance": {"device": "a GPU"}, "rows": [row]}
+    >>> validation(document, ax=canvas()).get_title()
+    "a pair\\na GPU, ddsim's decoder"
     """
     ax = _axes(ax, (8.2, 5.0))
     cells = [row for row in document["rows"] if row["workload"] != "all"] or document["rows"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,31 @@ def every_figure(
         "acceptance_by_budget": lambda ax: _checks.acceptance_by_budget(*reliable, ax=ax),
         "predicted_measured": lambda ax: _checks.predicted_measured(runs.assign(group="code"), ax=ax),
         "prediction_errors": lambda ax: _checks.prediction_errors(runs, ax=ax),
+        "validation": lambda ax: _checks.validation(validated(("DFlash", "DDTree(63)")), ax=ax),
     }  # fmt: skip
+
+
+def validated(names: Sequence[str]) -> dict[str, Any]:
+    """A validation as a file holds it, of two workloads."""
+    rows = [
+        {
+            "workload": workload,
+            "policy": name,
+            "predicted": {
+                "tokens_per_second": 100.0 + i,
+                "tokens_per_second_low": 90.0,
+                "tokens_per_second_high": 120.0,
+            },
+            "measured": {"tokens_per_second": 99.0 + i, "tokens_per_second_low": None, "tokens_per_second_high": None},
+        }
+        for i, name in enumerate(names)
+        for workload in ("all", "chat", "code")
+    ]
+    return {
+        "label": "a pair of $ models whose name is longer than a label",
+        "provenance": {"device": "NVIDIA H100 80GB HBM3", "temperature": 1.0},
+        "rows": rows,
+    }
 
 
 def test_every_figure_draws_on_the_axes_given_and_changes_nothing_global(
@@ -453,26 +477,7 @@ def test_canvas_is_unknown_to_pyplot() -> None:
 
 def test_a_validation_has_a_mark_for_every_policy() -> None:
     names = [f"DDTree({n})" for n in range(14)]
-    rows = [
-        {
-            "workload": workload,
-            "policy": name,
-            "predicted": {
-                "tokens_per_second": 100.0 + i,
-                "tokens_per_second_low": 90.0,
-                "tokens_per_second_high": 120.0,
-            },
-            "measured": {"tokens_per_second": 99.0 + i, "tokens_per_second_low": None, "tokens_per_second_high": None},
-        }
-        for i, name in enumerate(names)
-        for workload in ("all", "chat", "code")
-    ]
-    document = {
-        "label": "a pair of $ models whose name is longer than a label",
-        "provenance": {"device": "NVIDIA H100 80GB HBM3", "temperature": 1.0},
-        "rows": rows,
-    }
-    ax = _checks.validation(document, ax=_style.canvas())
+    ax = _checks.validation(validated(names), ax=_style.canvas())
     marks = [container.lines[0] for container in ax.containers]
     assert [len(mark.get_xdata()) for mark in marks] == [2] * len(names)  # the pooled rows aren't drawn
     assert len({(mark.get_marker(), mark.get_color()) for mark in marks}) == len(names)
