@@ -11,7 +11,7 @@ VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # never -0.0
 
 
 VALIDATION_COLUMNS: tuple[Column, ...] = (

@@ -175,7 +175,6 @@ def _row(
         "rounds": int(rounds[counted].sum()),
         "ms_per_round": 1e3 * float(seconds[counted].sum() / rounds[counted].sum()),
         "budget_mean": nodes / float(rounds[counted].sum()),
-        "ttft_ms": 1e3 * float(np.mean([everyone[s].seconds.get("prefill", 0.0) for s in np.flatnonzero(counted)])),
         **_interval("tokens_per_second", speed),
     }
     predicted: dict[str, Any] = {
