@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.view.costs import heat_map as heat_map
     from ddsim.view.costs import serving as serving
     from ddsim.view.load import load_gains as load_gains
-    from ddsim.view.load import serving_gains as serving_gains
     from ddsim.view.style import COLOURS as COLOURS
     from ddsim.view.style import STYLES as STYLES
     from ddsim.view.style import SUFFIXES as SUFFIXES
@@ -51,7 +50,6 @@ _HOME = {
     "heat_map": "view.costs",
     "serving": "view.costs",
     "load_gains": "view.load",
-    "serving_gains": "view.load",
     "COLOURS": "view.style",
     "STYLES": "view.style",
     "SUFFIXES": "view.style",

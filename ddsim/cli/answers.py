@@ -286,6 +286,13 @@ def _with_interval(table: Any) -> Any:
     return table.assign(speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs])
 
 
+def _over_fixed(table: Any) -> Any:
+    """The table with what each gains over the best fixed setting, in per cent, and half the width of its interval."""
+    half = 50 * (table["over_fixed_high"] - table["over_fixed_low"])
+    pairs = zip(100 * table["over_fixed"], half, strict=True)
+    return table.assign(over=[f"{over:+.1f}" + (f" ±{unsure:.1f}" if unsure > 0 else "") for over, unsure in pairs])
+
+
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example("ddsim report traces/temperature-0/humaneval --profile h100.json -o report.html"),
@@ -390,7 +397,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
     ("tpot_mean", "TPOT\nms", milliseconds),
     ("tpot_p95", "p95\nms", milliseconds),
     ("speedup", "speed-up", number(2)),
-    ("speedup_interval", "95 %", str),
+    ("over", "over best\nfixed, %", str),
 )
 
 
@@ -400,6 +407,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
         "ddsim serve traces/temperature-0/humaneval --profile h100.json",
         "ddsim serve traces/temperature-0 -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
         "ddsim serve traces/temperature-0 -p h100.json --load --rate 12 --ttft 0.5 --tpot 0.02",
+        "ddsim serve traces/temperature-0 -p vllm.json --policy rules --plot rules.png",
     ),
 )
 def serve(
@@ -458,33 +466,35 @@ def serve(
         },
         {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain},
     )  # fmt: skip
+    from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
     from ddsim.replay.served import EXTRAPOLATED
     from ddsim.replay.serving import simulate
 
-    policies = policies_of(policy or (), joint=True)
+    typed = [name for name in policy or () if name.lower() != EVERY]
+    policies_of(typed, joint=True)  # so that what can't be read is said at once
     if load:
         serve_under_load(
-            show, trace, profile, kind, policies or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
+            show, trace, profile, kind, policy or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
             temperature, bootstrap, seed, plot,
         )  # fmt: skip
         return
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with _progress("Simulating") as progress:
         result = simulate(
-            recording, cost, policies or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
+            recording, cost, policy or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
             drain=drain, bootstrap=bootstrap, seed=seed, progress=progress,
         )  # fmt: skip
     table = result.table()
     marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))
     for size, rows in marked.groupby("batch", sort=False):
         show.table(
-            _with_interval(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
+            _over_fixed(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
         )
     if table["extrapolated"].any():
         show.say(EXTRAPOLATED)
     if plot is not None:
-        from ddsim.view.load import serving_gains
+        from ddsim.view.costs import serving
 
-        _plot(show, plot, lambda ax: serving_gains(table, ax=ax), table["policy"].nunique() + 3)
+        _plot(show, plot, lambda ax: serving(table, ax=ax))
     show.json(result.to_json() | {"plot": plot})

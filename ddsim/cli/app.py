@@ -142,9 +142,9 @@ ServingPolicyOption = Annotated[
         "--policy",
         metavar="NAME",
         help=f"{', '.join((*names.RUN, *names.TRACE, *names.ENGINE, *names.BATCH))}, or your own: {names.OWN} "
-        "(repeatable; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
+        f"(repeatable; {names.EVERY}: those of engines beside the best fixed settings; Share and Uniform take CaDDTree, GreedySteps or LongRun too). "
         "Default: all but CaDDTree, GreedySteps, DDTree and engines' rules. AR is always there.",
-        autocompletion=_complete(*names.RUN, *names.TRACE, *names.ENGINE, *names.BATCH),
+        autocompletion=_complete(*names.RUN, *names.TRACE, *names.ENGINE, *names.BATCH, names.EVERY),
     ),
 ]
 

@@ -64,8 +64,8 @@ ExtrapolateOption = Annotated[
 
 def engine_costs(show: Out, profile: Path, engine: str, drafter: str | None = None, kind: str = "auto") -> CostModel:
     """Costs for an engine's settings: not those of another engine, nor of another drafter than asked for."""
+    from ddsim.replay.arguments import measured_on
     from ddsim.replay.engines import ENGINES as KNOWN
-    from ddsim.replay.engines import measured_on
 
     cost = _cost(show, profile, kind)
     measured = measured_on(cost.provenance)

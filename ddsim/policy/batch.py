@@ -395,7 +395,7 @@ def decide(  # type: ignore[no-untyped-def]
             tokens += 1.0 + chain_expected[where[b], k - 1]
         return batch * k, tokens
     if mode == UNIFORM:
-        most = len(share) - 1
+        most = min(len(share) - 1, gains.shape[1])  # of chains there are fewer
         for i in range(most):
             sum_of = 0.0
             for b in range(batch):

@@ -23,5 +23,8 @@ BATCH = ("FairRatio", "Share:RoundRatio", "Uniform:RoundRatio", "BestSchedule")
 ENGINE = ("AdaptiveVerification", "DSpark", "AdaptiveSteps", "OnChain:RoundRatio")
 """Engines' own, and any rule over the chains that engines verify; what looks back on earlier rounds can't be decoded with."""
 
+EVERY = "rules"
+"""Where requests are decoded together: the best fixed settings and all rules that engines have."""
+
 OWN = "module:Class or 'module:Class(settings)'"
 """How a policy of one's own is named."""

@@ -23,3 +23,18 @@ def check_given(function: str, trace: Any, cost: Any, *also: type) -> None:
         elif isinstance(cost, Profile):
             how = "fit it first, as in ddsim.fit_cost(profile)"
         raise DdsimError(f"{function}: cost must be a cost model, is {_named(cost)}; {how}")
+
+
+def measured_on(provenance: dict[str, Any]) -> str | None:
+    """The engine that a profile's provenance names, as `ddsim.replay.engines.ENGINES` spells it where that knows it; None if it names none.
+
+    Examples
+    --------
+    >>> measured_on({"engine": "vLLM 0.26.0"}), measured_on({"engine": {"name": "TensorRT-LLM"}}), measured_on({})
+    ('vllm', 'tensorrt-llm', None)
+    """
+    named = provenance.get("engine")
+    if isinstance(named, dict):
+        named = named.get("name")
+    words = named.lower().split() if isinstance(named, str) else []
+    return words[0] if words else None

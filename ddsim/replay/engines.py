@@ -18,7 +18,7 @@ from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.walk import chain_walks, walk
-from ddsim.replay.arguments import check_given
+from ddsim.replay.arguments import check_given, measured_on
 from ddsim.replay.serving import _in_memory
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace, check_trace
@@ -76,21 +76,6 @@ def engine_rule(engine: str, method: str = "dflash") -> Rule:
     if method not in rules:
         raise DdsimError(f'{ENGINES[engine].title}: unknown method "{method}" (known: {", ".join(rules)})')
     return rules[method]
-
-
-def measured_on(provenance: dict[str, Any]) -> str | None:
-    """The engine that a profile's provenance names, as `ENGINES` spells it where that knows it; None if it names none.
-
-    Examples
-    --------
-    >>> measured_on({"engine": "vLLM 0.26.0"}), measured_on({"engine": {"name": "TensorRT-LLM"}}), measured_on({})
-    ('vllm', 'tensorrt-llm', None)
-    """
-    named = provenance.get("engine")
-    if isinstance(named, dict):
-        named = named.get("name")
-    words = named.lower().split() if isinstance(named, str) else []
-    return words[0] if words else None
 
 
 def unnamed_costs(engine: str, cost: CostModel) -> list[str]:

@@ -25,9 +25,9 @@ from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, deci
 from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Chain, DDTree
-from ddsim.replay.arguments import check_given
+from ddsim.replay.arguments import check_given, measured_on
 from ddsim.replay.arrivals import Arrivals, drawn_arrivals, read_arrivals
-from ddsim.replay.engines import chain_rates, measured_on
+from ddsim.replay.engines import chain_rates
 from ddsim.replay.load_kernels import (
     BATCH,
     DONE,
@@ -50,7 +50,7 @@ from ddsim.replay.load_kernels import (
 from ddsim.replay.loaded import LoadResult, LoadRun, Promise, pooled
 from ddsim.replay.maps import best_widths
 from ddsim.replay.served import SHUFFLES
-from ddsim.replay.serving import _allowed, _in_memory, _prepared, _queues, _with_baseline
+from ddsim.replay.serving import _allowed, _in_memory, _prepared, _queues, _with_baseline, named_rules
 from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.calibration import Calibration
@@ -151,7 +151,7 @@ def serve_load(
     Parameters
     ----------
     trace, cost, policies, calibration : as in `simulate`
-        Default policies: `load_policies`.
+        Default policies, also by the name ``rules``: `load_policies`.
     rate : float or floats, optional
         Requests a second. Default: 30, 60 and 90 % of what the best fixed setting can serve; of a log, as it is.
     arrivals : {"poisson", "bursts"}, path or Arrivals
@@ -228,7 +228,8 @@ def serve_load(
     needs = int((base.prompt + base.answer).max())
     if memory is not None and limits.check("memory", memory) < needs:
         raise DdsimError(f"memory: {memory:,} tokens can't hold the longest request, of {needs:,} with its answer")
-    asked = _with_baseline(policies_of(policies or load_policies(positions, cost, running), joint=True))
+    given = named_rules(policies, lambda: load_policies(positions, cost, running))
+    asked = _with_baseline(policies_of(given or load_policies(positions, cost, running), joint=True))
     for policy in asked:
         if (policy.fixed or 0) > positions.max_budget:
             raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")

@@ -60,7 +60,7 @@ class ServingResult:
     baseline : str
         The policy that speed-ups are over: autoregressive decoding.
     fixed : set of (batch, policy name)
-        Those with one setting for all rounds; the best of them at a batch size is what others are compared with.
+        Those with one setting for all rounds, however many requests there are; the best of them at a batch size is what others are compared with.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class ServingResult:
                 "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
                 "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
                 "speedup": table["speedup"].map("{:.2f}".format),
+                "over fixed %": (100 * table["over_fixed"]).map("{:+.1f}".format),
             }
         )
         if table["speedup_low"].notna().any():
-            shown["95 %"] = [
-                f"{low:.2f}–{high:.2f}" for low, high in zip(table["speedup_low"], table["speedup_high"], strict=True)
-            ]
+            pairs = zip(100 * table["over_fixed_low"], 100 * table["over_fixed_high"], strict=True)
+            shown["95 %"] = [f"{low:+.1f} to {high:+.1f}" for low, high in pairs]
         note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
         return shown.to_string(index=False) + note
 

@@ -22,11 +22,13 @@ from ddsim.jit import njit
 from ddsim.policy.batch import FairRatio, Share, Uniform, accepted_of, calibrated, decide, learn, share_curve
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, chain_length, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_autoregressive, prepared
+from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark, OnChain
 from ddsim.policy.joint import JointTable, batches_of, curves_for, decide_round, decided_on, joint_table
+from ddsim.policy.names import EVERY
 from ddsim.policy.parse import policies_of
-from ddsim.policy.rules import Autoregressive, BestFixed, DFlash, LongRun, RoundRatio
+from ddsim.policy.rules import Autoregressive, BestChain, BestFixed, BestSchedule, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
-from ddsim.replay.arguments import check_given
+from ddsim.replay.arguments import check_given, measured_on
 from ddsim.replay.served import SHUFFLES, Run, ServingResult
 from ddsim.text import distinct
 from ddsim.threads import split
@@ -59,6 +61,22 @@ def serving_policies() -> list[Policy]:
         LongRun(online=True),
         FairRatio(),
     ]
+
+
+def rules_for(cost: CostModel) -> list[Policy]:
+    """What ``rules`` stands for: the best fixed settings, and the rules that engines have, each over the chains that engines verify.
+
+    Adaptive verification, DSpark's and SGLang's rule, vLLM's schedule at its best, and what rules for trees could do there: one length a
+    round, the fair ratio, the forest by price. Costs that no engine is named for are a decoder's that verifies trees: those rules over trees too.
+
+    Examples
+    --------
+    >>> [policy.name for policy in rules_for(CostModel.from_table([1, 2], [1.0, 1.0]))][-3:]
+    ['LongRun uniform', 'FairRatio', 'LongRun']
+    """
+    carried: list[Policy] = [Uniform(LongRun()), FairRatio(), LongRun()]
+    chains = [BestChain(), BestSchedule(), AdaptiveSteps(), DSpark(), AdaptiveVerification(), *map(OnChain, carried)]
+    return [Autoregressive(), *chains, *([] if measured_on(cost.provenance) else [BestFixed(), *carried])]
 
 
 @njit(cache=True, nogil=True)
@@ -253,7 +271,7 @@ def simulate(
     cost : CostModel
         What lies outside what was measured is extrapolated: rows say so, and one warning at the end.
     policies : sequence of Policy or str, or one, optional
-        Default: `serving_policies`. AR is always simulated too.
+        Default: `serving_policies`. AR is always simulated too. The name ``rules`` stands for all of `rules_for`.
     batch : int or ints, optional
         Numbers of slots. Default: those of 1, 8 and 32 within the batches that were measured.
     requests : int, optional
@@ -302,7 +320,9 @@ def simulate(
     if max_tokens is not None:
         limits.check("max_tokens", max_tokens)
     positions = _in_memory(trace, calibration)
-    asked = _with_baseline(policies_of(policies or serving_policies(), joint=True))
+    asked = _with_baseline(
+        policies_of(named_rules(policies, lambda: rules_for(cost)) or serving_policies(), joint=True)
+    )
     for policy in asked:
         if (policy.fixed or 0) > positions.max_budget:
             raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
@@ -370,8 +390,17 @@ def simulate(
     }
     lengths = positions.tokens
     counts = {size: lengths[queue] for size, queue in queues.items()}
-    fixed = frozenset(key for key, policy in ready.items() if policy.fixed is not None)
+    fixed = frozenset(key for key, one in ready.items() if one.fixed is not None and not one.scheduled)
     return ServingResult(runs, counts, provenance, extrapolated, baseline, fixed)
+
+
+def named_rules(policies: Any, rules: Callable[[], list[Policy]]) -> Any:
+    """Policies as they were given, with ``rules`` in place of the name for all of them."""
+    given = [policies] if isinstance(policies, (str, Policy)) else policies
+    named = [isinstance(one, str) and one.lower() == EVERY for one in given] if isinstance(given, Sequence) else []
+    if not any(named):
+        return policies
+    return [own for one, all_of in zip(given, named, strict=True) for own in (rules() if all_of else [one])]
 
 
 def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:

@@ -226,52 +226,81 @@ def heat_map(
     return ax
 
 
+FAR = -20.0
+"""Per cent below the best fixed setting at which the axis of `serving` ends: what lies there is said in words."""
+
+
 def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Speed-up over autoregressive decoding at the same batch size, a line a policy, with intervals.
+    """What policies gain over the best fixed setting at the same batch size, a line a policy, with intervals; and below, how much later tokens come.
 
     Parameters
     ----------
     table : DataFrame
-        As ``ServingResult.table()`` gives: batch, policy, speedup and optionally speedup_low and speedup_high.
+        As ``ServingResult.table()`` gives: batch, policy, over_fixed, tpot_over_fixed, and optionally these with _low and _high, and extrapolated.
+        Policies that stay more than 20 % below are named in the legend only.
     ax : Axes, optional
+        Of the upper panel; the lower one hangs below it.
 
     Examples
     --------
     >>> from ddsim.view.style import canvas
-    >>> table = pd.DataFrame({"batch": [1, 8], "policy": "LongRun", "speedup": [3.2, 2.1]})
-    >>> serving(table, ax=canvas()).get_xlabel()
-    'batch, requests decoded together'
+    >>> table = pd.DataFrame({"batch": [1, 8], "policy": "LongRun", "over_fixed": [0.01, 0.08], "tpot_over_fixed": [0.0, -0.05]})
+    >>> serving(table, ax=canvas()).get_ylabel()
+    'tokens/s, %'
     """
-    ax = _axes(ax)
+    ax = _axes(ax, (SIZE[0], SIZE[1] + 0.4))
+    ax.set_box_aspect(0.48)
+    below = ax.inset_axes((0.0, -0.96, 1.0, 0.86), sharex=ax)
     batches = sorted(table["batch"].unique().tolist())
-    named = list(table.groupby("policy", sort=False))
-    for i, (name, part) in enumerate(named):
-        part = part.sort_values("batch")
-        rate = part["speedup"].to_numpy(float)
+    named = [(str(name), part.sort_values("batch")) for name, part in table.groupby("policy", sort=False)]
+    near = [(name, part) for name, part in named if not (100 * part["over_fixed"] < FAR).all()]
+    ends = {panel: [0.0] for panel in (ax, below)}
+    for i, (name, part) in enumerate(near):
         # Side by side, so that intervals at one batch size don't hide each other.
-        x = part["batch"].to_numpy(float) * 2 ** (0.07 * (i - (len(named) - 1) / 2))
-        colour = COLOURS[i % len(COLOURS)] if kind_of(str(name)).drafts else GREY
-        style: dict[str, Any] = {"color": colour, "ls": STYLES[i % len(STYLES)], "lw": 1.5, "label": _label(name)}
-        bars = None
-        if {"speedup_low", "speedup_high"} <= set(part):
-            bars = np.stack([rate - part["speedup_low"], part["speedup_high"] - rate]).astype(float)
-            bars = np.maximum(0.0, bars)
-        ax.errorbar(
-            x, rate, bars, marker=MARKERS[(i + i // len(COLOURS)) % len(MARKERS)], ms=4.5, elinewidth=1, **style
-        )
-        if part.get("extrapolated", pd.Series(dtype=bool)).any():
-            hollow = part["extrapolated"].to_numpy(bool)
-            ax.plot(x[hollow], rate[hollow], "o", ms=3, mfc="white", mec=colour, mew=0.5, zorder=4)
-    _dress(ax)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(batches, [f"{b:,}" for b in batches])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
-    ax.set_ylim(bottom=0)
+        x = part["batch"].to_numpy(float) * 2 ** (0.05 * (i - (len(near) - 1) / 2))
+        colour = COLOURS[i % len(COLOURS)] if kind_of(name).drafts else GREY
+        mark = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+        style: dict[str, Any] = {
+            "color": colour,
+            "ls": STYLES[i % len(STYLES)],
+            "lw": 1.4,
+            "marker": mark,
+            "ms": 4,
+            "elinewidth": 0.8,
+        }
+        for panel, key in ((ax, "over_fixed"), (below, "tpot_over_fixed")):
+            y, bars = 100 * part[key].to_numpy(float), None
+            if {f"{key}_low", f"{key}_high"} <= set(part):
+                ends[panel] += [v for end in ("_low", "_high") for v in 100 * part[key + end] if np.isfinite(v)]
+                bars = np.maximum(
+                    0.0, np.stack([y - 100 * part[f"{key}_low"], 100 * part[f"{key}_high"] - y]).astype(float)
+                )
+            ends[panel] += y.tolist()
+            panel.errorbar(x, y, bars, label=_label(name), **style)
+            if part.get("extrapolated", pd.Series(dtype=bool)).any():
+                hollow = part["extrapolated"].to_numpy(bool)
+                panel.plot(x[hollow], y[hollow], "o", ms=2.5, mfc="white", mec=colour, mew=0.5, zorder=4)
+    for name, part in named:
+        if all(name != other for other, _ in near):
+            low, high = 100 * part["over_fixed"].min(), 100 * part["over_fixed"].max()
+            ax.plot([], [], " ", label=f"{_label(name)}: {low:.0f} to {high:.0f} %")
+    for panel, label, far in ((ax, "tokens/s, %", (FAR, np.inf)), (below, "TPOT, %", (-np.inf, -FAR))):
+        _dress(panel)
+        panel.axhline(0, color=GREY, lw=1, zorder=1)
+        low, high = max(min(ends[panel]), far[0]), min(max(ends[panel]), far[1])
+        room = 0.06 * max(high - low, 1.0)
+        panel.set_ylim(low - room, high + room)
+        panel.set_ylabel(label)
     extrapolated = table.get("extrapolated", pd.Series(dtype=bool)).any()
-    ax.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if extrapolated else ""))
-    ax.set_ylabel("tokens/s, as a multiple of AR's at that batch")
-    ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.set_title("against the best fixed setting at that batch", fontsize=_TEXT, loc="left")
+    ax.set_xscale("log", base=2)
+    ax.tick_params(labelbottom=False)
+    below.set_xticks(batches, [f"{b:,}" for b in batches])
+    below.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_minor_locator(NullLocator())
+    below.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
+    below.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if extrapolated else ""))
+    ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.0))
     return ax
 
 

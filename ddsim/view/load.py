@@ -1,4 +1,4 @@
-"""Draws serving as differences to the best fixed setting: throughput beside latency, a row a policy."""
+"""Draws what loads come to as differences to the best fixed setting: the highest load beside latency, a row a policy."""
 
 from __future__ import annotations
 
@@ -49,34 +49,6 @@ def load_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ("mean latency over best fixed, %", loads),
         ("highest load, %", [("", _change(once, "highest_over"))]),
     )  # fmt: skip
-
-
-def serving_gains(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Policies in full batches against the best fixed setting at each batch size: tokens a second, and time per token.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As ``ServingResult.table()`` gives it.
-    ax : Axes, optional
-
-    Examples
-    --------
-    >>> from ddsim.view.style import canvas
-    >>> row = {"batch": 8, "policy": "AR", "over_fixed": 0.0, "over_fixed_low": 0.0, "over_fixed_high": 0.0}
-    >>> row |= {"tpot_over_fixed": 0.0, "tpot_over_fixed_low": 0.0, "tpot_over_fixed_high": 0.0}
-    >>> [panel.get_xlabel() for panel in serving_gains(pd.DataFrame([row]), ax=canvas()).child_axes]
-    ['tokens/s over best fixed, %', 'time per token, %']
-    """
-    names = list(dict.fromkeys(table["policy"]))
-    rates: list[Series] = []
-    times: list[Series] = []
-    for batch, rows in table.groupby("batch", sort=False):
-        of = rows.set_index("policy")
-        rates.append((f"batch {batch}", _change(of, "over_fixed")))
-        times.append((f"batch {batch}", _change(of, "tpot_over_fixed")))
-    ax = _axes(ax, (SIZE[0], 0.9 + 0.27 * (len(names) + 3)))
-    return _panels(ax, names, ("tokens/s over best fixed, %", rates), ("time per token, %", times))
 
 
 def _change(of: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -322,6 +322,10 @@ def test_serve(cli: Run, files: Path, tmp_path: Path) -> None:
     document = json.loads(cli(*words, *chosen).out)
     assert [row["policy"] for row in document["table"]] == ["AR", "FairRatio", "LongRun share", "RoundRatio uniform"]
     assert "BestFixed, FairRatio, Share, Uniform" in error(cli(*words, "--policy", "Magic"))
+    document = json.loads(cli(*words, "--policy", "rules").out)
+    assert {"AR", "BestSchedule", "DSpark", "AdaptiveVerification", "AdaptiveSteps", "FairRatio"} <= {
+        r["policy"] for r in document["table"]
+    }
     assert "as in Share:RoundRatio" in error(cli(*words, "--policy", "Share"))
     assert "Hindsight" in error(cli(*words, "--policy", "Hindsight"))
     assert "--batch" in error(cli(*words, "-b", 0))

@@ -32,7 +32,7 @@ from tests.naive import serving as naive_serving
 COST = CostModel.from_table(
     [1, 4, 5, 12, 24, 60, 90], [0.010, 0.0101, 0.014, 0.015, 0.024, 0.060, 0.1], draft_seconds=0.002
 )
-HORIZON = 4
+HORIZON, WIDTH = 4, 9  # of chains and of the trees that hold them
 
 
 def made(seed: int, lengths: list[int]) -> Positions:
@@ -45,9 +45,9 @@ def made(seed: int, lengths: list[int]) -> Positions:
     left = np.repeat(starts[1:], lengths) - 1 - np.arange(count)  # tokens to the end of the text
     chain = np.minimum((rng.random((count, HORIZON)) < each).cumprod(axis=1).sum(axis=1), left)
     return Positions(
-        alive.astype(np.float32),
-        np.tile(np.arange(1, HORIZON + 1, dtype=np.int32), (count, 1)),
-        np.full(count, HORIZON, np.int32),
+        -np.sort(-rng.random((count, WIDTH)).astype(np.float32), axis=1),
+        np.cumsum(rng.integers(1, 4, (count, HORIZON)), axis=1).astype(np.int32),
+        np.full(count, WIDTH, np.int32),
         chain.astype(np.uint8),
         alive.cumsum(axis=1).astype(np.float32),
         np.concatenate([10 + np.arange(n) for n in lengths]).astype(np.int32),
@@ -121,10 +121,10 @@ def test_closed_loops_against_plain_ones(seed: int, lengths: list[int], batch: i
     result = quiet(positions, COST, RULES, batch=batch, requests=requests, bootstrap=0)
     whole = _serving._in_memory(positions, None)
     queues = _serving._queues(whole, requests, 0, 0)
-    table = joint_table(COST, (10, 34), batch, HORIZON, HORIZON)
+    table = joint_table(COST, (10, 34), batch, WIDTH, HORIZON)
     chains: Any = chain_positions(whole).gains
     for policy in RULES:
-        run, own = result.runs[batch, policy.name], decided_on(policy, COST, table, HORIZON)
+        run, own = result.runs[batch, policy.name], decided_on(policy, COST, table, WIDTH)
         alone = _serving._loop(policy, whole, batch, {batch: own}.__getitem__, queues[1], False)
         for r in (0, 1):
             want = naive.closed_loop(
@@ -161,7 +161,7 @@ def test_an_estimate_learns_what_is_accepted() -> None:
     """Drafts that are accepted as often as they say: a slope near 1 and biases near 0."""
     positions = made(1, [4000])
     policy = AdaptiveVerification()
-    ready = policy.prepare(positions, _serving._shares(positions, joint_table(COST, (10, 4009), 8, HORIZON, HORIZON)))
+    ready = policy.prepare(positions, _serving._shares(positions, joint_table(COST, (10, 4009), 8, WIDTH, HORIZON)))
     state = ready._state
     assert state[memory.REFITS] >= 10 and state[memory.REFIT] == 100
     assert 0.8 < state[memory.SLOPE] < 1.2 and np.abs(state[memory.BIAS : memory.BIAS + 3]).max() < 0.3
@@ -191,9 +191,9 @@ def test_rules_for_trees_over_chains(seed: int, lengths: list[int], batch: int) 
     result = quiet(positions, COST, policies, batch=batch, requests=6, bootstrap=0)
     whole = _serving._in_memory(positions, None)
     queue = _serving._queues(whole, 6, 0, 0)[0].tolist()
-    table = joint_table(COST, (10, 24), batch, HORIZON, HORIZON)
+    table = joint_table(COST, (10, 24), batch, WIDTH, HORIZON)
     for policy in policies:
-        own = decided_on(policy, COST, table, HORIZON)
+        own = decided_on(policy, COST, table, WIDTH)
 
         def choose(gains: Any, policy: Policy = policy, own: Any = own) -> Any:
             return policy.choose_batch(np.ascontiguousarray(gains), own.curve[0]).tolist()

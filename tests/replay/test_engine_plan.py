@@ -16,8 +16,9 @@ from ddsim.cost.model import CostModel, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
+from ddsim.replay.arguments import measured_on
 from ddsim.replay.engine_plan import NEAR, engine_plan, near_best
-from ddsim.replay.engines import ENGINES, best_chains, engine_rule, measured_on
+from ddsim.replay.engines import ENGINES, best_chains, engine_rule
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
 from ddsim.view.settings import engine_settings

@@ -502,6 +502,19 @@ def test_table_and_gain() -> None:
         result.gain("Hindsight", "AR", 4)
 
 
+def test_rules_by_one_name() -> None:
+    positions = made(2, [12, 9])
+    names = quiet(positions, COST, ["rules", "Chain:2"], batch=2, bootstrap=0).table()["policy"].tolist()
+    chains = ["AR", "BestChain", "BestSchedule", "AdaptiveSteps", "DSpark", "AdaptiveVerification"]
+    carried = ["LongRun uniform", "FairRatio", "LongRun"]
+    assert names == [*chains, *(f"{name} on chains" for name in carried), "BestFixed", *carried, "Chain(2)"]
+    engine = dataclasses.replace(
+        ddsim.Profile([VerifySample(t, 64, 1, (0.01 * t,)) for t in (1, 99)]), provenance={"engine": "vLLM"}
+    )
+    assert "BestFixed" not in [policy.name for policy in _serving.rules_for(ddsim.fit_cost(engine, "table"))]
+    assert _serving.named_rules("LongRun", list) == "LongRun" and _serving.named_rules(None, list) is None
+
+
 def test_intervals_cover_the_truth_about_new_prompts() -> None:
     """Speedups on half of many prompts lie in the interval from the other half about as often as they should."""
     inside = 0

@@ -127,12 +127,7 @@ def every_figure(
             pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
         ),
         "budget_distribution": lambda ax: _budgets.budget_distribution({"CaDDTree": [1, 2, 8, -2], "LongRun": [4, 4]}, ax=ax),
-        "serving": lambda ax: _costs.serving(
-            pd.concat([policy_table().iloc[:4].assign(batch=b, speedup_low=0.9, speedup_high=4.0) for b in (1, 8)]), ax=ax
-        ),
-        "serving_gains": lambda ax: _load.serving_gains(
-            gain_table("batch", (1, 8), "over_fixed", "tpot_over_fixed"), ax=ax
-        ),
+        "serving": lambda ax: _costs.serving(gain_table("batch", (1, 8), "over_fixed", "tpot_over_fixed"), ax=ax),
         "load_gains": lambda ax: _load.load_gains(
             gain_table("load", (3.0, 6.0, 9.0), "latency_over", "highest_over"), ax=ax
         ),
@@ -409,6 +404,25 @@ def test_cost_curve_asks_for_nothing_that_was_not_measured(cost: CostModel, prof
         for batch in (1, 8):
             _costs.cost_curve(fresh, profile, batch=batch, ax=_style.canvas())
         _costs.cost_curve(fresh, ax=_style.canvas())
+
+
+def test_serving_shows_differences_and_says_in_words_what_is_far() -> None:
+    table = pd.concat(
+        [
+            policy_table().assign(
+                batch=b, over_fixed=[-0.7, -0.3, 0, 0.02, 0.1 * b], tpot_over_fixed=[2, 0.3, 0, 0, -0.04]
+            )
+            for b in (1, 8)
+        ]
+    )
+    ax = _costs.serving(table, ax=_style.canvas())
+    (below,) = ax.child_axes
+    labels = [t.get_text() for t in ax.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert labels[:2] == ["AR: -70 to -70 %", "DFlash: -30 to -30 %"] and len(labels) == 5
+    low, high = ax.get_ylim()
+    assert -6 < low < 0 and 80 < high < 90 and -6 < below.get_ylim()[0] < -4
+    drawn = [np.asarray(line.get_ydata(), float) for line in below.lines]
+    assert any(np.allclose(y, [-4, -4]) for y in drawn if len(y) == 2)
 
 
 def test_policies_are_in_order_and_say_what_they_are_worth() -> None:
