@@ -26,6 +26,7 @@ from ddsim.cli.app import (
     WorkloadOption,
     _calibration,
     _check_plot,
+    _check_typed,
     _cost,
     _one_of,
     _open,
@@ -177,6 +178,7 @@ def plan(
 
     policies = policies_of(policy) if policy else None
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    _check_typed(policies, recording.horizon)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Replaying") as progress:
         answer = solve(
@@ -248,6 +250,7 @@ def replay(
 
     policies = None if policy is None else policies_of(policy)
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    _check_typed(policies, recording.horizon)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Replaying") as progress:
         result = run(
@@ -327,6 +330,7 @@ def report(
     policies = policies_of(policy) if policy else None
     show.reads(profile.expanduser())
     recording, cost = _open(show, trace, workload, temperature), read_costs(profile.expanduser(), kind)
+    _check_typed(policies, recording.horizon)
     other = None if beside is None else _open(show, [beside], workload, temperature)
     calibration = _calibration(recording, calibrate, seed)
     with _progress("Writing the report") as progress:
@@ -480,6 +484,7 @@ def serve(
         )  # fmt: skip
         return
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    _check_typed(policies, recording.horizon)
     with _progress("Simulating") as progress:
         result = simulate(
             recording, cost, policy or None, batch=batch or None, requests=requests, max_tokens=max_tokens,

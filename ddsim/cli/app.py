@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ddsim.cost.model import CostModel
+    from ddsim.policy.contract import Policy
     from ddsim.trace.calibration import CrossCalibration
     from ddsim.trace.trace import Trace
 
@@ -211,6 +212,16 @@ def _open(
     trace = open_trace([os.path.expanduser(p) for p in paths])
     show.reads(*trace._folders)
     return trace if workload is None and temperature is None else trace.select(workload or None, temperature)
+
+
+def _check_typed(policies: Iterable[Policy] | None, horizon: int | None) -> None:
+    """Refuse typed schedules with gaps or, where the horizon is known, with a K above it."""
+    from ddsim.policy.rules import check_whole
+
+    for policy in policies or ():
+        ranges = getattr(policy, "ranges", None)
+        if policy.scheduled and ranges:
+            check_whole(ranges, horizon, policy.name)
 
 
 def _cost(show: Out, path: Path, kind: str) -> CostModel:

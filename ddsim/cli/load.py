@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddsim.cli.app import _complete, _cost, _one_of, _open, _plot, _within
+from ddsim.cli.app import _check_typed, _complete, _cost, _one_of, _open, _plot, _within
 from ddsim.cli.console import Column, Out, milliseconds, number, progress
 from ddsim.errors import DdsimError
 
@@ -134,6 +134,7 @@ def serve_under_load(
         show.reads(Path(arrivals).expanduser())
         arrivals = str(Path(arrivals).expanduser())
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    _check_typed(policies, recording.horizon)
     with progress("Simulating") as went:
         result = serve_load(
             recording, cost, policies, rate=list(rate) if rate else None, arrivals=arrivals or "poisson", running=running,

@@ -17,6 +17,7 @@ from ddsim.cli.app import (
     PlotOption,
     SeedOption,
     _check_plot,
+    _check_typed,
     _complete,
     _Failed,
     _one_of,
@@ -185,6 +186,7 @@ def decode(
     from ddsim.policy.parse import policy_of
 
     rule = policy_of(policy, joint=batch > 1)
+    _check_typed([rule], None)
     if rule.hindsight or rule.needs_trace:
         raise DdsimError(f"--policy {rule.name}: is known after a text only, so it works in replay, not in decoding")
     pieces = reference("decode").decode_prompts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
@@ -453,6 +454,28 @@ def _ranges(given: Any) -> list[tuple[int, int, int]]:
         if after[0] <= before[1]:
             raise DdsimError(f"Schedule: {before} and {after} overlap")
     return found
+
+
+def check_whole(ranges: Sequence[tuple[int, int, int]], horizon: int | None, what: str) -> None:
+    """Refuse a schedule that somebody typed and that an engine would mend by itself: gaps, and K above the block of ``horizon`` tokens.
+
+    Examples
+    --------
+    >>> check_whole([(1, 4, 15), (9, 16, 7)], 15, "Schedule")
+    Traceback (most recent call last):
+        ...
+    ddsim.errors.DdsimError: Schedule: leaves out 5 to 8 requests, where vLLM would go on with K = 15; name them
+    """
+    for (_, last, k), (first, _, _) in pairwise(ranges):
+        if first != last + 1:
+            raise DdsimError(
+                f"{what}: leaves out {last + 1} to {first - 1} requests, where vLLM would go on with K = {k}; name them"
+            )
+    for first, last, k in ranges:
+        if horizon is not None and k > horizon:
+            raise DdsimError(
+                f"{what}: K = {k} for {first} to {last} requests: must be 0 to {horizon}, the tokens of a draft"
+            )
 
 
 class BestChain(_Fixed):

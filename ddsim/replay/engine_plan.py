@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.rules import Schedule
+from ddsim.policy.rules import Schedule, check_whole
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.bootstrap import FEW, _Bootstrap, _knots, cost_error, percent
 from ddsim.replay.engines import (
@@ -289,16 +288,7 @@ def _current(against: Any, horizon: int, most: int) -> tuple[NDArray[np.int64], 
             raise DdsimError(f"against: K = {k}: must be 0 to {horizon}, the tokens of a recorded draft")
         return np.full(most, k, np.int64), f"K = {k} at every batch"
     schedule = Schedule(list(against))
-    for (_, last, k), (first, _, _) in pairwise(schedule.ranges):
-        if first != last + 1:
-            raise DdsimError(
-                f"against: leaves out {last + 1} to {first - 1} requests, where vLLM would go on with K = {k}; name them"
-            )
-    for first, last, k in schedule.ranges:
-        if k > horizon:
-            raise DdsimError(
-                f"against: K = {k} for {first} to {last} requests: must be 0 to {horizon}, the tokens of a draft"
-            )
+    check_whole(schedule.ranges, horizon, "against")
     return np.array([schedule.k(n) for n in range(1, most + 1)], np.int64), "the given schedule"
 
 
@@ -451,6 +441,8 @@ def _notes(
     elif draws.units < FEW:
         notes.append(f"The trace holds {draws.units} prompts: intervals are rough.")
     notes += unnamed_costs(engine, cost)
+    if isinstance(off := cost.provenance.get("off"), str):
+        notes.append(f"{off}.")
     theirs = cost.provenance.get("target")
     mine = trace.meta.get("provenance", {}).get("target") if isinstance(trace, Trace) else None
     if theirs is not None and mine is not None and theirs != mine:

@@ -845,3 +845,21 @@ def test_numbers_and_nesting_beyond_reason_are_one_line(cli: Run, files: Path, t
     assert "not valid JSON" in error(cli("plan", files / "trace", "-p", deep))
     budgets = ("export", files / "trace", "--what", "budgets", "-p", files / "profile.json", "-o", tmp_path / "b.csv")
     assert "--context" in error(cli(*budgets, "--context", "99999999999999999999"))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "reason"),
+    [
+        ("[(1, 4, 2), (9, 16, 1)]", "leaves out 5 to 8 requests, where vLLM would go on with K = 2; name them"),
+        ("[(1, 4, 2), (5, 16, 99)]", "K = 99 for 5 to 16 requests: must be 0 to {horizon}, the tokens of a draft"),
+    ],
+)
+@pytest.mark.parametrize("command", ["replay", "plan", "serve", "report"])
+def test_schedules_that_an_engine_would_mend_are_refused(
+    cli: Run, files: Path, tmp_path: Path, command: str, ranges: str, reason: str
+) -> None:
+    out = ["-o", tmp_path / "r.html"] if command == "report" else []
+    answer = cli(command, files / "trace", "-p", files / "profile.json", "--policy", f"Schedule({ranges})", *out)
+    horizon = ddsim.open_trace(files / "trace").horizon
+    assert error(answer) == f"error: Schedule({ranges}): {reason.format(horizon=horizon)}"
+    assert not list(tmp_path.iterdir())
