@@ -105,6 +105,7 @@ class CostModel:
         ]
         contexts = sorted({c.context for c in curves if c.context is not None})
         batches = sorted({c.batch for c in curves if c.batch is not None})
+        self.batches = tuple(batches)
         self.range = FitRange(
             (min(c.low for c in curves), max(c.high for c in curves)),
             (contexts[0], contexts[-1]) if contexts else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.arrays import Floats
+from ddsim.cost.imports import WHOLE_STEPS
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
@@ -189,19 +192,42 @@ def chain_seconds(
 
     Unless they are extrapolated, seconds are NaN from the first K on that wasn't measured. An engine's profile names the Ks that the
     engine was made ready for (``ks``); others are NaN, since an engine without graphs for a K is slower than those around it say.
+    Between the numbers of requests at which an engine's whole steps were measured, seconds lie between theirs at the same K.
     """
+    batches = measured_batches(cost)
+
+    @cache
+    def measured(count: int) -> tuple[Floats, NDArray[np.bool_]]:
+        """One number of requests, read off."""
+        row = np.full(horizon + 1, np.nan)
+        marks: NDArray[np.bool_] = cost.extrapolated(count * (1 + np.arange(horizon + 1)), context, count)
+        weighed = horizon + 1 if extrapolate else int(np.argmax([*marks, True]))  # K below it
+        if weighed:
+            table = cost_table(cost, [context], count * (weighed - 1), count)
+            row[:weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+        return row, marks
+
     seconds, marks = (np.full((len(requests), horizon + 1), fill) for fill in (np.nan, False))
     with cost.one_warning():
         for i, count in enumerate(requests):
-            marks[i] = cost.extrapolated(count * (1 + np.arange(horizon + 1)), context, count)
-            weighed = horizon + 1 if extrapolate else int(np.argmax([*marks[i], True]))  # K below it
-            if weighed:
-                table = cost_table(cost, [context], count * (weighed - 1), count)
-                seconds[i, :weighed] = np.append(table.ar_seconds, table.seconds[0, count::count])
+            above = bisect_left(batches, count)
+            if 0 < above < len(batches) and batches[above] != count:
+                (few, first), (many, second) = (measured(batches[j]) for j in (above - 1, above))
+                share = (count - batches[above - 1]) / (batches[above] - batches[above - 1])
+                seconds[i], marks[i] = (1 - share) * few + share * many, first | second
+            else:
+                seconds[i], marks[i] = measured(count)
     ready = cost.provenance.get("ks")
     if isinstance(ready, list):
         seconds[:, [k for k in range(horizon + 1) if k not in ready]] = np.nan
     return seconds, marks
+
+
+def measured_batches(cost: CostModel) -> list[int]:
+    """The numbers of requests at which whole steps were measured; none of costs of another kind."""
+    if cost.provenance.get("seconds") != WHOLE_STEPS:
+        return []
+    return list(cost.batches)
 
 
 def best_chains(

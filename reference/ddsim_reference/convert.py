@@ -92,7 +92,12 @@ def convert(
     asked = choose_prompts(prompts, limit)[:16] if widen is not None else []
     need = tokenizer or bool(asked)
     config, weights, reader = load_target(target, dtype=kind, device=device, with_tokenizer=need and encoded is None)
-    provenance = {"made_by": "ddsim convert", "ddsim": ddsim.__version__, "target": Path(target).name, "dtype": dtype}
+    provenance = {
+        "made_by": "ddsim convert",
+        "ddsim": ddsim.__version__,
+        "target": Path(target).name.removesuffix(".gguf"),
+        "dtype": dtype,
+    }
     tensors: Iterable[tuple[str, torch.Tensor]] = weights.items()
     shape = draft_weights = draft_head = None
     if drafter is not None:
@@ -109,7 +114,7 @@ def convert(
         if draft_head is not None:
             draft_head = widen_head(*draft_head, shape, SHAPES[widen], **options)
         shape, draft_weights = widen_drafter(shape, draft_weights, SHAPES[widen], **options)
-        provenance |= {"label": f"{Path(target).name} text at {widen} cost", "widen": widen, "seed": str(seed)}
+        provenance |= {"label": f"{provenance['target']} text at {widen} cost", "widen": widen, "seed": str(seed)}
     with new_folder(out) as folder:
         if shape is not None and draft_weights is not None:
             inside = draft_head is not None and draft_head[0].form == "markov"  # DSpark's: among the drafter's tensors

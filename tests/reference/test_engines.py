@@ -87,7 +87,9 @@ def test_a_profile_holds_what_steps_cost(pair: tuple[str, str], tmp_path: Path) 
     profile = read_profile(path)
     assert profile.provenance["engine"] == "vLLM 0.26.0"
     assert profile.provenance["ks"] == [0, 1, 3, 7]
-    assert profile.provenance["acceptance"] == "synthetic: nothing accepted"
+    assert (
+        profile.provenance["acceptance"] == f"synthetic: {costs.ACCEPTED} of drafted tokens, each given those before it"
+    )
     assert profile.provenance["flags"]["async_scheduling"] is True
     assert {(s.tokens, s.context, s.batch) for s in profile.verify} == {
         (b * (k + 1), c, b) for b in (1, 2, 8) for c in (128, 384) for k in (0, 1, 3, 7)

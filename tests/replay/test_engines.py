@@ -10,12 +10,13 @@ import pytest
 from hypothesis import assume, given, settings
 
 import ddsim
+from ddsim.cost.imports import WHOLE_STEPS
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Schedule
-from ddsim.replay.engines import STAYS, acceptance, best_chains, schedule_ranges
+from ddsim.replay.engines import STAYS, acceptance, best_chains, chain_seconds, schedule_ranges
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
 from ddsim.view.settings import acceptance_profile, vllm_settings
@@ -146,3 +147,20 @@ def test_on_the_command_line(trace: Trace, tmp_path: Any, capsys: pytest.Capture
         assert reason in line and not (tmp_path / "s.json").exists()
     assert main([*words, "acceptance"]) == 0
     assert set(json.loads((tmp_path / "s.json").read_text())["workloads"]) >= {"all", "code"}
+
+
+def test_whole_steps_between_measured_requests_keep_k() -> None:
+    """A step of 3 requests at K lies between those of 2 and 4 at K, and counts as measured; so no K is lost in between."""
+    known = {(b, k): 0.004 + 0.0001 * b + 0.0002 * k * b for b in (1, 2, 4) for k in (0, 1, 3)}
+    whole = Profile(
+        [VerifySample(b * (k + 1), 64, b, (s,)) for (b, k), s in known.items()], provenance={"seconds": WHOLE_STEPS}
+    )
+    seconds, marks = chain_seconds(fit_cost(whole, "table"), [1, 2, 3, 4], 3, 64)
+    assert not marks.any()
+    for k in (0, 1, 3):
+        np.testing.assert_allclose(
+            seconds[:, k], [known[1, k], known[2, k], (known[2, k] + known[4, k]) / 2, known[4, k]]
+        )
+    other = Profile(whole.verify)
+    seconds, marks = chain_seconds(fit_cost(other, "table"), [3], 3, 64)
+    assert marks[0].tolist() == [False, False, True, True] and np.isnan(seconds[0, 2:]).all()

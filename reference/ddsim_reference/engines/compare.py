@@ -125,7 +125,8 @@ def groups_of(count: int, batch: int) -> list[list[int]]:
 class Turns:
     """Turns of calls with all prompts, ``batch`` of them a call, under schedules that have names.
 
-    Before a schedule's first turn at a batch one call isn't counted: things compile and load while it drains.
+    Schedules take turns call by call, so that what happens on the machine meanwhile falls on all of them. Before a schedule's first
+    call at a batch one isn't counted: things compile and load while it drains.
     """
 
     def __init__(
@@ -135,28 +136,35 @@ class Turns:
         self.found: dict[tuple[int, str], list[tuple[Told, Answers]]] = {}
         self.warm: set[tuple[int, str]] = set()
 
-    def take(self, batch: int, name: str, ranges: vllm.Ranges) -> None:
-        """One more turn."""
-        turns = self.found.setdefault((batch, name), [])
-        label = f"turn {len(turns)}: K {name} at {batch}"
+    def take(self, batch: int, schedules: dict[str, vllm.Ranges]) -> None:
+        """One more turn of every schedule."""
+        turn = len(self.found.get((batch, next(iter(schedules))), ()))
+        label = f"turn {turn} at {batch}: {', '.join(schedules)}"
         kept = None if self.journal is None else self.journal.get(label)
         if kept is None:
-            kept = self._decoded(batch, name, ranges)
+            kept = self._decoded(batch, schedules)
             if self.journal is not None:
                 kept = self.journal.put(label, kept)
-        turns.append((Told(**kept["told"] | {"tpot": tuple(kept["told"]["tpot"])}), kept["answers"]))
+        for name, (took, answers) in kept.items():
+            told_again = Told(**took | {"tpot": tuple(took["tpot"])})
+            self.found.setdefault((batch, name), []).append((told_again, answers))
 
-    def _decoded(self, batch: int, name: str, ranges: vllm.Ranges) -> dict[str, Any]:
-        self.engine.schedule(ranges)
+    def _decoded(self, batch: int, schedules: dict[str, vllm.Ranges]) -> dict[str, tuple[dict[str, Any], Answers]]:
         groups = [[self.prompts[i] for i in group] for group in groups_of(len(self.prompts), batch)]
-        if (batch, name) not in self.warm:
-            self.engine.decode(groups[0], self.most if batch > 1 else min(self.most, 24), self.stop)
-            self.warm.add((batch, name))
+        for name, ranges in schedules.items():
+            if (batch, name) not in self.warm:
+                self.engine.schedule(ranges)
+                self.engine.decode(groups[0], self.most if batch > 1 else min(self.most, 24), self.stop)
+                self.warm.add((batch, name))
         gc.collect()  # not while it decodes
-        calls = [self.engine.decode(group, self.most, self.stop) for group in groups]
+        calls: dict[str, list[vllm.Call]] = {name: [] for name in schedules}
+        for group in groups:
+            for name, ranges in schedules.items():
+                self.engine.schedule(ranges)
+                calls[name].append(self.engine.decode(group, self.most, self.stop))
         return {
-            "told": asdict(sum(map(told, calls), NOTHING)),
-            "answers": [answer for call in calls for answer in call.tokens],
+            name: (asdict(sum(map(told, made), NOTHING)), [answer for call in made for answer in call.tokens])
+            for name, made in calls.items()
         }
 
     def answers(self, batch: int, name: str) -> Answers:
@@ -306,7 +314,7 @@ def validate_engine(
     every: dict[str, vllm.Ranges] = {str(k): [(1, running.seats, k)] for k in static}
     decoded = Turns(running, ids, max_new_tokens, config.eos_token_ids, journal)
     for batch in batches:
-        decoded.take(batch, "0", every["0"])
+        decoded.take(batch, {"0": every["0"]})
     recorder = Recorder(target, drafter, device, dtype, ids, chosen)
     recorded = {batch: recorder(decoded.answers(batch, "0")) for batch in batches}
     trace = recorded[min(batches, key=lambda b: abs(b - TYPICAL))]
@@ -315,9 +323,7 @@ def validate_engine(
     every["schedule"] = ranges
     for batch in batches:
         for turn in range(turns if batch > 1 else 1):
-            for name, one in every.items():
-                if (turn, name) != (0, "0"):
-                    decoded.take(batch, name, one)
+            decoded.take(batch, {name: one for name, one in every.items() if (turn, name) != (0, "0")})
             progress(f"decoded at batch {batch}, turn {turn + 1}")
     for _ in range(repeats // 2):
         sweeps.sweep()
@@ -325,7 +331,7 @@ def validate_engine(
 
     profile = costs.profile_of(running, sweeps.samples(), about | sweeps.how())
     cost = fit_cost(profile)
-    price = Prices(cost)
+    price = Prices(cost, shape.horizon)
     rows = []
     simulated: dict[str, Any] = {"lag": running.lag, "most": max_new_tokens}
     with cost.one_warning():
@@ -377,7 +383,7 @@ def plain_rows(
     decoded = Turns(engine, ids, most, stop)
     for batch in batches:
         for _ in range(turns if batch > 1 else 1):
-            decoded.take(batch, "0", [(1, max(batches), 0)])
+            decoded.take(batch, {"0": [(1, max(batches), 0)]})
     rows = [
         {"batch": batch, "measured": decoded.middle(batch, "0").to_json(), "turns": decoded.speeds(batch, "0")}
         for batch in batches

@@ -32,6 +32,10 @@ KS = (0, 1, 3, 7, 15)
 WARM, COUNT, ALONE = 4, 8, 2
 """Steps after a change of K that aren't timed, that are, and that begin when the GPU has nothing left to do."""
 
+ACCEPTED = 0.7
+"""Of drafted tokens, each given those before it, that are accepted while steps are timed: about what drafters reach. It is nothing to
+the GPU, but every token that a step decodes is work for the host."""
+
 HOST = 0.9
 """Share of a step's seconds from which on its work on the host is what it takes."""
 
@@ -67,9 +71,8 @@ class Sweeps:
     """Seconds of whole steps over batch, K and context, measured a sweep at a time.
 
     A sweep takes every combination once; the next ones take them, and the Ks, the other way around. So what happens on the machine
-    meanwhile falls on all of them alike, and sweeps can lie before and after other work. Nothing is accepted where the engine can be
-    told so: what is accepted changes how fast contexts grow, not what a step does. Combinations that the engine has no room for are
-    left out. What compiles or loads at a batch's first steps is not timed.
+    meanwhile falls on all of them alike, and sweeps can lie before and after other work. Where the engine can be told so, a fixed
+    share of drafted tokens is accepted. Combinations that the engine has no room for are left out. What compiles or loads at a batch's first steps is not timed.
 
     Parameters
     ----------
@@ -98,14 +101,17 @@ class Sweeps:
         progress: Callable[[], object] | None = None,
     ) -> None:
         self.engine, self.seed, self.journal, self.progress = engine, seed, journal, progress
-        grow, largest = len(engine.ks) * (WARM + COUNT + ALONE), max(engine.ks) + 1
-        self.fixed = engine.accept([0.0] * largest)
+        steps = len(engine.ks) * (WARM + COUNT + ALONE)
+        self.rates = [ACCEPTED] * max(engine.ks)
+        self.gain = float(np.mean([sum(ACCEPTED**i for i in range(k + 1)) for k in engine.ks]))
+        self.fixed = engine.accept(self.rates)
         engine.accept(None)
+        grow = steps * (self.gain if self.fixed else max(engine.ks) + 1)
         self.points: list[Point] = [
             (c, b)
             for c in sorted(set(contexts))
             for b in sorted(set(batches))
-            if b <= engine.seats and b * (c + grow * (1 if self.fixed else largest)) <= engine.room
+            if b <= engine.seats and b * (c + grow) <= engine.room
             if batches is not BATCHES or c <= SHORT or (b & (b - 1) == 0 and b * c <= MOST_CACHED)
         ]
         if not self.points:
@@ -117,7 +123,7 @@ class Sweeps:
     def sweep(self) -> None:
         """Measure every combination once more."""
         gc.collect()  # not while it steps
-        self.engine.accept([0.0] * (max(self.engine.ks) + 1))
+        self.engine.accept(self.rates)
         try:
             for context, batch in self.points[:: -1 if self.done % 2 else 1]:
                 for k, seconds, host in self._steps(context, batch):
@@ -140,7 +146,14 @@ class Sweeps:
             self.engine.steps(batch, context, warm=1, count=1, seed=self.seed)
             self.seen.add(batch)
         steps = self.engine.steps(
-            batch, context, warm=WARM, count=COUNT, alone=ALONE, down=bool(self.done % 2), seed=self.seed
+            batch,
+            context,
+            warm=WARM,
+            count=COUNT,
+            alone=ALONE,
+            gain=self.gain,
+            down=bool(self.done % 2),
+            seed=self.seed,
         )
         found = [(one.k, list(one.seconds), list(one.host)) for one in steps]
         if self.journal is not None:
@@ -157,7 +170,7 @@ class Sweeps:
     def how(self) -> dict[str, Any]:
         """How they were measured, and of how many combinations a step is the host's work."""
         found: dict[str, Any] = {
-            "acceptance": "synthetic: nothing accepted" if self.fixed else "as the target says",
+            "acceptance": f"synthetic: {ACCEPTED} of drafted tokens, each given those before it" if self.fixed else "as the target says",
             "warm_steps": WARM, "steps": COUNT, "repeats": self.done, "seed": self.seed, "ks": sorted(self.engine.ks),
         }  # fmt: skip
         shares = [float(np.median(host) / np.median(seconds)) for seconds, host in self.found.values() if host]

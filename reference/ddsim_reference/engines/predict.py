@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddsim.cost.model import CostModel
+from ddsim.replay.engines import chain_seconds
 from ddsim.trace.rounds import Positions
 
 CONTEXT_STEP = 16
@@ -54,23 +55,23 @@ NOTHING = Told(0, 0, 0, 0.0, ())
 
 
 class Prices:
-    """Seconds of a step by requests, K and context, kept once they are known; contexts below the first measured one cost as that."""
+    """Seconds of a step by requests, K and context, as plans for engines weigh them, kept once they are known.
 
-    def __init__(self, cost: CostModel) -> None:
-        self.cost = cost
-        self.least = cost.range.contexts[0] if cost.range.contexts else 0.0
-        self.known: dict[tuple[int, int, int], float] = {}
+    Contexts below the first measured one cost as that.
+    """
+
+    def __init__(self, cost: CostModel, horizon: int) -> None:
+        self.cost, self.horizon = cost, horizon
+        self.least = cost.range.contexts[0] if cost.range.contexts else 0
+        self.known: dict[tuple[int, int], list[float]] = {}
 
     def __call__(self, requests: int, k: int, context: float) -> float:
         """Seconds of one step."""
-        key = requests, k, round(context / CONTEXT_STEP)
+        key = requests, round(context / CONTEXT_STEP)
         if key not in self.known:
-            at = max(self.least, key[2] * CONTEXT_STEP)
-            seconds = self.cost.verify_seconds(requests * (k + 1), at, requests)
-            if k:
-                seconds += self.cost.draft_seconds(requests, context=at)
-            self.known[key] = float(seconds)
-        return self.known[key]
+            at = max(self.least, key[1] * CONTEXT_STEP)
+            self.known[key] = chain_seconds(self.cost, [requests], self.horizon, at, extrapolate=True)[0][0].tolist()
+        return self.known[key][k]
 
 
 def drain(

@@ -232,8 +232,9 @@ class Vllm:
         return Call(tokens, steps, spent)
 
     def steps(
-        self, batch: int, context: int, *, warm: int, count: int, alone: int = 0, down: bool = False, seed: int = 0
-    ) -> list[Steps]:
+        self, batch: int, context: int, *, warm: int, count: int, alone: int = 0, gain: float = 1.0, down: bool = False,
+        seed: int = 0,
+    ) -> list[Steps]:  # fmt: skip
         """Time ``count`` steps of ``batch`` requests with random prompts at every K, each after ``warm`` others.
 
         Prompts are shorter than ``context`` by half of what will be decoded, so that steps lie around it.
@@ -242,26 +243,29 @@ class Vllm:
         ----------
         alone : int
             Further steps at every K that begin when the GPU has nothing left to do: what they take is the host's time.
+        gain : float
+            Tokens that a step is expected to decode, over all Ks.
         down : bool
             Take the Ks the other way around.
         """
         rng = np.random.default_rng([seed, batch, context])
-        total = len(self.ks) * (warm + count + alone)
-        length = max(2, min(context - total // 2, self.longest - total - IN_FLIGHT))
+        steps = len(self.ks) * (warm + count + alone)
+        total = round(steps * gain)
+        length = max(2, min(context - total // 2, self.longest - 2 * total - IN_FLIGHT))
         names = {}
         for _ in range(batch):
-            names[self._add(rng.integers(1, 1000, length).tolist(), (max(self.ks) + 1) * total + 64, ())] = 0
+            names[self._add(rng.integers(1, 1000, length).tolist(), (max(self.ks) + 1) * steps + 64, ())] = 0
         ks = self.ks[::-1] if down else self.ks
         self.schedule([(1, self.seats, ks[0])])
 
         def step() -> float | None:
-            """Seconds of one step, if every request gained something."""
+            """Seconds of one step and of taking what it gave, if every request gained something."""
             began = self.clock()
-            found = self.engine.step()
+            fresh = {one.request_id: list(one.outputs[0].token_ids) for one in self.engine.step()}
+            for name, tokens in fresh.items():
+                names[name] += len(tokens)
             spent = self.clock() - began
-            for output in found:
-                names[output.request_id] += len(output.outputs[0].token_ids)
-            return spent if sum(bool(output.outputs[0].token_ids) for output in found) == batch else None
+            return spent if sum(map(bool, fresh.values())) == batch else None
 
         for _ in range(64 + 2 * batch * (1 + length // 256)):  # prompts
             if step() is not None and min(names.values()):
