@@ -476,7 +476,7 @@ def serve(
     from ddsim.replay.serving import simulate
 
     typed = [name for name in policy or () if name.lower() != EVERY]
-    policies_of(typed, joint=True)  # so that what can't be read is said at once
+    policies = policies_of(typed, joint=True)  # what can't be read is said at once
     if load:
         serve_under_load(
             show, trace, profile, kind, policy or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
