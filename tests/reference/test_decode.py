@@ -545,3 +545,38 @@ def test_without_a_drafter_only_plain_decoding_works() -> None:
     with pytest.raises(DdsimError, match=r"policy DDTree\(5\): needs a drafter"):
         decode(engine, [[1]], DDTree(5), max_new_tokens=4)
     assert len(decode(engine, [[1]], Autoregressive(), max_new_tokens=4)[0].tokens) == 4
+
+
+def test_a_prompt_is_read_in_long_passes_whatever_the_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first token waits for the prompt, so small budgets, and none, don't cut it small."""
+    from ddsim_reference.decode import text
+    from tests.reference import tiny_models
+
+    target, drafter = tiny_models.save(tmp_path)
+    made: list[int] = []
+
+    class Spy(Engine):
+        def __init__(self, *models: Any, **options: Any) -> None:
+            made.append(options["max_tokens"])
+            super().__init__(*models, **options)
+
+    monkeypatch.setattr(text, "Engine", Spy)
+    long = " ".join(f"word{i % 9}" for i in range(30))
+    for policy, limit in (("AR", 1024), ("DDTree:3", 1024), ("DDTree:3", 8), ("DDTree:20", 8), ("RoundRatio", 8)):
+        monkeypatch.setattr(text, "PROMPT_TOKENS", limit)
+        profile = {"profile": str(tmp_path / "p.json")} if policy == "RoundRatio" else {}
+        if profile:
+            CostModel.from_table([1, 64], [1.0, 2.0]).save(tmp_path / "p.json")
+        list(
+            text.decode_prompts(
+                target=str(target),
+                drafter=str(drafter),
+                text=[long],
+                policy=policy,
+                max_new_tokens=2,
+                max_budget=16,
+                **profile,
+            )
+        )
+    lengths = made[0]
+    assert lengths > 30 and made == [lengths, lengths, 8, 21, 17]

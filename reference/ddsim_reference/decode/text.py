@@ -21,6 +21,9 @@ from ddsim_reference.model.config import check_pair
 from ddsim_reference.model.device import check_device, number_type
 from ddsim_reference.model.workloads import Prompt, choose_prompts, encode_all
 
+PROMPT_TOKENS = 1024
+"""Tokens of a prompt that one pass takes, however small the trees: a first token waits for all of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -114,9 +117,11 @@ def decode_prompts(
     ids = encode_all(tokenizer, chosen, config, max_new_tokens)
     largest = max_budget if rule.fixed is None else max(rule.fixed, 0)
     largest = max(largest, 0 if shape is None else shape.horizon)
+    longest = max(map(len, ids))
+    pass_tokens = largest + batch if rule.fixed is None else (largest + 1) * batch
     engine = Engine(
-        config, weights, shape, drafter_weights, draft_head, max_context=max(map(len, ids)) + max_new_tokens,
-        max_tokens=largest + batch if rule.fixed is None else (largest + 1) * batch, batch=batch, candidates=max(largest, max_budget),
+        config, weights, shape, drafter_weights, draft_head, max_context=longest + max_new_tokens,
+        max_tokens=max(pass_tokens, min(longest, PROMPT_TOKENS)), batch=batch, candidates=max(largest, max_budget),
         fast=fast, buckets=check_buckets(buckets),
     )  # fmt: skip
     run = Run(
