@@ -312,9 +312,12 @@ def profile(
                 fast=fast, prefill=prefill, progress=progress, **buckets_of(buckets), **common, **given,
             )  # fmt: skip
     show.saved(path)
+    from ddsim.cost.profile import read_profile
+
+    if engine is not None and (note := module.host_bound(read_profile(path).provenance)):
+        show.say(f"Note: {note}")
     if plot is not None:
         from ddsim.cost.model import fit_cost
-        from ddsim.cost.profile import read_profile
         from ddsim.view.costs import cost_curve
 
         measured = read_profile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -366,3 +367,8 @@ def test_what_was_measured_in_vllm_is_shown(capsys: pytest.CaptureFixture[str]) 
     profile = read_profile(traces / "profiles" / "vllm-qwen3-8b-cost-h100.json")
     assert profile.provenance["engine"] == "vLLM 0.26.0"
     assert {s.batch for s in profile.verify} >= {1, 8, 32, 64}
+
+
+def test_a_process_that_is_ended_is_one_line() -> None:
+    with pytest.raises(DdsimError, match="was ended from outside"):
+        compare.apart(os._exit, 9)

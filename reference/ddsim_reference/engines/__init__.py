@@ -7,6 +7,6 @@ May use: ddsim.cost, ddsim.errors, ddsim.files, ddsim.policy, ddsim.replay, ddsi
 """
 
 from ddsim_reference.engines.compare import validate_engine
-from ddsim_reference.engines.costs import profile_engine
+from ddsim_reference.engines.costs import host_bound, profile_engine
 
-__all__ = ["profile_engine", "validate_engine"]
+__all__ = ["host_bound", "profile_engine", "validate_engine"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import combinations
 from multiprocessing import get_context
@@ -394,8 +395,13 @@ def plain_rows(
 
 def apart(work: Callable[..., Any], *given: Any) -> Any:
     """What ``work`` returns, from a process of its own: what it holds of the GPU's memory is free afterwards."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, *given).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(work, *given).result()
+    except BrokenProcessPool:
+        raise DdsimError(
+            "engine: its process without a drafter was ended from outside; it may have run out of memory"
+        ) from None
 
 
 def row_of(
