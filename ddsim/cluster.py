@@ -262,6 +262,7 @@ def _lost(future: Any, cluster: str) -> Exception:
 
 def _call(version: str, body: bytes, load: bytes) -> bytes:
     """One task, on a worker: its result, or what went wrong in words, as a pickle."""
+    import cloudpickle
     from distributed import get_worker
 
     import ddsim
@@ -272,9 +273,11 @@ def _call(version: str, body: bytes, load: bytes) -> bytes:
             raise DdsimError(f"has ddsim {ddsim.__version__}, this is {version}; install one version on all machines")
         with one_thread(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who asked has been warned
-            return pickle.dumps((True, _loaded(body)(pickle.loads(load))), protocol=5)
+            return bytes(cloudpickle.dumps((True, _loaded(body)(pickle.loads(load)))))
     except DdsimError as error:
         return pickle.dumps((False, ("", f"{where}: {error}")))
+    except ImportError as error:
+        return pickle.dumps((False, ("", f"{where}: {error}; install it there, or set its PYTHONPATH")))
     except MemoryError:
         return pickle.dumps((False, ("", f"{where}: not enough memory; start fewer workers there")))
     except Exception as error:

@@ -13,6 +13,7 @@ from ddsim.cli.app import (
     KINDS,
     BootstrapOption,
     CalibrateOption,
+    ClusterOption,
     JsonOption,
     KindOption,
     PlotOption,
@@ -452,6 +453,7 @@ def serve(
         int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
     ] = 100,
     seed: SeedOption = 0,
+    cluster: ClusterOption = None,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -468,7 +470,7 @@ def serve(
             "--rate": rate, "--arrivals": arrivals, "--running": running, "--memory": memory, "--prefill": prefill, "--chunk": chunk,
             "--ttft": ttft is not None, "--tpot": tpot is not None,
         },
-        {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain},
+        {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain, "--cluster": cluster},
     )  # fmt: skip
     from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
@@ -488,7 +490,7 @@ def serve(
     with _progress("Simulating") as progress:
         result = simulate(
             recording, cost, policy or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
-            drain=drain, bootstrap=bootstrap, seed=seed, progress=progress,
+            drain=drain, bootstrap=bootstrap, seed=seed, cluster=cluster, progress=progress,
         )  # fmt: skip
     table = result.table()
     marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))

@@ -161,6 +161,16 @@ CalibrateOption = Annotated[
 ]
 
 
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="Run on a Dask cluster: local, or a scheduler's address as tcp://HOST:8786.",
+    ),
+]
+
+
 SeedOption = Annotated[int, typer.Option(callback=_within("seed"), help="Seed of everything random.")]
 
 

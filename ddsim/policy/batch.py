@@ -236,9 +236,8 @@ def share_curve(seconds: Floats, batch: int, max_budget: int) -> Floats:
 
 
 @njit(cache=True, nogil=True)
-def _sift(heap, size, key):  # type: ignore[no-untyped-def]
-    """Move the first request of a heap to its place: larger keys first, then smaller requests."""
-    i = 0
+def _sift(heap, i, size, key):  # type: ignore[no-untyped-def]
+    """Move request i of a heap down to its place: larger keys first, then smaller requests."""
     while True:
         top, child = i, 2 * i + 1
         for c in range(child, min(child + 2, size)):
@@ -266,8 +265,10 @@ def _forest(  # type: ignore[no-untyped-def]
         budgets[b], rate[b] = 0, 1.0
         key[b] = gains[where[b], 0] if nodes[where[b]] else 0.0
         if key[b] > 0:
+            heap[size] = b
             size += 1
-    heap[:] = np.argsort(-key, kind="mergesort")  # a sorted list is a heap; requests without nodes come last
+    for i in range(size // 2 - 1, -1, -1):
+        _sift(heap, i, size, key)
     tokens = float(batch)
     value = -batch * curve[0] if fair else tokens - price * curve[0]
     best, best_tokens, best_seconds, best_value = 0, tokens, curve[0], value
@@ -294,7 +295,7 @@ def _forest(  # type: ignore[no-untyped-def]
             heap[0] = heap[size]
         else:
             key[b] = gains[p, budgets[b]] / (rate[b] if fair else 1.0)
-        _sift(heap, size, key)
+        _sift(heap, 0, size, key)
         tokens += gain
         logs += step
         if stopped:

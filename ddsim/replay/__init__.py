@@ -3,5 +3,5 @@
 ``replay`` runs policies over a trace, ``bootstrap`` gives intervals, ``plan`` recommends, ``serving`` decodes batches, ``maps`` answers by
 batch size and context.
 
-May use: arrays, cost, errors, jit, limits, policy, text, threads, trace.
+May use: arrays, cluster, cost, errors, jit, limits, policy, text, threads, trace.
 """

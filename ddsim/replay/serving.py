@@ -14,12 +14,25 @@ from numpy.typing import NDArray
 import ddsim
 from ddsim import limits
 from ddsim.arrays import Floats, Ints
+from ddsim.cluster import workers
 from ddsim.cost.model import CostModel
 from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
-from ddsim.policy.batch import FairRatio, Share, Uniform, accepted_of, calibrated, decide, learn, share_curve
+from ddsim.policy.batch import (
+    FAIR,
+    FOREST,
+    SHARE,
+    FairRatio,
+    Share,
+    Uniform,
+    accepted_of,
+    calibrated,
+    decide,
+    learn,
+    share_curve,
+)
 from ddsim.policy.choose import CHAIN, EXHAUSTIVE, NO_DRAFT, PRICE, chain_length, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of, is_autoregressive, prepared
 from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark, OnChain
@@ -36,9 +49,13 @@ from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, chain_positions
 from ddsim.trace.schema import Progress
+from ddsim.trace.shared import SharedTrace
 from ddsim.trace.trace import Trace
 
 BATCHES = (1, 8, 32)
+
+ENOUGH = 800_000
+"""Positions over which a price is solved: of a long trace, fewer orders of the queue say the same."""
 
 
 def serving_policies() -> list[Policy]:
@@ -82,10 +99,13 @@ def rules_for(cost: CostModel) -> list[Policy]:
 @njit(cache=True, nogil=True)
 def _closed_loop(  # type: ignore[no-untyped-def]
     mode, rule, price, fill, width, memory, start, gains, ranks, nodes, chain, chain_expected, context, starts, queue, batch, step,
-    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, first, last,
+    low, seconds, ar_seconds, curve, curve_ahead, share, share_ahead, known, first, last,
     spent, committed, rounds, verified, latency, largest,
 ):  # fmt: skip
-    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. What happened goes to the last six arrays."""
+    """Repeats ``first`` to ``last`` (rows of ``queue``) of the simulation; see `simulate`. What happened goes to the last six arrays.
+
+    ``known`` int32 [P] keeps the nodes of lone requests, -1 where nobody has asked; empty where they depend on more than the position.
+    """
     requests, horizon = queue.shape[1], ranks.shape[1]
     for r in range(first, last):
         where, end = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
@@ -100,25 +120,41 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             where[b], end[b], request[b] = starts[s], starts[s + 1] - 1, b
         following, done, now, at = batch, 0, 0.0, price
         state = np.zeros(3)  # of an online LongRun: see there
+        priced, paid, own, ahead, part, part_ahead = 0, seconds[0], curve[0], curve_ahead[0], share[0], share_ahead[0]
         while done < requests:
             length = 0
             for b in range(batch):
                 length += context[where[b]]
             u = min(max(-(-length // (step * batch)) - low, 0), len(seconds) - 1)
+            if u != priced:  # views of rows cost more than a lone request's round
+                priced, paid, own, ahead, part, part_ahead = (
+                    u,
+                    seconds[u],
+                    curve[u],
+                    curve_ahead[u],
+                    share[u],
+                    share_ahead[u],
+                )
             if memory > 0 and state[2] == 0:
                 n, expected = decide(
-                    mode, EXHAUSTIVE, 0.0, False, width, gains, nodes, chain_expected, where, horizon, seconds[u],
-                    curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
+                    mode, EXHAUSTIVE, 0.0, False, width, gains, nodes, chain_expected, where, horizon, paid,
+                    own, ahead, part, part_ahead, budgets, order, heap, key, rate, mean,
                     before, carried,
                 )  # fmt: skip
                 begin(state, expected, curve[u, n])
             if memory > 0:
                 at = state[0] / state[1]
-            n, expected = decide(
-                mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, seconds[u],
-                curve[u], curve_ahead[u], share[u], share_ahead[u], budgets, order, heap, key, rate, mean,
-                before, carried,
-            )  # fmt: skip
+            if len(known) and known[where[0]] >= 0:
+                n = known[where[0]]
+                budgets[0] = n
+            else:
+                n, expected = decide(
+                    mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, paid,
+                    own, ahead, part, part_ahead, budgets, order, heap, key, rate, mean,
+                    before, carried,
+                )  # fmt: skip
+                if len(known):
+                    known[where[0]] = n
             took = ar_seconds[u] if n == NO_DRAFT else seconds[u, n]
             n = max(n, 0)
             now += took
@@ -153,11 +189,13 @@ def _run(decision: Decision, positions: Positions, table: JointTable, queue: NDA
     """One policy at one batch size, every repeat, in the kernel."""
     positions = chain_positions(positions) if decision.chains else positions
     gains = calibrated(np.asarray(positions.gains), decision.calibration)
+    alone = table.batch == 1 and not decision.memory and decision.mode in (FOREST, FAIR, SHARE)
     arguments = (
         decision.mode, decision.rule, decision.price, decision.fill, decision.width, decision.memory, decision.start,
         gains, positions.ranks, positions.nodes, positions.chain, positions.chain_expected, positions.context,
         positions.starts, queue, table.batch, table.step,
         table.first, table.seconds, table.ar_seconds, *curves_for(decision.mode, table),
+        np.full(len(positions) if alone else 0, -1, np.int32),
     )  # fmt: skip
     tokens, rounds, nodes, largest = (np.zeros(len(queue), np.int64) for _ in range(4))
     sums = np.zeros(len(queue)), tokens, rounds, nodes, np.zeros(queue.shape), largest
@@ -252,6 +290,7 @@ def simulate(
     calibration: Calibration | None = None,
     bootstrap: int = 100,
     seed: int = 0,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> ServingResult:
     """Decode a trace's prompts in batches: B slots, and a slot whose sequence ends takes the next prompt of a shuffled queue.
@@ -262,7 +301,8 @@ def simulate(
     draft_seconds(B) + verify_seconds(n + B tokens, mean context, B); prefill isn't counted.
 
     Rules decide about the whole batch as a forest; `Share` and `Uniform` carry them over in other ways. What has to be solved
-    (`LongRun`'s price, `BestFixed`'s width) is solved on this trace, anew for every batch size.
+    (`LongRun`'s price, `BestFixed`'s width) is solved on this trace, anew for every batch size; prices on as many of the orders as
+    make ENOUGH positions.
 
     Parameters
     ----------
@@ -289,6 +329,9 @@ def simulate(
         (all sequences of a prompt together) and shuffled. Requests of a batch share its time, so repeating the simulation is what
         carries over to other prompts; reweighting one run isn't. Every policy sees the same queues. 0: no intervals.
     seed : int
+    cluster : str, optional
+        Where the runs are: threads of this process by default, "local" processes, or a Dask scheduler's address
+        (`ddsim.cluster.workers`). Figures are the same.
     progress : callable, optional
         Called with (runs done, runs in all); a run is a policy at a batch size.
 
@@ -319,79 +362,135 @@ def simulate(
         limits.check("requests", requests)
     if max_tokens is not None:
         limits.check("max_tokens", max_tokens)
-    positions = _in_memory(trace, calibration)
-    asked = _with_baseline(
-        policies_of(named_rules(policies, lambda: rules_for(cost)) or serving_policies(), joint=True)
-    )
-    for policy in asked:
-        if (policy.fixed or 0) > positions.max_budget:
-            raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
-        check_chain(policy, positions.horizon)
-    for size in sizes:
-        limits.check_requests(max(positions.sequences, 4 * size) if requests is None else requests, bootstrap)
-    names = distinct([policy.name for policy in asked])
-    baseline = next(name for name, policy in zip(names, asked, strict=True) if is_autoregressive(policy))
-    contexts = int(positions.context.min()), int(positions.context.max())
-    widest = max(0, *(policy.fixed or 0 for policy in asked))
-    runs: dict[tuple[int, str], Run] = {}
-    ready: dict[tuple[int, str], Policy] = {}
-    queues: dict[int, NDArray[np.int64]] = {}
-    extrapolated: dict[tuple[int, str], bool] = {}
+    whole = _Simulation(
+        trace, cost, policies, sizes, requests=requests, max_tokens=max_tokens, drain=drain, calibration=calibration,
+        bootstrap=bootstrap, seed=seed,
+    )  # fmt: skip
+    with cost.one_warning(), workers(cluster) as spread:
+        whole.price()
+        return whole.result(spread(whole, whole.tasks, progress))
 
-    @functools.cache
-    def priced(requests: int) -> JointTable:
-        widths = positions.max_budget, positions.horizon
-        return joint_table(cost, contexts, requests, *widths, max_tokens=max_tokens, widest=widest)
 
-    def table_for(policy: Policy, requests: int) -> JointTable:
-        return decided_on(policy, cost, priced(requests), positions.max_budget)
+class _Simulation:
+    """All runs of a simulation: what they share, the tasks that they are, and what comes of them; see `simulate`.
 
-    with cost.one_warning():
+    A task is (batch size, number of the policy), largest batches first: they take longest.
+    """
+
+    def __init__(
+        self, trace: Trace | Positions, cost: CostModel, policies: Any, sizes: Sequence[int], *, requests: int | None,
+        max_tokens: int | None, drain: bool, calibration: Calibration | None, bootstrap: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.shared, self.calibration = SharedTrace(trace), calibration
+        self.cost, self.sizes, self.requests, self.max_tokens = cost, tuple(sizes), requests, max_tokens
+        self.drain, self.bootstrap, self.seed = drain, bootstrap, seed
+        positions = self.positions
+        self.policies = _with_baseline(
+            policies_of(named_rules(policies, lambda: rules_for(cost)) or serving_policies(), joint=True)
+        )
+        for policy in self.policies:
+            if (policy.fixed or 0) > positions.max_budget:
+                raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
+            check_chain(policy, positions.horizon)
         for size in sizes:
-            count = max(positions.sequences, 4 * size) if requests is None else requests
-            queues[size] = _queues(positions, count, bootstrap, seed)
-            tables = [table_for(policy, size) for policy in asked]
-            for name, policy, own in zip(names, asked, tables, strict=True):
-                ready[size, name] = one = _prepared(policy, positions, own, queues[size][:SHUFFLES])
-                chain = one.fixed is not None and one.fixed <= CHAIN
-                verified = 1 + (chain_length(one.fixed, positions.horizon) if chain else 0)
-                if size * verified > own.seconds.shape[1] - 1 + size:
-                    raise DdsimError(
-                        f"{name}: {size} chains verify {size * verified} tokens; max_tokens allows {max_tokens}"
-                    )
-            for name, policy, own in zip(names, asked, tables, strict=True):
-                key = size, name
-                decision = decision_of(ready[key])
-                if decision is None or (drain and size > 1):  # the kernel can't decide as the policy does, or for fewer
-                    tables_of = functools.cache(functools.partial(table_for, policy))
-                    loops = [
-                        _loop(copy.deepcopy(ready[key]), positions, size, tables_of, row, drain) for row in queues[size]
-                    ]
-                    runs[key] = Run(*(np.array(column) for column in zip(*loops, strict=True)))
-                else:
-                    width = min(decision.width, (own.seconds.shape[1] - 1) // size)
-                    runs[key] = _run(dataclasses.replace(decision, width=width), positions, own, queues[size])
-                # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
-                asked_contexts = np.maximum(contexts, cost.range.contexts[0] if cost.range.contexts else 0)
-                tokens = size + int(runs[key].largest.max())
-                extrapolated[key] = bool(cost.extrapolated(tokens, asked_contexts, size).any())
-                if progress is not None:
-                    progress(len(runs), len(sizes) * len(asked))
-    provenance = {
-        "ddsim": ddsim.__version__,
-        "trace": positions.fingerprint,
-        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
-        "contexts": "a batch is priced at the mean context of its requests",
-        "max_tokens": max_tokens,
-        "drain": drain,
-        "seed": seed,
-        "bootstrap": bootstrap,
-        "policies": [{"batch": size, **policy.to_json()} for (size, _), policy in ready.items()],
-    }
-    lengths = positions.tokens
-    counts = {size: lengths[queue] for size, queue in queues.items()}
-    fixed = frozenset(key for key, one in ready.items() if one.fixed is not None and not one.scheduled)
-    return ServingResult(runs, counts, provenance, extrapolated, baseline, fixed)
+            limits.check_requests(self._count(size), bootstrap)
+        self.widest = max(0, *(policy.fixed or 0 for policy in self.policies))
+        self.tasks = [(size, k) for size in sorted(sizes, reverse=True) for k in range(len(self.policies))]
+
+    def __getstate__(self) -> dict[str, Any]:
+        cached = "positions", "_tables", "_queued"
+        return {key: value for key, value in vars(self).items() if key not in cached}
+
+    @functools.cached_property
+    def positions(self) -> Positions:
+        return _in_memory(self.shared.positions(self.calibration), None)
+
+    @functools.cached_property
+    def _tables(self) -> dict[int, JointTable]:
+        return {}
+
+    @functools.cached_property
+    def _queued(self) -> dict[int, NDArray[np.int64]]:
+        return {}
+
+    def _contexts(self) -> tuple[int, int]:
+        return int(self.positions.context.min()), int(self.positions.context.max())
+
+    def _count(self, size: int) -> int:
+        return max(self.positions.sequences, 4 * size) if self.requests is None else self.requests
+
+    def queue(self, size: int) -> NDArray[np.int64]:
+        """Sequences in the order in which they are taken; the same for all batch sizes that finish as many requests."""
+        count = self._count(size)
+        if count not in self._queued:
+            self._queued[count] = _queues(self.positions, count, self.bootstrap, self.seed)
+        return self._queued[count]
+
+    def table(self, policy: Policy, size: int) -> JointTable:
+        """What a policy decides on and pays."""
+        if size not in self._tables:
+            widths = self.positions.max_budget, self.positions.horizon
+            self._tables[size] = joint_table(
+                self.cost, self._contexts(), size, *widths, max_tokens=self.max_tokens, widest=self.widest
+            )
+        return decided_on(policy, self.cost, self._tables[size], self.positions.max_budget)
+
+    def price(self) -> None:
+        """Ask for all costs once, here: workers warn nobody."""
+        for size in self.sizes:
+            for policy in self.policies:
+                self.table(policy, size)
+            self.queue(size)
+
+    def __call__(self, task: tuple[int, int]) -> tuple[Policy, Run]:
+        """A policy at a batch size: ready, and what it did."""
+        size, k = task
+        policy, positions, queue = self.policies[k], self.positions, self.queue(size)
+        if decision_of(policy) is None:  # other tasks ask it too
+            policy = copy.deepcopy(policy)
+        own = self.table(policy, size)
+        rows = min(max(-(-ENOUGH // len(positions)), 1), SHUFFLES)
+        ready = _prepared(policy, positions, own, queue[:rows])
+        chain = ready.fixed is not None and ready.fixed <= CHAIN
+        verified = 1 + (chain_length(ready.fixed, positions.horizon) if chain else 0)
+        if size * verified > own.seconds.shape[1] - 1 + size:
+            raise DdsimError(
+                f"{policy.name}: {size} chains verify {size * verified} tokens; max_tokens allows {self.max_tokens}"
+            )
+        decision = decision_of(ready)
+        if decision is None or (self.drain and size > 1):  # the kernel can't decide as the policy does, or for fewer
+            table_of = functools.cache(functools.partial(self.table, policy))
+            loops = [_loop(copy.deepcopy(ready), positions, size, table_of, row, self.drain) for row in queue]
+            return ready, Run(*(np.array(column) for column in zip(*loops, strict=True)))
+        width = min(decision.width, (own.seconds.shape[1] - 1) // size)
+        return ready, _run(dataclasses.replace(decision, width=width), positions, own, queue)
+
+    def result(self, done: Sequence[tuple[Policy, Run]]) -> ServingResult:
+        """What the tasks came to."""
+        names = distinct([policy.name for policy in self.policies])
+        found = dict(zip(self.tasks, done, strict=True))
+        keys = {(size, name): found[size, k] for size in self.sizes for k, name in enumerate(names)}
+        cost, extrapolated = self.cost, {}
+        # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
+        contexts = np.maximum(self._contexts(), cost.range.contexts[0] if cost.range.contexts else 0)
+        for (size, name), (_, run) in keys.items():
+            extrapolated[size, name] = bool(cost.extrapolated(size + int(run.largest.max()), contexts, size).any())
+        provenance = {
+            "ddsim": ddsim.__version__,
+            "trace": self.positions.fingerprint,
+            "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+            "contexts": "a batch is priced at the mean context of its requests",
+            "max_tokens": self.max_tokens,
+            "drain": self.drain,
+            "seed": self.seed,
+            "bootstrap": self.bootstrap,
+            "policies": [{"batch": size, **ready.to_json()} for (size, _), (ready, _) in keys.items()],
+        }
+        counts = {size: self.positions.tokens[self.queue(size)] for size in self.sizes}
+        baseline = next(name for name, policy in zip(names, self.policies, strict=True) if is_autoregressive(policy))
+        runs = {key: run for key, (_, run) in keys.items()}
+        fixed = frozenset(key for key, (ready, _) in keys.items() if ready.fixed is not None and not ready.scheduled)
+        return ServingResult(runs, counts, provenance, extrapolated, baseline, fixed)
 
 
 def named_rules(policies: Any, rules: Callable[[], list[Policy]]) -> Any:
