@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +97,6 @@ def test_references_are_small_and_find_the_same_sequences(traces: Path) -> None:
 
 def test_another_trace_in_its_place_is_refused(traces: Path, tmp_path: Path) -> None:
     import pickle
-    import shutil
 
     from tests import made_up
 
@@ -128,3 +134,112 @@ def test_processes_give_what_threads_give(traces: Path, monkeypatch: pytest.Monk
             spread(job, [3, -1])
         with pytest.raises(DdsimError, match="a trace in memory can't go to other processes"):
             spread(Sums(SharedTrace(_positions())), [1])
+
+
+@dataclass(frozen=True)
+class Dies:
+    """Kills its own process: at its third task the first time, or always."""
+
+    trace: SharedTrace
+    once: Path | None
+
+    def __call__(self, task: int) -> float:
+        if task == 2 and (self.once is None or not self.once.exists()):
+            if self.once is not None:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.05)
+        return Sums(self.trace)(task)[0]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_no_number(traces: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cluster, "cores", lambda: 2)
+    trace = SharedTrace(ddsim.open_trace(traces / "trace"))
+    with workers() as spread:
+        here = [value for value, _ in spread(Sums(trace), range(20))]
+    with workers("local") as spread:
+        assert spread(Dies(trace, tmp_path / "died"), range(20)) == here
+        assert (tmp_path / "died").exists()
+        with pytest.raises(DdsimError, match="--cluster local: 4 workers died one after another of the same task"):
+            spread(Dies(trace, None), range(4))
+
+
+@dataclass(frozen=True)
+class Sleeps:
+    """Takes its time."""
+
+    seconds: float
+
+    def __call__(self, task: int) -> int:
+        time.sleep(self.seconds)
+        return task
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
+    """A scheduler and a worker as their own commands start them: address, scheduler, worker."""
+    pytest.importorskip("distributed")
+    file = tmp_path / "scheduler.json"
+    start = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--port",
+        "0",
+        "--no-dashboard",
+        "--scheduler-file",
+        str(file),
+    ]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": Path(__file__).parents[1]}
+    scheduler = subprocess.Popen(start, **quiet)
+    join = [
+        sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1", "--no-dashboard",
+        "--no-nanny", "--local-directory", str(tmp_path),
+    ]  # fmt: skip
+    worker = subprocess.Popen(join, **quiet)
+    while not file.exists():
+        time.sleep(0.05)
+    yield json.loads(file.read_text())["address"], scheduler, worker
+    for process in (worker, scheduler):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ends", "line"),
+    [
+        (lambda scheduler, worker: scheduler.kill(), "answers no more"),
+        (lambda scheduler, worker: scheduler.send_signal(signal.SIGSTOP), "answers no more"),
+        (lambda scheduler, worker: worker.kill(), r"has no worker, for 3 s; start some \(dask worker tcp://"),
+    ],
+    ids=["scheduler killed", "scheduler frozen", "no worker left"],
+)
+def test_a_cluster_that_answers_no_more(machines: Any, ends: Any, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, scheduler, worker = machines
+    monkeypatch.setattr(cluster, "PATIENCE", 3.0)
+    began = time.monotonic()
+    with pytest.raises(DdsimError, match=f"^--cluster {address}: {line}"), workers(address) as spread:
+        assert spread(Sleeps(0.0), range(3)) == [0, 1, 2]
+        threading.Timer(1.0, ends, (scheduler, worker)).start()
+        spread(Sleeps(0.5), range(1000))
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_serve_on_other_machines(machines: Any, traces: Path, cli: Any, files: Path, tmp_path: Path) -> None:
+    """The same JSON to the byte; without the trace there one line with worker and file."""
+    address, _, _ = machines
+    folder = tmp_path / "trace"
+    shutil.copytree(files / "trace", folder)
+    words = "serve", folder, "-p", files / "profile.json", "--batch", 1, "--batch", 3, "--bootstrap", 3, "--json"
+    here, there = cli(*words), cli(*words, "--cluster", address)
+    assert here.code == there.code == 0 and here.out == there.out
+    recording = SharedTrace(ddsim.open_trace(folder))
+    shutil.move(folder, tmp_path / "elsewhere")
+    with (
+        pytest.raises(DdsimError, match=rf"^worker tcp://.* on .*: {folder}: no such trace$"),
+        workers(address) as spread,
+    ):
+        spread(Sums(recording), [1, 2])

@@ -42,10 +42,10 @@ from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Autoregressive, BestChain, BestFixed, BestSchedule, DFlash, LongRun, RoundRatio
 from ddsim.policy.walk import begin, track
 from ddsim.replay.arguments import check_given, measured_on
+from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import SHUFFLES, Run, ServingResult
 from ddsim.text import distinct
 from ddsim.threads import split
-from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, chain_positions
 from ddsim.trace.schema import Progress
@@ -502,72 +502,12 @@ def named_rules(policies: Any, rules: Callable[[], list[Policy]]) -> Any:
     return [own for one, all_of in zip(given, named, strict=True) for own in (rules() if all_of else [one])]
 
 
-def _in_memory(trace: Trace | Positions, calibration: Calibration | None) -> Positions:
-    """Positions with all arrays in memory, without sequences in which no round starts."""
-    if isinstance(trace, Positions):
-        if calibration is not None:
-            raise DdsimError("calibration: positions are calibrated already; give it to positions_of instead")
-        positions = trace
-    else:
-        positions = positions_of(trace, calibration=calibration)
-    if not (positions.tokens > 0).any():
-        raise DdsimError("the trace has no sequence of two tokens or more: nothing to decode")
-    whole = positions.block(0, positions.sequences)
-    keep = np.flatnonzero(whole.tokens > 0)
-    if len(keep) == whole.sequences:
-        return whole
-    rows = np.concatenate([np.arange(whole.starts[s], whole.starts[s + 1]) for s in keep])
-    return Positions(
-        whole.gains[rows],  # type: ignore[index]
-        whole.ranks[rows],  # type: ignore[index]
-        whole.nodes[rows],
-        whole.chain[rows],
-        whole.chain_expected[rows],  # type: ignore[index]
-        whole.context[rows],
-        np.concatenate([[0], np.cumsum(np.diff(whole.starts)[keep])]),
-        tuple(whole.prompt_id[s] for s in keep),
-        tuple(whole.workload[s] for s in keep),
-        whole.temperature[keep],
-        whole.fingerprint,
-    )
-
-
 def _with_baseline(policies: list[Policy]) -> list[Policy]:
     """The policies, AR first if it isn't among them."""
     for policy in policies:
         if policy.hindsight:
             raise DdsimError(f"{policy.name}: a shortest path for one request; it has no meaning in a batch")
     return policies if any(map(is_autoregressive, policies)) else [Autoregressive(), *policies]
-
-
-def _queues(positions: Positions, count: int, repeats: int, seed: int) -> NDArray[np.int64]:
-    """int64 [SHUFFLES + repeats, count]: sequences in the order in which they are taken.
-
-    The first rows take every sequence before one is taken again.
-    """
-    rng = np.random.default_rng(seed)
-    prompts: dict[tuple[str, str], list[int]] = {}
-    for s in range(positions.sequences):
-        names = (positions.workload[s], positions.prompt_id[s]) if positions.prompt_id else ("", str(s))
-        prompts.setdefault(names, []).append(s)
-    strata: dict[str, list[list[int]]] = {}
-    for (workload, _), members in prompts.items():
-        strata.setdefault(workload, []).append(members)
-
-    def filled(draw: Any) -> NDArray[np.int64]:
-        parts: list[NDArray[np.int64]] = []
-        while sum(map(len, parts)) < count:
-            parts.append(rng.permutation(np.array(draw(), np.int64)))
-        return np.concatenate(parts)[:count]
-
-    def resampled() -> list[int]:
-        return [s for of in strata.values() for k in rng.integers(0, len(of), len(of)) for s in of[k]]
-
-    rows = [filled(lambda: range(positions.sequences)) for _ in range(SHUFFLES)]
-    for _ in range(repeats):
-        drawn = resampled()  # one sample of prompts a repeat, taken again and again if there are more requests
-        rows.append(filled(lambda drawn=drawn: drawn))
-    return np.array(rows)
 
 
 def _prepared(policy: Policy, positions: Positions, table: JointTable, queue: NDArray[np.int64]) -> Policy:
