@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.replay.compare import compare as compare
     from ddsim.replay.engine_plan import engine_plan as engine_plan
     from ddsim.replay.load import serve_load as serve_load
+    from ddsim.replay.load_map import load_map as load_map
     from ddsim.replay.loaded import LoadResult as LoadResult
     from ddsim.replay.maps import batch_map as batch_map
     from ddsim.replay.maps import best_widths as best_widths
@@ -118,6 +119,7 @@ _HOME = {
     "simulate": "replay.serving",
     "serve_load": "replay.load",
     "LoadResult": "replay.loaded",
+    "load_map": "replay.load_map",
     "Arrivals": "replay.arrivals",
     "read_arrivals": "replay.arrivals",
     "batch_map": "replay.maps",

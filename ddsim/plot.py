@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.view.costs import heat_map as heat_map
     from ddsim.view.costs import serving as serving
     from ddsim.view.load import load_gains as load_gains
+    from ddsim.view.load_maps import load_maps as load_maps
     from ddsim.view.style import COLOURS as COLOURS
     from ddsim.view.style import STYLES as STYLES
     from ddsim.view.style import SUFFIXES as SUFFIXES
@@ -50,6 +51,7 @@ _HOME = {
     "heat_map": "view.costs",
     "serving": "view.costs",
     "load_gains": "view.load",
+    "load_maps": "view.load_maps",
     "COLOURS": "view.style",
     "STYLES": "view.style",
     "SUFFIXES": "view.style",

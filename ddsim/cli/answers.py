@@ -45,6 +45,7 @@ from ddsim.cli.load import (
     ArrivalsOption,
     ChunkOption,
     LoadOption,
+    MapOption,
     MemoryOption,
     PrefillOption,
     RateOption,
@@ -52,6 +53,7 @@ from ddsim.cli.load import (
     TpotOption,
     TtftOption,
     check_load,
+    map_for,
     serve_under_load,
 )
 from ddsim.errors import DdsimError
@@ -128,6 +130,7 @@ def demo(
         "ddsim plan traces/temperature-0/humaneval --profile h100.json",
         "ddsim plan traces/temperature-0 --profile h100.json --plot plan.png",
         "ddsim plan traces/temperature-0 --profile vllm.json --engine vllm --plot k.png",
+        "ddsim plan traces/temperature-0 --profile vllm.json --engine vllm --load --plot map.png",
     ),
 )
 def plan(
@@ -135,17 +138,18 @@ def plan(
     profile: ProfileOption,
     policy: RuleOption = None,
     engine: EngineOption = None,
+    load: MapOption = False,
     method: MethodOption = "dflash",
     against: AgainstOption = None,
     batch: Annotated[
         list[int] | None,
         typer.Option(
-            "--batch", "-b", callback=_within("batch"), help="Requests decoded together (repeatable; --engine)."
+            "--batch", "-b", callback=_within("batch"), help="Requests decoded together (repeatable; --engine, --load)."
         ),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(callback=_within("context"), help="Committed tokens that all requests have (--engine)."),
+        typer.Option(callback=_within("context"), help="Committed tokens that all requests have (--engine, --load)."),
     ] = None,
     extrapolate: ExtrapolateOption = False,
     kind: KindOption = "auto",
@@ -157,11 +161,21 @@ def plan(
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
-    """How big draft trees should be, in one sentence, and what that gains; for a serving engine, how long its drafts should be."""
+    """How big draft trees should be, in one sentence, and what that gains; for a serving engine, how long its drafts should be.
+
+    With --load, a map: the best setting by requests, context and workload, and what it costs to be one step off.
+    """
     show = Out(json, [plot])
     _one_of("--kind", kind, KINDS)
     _one_of("--calibrate", calibrate, CALIBRATIONS)
     _check_plot(plot)
+    if load:
+        if against is not None or calibrate is not None:
+            raise DdsimError("plan: --load takes no --against or --calibrate")
+        map_for(
+            show, engine, trace, profile, kind, method, policy, batch, context, extrapolate, workload, temperature, seed, plot
+        )  # fmt: skip
+        return
     if engine is not None:
         if policy or calibrate is not None:
             raise DdsimError(

@@ -1,4 +1,4 @@
-"""What `serve --load` does: requests that arrive on their own; and its options."""
+"""What `serve --load` and `plan --load` do, requests that arrive on their own and the map of settings; and their options."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from ddsim.cli.app import _check_typed, _complete, _cost, _one_of, _open, _plot, _within
 from ddsim.cli.console import Column, Out, milliseconds, number, progress
+from ddsim.cli.engines import ENGINES, METHODS, engine_costs
 from ddsim.errors import DdsimError
 
 PREFILL = ("whole", "chunked")
@@ -76,6 +77,13 @@ TpotOption = Annotated[
     float | None, typer.Option("--tpot", metavar="S", help="Seconds per output token that are promised. (--load)")
 ]
 
+MapOption = Annotated[
+    bool,
+    typer.Option(
+        "--load", help="Map the best setting over requests, context and workload: for the decoder, or for --engine."
+    ),
+]
+
 LOAD_COLUMNS: tuple[Column, ...] = (
     ("policy", "policy", str),
     ("highest", "most\nreq/s", number(1)),
@@ -127,6 +135,8 @@ def serve_under_load(
     _one_of("--prefill", prefill, PREFILL)
     if chunk is not None and prefill != "chunked":
         raise DdsimError("serve: --chunk is for --prefill chunked")
+    from ddsim.policy.names import EVERY
+    from ddsim.policy.parse import policies_of
     from ddsim.replay.load import serve_load
     from ddsim.replay.served import EXTRAPOLATED
 
@@ -134,7 +144,8 @@ def serve_under_load(
         show.reads(Path(arrivals).expanduser())
         arrivals = str(Path(arrivals).expanduser())
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
-    _check_typed(policies, recording.horizon)
+    typed = [name for name in policies or () if str(name).lower() != EVERY]
+    _check_typed(policies_of(typed, joint=True), recording.horizon)
     with progress("Simulating") as went:
         result = serve_load(
             recording, cost, policies, rate=list(rate) if rate else None, arrivals=arrivals or "poisson", running=running,
@@ -174,3 +185,62 @@ def _shown(rows: Any) -> Any:
     )
     hidden = ["ttft_p99", "tpot_mean", "latency_mean", "latency_p99", "latency_over", "interval"]
     return rows.assign(**{name: rows[name].where(~rows["unstable"], None) for name in hidden})
+
+
+def map_for(
+    show: Out,
+    engine: str | None,
+    trace: Sequence[Path],
+    profile: Path,
+    kind: str,
+    method: str,
+    rules: Sequence[str] | None,
+    batch: Sequence[int] | None,
+    context: int | None,
+    extrapolate: bool,
+    workload: Sequence[str] | None,
+    temperature: float | None,
+    seed: int,
+    plot: str | None,
+) -> None:
+    """Map settings: sentence, a table a workload, heat maps, JSON."""
+    _one_of("--engine", engine, ENGINES)
+    _one_of("--method", method, METHODS)
+    from ddsim.replay.load_map import load_map
+
+    recording = _open(show, trace, workload, temperature)
+    cost = _cost(show, profile, kind) if engine is None else engine_costs(show, profile, engine, kind=kind)
+    with progress("Mapping") as went:
+        answer = load_map(
+            recording, cost, engine, method=method, rules=rules or None, requests=sorted(set(batch)) if batch else None,
+            contexts=None if context is None else [context], extrapolate=extrapolate, seed=seed, progress=went,
+        )  # fmt: skip
+    show.say()
+    show.say(answer.sentence, style="bold")
+    for line in answer.details:
+        show.say(line)
+    for note in answer.notes:
+        show.say(f"Note: {note}")
+    show.say()
+    show.say(
+        f"Best {answer.unit} / % lost one step off / % that the best rule adds, by requests and context (* extrapolated)"
+    )
+    for name in answer.workloads:
+        rows = answer.table[answer.table["workload"] == name]
+        cells = [_map_cell(row) for row in rows.to_dict("records")]
+        wide = rows.assign(cell=cells).pivot(index="requests", columns="context", values="cell").reset_index()
+        columns: list[Column] = [("requests", "batch", str), *[(c, f"{c:,}", str) for c in wide.columns[1:]]]
+        show.table(wide, columns, name)
+    if plot is not None:
+        from ddsim.view.load_maps import load_maps
+
+        lines = answer.table["workload"].nunique() * (1 + answer.table["requests"].nunique())
+        _plot(show, plot, lambda ax: load_maps(answer.table, answer.unit, ax=ax), lines)
+    show.json(answer.to_json() | {"plot": plot})
+
+
+def _map_cell(row: dict[Any, Any]) -> str:
+    """A cell of the map in a few characters."""
+    lost = f"{100 * row['lost_by_step']:.0f}" if row["lost_by_step"] >= 0 else "–"
+    adds = f"/{100 * row['rule_gain']:+.0f}" if row["rule"] else ""
+    return f"{row['setting']}/{lost}{adds}" + "*" * row["extrapolated"]

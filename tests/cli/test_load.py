@@ -73,3 +73,21 @@ def test_options_of_the_load_need_it(cli: Run, files: Path) -> None:
     plain = ("serve", files / "trace", "-p", files / "profile.json")
     assert "serve: --rate, --ttft need --load" in error(cli(*plain, "--rate", 1, "--ttft", 1))
     assert "serve: --chunk needs --load" in error(cli(*plain, "--chunk", 16))
+
+
+def test_map_of_settings(cli: Run, files: Path, tmp_path: Path) -> None:
+    plain = ("plan", files / "trace", "-p", files / "profile.json", "--load")
+    answer = cli(*plain, "--plot", tmp_path / "map.png")
+    assert answer.code == 0
+    narrow(answer.out)
+    told = " ".join(answer.out.split())
+    assert told.startswith("Our decoder: ") and "Best nodes / % lost one step off" in told
+    assert "all" in answer.out.split() and (tmp_path / "map.png").stat().st_size > 10_000
+    document = json.loads(cli(*plain, "--engine", "vllm", "-b", 1, "--context", 512, "--json").out)
+    assert document["kind"] == "ddsim-load-map" and {row["context"] for row in document["table"]} == {512}
+    assert "Nothing says that these costs are vLLM's" in " ".join(document["notes"])
+    hatched = json.loads(cli(*plain, "--extrapolate", "--json").out)
+    assert any(row["extrapolated"] for row in hatched["table"])
+    assert "no cell of the map was measured" in error(cli(*plain, "-b", 64))
+    assert "--load takes no --against or --calibrate" in error(cli(*plain, "--against", 3))
+    assert "LongRun has to solve for something" in error(cli(*plain, "--policy", "LongRun"))

@@ -28,6 +28,7 @@ from ddsim.view import budgets as _budgets
 from ddsim.view import checks as _checks
 from ddsim.view import costs as _costs
 from ddsim.view import load as _load
+from ddsim.view import load_maps as _load_maps
 from ddsim.view import style as _style
 from ddsim.view import trees as _trees
 from tests import made_up
@@ -95,6 +96,18 @@ def gain_table(key: str, values: tuple[float, ...], *columns: str) -> pd.DataFra
     return table
 
 
+def map_table() -> pd.DataFrame:
+    """Two workloads, three batches and contexts; a cell is missing, one is extrapolated."""
+    cells = [(w, b, c) for w in ("all", "chat") for b in (1, 8, 64) for c in (256, 1024, 8192)][:-1]
+    table = pd.DataFrame(cells, columns=["workload", "requests", "context"])
+    values = {
+        "setting": np.arange(len(cells)) * 15,
+        "lost_by_step": 0.2,
+        "rule_gain": np.linspace(-0.02, 0.3, len(cells)),
+    }
+    return table.assign(extrapolated=table["context"] == 8192, **values)
+
+
 def curve_table() -> pd.DataFrame:
     n = np.arange(65)
     rate = (1 + 4 * (1 - np.exp(-n / 10))) / (0.0075 + np.maximum(0, n - 24) * 4e-5)
@@ -131,6 +144,8 @@ def every_figure(
         "load_gains": lambda ax: _load.load_gains(
             gain_table("load", (3.0, 6.0, 9.0), "latency_over", "highest_over"), ax=ax
         ),
+        "load_maps": lambda ax: _load_maps.load_maps(map_table(), ax=ax),
+        "load_maps of an engine": lambda ax: _load_maps.load_maps(map_table().assign(chain_gain=0.04), "K", ax=ax),
         "price_curve": lambda ax: _budgets.price_curve(price, 550 - 4e-4 * (price - 550) ** 2, ratio=540.0, ax=ax),
         "heat_map": lambda ax: _costs.heat_map(grid, [1, 8, 64], [512, 4096], label="best budget, nodes a request", ax=ax),
         "heat_map around 0": lambda ax: _costs.heat_map(
