@@ -19,7 +19,9 @@ from ddsim_reference.engine import attention, kernels, products
 from ddsim_reference.engine.attention import TreeMetadata
 from ddsim_reference.engine.buckets import Bucket, TokenTree
 from ddsim_reference.engine.engine import Engine
+from ddsim_reference.engine.heads import PRODUCTS
 from ddsim_reference.engine.products import Tile
+from ddsim_reference.model import forward, heads
 from tests.reference import tiny
 from tests.reference.interpreter import INTERPRETED, interpreted, run_in_the_interpreter
 from tests.reference.test_kernels import normal, random_tree
@@ -121,6 +123,27 @@ def test_a_token_has_the_same_attention_in_all_company(context: int) -> None:
     assert torch.equal(attend(neighbours, [7, 9, context], [path]), alone)
     whole = attend([TokenTree.chain([1] * len(path))], [context], [list(range(len(path)))])
     assert torch.equal(whole, alone)
+
+
+@interpreted
+@pytest.mark.usefixtures("exact_dots")
+@pytest.mark.parametrize("form", ["gated", "static", "markov", "selector"])
+def test_a_block_has_the_same_lattice_in_all_company(form: str) -> None:
+    """Alone and among others, and nearly what PyTorch makes of it."""
+    config, weights = tiny.target()
+    shape, _ = tiny.drafter(config)
+    head, head_weights = tiny.head(shape, form, **({"reach": 1} if form == "gated" else {}))
+    table = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    hidden, roots = normal(3, shape.horizon, shape.hidden_size), torch.tensor([1, 7, 30])
+
+    def drafted(own: slice, products: heads.Products) -> tuple[torch.Tensor, ...]:
+        found = heads.cut(hidden[own], forward.head_logits(hidden, table[1])[own], 6, reach=head.reach)
+        return heads.lattice_of(head, head_weights, found, *table, roots[own], products)
+
+    together, wanted = drafted(slice(3), PRODUCTS), drafted(slice(3), heads.TORCH)
+    for found, whole, plain in zip(drafted(slice(1, 2), PRODUCTS), together, wanted, strict=True):
+        assert torch.equal(found[0], whole[1])
+        torch.testing.assert_close(whole, plain, atol=1e-5, rtol=1e-5)
 
 
 @interpreted

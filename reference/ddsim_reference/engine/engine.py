@@ -23,13 +23,14 @@ from ddsim_reference.engine import kernels, products
 from ddsim_reference.engine.attention import GRANULE, TreeMetadata, near_width
 from ddsim_reference.engine.buckets import BUCKETS, Bucket, TokenTree
 from ddsim_reference.engine.graphs import Graphs
+from ddsim_reference.engine.heads import PRODUCTS
 from ddsim_reference.engine.kernels import power_of_two
 from ddsim_reference.engine.layers import build_stack, run_layers, run_layers_one
 from ddsim_reference.limits import free_memory
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, check_pair, check_window
 from ddsim_reference.model.device import check_device
 from ddsim_reference.model.forward import by_depth, head_logits
-from ddsim_reference.model.heads import DraftHead, cut, lattice_of, parents_at_a_time
+from ddsim_reference.model.heads import TORCH, DraftHead, cut, lattice_of, parents_at_a_time
 from ddsim_reference.model.sampling import round_conditionals, top_candidates
 
 
@@ -505,7 +506,7 @@ class Engine:
             blocks = (x.unflatten(0, (batch, -1)) for x in (drafted, logits))
             found = cut(*blocks, self.candidates, reach=head.reach, total=total.unflatten(0, (batch, -1)))
             ids, first, transitions = lattice_of(
-                head, weights, found, self.embedding, self.head, self.roots, F.linear if self.fast else products.linear
+                head, weights, found, self.embedding, self.head, self.roots, TORCH if self.fast else PRODUCTS
             )
             values = round_conditionals(torch.cat((first[:, None], transitions.flatten(1, 2)), 1))
         self.draft_logprobs.copy_(values.view_as(self.draft_logprobs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,33 @@ DraftHead = tuple[HeadConfig, Weights]
 
 Linear = Callable[..., Tensor]
 """`torch.nn.functional.linear`, or one that does the same."""
+
+
+def few(x: Tensor, rows: Tensor) -> Tensor:
+    """x [..., width] times few rows [n, width], or times one [width]."""
+    return x @ rows if rows.dim() == 1 else F.linear(x, rows)
+
+
+def mixed(x: Tensor, shift: Tensor | None, near: Tensor | None) -> Tensor:
+    """x [..., K, width] and, by eighths, ``shift`` [..., K, n] times ``near`` [..., n, width]."""
+    return x if shift is None or near is None else x + shift @ near * 0.125
+
+
+def picked(x: Tensor, table: Tensor, ids: Tensor, shift: Tensor | None = None, near: Tensor | None = None) -> Tensor:
+    """float32 [..., K, C]: x [..., K, width], `mixed`, times the rows ``ids`` [..., C] of a table."""
+    return (mixed(x, shift, near) @ F.embedding(ids, table).mT).float()
+
+
+class Products(NamedTuple):
+    """Who does a head's products: PyTorch, or an engine whose sums don't depend on how many blocks there are."""
+
+    linear: Linear = F.linear
+    few: Callable[[Tensor, Tensor], Tensor] = few
+    picked: Callable[..., Tensor] = picked
+    logits: Callable[[Tensor, Tensor], Tensor] = head_logits
+
+
+TORCH = Products()
 
 
 def head_shapes(head: HeadConfig, drafter: DrafterConfig) -> dict[str, tuple[int, ...]]:
@@ -186,8 +214,8 @@ def conditional(
     weights: Weights,
     marginals: Marginals,
     embedding: Tensor,
-    candidate_rows: Tensor,
-    linear: Linear = F.linear,
+    target_head: Tensor,
+    products: Products = TORCH,
 ) -> tuple[Tensor, Tensor]:
     """Logits of depths 2 to L behind parents.
 
@@ -195,12 +223,10 @@ def conditional(
     ----------
     marginals : Marginals
         Of blocks: candidates C and parents K a depth.
-    embedding : Tensor [vocabulary, hidden]
+    embedding, target_head : Tensor [vocabulary, hidden]
         The target's.
-    candidate_rows : Tensor [blocks, L, C, hidden]
-        The candidates' rows of the target's head.
-    linear : callable
-        Does the products with weights.
+    products : Products
+        Who does the products.
 
     Returns
     -------
@@ -208,19 +234,20 @@ def conditional(
     rest : float32 Tensor [blocks, L - 1, K]
         Logarithm of the summed exponentials of all tokens that are no candidates.
     """
-    change, inner = changes(head, weights, marginals, embedding, linear)
-    rows = F.embedding(marginals.ids, weights["out.table"]) if head.tables else candidate_rows
-    logits = marginals.logits[:, 1:, None] + (change @ rows[:, 1:].mT).float()
-    return logits, marginals.rest[:, 1:, None] + (inner @ weights["rest.weight"]).float()
+    inner, near = inner_values(head, weights, marginals, embedding, products.linear)
+    change = inner if head.tables else products.linear(inner, weights["out.weight"])
+    shift = None
+    if "shift.weight" in weights and not head.tables:
+        shift = products.few(inner, weights["shift.weight"])
+    table = weights["out.table"] if head.tables else target_head
+    logits = marginals.logits[:, 1:, None] + products.picked(change, table, marginals.ids[:, 1:], shift, near)
+    return logits, marginals.rest[:, 1:, None] + products.few(inner, weights["rest.weight"]).float()
 
 
-def changes(
+def inner_values(
     head: HeadConfig, weights: Weights, marginals: Marginals, embedding: Tensor, linear: Linear = F.linear
 ) -> tuple[Tensor, Tensor]:
-    """What a head adds to h_d behind parents, and its inner values: [blocks, L - 1, K, hidden] and [blocks, L - 1, K, width].
-
-    With ``tables`` both are the inner values.
-    """
+    """A head's inner values [blocks, L - 1, K, width], and the hidden states `around` each depth."""
     if head.tables:
         inner = F.embedding(marginals.parents, weights["previous.table"])
     else:
@@ -232,14 +259,9 @@ def changes(
             spare = (marginals.likely.shape[-1] - head.window) // 2
             likely = marginals.likely[..., spare : spare + head.window]
             features = torch.cat((1 - likely / FLOOR, likely.exp()), -1)
-            inner = inner + F.linear(features.to(inner.dtype), weights["likely.weight"])
+            inner = inner + linear(features.to(inner.dtype), weights["likely.weight"])
         inner = F.silu(inner + seen) if head.form == "gated" else inner * torch.sigmoid(seen)
-    if head.tables:
-        return inner, inner
-    change = linear(inner, weights["out.weight"])
-    if "shift.weight" in weights:
-        change = change + F.linear(inner, weights["shift.weight"]) @ near * 0.125
-    return change, inner
+    return inner, near
 
 
 def around(x: Tensor, reach: int) -> Tensor:
@@ -296,14 +318,14 @@ def lattice_of(
     embedding: Tensor,
     target_head: Tensor,
     roots: Tensor | None = None,
-    linear: Linear = F.linear,
+    products: Products = TORCH,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`lattice` of marginals whose parents are all candidates of the depth above."""
     if head.form in PUBLISHED:
         assert roots is not None
-        logprobs = _published(head, weights, found, roots, target_head)
+        logprobs = _published(head, weights, found, roots, target_head, products)
         return found.ids, logprobs[:, 0, 0], logprobs[:, 1:]
-    logits, rest = conditional(head, weights, found, embedding, F.embedding(found.ids, target_head), linear)
+    logits, rest = conditional(head, weights, found, embedding, target_head, products)
     first = found.logits[:, 0] - torch.logaddexp(found.logits[:, 0].logsumexp(-1), found.rest[:, 0])[:, None]
     return found.ids, first, logits - torch.logaddexp(logits.logsumexp(-1), rest)[..., None]
 
@@ -313,17 +335,19 @@ def parents_at_a_time(logits: int, count: int) -> int:
     return min(count, max(1, (1 << 25) // logits))
 
 
-def _published(head: HeadConfig, weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor) -> Tensor:
+def _published(
+    head: HeadConfig, weights: Weights, found: Marginals, roots: Tensor, target_head: Tensor, products: Products
+) -> Tensor:
     """Log-probabilities [blocks, L, K, K] behind the root, K times, and behind the candidates of depths 1 to L - 1."""
     out = weights["out.table"]
     parents = torch.cat((roots[:, None, None].expand(-1, 1, found.ids.shape[-1]), found.ids[:, :-1]), 1)
     inner = F.embedding(parents, weights["previous.table"])
     if head.form == "selector":
-        inner = inner * F.linear(found.hidden, weights["hidden.weight"])[:, :, None]
-    scores = found.logits[:, :, None] + (inner @ F.embedding(found.ids, out).mT).float()
+        inner = inner * products.linear(found.hidden, weights["hidden.weight"])[:, :, None]
+    scores = found.logits[:, :, None] + products.picked(inner, out, found.ids)
     if head.form == "selector":
         return scores.log_softmax(-1)
-    logits = head_logits(found.hidden, target_head)
+    logits = products.logits(found.hidden, target_head)
     step = parents_at_a_time(logits.numel(), inner.shape[2])
-    totals = [(logits[:, :, None] + head_logits(some, out)).logsumexp(-1) for some in inner.split(step, 2)]
+    totals = [(logits[:, :, None] + products.logits(some, out)).logsumexp(-1) for some in inner.split(step, 2)]
     return scores - torch.cat(totals, -1)[..., None]

@@ -18,7 +18,7 @@ from ddsim.errors import DdsimError
 from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import write_tensors
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_shapes
-from ddsim_reference.model.heads import HeadConfig, Marginals, conditional, initial_head, marginals
+from ddsim_reference.model.heads import TORCH, HeadConfig, Marginals, conditional, initial_head, marginals, mixed
 from ddsim_reference.training.attention import Attention
 from ddsim_reference.training.batches import Batch, Corpus, draw, labels_and_weights
 from ddsim_reference.training.loss import HeadLoss, candidate_loss
@@ -220,7 +220,14 @@ class Trainer:
         """Loss and hits [blocks, L] of a head behind the true tokens before; ``rows`` are the candidates' of the target's head."""
         head, embedding = self.heads[i], self.target_weights["model.embed_tokens.weight"]
         weights = {name: weight.to(embedding.dtype) for name, weight in self.head_weights(i).items()}
-        logits, rest = conditional(head, weights, cut, embedding, rows)
+
+        def picked(
+            x: Tensor, table: Tensor, ids: Tensor, shift: Tensor | None = None, near: Tensor | None = None
+        ) -> Tensor:
+            return (mixed(x, shift, near) @ rows[:, 1:].mT).float()  # all heads share the rows
+
+        products = TORCH if head.tables else TORCH._replace(picked=picked)
+        logits, rest = conditional(head, weights, cut, embedding, self.target_weights["lm_head.weight"], products)
         logits = torch.cat((cut.logits[:, :1], logits[:, :, 0]), 1)
         rest = torch.cat((cut.rest[:, :1], rest[:, :, 0]), 1)
         if self.frozen is None:
