@@ -64,7 +64,7 @@ def test_a_token_has_the_same_product_in_all_company(gated: bool) -> None:
     wanted = products.added(products.product(x[3:4], weight, gated=gated), x.dtype)
     tiles = (
         None, Tile(16, 32, 16, 2), Tile(32, 128, 32, 2), Tile(16, 64, 64, 2, whole=True), Tile(32, 64, 32, 2, 4, True, True),
-        Tile(32, 64, 32, 2, 4, True, True, True),
+        Tile(32, 64, 32, 2, 4, True, True, True), Tile(32, 128, 16, 2, copied=True),
     )  # fmt: skip
     for tokens, at in ((17, 3), (40, 39)):
         company = x[:tokens].clone()
@@ -72,6 +72,13 @@ def test_a_token_has_the_same_product_in_all_company(gated: bool) -> None:
         for tile in tiles:
             found = products.added(products.product(company, weight, gated=gated, tile=tile), x.dtype)
             assert torch.equal(found[at], wanted[0]), (tokens, tile)
+    whole = products.product(x, weight, gated=gated, out=torch.empty(40, rows // 2 if gated else rows))
+    for tile in (
+        Tile(16, 128, 32, 2, tokens_first=True),
+        Tile(32, 64, 16, 2, tokens_first=True, copied=True, turns=True),
+    ):
+        one = products.product(x, weight, gated=gated, out=torch.empty_like(whole), tile=tile)
+        assert torch.equal(one, whole), tile
     if not gated:
         parts = products.product(x, weight, tile=tiles[1])
         assert not torch.equal(parts[0] + parts[1] + parts[2], parts[2] + parts[1] + parts[0])  # an order shows
@@ -79,9 +86,13 @@ def test_a_token_has_the_same_product_in_all_company(gated: bool) -> None:
 
 @interpreted
 @pytest.mark.usefixtures("exact_dots")
-@pytest.mark.parametrize("context", [3, 250])
-def test_a_token_has_the_same_attention_in_all_company(context: int) -> None:
-    """Alone after its path was committed; in a tree among others; in the chain of a prompt; in a batch."""
+@pytest.mark.parametrize(("context", "part", "group"), [(3, 128, 512), (250, 32, 64)])
+def test_a_token_has_the_same_attention_in_all_company(
+    context: int, part: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone after its path was committed; in a tree among others; in the chain of a prompt; in a batch; by parts and by groups."""
+    monkeypatch.setattr(attention, "PART", part)
+    monkeypatch.setattr(attention, "GROUP", group)
     heads, kv_heads, dim, steps = 3, 1, 16, 16
     rng = np.random.default_rng(context)
     tree = random_tree(24, 15, 100, rng)
@@ -123,6 +134,8 @@ def test_a_token_has_the_same_attention_in_all_company(context: int) -> None:
     assert torch.equal(attend(neighbours, [7, 9, context], [path]), alone)
     whole = attend([TokenTree.chain([1] * len(path))], [context], [list(range(len(path)))])
     assert torch.equal(whole, alone)
+    monkeypatch.setattr(attention, "BUSY", 0)
+    assert torch.equal(attend(neighbours, [7, 9, context], [path]), alone)
 
 
 @interpreted
@@ -297,9 +310,7 @@ def test_attention_adds_up_alike(compile_only: list[Any]) -> None:
 def test_products_use_one_instruction(compile_only: list[Any]) -> None:
     """In all tiles the tensor cores take 16 columns at a time, by the same kind of instruction."""
     for tokens, tile in (
-        (16, None),
-        (64, None),
-        (512, None),
+        *((tokens, None) for tokens in (1, 32, 64, 128, 256, 512)),
         (512, Tile(128, 64, 128, 3, 8, True, False)),
         (512, Tile(128, 64, 128, 4, 8, True, True)),
     ):

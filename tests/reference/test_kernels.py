@@ -183,6 +183,19 @@ def test_choose_tokens(vocab: int) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("vocab", [7, 9000])
+def test_highest(vocab: int) -> None:
+    """The first of equals, below zero and above, and again with the same workspace."""
+    best = torch.full((5,), kernels.LOWEST)
+    for logits in (normal(5, vocab).round(), normal(5, vocab, seed=1) - 9, torch.zeros(2, vocab)):
+        choices = torch.full((len(logits),), -1, dtype=torch.int32)
+        kernels.highest(logits, choices, best)
+        wanted = (logits == logits.amax(-1, keepdim=True)).int().argmax(-1)
+        assert torch.equal(choices, wanted.int())
+        assert torch.equal(best, torch.full((5,), kernels.LOWEST))
+
+
+@interpreted
 @pytest.mark.parametrize("vocab", [7, 3001, 9000])
 def test_logsumexp(vocab: int) -> None:
     logits = normal(3, vocab) * 6

@@ -2,7 +2,8 @@
 
 A token at position p sums over its keys in an order that p alone decides, wherever the keys lie and whatever else the pass holds.
 Up to a boundary at a multiple of 16 that lies at least a tree's depth before p, all keys are committed: row r of the cache holds
-position r, for whichever token asks. They are taken in steps of 64, ``PART`` to a part. The few keys from the boundary on, committed
+position r, for whichever token asks. They are taken in steps of 64, in parts that begin at fixed
+positions. The few keys from the boundary on, committed
 or ancestors in a tree, are gathered in the order of their positions. A chain's rows are positions, too, so that a prompt can be as
 long as it likes.
 
@@ -28,16 +29,17 @@ except ImportError:
 
 KEYS_A_STEP = 64
 """Keys that a program of the attention kernel looks at in one step."""
-PART = 256
-"""Keys of a part: steps within one go on from each other, parts are joined."""
-GROUP_OF_PARTS = 4
-"""Parts that are joined among themselves, by one program or by ``_finish``, before they join the others."""
+PART = 128
+"""Keys of a part among the first ``GROUP``: steps within one go on from each other, parts are joined."""
+GROUP = 512
+"""Keys of a group. The first one's parts are joined among themselves, by one program or by ``_finish``, before the other groups,
+each a part of its own, join them: short contexts need many programs, long ones few sums to join."""
 GRANULE = 16
 """The boundary between committed keys and gathered ones is a multiple of this."""
 STAGES = 3
 """Steps whose keys and values are on their way at once."""
 BUSY = 64
-"""Programs of a whole group of parts each that keep the GPU busy; with fewer, a part is a program."""
+"""Programs of a whole group each that keep the GPU busy; with fewer, each part is one."""
 
 
 @dataclass
@@ -91,8 +93,8 @@ def near_width(steps: int) -> int:
 
 def keys_of_paths(
     request: Tensor, index: Tensor, depth: Tensor, parent: Tensor, start: Tensor, context: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """``seen`` and ``near`` of tokens that see their context and their path.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys, positions and places of tokens that see their context and their path, as `TreeMetadata` has them.
 
     Parameters
     ----------
@@ -108,17 +110,19 @@ def keys_of_paths(
     -------
     seen : int32 Tensor [M]
     near : int32 Tensor [M, near_width(steps)]
+    position, slot : int32 Tensor [M]
+        0 and -1 for padding.
     """
     tokens, width = request.shape[0], near_width(steps)
     if use_triton(request):
-        seen = torch.empty(tokens, dtype=torch.int32, device=request.device)
+        seen, position, slot = (torch.empty_like(request) for _ in range(3))
         near = torch.empty(tokens, width, dtype=torch.int32, device=request.device)
         block = 32
         _keys_of_paths[(-(-tokens // block),)](
-            request, index, depth, parent, start, context, seen, near, tokens,
+            request, index, depth, parent, start, context, seen, near, position, slot, tokens,
             STEPS=steps, GRANULE=GRANULE, WIDTH=width, BLOCK=block, num_warps=1, **early_launch(request),
         )  # fmt: skip
-        return seen, near
+        return seen, near, position, slot
     here, real = context[request], index >= 0
     position = here + depth
     seen = torch.where(real, (position - (steps - 1)).clamp_min(0) // GRANULE * GRANULE, 0)
@@ -131,14 +135,14 @@ def keys_of_paths(
         node = torch.where(own, parent[(start[request] + node.clamp_min(0)).long()], node)
         place = place - 1
         own = own & (place >= here) & (place >= seen)
-    return seen, near
+    return seen, near, torch.where(real, position, 0), torch.where(real, here + index, -1)
 
 
 if triton is not None:
 
     @triton.jit(do_not_specialize=["tokens"])
     def _keys_of_paths(
-        request_ptr, index_ptr, depth_ptr, parent_ptr, start_ptr, context_ptr, seen_ptr, near_ptr, tokens,
+        request_ptr, index_ptr, depth_ptr, parent_ptr, start_ptr, context_ptr, seen_ptr, near_ptr, position_ptr, slot_ptr, tokens,
         STEPS: tl.constexpr, GRANULE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
         if PDL:
@@ -154,15 +158,19 @@ if triton is not None:
         position = context + tl.load(depth_ptr + token, mask=inside, other=0)
         seen = tl.where(real, tl.maximum(position - (STEPS - 1), 0) // GRANULE * GRANULE, 0)
         tl.store(seen_ptr + token, seen, mask=inside)
+        tl.store(position_ptr + token, tl.where(real, position, 0), mask=inside)
+        tl.store(slot_ptr + token, tl.where(real, context + node, -1), mask=inside)
         column = tl.arange(0, WIDTH)
         # Committed rows and the places that stay empty; then, from the token up, its path.
         at = seen[:, None] + column[None, :]
         near = tl.where((at < context[:, None]) & (at <= position[:, None]) & real[:, None], at, -1)
-        for back in range(WIDTH):
-            place = position - back
-            own = real & (place >= context) & (place >= seen)
+        place = position
+        own = real & (place >= context) & (place >= seen)
+        while tl.max(own.to(tl.int32), 0) > 0:
             near = tl.where((at == place[:, None]) & own[:, None], (context + node)[:, None], near)
             node = tl.where(own, tl.load(parent_ptr + start + node, mask=own, other=0), node)
+            place -= 1
+            own = own & (place >= context) & (place >= seen)
         tl.store(near_ptr + token[:, None] * WIDTH + column[None, :], near, mask=inside[:, None])
 
     @triton.jit
@@ -178,13 +186,26 @@ if triton is not None:
         mixed = tl.fma(mixed2, shrink2[:, None], mixed * shrink[:, None])
         return higher, total, mixed
 
+    @triton.jit
+    def _span(slot, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr):
+        # The keys behind a slot of the workspace: a group's; or one of the first group's parts, then other groups.
+        if TOGETHER:
+            begin = slot * GROUP_SIZE
+            end = begin + GROUP_SIZE
+        else:
+            FIRST: tl.constexpr = GROUP_SIZE // PART
+            begin = tl.where(slot < FIRST, slot * PART, (slot - FIRST + 1) * GROUP_SIZE)
+            end = tl.where(slot < FIRST, begin + PART, begin + GROUP_SIZE)
+        return begin, end
+
     @triton.jit(do_not_specialize=["length", "slots"])
     def _committed(
         q_ptr, key_ptr, value_ptr, tile_ptr, seen_ptr, partial_ptr, norm_ptr, q_stride, length, scale, slots,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr,
+        PDL: tl.constexpr,
     ):  # fmt: skip
-        # Committed keys: PARTS parts of them for a tile of tokens and the heads that read the same keys.
+        # Committed keys, a part of them or, TOGETHER, a group, for a tile of tokens and the heads that read the same keys.
         if PDL:
             tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
             tl.extra.cuda.gdc_launch_dependents()
@@ -199,7 +220,7 @@ if triton is not None:
         member = packed % PADDED
         flat = first + tl.where(token < count, token, 0)
         seen = tl.where(token < count, tl.load(seen_ptr + flat), 0)
-        begin = slot * (PART * PARTS)
+        begin, end = _span(slot, PART, GROUP_SIZE, TOGETHER)
         limit = tl.max(seen, 0)
         if begin < limit:
             real = (token < count) & (member < GROUP)
@@ -208,15 +229,18 @@ if triton is not None:
             q = tl.load(q_ptr + q_at[:, None] + column[None, :], mask=real[:, None], other=0.0)
             base = (request * KV_HEADS + head) * length * DIM
             keys, values = key_ptr + base, value_ptr + base
-            if PARTS == 1:
-                best, total, mixed = _part(q, keys, values, seen, begin, limit, scale, DIM, BLOCK_M, BLOCK_N, PART)
-            else:
+            if TOGETHER:
                 best = tl.full([BLOCK_M], -float("inf"), tl.float32)
                 total = tl.zeros([BLOCK_M], tl.float32)
                 mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
-                for at in range(begin, tl.minimum(begin + PART * PARTS, limit), PART):
-                    best2, total2, mixed2 = _part(q, keys, values, seen, at, limit, scale, DIM, BLOCK_M, BLOCK_N, PART)
+                stride = tl.where(slot == 0, PART, GROUP_SIZE)
+                for at in range(begin, tl.minimum(end, limit), stride):
+                    stop = tl.minimum(at + stride, limit)
+                    best2, total2, mixed2 = _part(q, keys, values, seen, at, stop, scale, DIM, BLOCK_M, BLOCK_N)
                     best, total, mixed = _join(best, total, mixed, best2, total2, mixed2)
+            else:
+                stop = tl.minimum(end, limit)
+                best, total, mixed = _part(q, keys, values, seen, begin, stop, scale, DIM, BLOCK_M, BLOCK_N)
             at = (flat.to(tl.int64) * HEADS + head * GROUP + member) * slots + slot
             tl.store(norm_ptr + at * 2, best, mask=real)
             tl.store(norm_ptr + at * 2 + 1, total, mask=real)
@@ -224,17 +248,17 @@ if triton is not None:
 
     @triton.jit
     def _part(
-        q, key_base, value_base, seen, begin, limit, scale,
-        DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr,
+        q, key_base, value_base, seen, begin, stop, scale,
+        DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
         offset = tl.arange(0, BLOCK_N)
         column = tl.arange(0, DIM)
         best = tl.full([BLOCK_M], -float("inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         mixed = tl.zeros([BLOCK_M, DIM], tl.float32)
-        for at in range(begin, tl.minimum(begin + PART, limit), BLOCK_N):
+        for at in range(begin, stop, BLOCK_N):
             row = at + offset
-            inside = row < limit
+            inside = row < stop
             k = tl.load(key_base + row[None, :] * DIM + column[:, None], mask=inside[None, :], other=0.0)
             scores = tl.dot(q, k, input_precision="ieee") * scale
             scores = tl.where(row[None, :] < seen[:, None], scores, -float("inf"))
@@ -254,10 +278,10 @@ if triton is not None:
         q_ptr, key_ptr, value_ptr, request_ptr, seen_ptr, near_ptr, partial_ptr, norm_ptr, out_ptr,
         q_stride, length, scale, slots,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
-        WIDTH: tl.constexpr, SPAN: tl.constexpr, TOGETHER: tl.constexpr, PDL: tl.constexpr,
+        WIDTH: tl.constexpr, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, FIRST: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
-        # One token and the heads that read the same keys: the gathered keys, and all parts joined. TOGETHER parts are joined
-        # before they join the others.
+        # One token and the heads that read the same keys: the gathered keys, and all parts joined. The first FIRST of them are
+        # the first group's.
         if PDL:  # queries, keys and values are there already, see ``_committed``; what it leaves is not
             tl.extra.cuda.gdc_launch_dependents()
         token = tl.program_id(0)
@@ -286,14 +310,17 @@ if triton is not None:
         total = tl.zeros([ROWS], tl.float32)
         mixed = tl.zeros([ROWS, DIM], tl.float32)
         here = (token.to(tl.int64) * HEADS + head * GROUP + member) * slots
-        for group in range(0, tl.cdiv(seen, SPAN * TOGETHER)):
-            slot = group * TOGETHER
-            best2, total2, mixed2 = _slot(partial_ptr, norm_ptr, here + slot, real, column, DIM)
-            for other in tl.static_range(1, TOGETHER):
-                wrote = real & ((slot + other) * SPAN < seen)
-                best3, total3, mixed3 = _slot(partial_ptr, norm_ptr, here + slot + other, wrote, column, DIM)
-                best2, total2, mixed2 = _join(best2, total2, mixed2, best3, total3, mixed3)
+        for part in tl.static_range(0, FIRST):
+            wrote = real & (part * PART < seen)
+            best2, total2, mixed2 = _slot(partial_ptr, norm_ptr, here + part, wrote, column, DIM)
             best, total, mixed = _join(best, total, mixed, best2, total2, mixed2)
+        for group in range(1, tl.cdiv(seen, GROUP_SIZE), 2):  # two at a time are on their way
+            slot = here + FIRST - 1 + group
+            best2, total2, mixed2 = _slot(partial_ptr, norm_ptr, slot, real, column, DIM)
+            wrote = real & ((group + 1) * GROUP_SIZE < seen)
+            best3, total3, mixed3 = _slot(partial_ptr, norm_ptr, slot + 1, wrote, column, DIM)
+            best, total, mixed = _join(best, total, mixed, best2, total2, mixed2)
+            best, total, mixed = _join(best, total, mixed, best3, total3, mixed3)
         best, total, mixed = _join(best, total, mixed, near_best, near_total, near_mixed)
         result = mixed / tl.where(total > 0, total, 1.0)[:, None]  # tokens of no request see nothing
         at = out_ptr + (token.to(tl.int64) * HEADS + head * GROUP + member)[:, None] * DIM + column[None, :]
@@ -326,7 +353,7 @@ def tree_attention(
         Request b's committed tokens in rows 0 .. context[b] - 1, its tree's tokens after them.
     metadata : TreeMetadata
     together : bool, optional
-        A program takes a whole group of parts, and not one; by default if there are enough of them. The result is the same.
+        A program takes a whole group of keys, and not a part; by default if there are enough of them. The result is the same.
 
     Returns
     -------
@@ -341,8 +368,8 @@ def tree_attention(
     padded = power_of_two(group)
     if together is None:
         together = tiles * kv_heads >= BUSY
-    span = PART * (GROUP_OF_PARTS if together else 1)
-    slots = -(-length // span)
+    first = 1 if together else GROUP // PART
+    slots = first + max(0, -(-length // GROUP) - 1)
     block_m = max(64, metadata.tokens_per_tile * padded)  # the same instructions for one token as for many
     out = torch.empty(tokens, heads * dim, dtype=qkv.dtype, device=qkv.device)
     partial = torch.empty(tokens, heads, slots, dim, dtype=torch.float32, device=qkv.device)
@@ -353,14 +380,14 @@ def tree_attention(
     _committed[(tiles, kv_heads, slots)](
         qkv, key_cache, value_cache, metadata.tiles, metadata.seen, partial, norm, qkv.stride(0), length, scale, slots,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim, BLOCK_M=block_m,
-        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, PARTS=span // PART,
+        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, GROUP_SIZE=GROUP, TOGETHER=together,
         num_warps=block_m // 16, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
     _finish[(tokens, kv_heads)](
         qkv, key_cache, value_cache, metadata.request, metadata.seen, metadata.near, partial, norm, out,
         qkv.stride(0), length, scale, slots,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, ROWS=max(16, padded), DIM=dim, WIDTH=metadata.near.shape[1],
-        SPAN=span, TOGETHER=1 if together else GROUP_OF_PARTS, num_warps=2, **launch,
+        PART=PART, GROUP_SIZE=GROUP, FIRST=first, num_warps=2, **launch,
     )  # fmt: skip
     return out
 

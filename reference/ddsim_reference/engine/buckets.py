@@ -147,13 +147,13 @@ class Bucket:
         ``steps`` is the longest path of a tree, its root included; chains may be longer.
         """
         on = self.on
-        base = context[on["request"]]
-        valid = on["index"] >= 0
-        seen, near = keys_of_paths(on["request"], on["index"], on["depth"], on["parent"], on["start"], context, steps)
+        seen, near, position, slot = keys_of_paths(
+            on["request"], on["index"], on["depth"], on["parent"], on["start"], context, steps
+        )
         return TreeMetadata(
             request=on["request"],
-            position=torch.where(valid, base + on["depth"], 0),
-            slot=torch.where(valid, base + on["index"], -1),
+            position=position,
+            slot=slot,
             seen=seen,
             near=near,
             tiles=on["tiles"],

@@ -127,6 +127,7 @@ class Engine:
         self.features = self._zeros(max_tokens, len(self.auxiliary_layers) * hidden)
         self.logits = torch.zeros(max_tokens, target_config.vocab_size, device=self.device)
         self.choices = self._zeros(max_tokens, dtype=torch.int32)
+        self.best = torch.full((max_tokens,), kernels.LOWEST, device=self.device)
         self.context = self._zeros(batch, dtype=torch.int32)
         self.roots = self._zeros(batch, dtype=torch.int32)
         self.active = self._zeros(batch, dtype=torch.int32) + 1  # requests that ``step`` advances
@@ -406,7 +407,7 @@ class Engine:
                 self.stack, x, metadata, auxiliary_layers=auxiliary_layers, features=self.features, fast=self.fast
             )
             project_head(hidden, self.head, logits, fast=self.fast)
-        self.choices[: bucket.tokens].copy_(logits.argmax(-1))
+        kernels.highest(logits, self.choices[: bucket.tokens], self.best)
 
     def _sample(self, bucket: Bucket) -> None:
         """Replace the greedy choices by samples: the number behind a token belongs to its place in the answer."""

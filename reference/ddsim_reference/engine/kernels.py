@@ -21,6 +21,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Triton's own CPU interpreter is on: kernels run on CPU tensors too, slowly, so that tests can compare them."""
 
 
+LOWEST = -(1 << 63)
+"""What ``highest`` compares with before it has seen anything."""
+
 EARLY_LAUNCH = True
 """A layer's kernels start while the kernel before them ends, where the GPU can (programmatic dependent launch).
 
@@ -232,6 +235,31 @@ if triton is not None:
             below += tl.sum((inside & (within <= aim)).to(tl.int32), 0)
             passed += tl.sum(mass, 0)
         tl.store(choice_ptr + row, tl.minimum(below, vocab - 1))
+
+    @triton.jit
+    def _highest(logits_ptr, best_ptr, vocab, BLOCK: tl.constexpr, PDL: tl.constexpr):
+        # Value and place in one integer, the higher the better, among equal values the first place: the order doesn't matter.
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        row = tl.program_id(0)
+        column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(logits_ptr + row.to(tl.int64) * vocab + column, mask=column < vocab, other=-float("inf"))
+        top = tl.max(x, 0)
+        place = tl.min(tl.where((x == top) & (column < vocab), column, vocab - 1), 0)
+        bits = top.to(tl.int32, bitcast=True)
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        tl.atomic_max(best_ptr + row, (bits.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64))
+
+    @triton.jit(do_not_specialize=["rows"])
+    def _places(best_ptr, choice_ptr, rows, LOWEST: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        best = tl.load(best_ptr + row, mask=row < rows, other=0)
+        tl.store(choice_ptr + row, 0x7FFFFFFF - (best & 0x7FFFFFFF).to(tl.int32), mask=row < rows)
+        tl.store(best_ptr + row, tl.full([BLOCK], LOWEST, tl.int64), mask=row < rows)
 
     @triton.jit
     def _total(logits_ptr, out_ptr, vocab, BLOCK: tl.constexpr):
@@ -493,6 +521,21 @@ def choose_tokens(logits: Tensor, temperature: float, uniform: Tensor | None) ->
         BLOCK=min(power_of_two(logits.shape[1]), 4096), num_warps=8,
     )  # fmt: skip
     return choices
+
+
+def highest(logits: Tensor, choices: Tensor, best: Tensor) -> None:
+    """Each row's argmax, the first of equals, into int32 ``choices`` [rows].
+
+    ``best`` int64 [>= rows] is a workspace that holds ``LOWEST`` before and after.
+    """
+    if not use_triton(logits):
+        choices.copy_(logits.argmax(-1))
+        return
+    rows, vocab = logits.shape
+    block = min(power_of_two(vocab), 8192)
+    launch = early_launch(logits)
+    _highest[(rows, -(-vocab // block))](logits, best, vocab, BLOCK=block, num_warps=8, **launch)
+    _places[(-(-rows // 128),)](best, choices, rows, LOWEST=LOWEST, BLOCK=128, num_warps=4, **launch)
 
 
 def logsumexp(logits: Tensor) -> Tensor:

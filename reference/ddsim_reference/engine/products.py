@@ -37,14 +37,15 @@ PREFETCH = 4
 """Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
 MULTIPROCESSORS = 132
 UNIT = 128
-"""Parts begin at multiples of so many columns, which all tiles' steps divide."""
+"""Parts begin at multiples of so many columns, which tiles' steps divide; only a product of one part may take longer steps."""
 
 
 class Tile(NamedTuple):
     """How a product is worked on: weight rows and columns a step, tokens, steps on their way, warps.
 
     ``whole``: a program adds up all parts of its tile, which otherwise are programs of their own. ``tokens_first``: tokens take the
-    long side of the tensor cores' tiles. ``copied``: both, and tiles come by the copy engine, which takes no registers.
+    long side of the tensor cores' tiles. ``copied``: tiles come by the copy engine, which takes no registers, and are whole.
+    ``turns``: programs that stay take copied tiles in turn, and load for the next one while they finish one.
     """
 
     rows: int
@@ -55,38 +56,50 @@ class Tile(NamedTuple):
     whole: bool = False
     tokens_first: bool = False
     copied: bool = False
+    turns: bool = False
 
 
 PARTS: dict[tuple[int, int], int] = {
-    (6144, 4096): 4,
-    (4096, 4096): 4,
-    (4096, 12288): 4,
+    (6144, 4096): 1,
+    (4096, 4096): 1,
+    (4096, 12288): 1,
     (4096, 20480): 4,
 }
 """Measured numbers of parts by weight rows and columns; ``default_parts`` serves the rest. Changing one changes bits."""
 
 TUNED: dict[tuple[int, int, int], Tile] = {
-    (6144, 4096, 16): Tile(64, 64, 16, 7),
-    (4096, 4096, 16): Tile(64, 128, 16, 5),
-    (24576, 4096, 16): Tile(64, 128, 16, 5),
-    (4096, 12288, 16): Tile(64, 128, 16, 5),
-    (151936, 4096, 16): Tile(64, 128, 16, 5),
+    (6144, 4096, 16): Tile(64, 128, 64, 6, tokens_first=True),
+    (4096, 4096, 16): Tile(64, 256, 16, 5, copied=True),
+    (24576, 4096, 16): Tile(64, 128, 16, 11),
+    (4096, 12288, 16): Tile(64, 256, 16, 5, copied=True),
+    (151936, 4096, 16): Tile(64, 256, 16, 5),
     (4096, 20480, 16): Tile(64, 128, 16, 5),
-    (6144, 4096, 64): Tile(64, 64, 64, 4),
-    (4096, 4096, 64): Tile(64, 64, 64, 6),
-    (24576, 4096, 64): Tile(64, 128, 64, 6),
-    (4096, 12288, 64): Tile(128, 128, 64, 4, 8),
-    (151936, 4096, 64): Tile(64, 128, 64, 3),
+    (6144, 4096, 32): Tile(64, 128, 64, 6, tokens_first=True),
+    (4096, 4096, 32): Tile(32, 128, 64, 9, tokens_first=True),
+    (24576, 4096, 32): Tile(64, 128, 64, 6, tokens_first=True),
+    (4096, 12288, 32): Tile(32, 128, 64, 9, tokens_first=True),
+    (151936, 4096, 32): Tile(128, 128, 64, 3, tokens_first=True, copied=True),
+    (6144, 4096, 64): Tile(64, 256, 64, 3, copied=True),
+    (4096, 4096, 64): Tile(32, 256, 64, 4, tokens_first=True, copied=True),
+    (24576, 4096, 64): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
+    (4096, 12288, 64): Tile(32, 256, 64, 4, tokens_first=True, copied=True),
+    (151936, 4096, 64): Tile(128, 128, 64, 3, tokens_first=True, copied=True),
     (4096, 20480, 64): Tile(128, 128, 64, 4, 8),
-    (6144, 4096, 128): Tile(128, 64, 64, 3),
-    (4096, 4096, 128): Tile(64, 64, 128, 4, tokens_first=True),
-    (4096, 4096, 256): Tile(128, 64, 128, 3, 8),
-    (4096, 12288, 256): Tile(128, 64, 128, 3, 8),
-    (6144, 4096, 512): Tile(128, 64, 64, 3, 4, True, True, True),
-    (4096, 4096, 512): Tile(256, 64, 64, 4, 8, True, True, True),
-    (24576, 4096, 512): Tile(256, 64, 128, 4, 8, True, True, True),
-    (4096, 12288, 512): Tile(256, 64, 64, 4, 8, True, True, True),
-    (151936, 4096, 512): Tile(256, 64, 128, 4, 8, True, True, True),
+    (6144, 4096, 128): Tile(64, 128, 128, 4, copied=True),
+    (4096, 4096, 128): Tile(64, 128, 64, 5, tokens_first=True, copied=True),
+    (24576, 4096, 128): Tile(64, 64, 128, 7, tokens_first=True, copied=True, turns=True),
+    (4096, 12288, 128): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
+    (151936, 4096, 128): Tile(128, 128, 128, 3, 8, tokens_first=True, copied=True),
+    (6144, 4096, 256): Tile(128, 64, 128, 6, tokens_first=True, copied=True),
+    (4096, 4096, 256): Tile(64, 128, 128, 4, copied=True),
+    (24576, 4096, 256): Tile(128, 64, 128, 5, tokens_first=True, copied=True, turns=True),
+    (4096, 12288, 256): Tile(128, 128, 64, 4, 8, tokens_first=True, copied=True),
+    (151936, 4096, 256): Tile(128, 64, 256, 4, 8, copied=True),
+    (6144, 4096, 512): Tile(256, 64, 128, 4, 8, tokens_first=True, copied=True),
+    (4096, 4096, 512): Tile(128, 64, 128, 6, copied=True),
+    (24576, 4096, 512): Tile(256, 64, 128, 4, 8, tokens_first=True, copied=True),
+    (4096, 12288, 512): Tile(128, 64, 128, 6, tokens_first=True, copied=True),
+    (151936, 4096, 512): Tile(128, 64, 128, 5, tokens_first=True, copied=True, turns=True),
 }
 """Measured choices in bfloat16 by weight rows, weight columns and padded tokens; ``default_tile`` serves the rest."""
 
@@ -135,7 +148,7 @@ def tile_for(rows: int, columns: int, tokens: int, parts: int, itemsize: int) ->
     padded = padded_tokens(tokens)
     if itemsize > 2:  # no tensor cores: small tiles, in which the sums stay in registers
         return Tile(64, 64, min(padded, 64), 2, 4, padded > 64)
-    return TUNED.get((rows, columns, padded)) or default_tile(rows, columns, padded, parts)
+    return TUNED.get((rows, columns, min(padded, 512))) or default_tile(rows, columns, padded, parts)
 
 
 if triton is not None:
@@ -168,37 +181,43 @@ if triton is not None:
         return sums
 
     @triton.jit
+    def _ask_ahead(weights, begin, K: tl.constexpr, COLUMNS: tl.constexpr):
+        # Weights depend on no kernel, so that the L2 cache may have their first columns before tokens come; 64 to a line.
+        for line in tl.static_range(0, COLUMNS, 64):
+            ahead = tl.minimum(begin + line, K - 1)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weights + ahead).to(tl.int64)],
+                dtype=tl.int32, is_pure=False, pack=1,
+            )  # fmt: skip
+
+    @triton.jit
     def _copied_sums(
         x_tiles, weight_tiles, block, tile, part,
         K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PARTS: tl.constexpr, UNIT: tl.constexpr,
-        GATED: tl.constexpr,
+        TOKENS_FIRST: tl.constexpr, GATED: tl.constexpr,
     ):  # fmt: skip
         # As ``_sums``; of a gated product, half of a tile's rows are gates, the other half what they gate.
         UNITS: tl.constexpr = (K + UNIT - 1) // UNIT
-        sums = tl.zeros([M, ROWS], tl.float32)
+        sums = tl.zeros([M, ROWS] if TOKENS_FIRST else [ROWS, M], tl.float32)
         for at in range(part * UNITS // PARTS * UNIT, tl.minimum((part + 1) * UNITS // PARTS * UNIT, K), COLUMNS):
             x = x_tiles.load([block * M, at])
             if GATED:
                 w = tl.reshape(weight_tiles.load([0, tile * (ROWS // 2), at]), [ROWS, COLUMNS])
             else:
                 w = weight_tiles.load([tile * ROWS, at])
-            sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+            if TOKENS_FIRST:
+                sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+            else:
+                sums = tl.dot(w, tl.trans(x), sums, input_precision="ieee")
         return sums
 
-    @triton.jit(do_not_specialize=["tokens"])
-    def _copied_product(
-        x_tiles, weight_tiles, out_ptr, tokens,
-        N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-        PARTS: tl.constexpr, UNIT: tl.constexpr, GATED: tl.constexpr, PDL: tl.constexpr,
+    @triton.jit
+    def _copied_out(
+        total, out_ptr, tokens, block, tile, N: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr,
+        TOKENS_FIRST: tl.constexpr, GATED: tl.constexpr,
     ):  # fmt: skip
-        if PDL:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
-        block = tl.program_id(0)
-        tile = tl.program_id(1)
-        total = _copied_sums(x_tiles, weight_tiles, block, tile, 0, K, M, ROWS, COLUMNS, PARTS, UNIT, GATED)
-        for part in range(1, PARTS):
-            total += _copied_sums(x_tiles, weight_tiles, block, tile, part, K, M, ROWS, COLUMNS, PARTS, UNIT, GATED)
+        if not TOKENS_FIRST:
+            total = tl.trans(total)
         dtype = out_ptr.dtype.element_ty
         if GATED:
             gate, up = tl.split(tl.permute(tl.reshape(total, [M, 2, ROWS // 2]), (0, 2, 1)))
@@ -210,6 +229,55 @@ if triton is not None:
         token = block * M + tl.arange(0, M)
         inside = (token < tokens)[:, None] & (place < N)[None, :]
         tl.store(out_ptr + token.to(tl.int64)[:, None] * N + place[None, :], result, mask=inside)
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _copied_product(
+        x_tiles, weight_tiles, weight_ptr, out_ptr, tokens,
+        N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        PARTS: tl.constexpr, UNIT: tl.constexpr, TOKENS_FIRST: tl.constexpr, GATED: tl.constexpr,
+        PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+        block = tl.program_id(0)
+        tile = tl.program_id(1)
+        if PREFETCH > 0:
+            lane = tl.arange(0, ROWS)
+            if GATED:
+                row = tl.minimum(tile * (ROWS // 2) + lane % (ROWS // 2), N - 1) + lane // (ROWS // 2) * N
+            else:
+                row = tl.minimum(tile * ROWS + lane, N - 1)
+            _ask_ahead(weight_ptr + row.to(tl.int64) * K, 0, K, PREFETCH * COLUMNS)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        total = _copied_sums(
+            x_tiles, weight_tiles, block, tile, 0, K, M, ROWS, COLUMNS, PARTS, UNIT, TOKENS_FIRST, GATED
+        )
+        for part in range(1, PARTS):
+            total += _copied_sums(
+                x_tiles, weight_tiles, block, tile, part, K, M, ROWS, COLUMNS, PARTS, UNIT, TOKENS_FIRST, GATED
+            )
+        _copied_out(total, out_ptr, tokens, block, tile, N, M, ROWS, TOKENS_FIRST, GATED)
+
+    @triton.jit(do_not_specialize=["tokens"])
+    def _products_in_turn(
+        x_tiles, weight_tiles, out_ptr, tokens,
+        N: tl.constexpr, K: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        UNIT: tl.constexpr, TOKENS_FIRST: tl.constexpr, GATED: tl.constexpr, PROGRAMS: tl.constexpr, PDL: tl.constexpr,
+    ):  # fmt: skip
+        # A product of one part, by programs that go on: one loop over tiles and columns, whose loads never pause.
+        if PDL:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        blocks = tl.cdiv(tokens, M)
+        TILES: tl.constexpr = ((2 * N if GATED else N) + ROWS - 1) // ROWS
+        for turn in tl.range(tl.program_id(0), blocks * TILES, PROGRAMS, flatten=True):
+            block = turn % blocks
+            tile = turn // blocks
+            total = _copied_sums(
+                x_tiles, weight_tiles, block, tile, 0, K, M, ROWS, COLUMNS, 1, UNIT, TOKENS_FIRST, GATED
+            )
+            _copied_out(total, out_ptr, tokens, block, tile, N, M, ROWS, TOKENS_FIRST, GATED)
 
     @triton.jit
     def _gate(gate, up, dtype: tl.constexpr):
@@ -237,14 +305,9 @@ if triton is not None:
         token = tl.program_id(0) * M + tl.arange(0, M)
         weights = weight_ptr + row.to(tl.int64) * K
         first = tl.program_id(2)
-        if PREFETCH > 0:  # the weights depend on no kernel; a cache line holds 64 of them
+        if PREFETCH > 0:
             begin = first * ((K + UNIT - 1) // UNIT) // PARTS * UNIT
-            for line in tl.static_range(0, PREFETCH * COLUMNS, 64):
-                ahead = tl.minimum(begin + line, K - 1)
-                tl.inline_asm_elementwise(
-                    "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [(weights + ahead).to(tl.int64)],
-                    dtype=tl.int32, is_pure=False, pack=1,
-                )  # fmt: skip
+            _ask_ahead(weights, begin, K, PREFETCH * COLUMNS)
         if PDL:
             tl.extra.cuda.gdc_wait()
         total = _sums(x_ptr, weights, token, tokens, first, K, M, ROWS, COLUMNS, PARTS, UNIT, TOKENS_FIRST)
@@ -302,30 +365,35 @@ def product(
     if tile is None:
         tile = tile_for(rows, k, tokens, parts, weight.element_size())
     if tile.copied and (k % 8 or x.data_ptr() % 16 or weight.data_ptr() % 16):  # which the copy engine can't take
-        tile = tile._replace(copied=False)
-    programs = 1 if tile.whole else parts
-    if gated or (out is None and tile.whole):
+        tile = tile._replace(copied=False, whole=True)
+    whole = parts == 1 or tile.whole or tile.copied
+    if out is None and whole:
         out = torch.empty(tokens, n, dtype=x.dtype, device=x.device)
     elif out is None:
         out = torch.empty(parts, tokens, n, dtype=torch.float32, device=x.device)
     launch = kernels.early_launch(x)
+    shape = {
+        "N": n, "K": k, "M": tile.tokens, "ROWS": tile.rows, "COLUMNS": tile.columns, "UNIT": UNIT, "GATED": gated,
+        "TOKENS_FIRST": tile.tokens_first, "num_warps": tile.warps, "num_stages": tile.stages,
+    }  # fmt: skip
+    ahead = PREFETCH if launch["PDL"] and tokens <= STREAMED_TOKENS else 0
+    grid = -(-tokens // tile.tokens), -(-rows // tile.rows)
     if tile.copied:
         gates = weight.view(2, n, k) if gated else weight
         height = [2, tile.rows // 2] if gated else [tile.rows]
-        _copied_product[(-(-tokens // tile.tokens), -(-rows // tile.rows))](
+        tiles = (
             TensorDescriptor.from_tensor(x, [tile.tokens, tile.columns]),
-            TensorDescriptor.from_tensor(gates, [*height, tile.columns]), out, tokens,
-            N=n, K=k, M=tile.tokens, ROWS=tile.rows, COLUMNS=tile.columns, PARTS=parts, UNIT=UNIT, GATED=gated,
-            num_warps=tile.warps, num_stages=tile.stages, **launch,
-        )  # fmt: skip
+            TensorDescriptor.from_tensor(gates, [*height, tile.columns]),
+        )
+        if tile.turns and parts == 1:
+            programs = min(MULTIPROCESSORS, grid[0] * grid[1])
+            _products_in_turn[(programs,)](*tiles, out, tokens, PROGRAMS=programs, **shape, **launch)
+        else:
+            _copied_product[grid](*tiles, weight, out, tokens, PARTS=parts, PREFETCH=ahead, **shape, **launch)
         return out
-    _product[(-(-tokens // tile.tokens), -(-rows // tile.rows), programs)](
-        x, weight, out, tokens,
-        N=n, K=k, M=tile.tokens, ROWS=tile.rows, COLUMNS=tile.columns, PARTS=parts, UNIT=UNIT,
-        WHOLE=tile.whole, TOKENS_FIRST=tile.tokens_first, GATED=gated,
-        PREFETCH=PREFETCH if launch["PDL"] and tokens <= STREAMED_TOKENS else 0,
-        num_warps=tile.warps, num_stages=tile.stages, **launch,
-    )  # fmt: skip
+    _product[(*grid, 1 if whole else parts)](
+        x, weight, out, tokens, PARTS=parts, WHOLE=whole, PREFETCH=ahead, **shape, **launch
+    )
     return out
 
 
