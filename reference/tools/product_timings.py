@@ -317,7 +317,8 @@ def time_forward(
     contexts: tuple[int, ...], bandwidth: float, rate: float, deadline: float,
 ) -> None:  # fmt: skip
     """The whole pass, present and new, over the roofline; what each piece costs; kernels by time."""
-    from selftest import draft_floor, error, profile_table, verify_floor
+    from pass_timings import draft_floor, profile_table, verify_floor
+    from selftest import error
 
     weights, drafter_weights = (
         random_target(config, device=device, dtype=dtype),

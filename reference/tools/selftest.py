@@ -1,4 +1,4 @@
-"""First minutes on a GPU: are the kernels and the engine right there, and how far from the roofline are they?
+"""First minutes on a GPU: are the kernels and the engine right there, to the bit? ``pass_timings.py`` then times them.
 
 ``python3 reference/tools/selftest.py [--out DIR] [--seconds 45] [--bits | --products]``
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -32,16 +31,16 @@ from ddsim_reference.engine.engine import Engine, project_head
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, drafter_config
 from ddsim_reference.model.forward import head_logits
+from ddsim_reference.model.heads import HeadConfig, head_shapes
 from ddsim_reference.model.sampling import choose
 from ddsim_reference.profile import (
-    copy_bandwidth,
-    event_seconds,
-    matmul_rate,
     random_drafter,
     random_target,
     random_tree,
+    random_weights,
     shape_configs,
 )
+from pass_timings import print_table, time_engine
 
 
 @contextmanager
@@ -390,6 +389,9 @@ def check_batch(report: Report, config: ModelConfig, device: torch.device, dtype
 
 # (c) Bits.
 
+CROWD = 32
+"""Requests among which a head drafts for one that was alone before."""
+
 
 def check_bits(report: Report, label: str, config: ModelConfig, drafter: DrafterConfig, device: torch.device) -> None:
     """A path's logits, features, keys and values, and what is drafted after it, bit by bit: token by token, and in every company.
@@ -402,7 +404,7 @@ def check_bits(report: Report, label: str, config: ModelConfig, drafter: Drafter
     drafter_weights = random_drafter(drafter, device=device, dtype=dtype)
     rng = np.random.default_rng(6)
     steps, most = 7, 512 if device.type == "cuda" else 16
-    sizes = [m for m in (2, 8, 16, 33, 64, 128, 300, 512) if m <= most]
+    sizes = [m for m in (2, 8, 16, 20, 33, 64, 128, 200, 300, 512) if m <= most]
 
     def made(batch: int, tokens: int, graphs: bool) -> Engine:
         return Engine(
@@ -412,6 +414,17 @@ def check_bits(report: Report, label: str, config: ModelConfig, drafter: Drafter
 
     engine, other = made(1, most, False), made(3, most + 40, False)
     graphed = made(1, most, True) if device.type == "cuda" else None
+    head = HeadConfig("gated", 512, reach=1)
+    random_head = random_weights(head_shapes(head, drafter), device=device, dtype=dtype, seed=3)
+    crowd = lone = None
+    if device.type == "cuda":
+        crowd, lone = (
+            Engine(
+                config, weights, drafter, drafter_weights, (head, random_head), max_context=128, max_tokens=128, batch=batch,
+                cuda_graphs=False,
+            )
+            for batch in (CROWD, 1)
+        )  # fmt: skip
 
     def found(engine: Engine, b: int, context: int, first: int, places: Sequence[int]) -> list[Tensor]:
         """What a pass left of the tokens at some places of request b's tree."""
@@ -431,7 +444,7 @@ def check_bits(report: Report, label: str, config: ModelConfig, drafter: Drafter
         engine.wait()
         return [torch.from_numpy(x[b].copy()) for x in engine.drafted()]
 
-    for context in (5, 75, 255, 256, 530, 1300) if device.type == "cuda" else (75,):
+    for context in (5, 75, 127, 128, 513, 530, 1300) if device.type == "cuda" else (75,):
         prompt = rng.integers(0, config.vocab_size, context).tolist()
         path = rng.integers(0, config.vocab_size, steps).tolist()
         engine.set_context(0)
@@ -480,6 +493,17 @@ def check_bits(report: Report, label: str, config: ModelConfig, drafter: Drafter
         report.check(
             f"{label} drafted bits at {context}, in a batch", differing(drafted(other, 1, path[0]), draft), 0.0
         )
+        if crowd is not None and lone is not None and context < 100:
+            crowd.set_context(0)
+            lone.set_context(0)
+            for b in range(CROWD):
+                crowd.prefill(b, prompt[: 1 + context % 90] if b == CROWD // 2 else neighbours[0][: 1 + b])
+            lone.prefill(0, prompt[: 1 + context % 90])
+            crowd.set_roots(range(CROWD))
+            ours = drafted(crowd, CROWD // 2, path[0])
+            report.check(
+                f"{label} a head's bits at {context}, among {CROWD}", differing(ours, drafted(lone, 0, path[0])), 0.0
+            )
         for size in sizes[2:]:
             tree, places = decoy_tree(path, config.vocab_size, max(16, size - 17), rng)
             trees = [random_tree(3, 12, config.vocab_size, rng), tree, random_tree(14, 12, config.vocab_size, rng)]
@@ -489,207 +513,7 @@ def check_bits(report: Report, label: str, config: ModelConfig, drafter: Drafter
             other.wait()
 
 
-# (d) Times.
-
-
-def verify_floor(
-    config: ModelConfig, tokens: int, context: int, bandwidth: float, rate: float, *, logits_bytes: int = 4
-) -> tuple[float, float]:
-    """Least seconds of a verification pass by bytes (weights, keys and values, logits) and by arithmetic."""
-    moved = 2.0 * config.parameters + (context + tokens) * config.kv_bytes_per_token
-    moved += logits_bytes * tokens * config.vocab_size
-    attended = 4.0 * config.num_layers * config.num_heads * config.head_dim * tokens * (context + tokens / 2)
-    return moved / bandwidth, (2.0 * config.parameters * tokens + attended) / rate
-
-
-def draft_floor(
-    target: ModelConfig, drafter: DrafterConfig, context: int, bandwidth: float, rate: float
-) -> tuple[float, float]:
-    """Least seconds of a drafter pass by bytes and by arithmetic, the target's head included."""
-    hidden, dim = drafter.hidden_size, drafter.head_dim
-    layer = hidden * dim * (2 * drafter.num_heads + 2 * drafter.num_kv_heads) + 3 * hidden * drafter.intermediate_size
-    injected = hidden * hidden * len(drafter.target_layer_ids)
-    head = hidden * target.vocab_size
-    moved = 2.0 * (drafter.num_layers * layer + injected + head)
-    moved += 4.0 * drafter.num_layers * drafter.num_kv_heads * dim * context + 4.0 * drafter.horizon * target.vocab_size
-    return moved / bandwidth, 2.0 * drafter.block_size * (drafter.num_layers * layer + injected + head) / rate
-
-
-def matrix_times(engine: Engine, tokens: int) -> float:
-    """Seconds of all layers' matrix products alone, in one graph: the floor that the library's products set."""
-    layers = engine.stack.layers
-    names = ("qkv", "o", "gate_up", "down")
-    inputs = {
-        name: torch.randn(tokens, getattr(layers[0], name).shape[1], device=engine.device, dtype=engine.dtype)
-        for name in names
-    }
-
-    def body() -> None:
-        for layer in layers:
-            for name in names:
-                F.linear(inputs[name], getattr(layer, name))
-        project_head(inputs["qkv"], engine.head, engine.logits[:tokens])
-
-    graph = engine.graphs.capture(body)
-    return statistics.median(event_seconds(graph.replay, engine.device, 8))
-
-
-def profile_table(name: str, replay: Callable[[], object], repeats: int = 3, rows: int = 14) -> list[dict[str, Any]]:
-    """GPU time by kernel of one call."""
-    from torch.profiler import ProfilerActivity, profile
-
-    replay()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(repeats):
-            replay()
-        torch.cuda.synchronize()
-    found: list[dict[str, Any]] = []
-    for event in profiler.key_averages():
-        micro = float(getattr(event, "self_device_time_total", 0.0) or 0.0) / repeats
-        if micro > 0:
-            found.append({"kernel": str(event.key), "calls": event.count / repeats, "us": micro})
-    found.sort(key=lambda row: -row["us"])
-    total = sum(row["us"] for row in found)
-    print(f"  {name}: {total / 1e3:.3f} ms in kernels", flush=True)
-    for row in found[:rows]:
-        short = row["kernel"].replace("void ", "").replace("at::native::", "")[:78]
-        print(f"    {row['us']:9.1f} us {100 * row['us'] / total:5.1f} % {row['calls']:6.0f}x  {short}", flush=True)
-    return found[: 2 * rows]
-
-
-def time_engine(
-    report: Report, config: ModelConfig, drafter: DrafterConfig, device: torch.device, dtype: torch.dtype,
-    counts: Sequence[int], contexts: Sequence[int], deadline: float,
-) -> None:  # fmt: skip
-    """Verification, draft and commit against the roofline; part by part, while time is left."""
-    bandwidth, rate = copy_bandwidth(device), matmul_rate(device, dtype)
-    report.parts["bandwidth_bytes_per_s"], report.parts["flops_per_s"] = bandwidth, rate
-    print(f"  copy {bandwidth / 1e12:.2f} TB/s, products {rate / 1e12:.0f} TFLOP/s", flush=True)
-    begin = time.perf_counter()
-    weights = random_target(config, device=device, dtype=dtype)
-    drafter_weights = random_drafter(drafter, device=device, dtype=dtype)
-    engine = Engine(
-        config, weights, drafter, drafter_weights, max_context=max(contexts), max_tokens=max(counts), buckets=counts
-    )
-    for stack in (engine.stack, engine.drafter_stack):
-        stack.keys.normal_()
-        stack.values.normal_()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        print(f"  {torch.cuda.memory_allocated() / 1e9:.1f} GB on the GPU", flush=True)
-    print(f"  built in {time.perf_counter() - begin:.1f} s", flush=True)
-    rng = np.random.default_rng(4)
-    trees = {m: random_tree(m, 15, config.vocab_size, rng) for m in counts}
-    rows: list[dict[str, Any]] = []
-    report.parts["timing"] = rows
-
-    def add(what: str, tokens: int, context: int, seconds: list[float], floor: tuple[float, float]) -> None:
-        middle = statistics.median(seconds)
-        bound = "bytes" if floor[0] >= floor[1] else "FLOPs"
-        rows.append(
-            {
-                "what": what, "tokens": tokens, "context": context, "ms": 1e3 * middle, "min_ms": 1e3 * min(seconds),
-                "floor_ms": 1e3 * max(floor), "bound": bound, "ratio": middle / max(floor),
-            }
-        )  # fmt: skip
-        print(
-            f"  {what} {tokens} at {context}: {1e3 * middle:.3f} ms, floor {1e3 * max(floor):.3f}, x{middle / max(floor):.2f}",
-            flush=True,
-        )
-
-    preferred = [m for m in (1, 64, 512, 128, 256, 16, 32, 8, 2) if m in counts]
-    for m in [*preferred, *(m for m in counts if m not in preferred)]:
-        if time.perf_counter() > deadline:
-            print(f"  out of time: {m} tokens and more are left out", flush=True)
-            report.failures.append("timing: out of time")
-            break
-        bucket = engine.stage([trees[m]])
-        begin = time.perf_counter()
-        engine.verify(bucket)
-        engine.wait()
-        report.parts.setdefault("capture_seconds", {})[str(m)] = time.perf_counter() - begin
-        for context in contexts:
-            engine.set_context(context)
-            seconds = event_seconds(partial(engine.verify, bucket), device, 12)
-            add("verify", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
-        if m == 1 and device.type == "cuda":
-            engine.fast = True
-            engine.graphs.captured.pop(("verify", bucket.tokens), None)
-            for context in contexts:
-                engine.set_context(context)
-                seconds = event_seconds(partial(engine.verify, bucket), device, 12)
-                add("verify fast", m, context, seconds, verify_floor(config, m, context, bandwidth, rate))
-            engine.fast = False
-            engine.graphs.captured.pop(("verify", bucket.tokens), None)
-        if m == preferred[0]:
-            for context in contexts:
-                engine.set_context(context)
-                engine.draft()
-                seconds = event_seconds(engine.draft, device, 12)
-                add(
-                    "draft",
-                    drafter.block_size,
-                    context,
-                    seconds,
-                    draft_floor(config, drafter, context, bandwidth, rate),
-                )
-    m = preferred[min(1, len(preferred) - 1)]
-    bucket = engine.stage([trees[m]])
-    engine.verify(bucket)
-    times = []
-    for _ in range(12):  # a commit moves the context on
-        engine.set_context(contexts[0] // 2)
-        times += event_seconds(partial(engine.commit, bucket), device, 1, warmup=0)
-    add("commit", m, contexts[0] // 2, times, (1e-9, 1e-9))
-
-    # A whole round's host side: pack and upload, two waits.
-    engine.set_context(contexts[0] // 2)
-    packing, whole = [], []
-    for _ in range(12):
-        engine.set_context(contexts[0] // 2)
-        engine.wait()
-        begin = time.perf_counter()
-        bucket = engine.stage([trees[m]])
-        packing.append(time.perf_counter() - begin)
-        engine.verify(bucket)
-        engine.commit(bucket)
-        engine.draft()
-        engine.wait()
-        whole.append(time.perf_counter() - begin)
-    add("pack + upload call", m, contexts[0] // 2, packing, (1e-9, 1e-9))
-    add("round without tree building", m, contexts[0] // 2, whole, (1e-9, 1e-9))
-    if device.type != "cuda":
-        return
-
-    def profiles() -> None:
-        tables = report.parts.setdefault("kernels", {})
-        engine.set_context(contexts[0])
-        for m in (1, 64, 512):
-            if m in trees and time.perf_counter() < deadline + 10:
-                bucket = engine.stage([trees[m]])
-                tables[f"verify {m}"] = profile_table(f"verify {m} at {contexts[0]}", partial(engine.verify, bucket))
-        tables["draft"] = profile_table(f"draft at {contexts[0]}", engine.draft)
-
-    def matrices() -> None:
-        found = report.parts.setdefault("matrix_products", {})
-        for m in (1, 8, 16, 64, 128, 256, 512):
-            if m in counts and time.perf_counter() < deadline + 15:
-                found[str(m)] = matrix_times(engine, m)
-        print(
-            "  all matrix products alone, ms: " + ", ".join(f"{m}: {1e3 * s:.3f}" for m, s in found.items()), flush=True
-        )
-
-    report.part("matrix products alone", matrices)
-    report.part("where the time goes", profiles)
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """The timings, one line each."""
-    print("what                          tokens  context        ms   min ms  floor ms  bound  ratio")
-    for r in rows:
-        tail = f"{r['floor_ms']:9.3f}  {r['bound']}  {r['ratio']:5.2f}" if r["floor_ms"] > 1e-3 else ""
-        print(f"{r['what']:<30}{r['tokens']:>6}{r['context']:>9}{r['ms']:>10.3f}{r['min_ms']:>9.3f} {tail}")
+# The parts together.
 
 
 def small_config(arch: str, hidden: int, heads: int, kv_heads: int, dim: int, inner: int, layers: int) -> ModelConfig:

@@ -36,7 +36,7 @@ from ddsim_reference.model.heads import lattice
 from ddsim_reference.model.widen import widened
 from ddsim_reference.model.workloads import WORKLOADS, encode, load_prompts
 from ddsim_reference.profile import event_seconds, random_tree
-from selftest import profile_table
+from pass_timings import profile_table
 
 BUDGETS = (15, 31, 63, 127, 255)
 Prompts = list[tuple[str, str, list[int]]]
