@@ -38,6 +38,8 @@ GRANULE = 16
 """The boundary between committed keys and gathered ones is a multiple of this."""
 STAGES = 3
 """Steps whose keys and values are on their way at once."""
+AHEAD = True
+"""Ask the L2 cache for a part's first keys and values before its queries come."""
 BUSY = 64
 """Programs of a whole group each that keep the GPU busy; with fewer, each part is one."""
 
@@ -145,8 +147,7 @@ if triton is not None:
         request_ptr, index_ptr, depth_ptr, parent_ptr, start_ptr, context_ptr, seen_ptr, near_ptr, position_ptr, slot_ptr, tokens,
         STEPS: tl.constexpr, GRANULE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
-        if PDL:
-            tl.extra.cuda.gdc_launch_dependents()
+        if PDL:  # and nothing starts before it ends: the layers' kernels read this without waiting for whom they follow
             tl.extra.cuda.gdc_wait()
         token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = token < tokens
@@ -187,6 +188,17 @@ if triton is not None:
         return higher, total, mixed
 
     @triton.jit
+    def _ask_ahead(pointers):
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [pointers.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+    @triton.jit
     def _span(slot, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr):
         # The keys behind a slot of the workspace: a group's; or one of the first group's parts, then other groups.
         if TOGETHER:
@@ -203,12 +215,9 @@ if triton is not None:
         q_ptr, key_ptr, value_ptr, tile_ptr, seen_ptr, partial_ptr, norm_ptr, q_stride, length, scale, slots,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr,
-        PDL: tl.constexpr,
+        AHEAD: tl.constexpr, PDL: tl.constexpr,
     ):  # fmt: skip
         # Committed keys, a part of them or, TOGETHER, a group, for a tile of tokens and the heads that read the same keys.
-        if PDL:
-            tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
-            tl.extra.cuda.gdc_launch_dependents()
         tile = tl.program_id(0)
         head = tl.program_id(1)
         slot = tl.program_id(2)
@@ -222,13 +231,22 @@ if triton is not None:
         seen = tl.where(token < count, tl.load(seen_ptr + flat), 0)
         begin, end = _span(slot, PART, GROUP_SIZE, TOGETHER)
         limit = tl.max(seen, 0)
+        column = tl.arange(0, DIM)
+        base = (request * KV_HEADS + head) * length * DIM
+        keys, values = key_ptr + base, value_ptr + base
+        if PDL:
+            if AHEAD:  # committed keys depend on no kernel of this layer
+                if begin < limit:
+                    row = tl.minimum(begin + tl.arange(0, PART), limit - 1) * DIM
+                    for line in tl.static_range(0, DIM, 64):
+                        _ask_ahead(keys + row + line)
+                        _ask_ahead(values + row + line)
+            tl.extra.cuda.gdc_wait()  # ahead of the next line, so that what follows may read what is there by now
+            tl.extra.cuda.gdc_launch_dependents()
         if begin < limit:
             real = (token < count) & (member < GROUP)
-            column = tl.arange(0, DIM)
             q_at = flat.to(tl.int64) * q_stride + (head * GROUP + member) * DIM
             q = tl.load(q_ptr + q_at[:, None] + column[None, :], mask=real[:, None], other=0.0)
-            base = (request * KV_HEADS + head) * length * DIM
-            keys, values = key_ptr + base, value_ptr + base
             if TOGETHER:
                 best = tl.full([BLOCK_M], -float("inf"), tl.float32)
                 total = tl.zeros([BLOCK_M], tl.float32)
@@ -380,7 +398,7 @@ def tree_attention(
     _committed[(tiles, kv_heads, slots)](
         qkv, key_cache, value_cache, metadata.tiles, metadata.seen, partial, norm, qkv.stride(0), length, scale, slots,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim, BLOCK_M=block_m,
-        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, GROUP_SIZE=GROUP, TOGETHER=together,
+        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, GROUP_SIZE=GROUP, TOGETHER=together, AHEAD=AHEAD,
         num_warps=block_m // 16, num_stages=2 if narrow else STAGES, **launch,
     )  # fmt: skip
     _finish[(tokens, kv_heads)](

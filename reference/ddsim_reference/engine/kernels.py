@@ -107,7 +107,6 @@ if triton is not None:
     ):  # fmt: skip
         if PDL:
             tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         token = tl.program_id(0)
         head = tl.program_id(1)
         dtype = query_ptr.dtype.element_ty
@@ -117,6 +116,8 @@ if triton is not None:
         slot = tl.load(slot_ptr + token)
         cos = tl.load(cos_ptr + position * HALF + half)
         sin = tl.load(sin_ptr + position * HALF + half)
+        if PDL:  # where tokens belong is known before the first layer
+            tl.extra.cuda.gdc_wait()
         row = token.to(tl.int64) * (HEADS + 2 * KV_HEADS) * 2 * HALF
         query = query_ptr + token.to(tl.int64) * query_stride
 
