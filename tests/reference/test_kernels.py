@@ -248,12 +248,13 @@ def test_products(dtype: torch.dtype, m: int, n: int, k: int) -> None:
     tiles = [
         products.Tile(32, 32, padded, 3), products.Tile(64, 128, 32, 3), products.Tile(128, 64, padded, 2, whole=True),
         products.Tile(32, 64, 16, 2, whole=True, tokens_first=True), products.Tile(64, 128, 64, 2, tokens_first=True),
-        products.Tile(32, 64, 16, 2, 4, True, True, True),
+        products.Tile(32, 64, 16, 2, 4, True, True, True), products.Tile(64, 64, 16, 2, 4, True, copied=True),
+        products.Tile(32, 128, 32, 2, 4, True, True, True, turns=True),
     ]  # fmt: skip
     count = products.parts_of(2 * n, k)
     for tile in tiles:
         found = products.product(x, weight, tile=tile)
-        assert found.shape == ((m, 2 * n) if tile.whole else (count, m, 2 * n))
+        assert found.shape == ((m, 2 * n) if tile.whole or count == 1 else (count, m, 2 * n))
         close(products.added(found, dtype), wanted, dtype)
         close(products.product(x, weight, gated=True, tile=tile), gated, dtype)
 
