@@ -68,10 +68,10 @@ PARTS: dict[tuple[int, int], int] = {
 """Measured numbers of parts by weight rows and columns; ``default_parts`` serves the rest. Changing one changes bits."""
 
 TUNED: dict[tuple[int, int, int], Tile] = {
-    (6144, 4096, 16): Tile(64, 128, 64, 6, tokens_first=True),
+    (6144, 4096, 16): Tile(64, 128, 16, 5, copied=True),
     (4096, 4096, 16): Tile(64, 256, 16, 5, copied=True),
     (24576, 4096, 16): Tile(64, 128, 16, 11),
-    (4096, 12288, 16): Tile(64, 256, 16, 5, copied=True),
+    (4096, 12288, 16): Tile(32, 128, 64, 9, tokens_first=True),
     (151936, 4096, 16): Tile(64, 256, 16, 5),
     (4096, 20480, 16): Tile(64, 128, 16, 5),
     (6144, 4096, 32): Tile(64, 128, 64, 6, tokens_first=True),
