@@ -14,14 +14,8 @@ import torch.nn.functional as F
 
 from ddsim_reference.engine.engine import Engine, project_head
 from ddsim_reference.model.config import DrafterConfig, ModelConfig
-from ddsim_reference.profile import (
-    copy_bandwidth,
-    event_seconds,
-    matmul_rate,
-    random_drafter,
-    random_target,
-    random_tree,
-)
+from ddsim_reference.model.shapes import random_drafter, random_target
+from ddsim_reference.profile import copy_bandwidth, event_seconds, matmul_rate, random_tree
 
 if TYPE_CHECKING:
     from selftest import Report

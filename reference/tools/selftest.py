@@ -33,13 +33,8 @@ from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, dr
 from ddsim_reference.model.forward import head_logits
 from ddsim_reference.model.heads import HeadConfig, head_shapes
 from ddsim_reference.model.sampling import choose
-from ddsim_reference.profile import (
-    random_drafter,
-    random_target,
-    random_tree,
-    random_weights,
-    shape_configs,
-)
+from ddsim_reference.model.shapes import random_drafter, random_target, random_weights, shape_configs
+from ddsim_reference.profile import random_tree
 from pass_timings import print_table, time_engine
 
 
