@@ -235,7 +235,7 @@ if triton is not None:
         base = (request * KV_HEADS + head) * length * DIM
         keys, values = key_ptr + base, value_ptr + base
         if PDL:
-            if AHEAD:  # committed keys depend on no kernel of this layer
+            if AHEAD:  # noqa: SIM102 (committed keys depend on no kernel of this layer)
                 if begin < limit:
                     row = tl.minimum(begin + tl.arange(0, PART), limit - 1) * DIM
                     for line in tl.static_range(0, DIM, 64):
