@@ -37,9 +37,7 @@ each a part of its own, join them: short contexts need many programs, long ones 
 GRANULE = 16
 """The boundary between committed keys and gathered ones is a multiple of this."""
 STAGES = 3
-"""Steps whose keys and values are on their way at once."""
-AHEAD = True
-"""Ask the L2 cache for a part's first keys and values before its queries come."""
+"""Steps whose keys and values are on their way at once; one more where a multiprocessor has one program."""
 BUSY = 64
 """Programs of a whole group each that keep the GPU busy; with fewer, each part is one."""
 
@@ -188,17 +186,6 @@ if triton is not None:
         return higher, total, mixed
 
     @triton.jit
-    def _ask_ahead(pointers):
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [pointers.to(tl.int64)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-    @triton.jit
     def _span(slot, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr):
         # The keys behind a slot of the workspace: a group's; or one of the first group's parts, then other groups.
         if TOGETHER:
@@ -215,12 +202,12 @@ if triton is not None:
         q_ptr, key_ptr, value_ptr, tile_ptr, seen_ptr, partial_ptr, norm_ptr, q_stride, length, scale, slots,
         HEADS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PART: tl.constexpr, GROUP_SIZE: tl.constexpr, TOGETHER: tl.constexpr,
-        AHEAD: tl.constexpr, PDL: tl.constexpr,
+        PDL: tl.constexpr,
     ):  # fmt: skip
         # Committed keys, a part of them or, TOGETHER, a group, for a tile of tokens and the heads that read the same keys.
         tile = tl.program_id(0)
         head = tl.program_id(1)
-        slot = tl.program_id(2)
+        slot = slots - 1 - tl.program_id(2)  # long parts start first, short ones fill what they leave
         request = tl.load(tile_ptr + tile * 3).to(tl.int64)
         first = tl.load(tile_ptr + tile * 3 + 1)
         count = tl.load(tile_ptr + tile * 3 + 2)
@@ -235,13 +222,7 @@ if triton is not None:
         base = (request * KV_HEADS + head) * length * DIM
         keys, values = key_ptr + base, value_ptr + base
         if PDL:
-            if AHEAD:  # noqa: SIM102 (committed keys depend on no kernel of this layer)
-                if begin < limit:
-                    row = tl.minimum(begin + tl.arange(0, PART), limit - 1) * DIM
-                    for line in tl.static_range(0, DIM, 64):
-                        _ask_ahead(keys + row + line)
-                        _ask_ahead(values + row + line)
-            tl.extra.cuda.gdc_wait()  # ahead of the next line, so that what follows may read what is there by now
+            tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
             tl.extra.cuda.gdc_launch_dependents()
         if begin < limit:
             real = (token < count) & (member < GROUP)
@@ -398,8 +379,8 @@ def tree_attention(
     _committed[(tiles, kv_heads, slots)](
         qkv, key_cache, value_cache, metadata.tiles, metadata.seen, partial, norm, qkv.stride(0), length, scale, slots,
         HEADS=heads, KV_HEADS=kv_heads, GROUP=group, PADDED=padded, DIM=dim, BLOCK_M=block_m,
-        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, GROUP_SIZE=GROUP, TOGETHER=together, AHEAD=AHEAD,
-        num_warps=block_m // 16, num_stages=2 if narrow else STAGES, **launch,
+        BLOCK_N=32 if narrow else KEYS_A_STEP, PART=PART, GROUP_SIZE=GROUP, TOGETHER=together,
+        num_warps=block_m // 16, num_stages=2 if narrow else STAGES + (tiles == 1), **launch,
     )  # fmt: skip
     _finish[(tokens, kv_heads)](
         qkv, key_cache, value_cache, metadata.request, metadata.seen, metadata.near, partial, norm, out,

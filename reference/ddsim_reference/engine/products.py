@@ -33,7 +33,7 @@ except ImportError:
 
 STREAMED_TOKENS = 64
 """Up to so many tokens the weights are streamed; beyond, a product is a matter of arithmetic, or nearly so."""
-PREFETCH = 4
+PREFETCH = 2
 """Steps along K whose weights each program asks into the L2 cache while the kernel before it still runs."""
 MULTIPROCESSORS = 132
 UNIT = 128
@@ -79,16 +79,16 @@ TUNED: dict[tuple[int, int, int], Tile] = {
     (24576, 4096, 32): Tile(64, 128, 64, 6, tokens_first=True),
     (4096, 12288, 32): Tile(32, 128, 64, 9, tokens_first=True),
     (151936, 4096, 32): Tile(128, 128, 64, 3, tokens_first=True, copied=True),
-    (6144, 4096, 64): Tile(64, 256, 64, 3, copied=True),
-    (4096, 4096, 64): Tile(32, 256, 64, 4, tokens_first=True, copied=True),
+    (6144, 4096, 64): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
+    (4096, 4096, 64): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
     (24576, 4096, 64): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
-    (4096, 12288, 64): Tile(32, 256, 64, 4, tokens_first=True, copied=True),
+    (4096, 12288, 64): Tile(32, 128, 64, 9, tokens_first=True, copied=True),
     (151936, 4096, 64): Tile(128, 128, 64, 3, tokens_first=True, copied=True),
     (4096, 20480, 64): Tile(128, 128, 64, 4, 8),
     (6144, 4096, 128): Tile(64, 128, 128, 4, copied=True),
     (4096, 4096, 128): Tile(64, 128, 64, 5, tokens_first=True, copied=True),
     (24576, 4096, 128): Tile(64, 64, 128, 7, tokens_first=True, copied=True, turns=True),
-    (4096, 12288, 128): Tile(64, 128, 64, 6, tokens_first=True, copied=True),
+    (4096, 12288, 128): Tile(64, 64, 128, 8, tokens_first=True, copied=True),
     (151936, 4096, 128): Tile(128, 128, 128, 3, 8, tokens_first=True, copied=True),
     (6144, 4096, 256): Tile(128, 64, 128, 6, tokens_first=True, copied=True),
     (4096, 4096, 256): Tile(64, 128, 128, 4, copied=True),
