@@ -182,7 +182,7 @@ def test_an_engine_without_a_drafter(
         limit=None, max_new_tokens=NEW, batches=(1, 4), profile_batches=(1, 4), contexts=(16, 64), device="cpu", repeats=2,
         turns=2, plain=True, started=running(answers),
     )  # fmt: skip
-    assert [(row["batch"], len(row["turns"])) for row in result["without_drafter"]] == [(1, 1), (4, 2)]
+    assert [(row["batch"], len(row["turns"])) for row in result["without_drafter"]] == [(1, 2), (4, 2)]
     for row, batch in zip(result["without_drafter"], (1, 4), strict=True):
         drafting = next(r for r in result["rows"] if (r["batch"], r["k"]) == (batch, "0"))
         assert row["measured"]["tokens_per_second"] == pytest.approx(

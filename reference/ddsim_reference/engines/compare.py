@@ -41,6 +41,8 @@ KIND = "ddsim-engine-validation"
 SCHEMA_VERSION = 1
 BATCHES = (1, 8, 32)
 STATIC = (0, 3, 7, 15)
+LONG = 30.0
+"""Seconds of a turn of lone prompts from which on it isn't repeated: it has many calls as it is."""
 TYPICAL = 8
 """Requests side by side: the exported schedule rests on what was written at the batch nearest to it."""
 CANDIDATES = 64
@@ -172,6 +174,10 @@ class Turns:
         """Of the last turn."""
         return self.found[batch, name][-1][1]
 
+    def seconds(self, batch: int) -> float:
+        """Of all turns at a batch so far."""
+        return sum(took.seconds for (b, _), turns in self.found.items() if b == batch for took, _ in turns)
+
     def speeds(self, batch: int, name: str) -> list[float]:
         """Tokens a second of every turn."""
         return [one.to_json()["tokens_per_second"] for one, _ in self.found[batch, name]]
@@ -239,7 +245,8 @@ def validate_engine(
     profile_batches, contexts, repeats
         Of the profile.
     turns : int
-        Times that calls of more than one prompt are repeated, all Ks in turn; the one of median tokens a second counts.
+        Times that calls are repeated, all Ks in turn; the one of median tokens a second counts. Lone prompts are repeated only if
+        they take less than half a minute.
     plain : bool
         Decode without a drafter too, in an engine of its own in another process, before all else.
     tolerance : float, optional
@@ -323,7 +330,9 @@ def validate_engine(
     ranges = schedule_ranges(best_chains(trace, before, requests=min(most, max(sizes))))
     every["schedule"] = ranges
     for batch in batches:
-        for turn in range(turns if batch > 1 else 1):
+        for turn in range(turns):
+            if turn and batch == 1 and decoded.seconds(batch) > LONG:
+                break
             decoded.take(batch, {name: one for name, one in every.items() if (turn, name) != (0, "0")})
             progress(f"decoded at batch {batch}, turn {turn + 1}")
     for _ in range(repeats // 2):
@@ -383,7 +392,9 @@ def plain_rows(
     engine = started or vllm.start(target, None, block=0, ks=(0,), seats=max(batches), **options)
     decoded = Turns(engine, ids, most, stop)
     for batch in batches:
-        for _ in range(turns if batch > 1 else 1):
+        for turn in range(turns):
+            if turn and batch == 1 and decoded.seconds(batch) > LONG:
+                break
             decoded.take(batch, {"0": [(1, max(batches), 0)]})
     rows = [
         {"batch": batch, "measured": decoded.middle(batch, "0").to_json(), "turns": decoded.speeds(batch, "0")}
