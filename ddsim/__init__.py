@@ -41,6 +41,8 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.replay.arrivals import read_arrivals as read_arrivals
     from ddsim.replay.compare import Comparison as Comparison
     from ddsim.replay.compare import compare as compare
+    from ddsim.replay.contest import Contest as Contest
+    from ddsim.replay.contest import contest as contest
     from ddsim.replay.engine_plan import engine_plan as engine_plan
     from ddsim.replay.load import serve_load as serve_load
     from ddsim.replay.load_map import load_map as load_map
@@ -107,6 +109,8 @@ _HOME = {
     "replay": "replay.replay",
     "replay_rounds": "replay.replay",
     "compare": "replay.compare",
+    "contest": "replay.contest",
+    "Contest": "replay.contest",
     "Comparison": "replay.compare",
     "default_policies": "replay.replay",
     "plan": "replay.plan",

@@ -34,7 +34,7 @@ from ddsim.replay.engines import (
 )
 from ddsim.replay.maps import MAP_BATCHES, MAP_CONTEXTS
 from ddsim.replay.replay import _records
-from ddsim.replay.serving import _in_memory
+from ddsim.replay.requests import _in_memory
 from ddsim.text import listed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace

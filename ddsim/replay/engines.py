@@ -22,7 +22,7 @@ from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.walk import chain_walks, walk
 from ddsim.replay.arguments import check_given, measured_on
-from ddsim.replay.serving import _in_memory
+from ddsim.replay.requests import _in_memory
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace, check_trace
 

@@ -49,8 +49,9 @@ from ddsim.replay.load_kernels import (
 )
 from ddsim.replay.loaded import LoadResult, LoadRun, Promise, pooled
 from ddsim.replay.maps import best_widths
+from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import SHUFFLES
-from ddsim.replay.serving import _allowed, _in_memory, _prepared, _queues, _with_baseline, named_rules
+from ddsim.replay.serving import _allowed, _prepared, _with_baseline, named_rules
 from ddsim.text import distinct
 from ddsim.threads import split
 from ddsim.trace.calibration import Calibration

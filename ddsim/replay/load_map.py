@@ -28,8 +28,9 @@ from ddsim.replay.arguments import check_given
 from ddsim.replay.engines import ENGINES, chain_lengths, chain_seconds, engine_rule, unnamed_costs
 from ddsim.replay.maps import MAP_BATCHES, MAP_CONTEXTS
 from ddsim.replay.replay import _records
+from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import Run
-from ddsim.replay.serving import _in_memory, _queues, _run
+from ddsim.replay.serving import _run
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace

@@ -20,7 +20,7 @@ from ddsim.policy.contract import Decision
 from ddsim.policy.joint import batches_of, groups_of, joint_table, joint_totals, solve_joint_price
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.arguments import check_given
-from ddsim.replay.serving import _in_memory
+from ddsim.replay.requests import _in_memory
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import assume, given, settings
 
 import ddsim
+from ddsim.cli import engines as typed
 from ddsim.cost.imports import WHOLE_STEPS
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.policy.rules import Schedule
+from ddsim.replay import engines
 from ddsim.replay.engines import STAYS, acceptance, best_chains, chain_seconds, schedule_ranges
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace
@@ -42,6 +44,12 @@ def measured(batches: tuple[int, ...] = (1, 2, 4, 8)) -> CostModel:
 @pytest.fixture(scope="module")
 def trace() -> Trace:
     return made_trace(3, prompts=6, length=60)
+
+
+def test_help_names_the_engines_and_methods_that_there_are() -> None:
+    """The command line lists them once more, so that help needs no import."""
+    assert list(typed.ENGINES) == list(engines.ENGINES)
+    assert set(typed.METHODS) == {method for engine in engines.ENGINES.values() for method in engine.rules}
 
 
 def test_every_k_for_every_number_of_requests(trace: Trace) -> None:

@@ -1,0 +1,101 @@
+"""What `rules` does: which rule wins where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ddsim.cli.app import (
+    ANSWERS,
+    KINDS,
+    JsonOption,
+    KindOption,
+    PlotOption,
+    ProfileOption,
+    SeedOption,
+    TemperatureOption,
+    TraceArgument,
+    WorkloadOption,
+    _check_plot,
+    _cost,
+    _one_of,
+    _open,
+    _plot,
+    _within,
+    app,
+    example,
+)
+from ddsim.cli.console import Column, Out, progress
+from ddsim.cli.load import RunningOption
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim rules traces/temperature-0/humaneval --profile vllm.json",
+        "ddsim rules traces/temperature-0/chat -p vllm.json -b 1 -b 8 -b 64 --running 64 --json",
+    ),
+)
+def rules(
+    trace: TraceArgument,
+    profile: ProfileOption,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            "-b",
+            callback=_within("batch"),
+            help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
+        ),
+    ] = None,
+    running: RunningOption = None,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: Annotated[
+        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
+    ] = 40,
+    seed: SeedOption = 0,
+    plot: PlotOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell which of the rules that engines have is worth it: over the best fixed setting, in full batches and under load."""
+    show = Out(json, [plot])
+    _one_of("--kind", kind, KINDS)
+    _check_plot(plot)
+    from ddsim.replay.contest import contest
+    from ddsim.replay.served import EXTRAPOLATED
+
+    recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
+    with progress("Simulating") as went:
+        answer = contest(
+            recording, cost, batch=batch or None, running=running, bootstrap=bootstrap, seed=seed, progress=went
+        )
+    show.say()
+    show.say(answer.sentence, style="bold")
+    for line in answer.details:
+        show.say(line)
+    show.say("Gains are over the best fixed setting: of that batch, or at that load.")
+    show.say()
+    table, wide = answer.table(), answer.wide
+    marks = table.groupby("policy")["extrapolated"].any()
+    for measure, title in (
+        ("tokens/s", "Full batches: tokens/s gained, %"),
+        ("mean latency", "Under load: mean latency saved, %"),
+        ("requests/s", "Highest load gained, %"),
+    ):
+        places = list(dict.fromkeys(table["where"][table["measure"] == measure]))
+        rows = wide[places].map(lambda gain: "†" if gain != gain else f"{gain:+.1f}").reset_index()
+        rows["policy"] = [name + " *" * bool(marks[name]) for name in rows["policy"]]
+        columns: list[Column] = [("policy", "policy", str), *((place, place, str) for place in places)]
+        show.table(rows, columns, title)
+    if table["unstable"].any():
+        show.say("† more arrives than it can ever serve: its queue grows without end")
+    if table["extrapolated"].any():
+        show.say(EXTRAPOLATED)
+    if plot is not None:
+        from ddsim.view.costs import serving
+
+        _plot(show, plot, lambda ax: serving(answer.served.table(), ax=ax))
+    show.json(answer.to_json() | {"plot": plot})

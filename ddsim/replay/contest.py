@@ -1,0 +1,209 @@
+"""Which rule wins where: policies in full batches and under load, and which of the rules that engines have is worth its complexity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ddsim.cost.model import CostModel
+from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark
+from ddsim.policy.parse import kind_of
+from ddsim.policy.rules import BestSchedule
+from ddsim.replay.load import RUNNING, load_policies, serve_load
+from ddsim.replay.loaded import LoadResult
+from ddsim.replay.replay import _records
+from ddsim.replay.requests import _in_memory
+from ddsim.replay.served import ServingResult
+from ddsim.replay.serving import rules_for, simulate
+from ddsim.text import listed
+from ddsim.trace.rounds import Positions
+from ddsim.trace.schema import Progress
+from ddsim.trace.trace import Trace
+
+WORTH = 0.01
+"""Share of tokens a second that a rule has to gain, at the low end of its interval, to be worth having."""
+
+ENGINES_OWN = (BestSchedule, AdaptiveVerification, DSpark, AdaptiveSteps)
+"""Rules that released engines have; the others say what any rule would add."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Rules in full batches and under load, over the best fixed setting of each.
+
+    Attributes
+    ----------
+    served : ServingResult
+    loaded : LoadResult
+    """
+
+    served: ServingResult
+    loaded: LoadResult
+
+    @property
+    def rules(self) -> list[str]:
+        """Policies that aren't a fixed setting."""
+        fixed = {name for _, name in self.served.fixed}
+        return [name for name in dict.fromkeys(name for _, name in self.served.runs) if name not in fixed]
+
+    def table(self) -> pd.DataFrame:
+        """One row a rule and place.
+
+        Returns
+        -------
+        DataFrame
+            policy, engine (whether released engines have it), where ("batch 8", "90 % load" or "highest load"), measure ("tokens/s", "mean latency" or "requests/s"), gain (a share; of
+            latencies what is saved) with low and high, best_fixed (what it is over), extrapolated, unstable (under load: its queue grows without end).
+        """
+        rows: list[dict[str, Any]] = []
+        full, load = self.served.table(), self.loaded.table()
+        for row in full[full["policy"].isin(self.rules)].to_dict("records"):
+            ends = [row[f"over_fixed{end}"] for end in ("", "_low", "_high")]
+            rows.append(_row(row, f"batch {row['batch']}", "tokens/s", ends, row["best_fixed"]))
+        load = load[load["policy"].isin(self.rules)]
+        for row in load.to_dict("records"):
+            ends = [-row[f"latency_over{end}"] for end in ("", "_high", "_low")]
+            rows.append(
+                _row(
+                    row,
+                    f"{100 * row['share']:.0f} % load",
+                    "mean latency",
+                    ends,
+                    row["best_fixed"],
+                    bool(row["unstable"]),
+                )
+            )
+        for row in load.drop_duplicates("policy").to_dict("records"):
+            ends = [row[f"highest_over{end}"] for end in ("", "_low", "_high")]
+            rows.append(_row(row, "highest load", "requests/s", ends, self.loaded.highest_fixed))
+        return pd.DataFrame(rows)
+
+    @property
+    def wide(self) -> pd.DataFrame:
+        """Gains in per cent: a row a rule, a column a place."""
+        table = self.table()
+        shown = table.assign(gain=(100 * table["gain"]).where(~table["unstable"]))
+        wide = shown.pivot(index="policy", columns="where", values="gain")
+        return wide.loc[self.rules, list(dict.fromkeys(table["where"]))]
+
+    @property
+    def sentence(self) -> str:
+        """Which of the engines' rules is worth its complexity, and what the best rule of any kind would add."""
+        full = self.table()
+        full = full[full["measure"] == "tokens/s"]
+        full = full.assign(at=full["where"].str.removeprefix("batch "), sure=full["low"].fillna(full["gain"]) > WORTH)
+        worth, never = [], []
+        own = full[
+            full["engine"] & (full["policy"] != BestSchedule.name)
+        ]  # a schedule's K is a batch's best fixed setting
+        for name, rows in own.groupby("policy", sort=False):
+            sure = rows[rows["sure"]]
+            if not len(sure):
+                never.append(str(name))
+                continue
+            top = sure.sort_values("gain").iloc[-1]
+            worth.append(f"{name} at {listed(sure['at'].tolist())} requests, {_percent(top)} at {top['at']}")
+        said = (
+            [f"Over the best fixed setting more than {100 * WORTH:g} % is gained by {'; '.join(worth)}."]
+            if worth
+            else []
+        )
+        said += [f"{listed(never)} {'gain' if len(never) > 1 else 'gains'} as much nowhere."] if never else []
+        best = full.sort_values("gain", kind="stable").iloc[-1]
+        said.append(f"The best rule of any kind is {best['policy']}: {_percent(best)} at {best['at']}.")
+        return " ".join(said)
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What each of the engines' rules, and the best of any kind, save of the mean latency at the largest load."""
+        table = self.table()
+        late = table[table["measure"] == "mean latency"]
+        last = late[(late["where"] == late["where"].iloc[-1]) & ~late["unstable"]]
+        if not len(last):
+            return (f"At {late['where'].iloc[-1]} every rule's queue grows without end.",)
+        chosen = last[last["engine"] | (last["gain"] == last["gain"].max())].sort_values("gain", ascending=False)
+        saved = "; ".join(f"{row['policy']} {_percent(row)}" for row in chosen.to_dict("records"))
+        return (f"At {last['where'].iloc[0]}, mean latency saved over {last['best_fixed'].iloc[0]}: {saved}.",)
+
+    def to_json(self) -> dict[str, Any]:
+        """Sentence, table, and both results, as JSON."""
+        return {
+            "kind": "ddsim-contest",
+            "schema_version": 1,
+            "sentence": self.sentence,
+            "details": list(self.details),
+            "table": _records(self.table()),
+            "served": self.served.to_json(),
+            "loaded": self.loaded.to_json(),
+        }
+
+
+def _percent(row: Any) -> str:
+    """A gain in per cent with its interval."""
+    between = "" if np.isnan(row["low"]) else f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    return f"{100 * row['gain']:+.1f} %{between}"
+
+
+def _row(
+    row: Any, where: str, measure: str, ends: Sequence[float], over: str, unstable: bool = False
+) -> dict[str, Any]:
+    engine = kind_of(row["policy"].split("(")[0]) in ENGINES_OWN
+    named = dict(zip(("gain", "low", "high"), ends, strict=True))
+    return {
+        "policy": row["policy"],
+        "engine": engine,
+        "where": where,
+        "measure": measure,
+        **named,
+        "best_fixed": over,
+        "extrapolated": bool(row["extrapolated"]),
+        "unstable": unstable,
+    }
+
+
+def contest(
+    trace: Trace | Positions,
+    cost: CostModel,
+    *,
+    batch: int | Sequence[int] | None = None,
+    running: int | None = None,
+    bootstrap: int = 40,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Contest:
+    """Hold the rules that engines have against the best fixed settings, in full batches and at 30, 60 and 90 % of the highest load.
+
+    Rules are those of `ddsim.replay.serving.rules_for`. In full batches the best fixed setting is the best one for that batch; under load
+    it is one for all numbers of requests, so that a schedule can gain there too.
+
+    Parameters
+    ----------
+    trace, cost, batch, bootstrap, seed : as in `simulate`
+    running : int, optional
+        Requests that run at a time under load; as in `serve_load`.
+    progress : callable, optional
+
+    Examples
+    --------
+    >>> from ddsim.trace.trace import Trace
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(8), (80, 3)), axis=-1)[..., ::-1])
+    >>> ids = rng.permuted(np.tile(np.arange(8), (80, 3, 1)), axis=-1)
+    >>> trace = Trace.from_arrays(list(rng.integers(0, 8, (4, 20))), list(ids.reshape(4, 20, 3, 8)), list(rows.reshape(4, 20, 3, 8)), max_budget=16)
+    >>> cost = CostModel.from_table([1, 200], [0.010, 0.020], draft_seconds=0.001)
+    >>> contest(trace, cost, batch=[1, 4], running=4, bootstrap=2).wide.columns.tolist()
+    ['batch 1', 'batch 4', '30 % load', '60 % load', '90 % load', 'highest load']
+    """
+    positions = _in_memory(trace, None)
+    served = simulate(positions, cost, "rules", batch=batch, bootstrap=bootstrap, seed=seed, progress=progress)
+    running = running or (int(cost.range.batches[1]) if cost.range.batches else RUNNING)
+    settings = [one for one in load_policies(positions, cost, running) if one.fixed is not None]
+    rules = [one for one in rules_for(cost) if one.fixed is None and one.solves not in ("budget", "chain")]
+    loaded = serve_load(
+        positions, cost, [*settings, *rules], running=running, bootstrap=bootstrap, seed=seed, progress=progress
+    )
+    return Contest(served, loaded)
