@@ -86,7 +86,7 @@ def test_a_token_has_the_same_product_in_all_company(gated: bool) -> None:
 
 @interpreted
 @pytest.mark.usefixtures("exact_dots")
-@pytest.mark.parametrize(("context", "part", "group"), [(3, 128, 512), (250, 32, 64)])
+@pytest.mark.parametrize(("context", "part", "group"), [(3, 128, 512), (150, 32, 64)])
 def test_a_token_has_the_same_attention_in_all_company(
     context: int, part: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +140,9 @@ def test_a_token_has_the_same_attention_in_all_company(
 
 @interpreted
 @pytest.mark.usefixtures("exact_dots")
-@pytest.mark.parametrize("form", ["gated", "static", "markov", "selector"])
+@pytest.mark.parametrize(
+    "form", ["gated", "selector", *(pytest.param(form, marks=pytest.mark.slow) for form in ("static", "markov"))]
+)
 def test_a_block_has_the_same_lattice_in_all_company(form: str) -> None:
     """Alone and among others, and nearly what PyTorch makes of it."""
     config, weights = tiny.target()
