@@ -207,7 +207,6 @@ if triton is not None:
         # Committed keys, a part of them or, TOGETHER, a group, for a tile of tokens and the heads that read the same keys.
         tile = tl.program_id(0)
         head = tl.program_id(1)
-        slot = slots - 1 - tl.program_id(2)  # long parts start first, short ones fill what they leave
         request = tl.load(tile_ptr + tile * 3).to(tl.int64)
         first = tl.load(tile_ptr + tile * 3 + 1)
         count = tl.load(tile_ptr + tile * 3 + 2)
@@ -216,15 +215,21 @@ if triton is not None:
         member = packed % PADDED
         flat = first + tl.where(token < count, token, 0)
         seen = tl.where(token < count, tl.load(seen_ptr + flat), 0)
-        begin, end = _span(slot, PART, GROUP_SIZE, TOGETHER)
         limit = tl.max(seen, 0)
+        # Long parts start first, short ones fill what they leave; the cache may have room for many more.
+        used = tl.cdiv(limit, GROUP_SIZE)
+        if not TOGETHER:
+            used = tl.where(limit > GROUP_SIZE, GROUP_SIZE // PART - 1 + used, tl.cdiv(limit, PART))
+        slot = used - 1 - tl.program_id(2)
+        if PDL:  # noqa: SIM102 (one is known to the compiler)
+            if (slot >= 0) | (tl.program_id(2) == 0):  # one waits in any case, so that who follows has waited, too
+                tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
+                tl.extra.cuda.gdc_launch_dependents()
         column = tl.arange(0, DIM)
         base = (request * KV_HEADS + head) * length * DIM
         keys, values = key_ptr + base, value_ptr + base
-        if PDL:
-            tl.extra.cuda.gdc_wait()  # first, so that what follows may read what is there by now
-            tl.extra.cuda.gdc_launch_dependents()
-        if begin < limit:
+        if slot >= 0:
+            begin, end = _span(slot, PART, GROUP_SIZE, TOGETHER)
             real = (token < count) & (member < GROUP)
             q_at = flat.to(tl.int64) * q_stride + (head * GROUP + member) * DIM
             q = tl.load(q_ptr + q_at[:, None] + column[None, :], mask=real[:, None], other=0.0)
