@@ -430,6 +430,8 @@ def accepted_of(action, p, ranks, chain, horizon):  # type: ignore[no-untyped-de
     """Drafted tokens that a round at p accepts."""
     if action <= CHAIN:
         return min(int(chain[p]), chain_length(action, horizon))
+    if action <= 0:
+        return 0
     accepted = 0
     while accepted < horizon and ranks[p, accepted] <= action:
         accepted += 1

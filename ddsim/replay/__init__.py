@@ -1,6 +1,7 @@
 """Replay: exact answers from a recording and costs.
 
-``replay`` runs policies over a trace, ``bootstrap`` gives intervals, ``plan`` recommends, ``serving`` decodes batches, ``contest`` tells which rule wins where, ``maps`` answers by
+``replay`` runs policies over a trace, ``bootstrap`` gives intervals, ``plan`` recommends, ``serving`` decodes batches, ``sweep`` many of
+them, ``contest`` tells which rule wins where, ``maps`` answers by
 batch size and context.
 
 May use: arrays, cluster, cost, errors, jit, limits, policy, text, threads, trace.

@@ -21,9 +21,12 @@ from ddsim.cost.table import CostTable
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.batch import (
+    AR,
     FAIR,
     FOREST,
+    LAGGED,
     SHARE,
+    STEPS,
     FairRatio,
     Share,
     Uniform,
@@ -147,6 +150,8 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             if len(known) and known[where[0]] >= 0:
                 n = known[where[0]]
                 budgets[0] = n
+            elif mode == AR and rounds[r] > 0:  # decided as in the first round
+                n = NO_DRAFT
             else:
                 n, expected = decide(
                     mode, rule, at, fill, width, gains, nodes, chain_expected, where, horizon, paid,
@@ -162,7 +167,8 @@ def _closed_loop(  # type: ignore[no-untyped-def]
             for b in range(batch):
                 accepted[b] = accepted_of(budgets[b], where[b], ranks, chain, horizon)
                 left[b] = end[b] - where[b]
-            learn(mode, carried, where, left, budgets, accepted, gains)
+            if mode in (STEPS, LAGGED):
+                learn(mode, carried, where, left, budgets, accepted, gains)
             for b in range(batch):
                 p = where[b]
                 before[b, 1], before[b, 0] = before[b, 0], p
@@ -378,10 +384,11 @@ class _Simulation:
     """
 
     def __init__(
-        self, trace: Trace | Positions, cost: CostModel, policies: Any, sizes: Sequence[int], *, requests: int | None,
+        self, trace: Trace | Positions | SharedTrace, cost: CostModel, policies: Any, sizes: Sequence[int], *, requests: int | None,
         max_tokens: int | None, drain: bool, calibration: Calibration | None, bootstrap: int, seed: int,
     ) -> None:  # fmt: skip
-        self.shared, self.calibration = SharedTrace(trace), calibration
+        self.shared = trace if isinstance(trace, SharedTrace) else SharedTrace(trace)
+        self.calibration = calibration
         self.cost, self.sizes, self.requests, self.max_tokens = cost, tuple(sizes), requests, max_tokens
         self.drain, self.bootstrap, self.seed = drain, bootstrap, seed
         positions = self.positions

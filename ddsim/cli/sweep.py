@@ -1,0 +1,100 @@
+"""``ddsim sweep``: many traces, profiles, batch sizes, policies and seeds in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsim.cli.app import (
+    ANSWERS,
+    KINDS,
+    ClusterOption,
+    JsonOption,
+    KindOption,
+    ServingPolicyOption,
+    TemperatureOption,
+    WorkloadOption,
+    _cost,
+    _one_of,
+    _open,
+    _out_option,
+    _progress,
+    _within,
+    _write,
+    app,
+    example,
+)
+from ddsim.cli.console import Column, Out, number
+from ddsim.files.atomic import STDOUT
+
+COLUMNS: tuple[Column, ...] = (
+    ("trace", "trace", str),
+    ("profile", "profile", str),
+    ("batch", "batch", number(0)),
+    ("policy", "most tokens/s", str),
+    ("tokens_per_second", "tokens/s", number(0)),
+    ("least", "least of\nseeds", number(0)),
+    ("most", "most of\nseeds", number(0)),
+)
+
+
+@app.command(
+    rich_help_panel=ANSWERS,
+    epilog=example(
+        "ddsim sweep traces/temperature-0/* --profile h100.json --batch 1 --batch 32 --seeds 5 --out sweep.csv",
+        "ddsim sweep traces/* -p h100.json -p a100.json --cluster tcp://10.0.0.1:8786 --out sweep.parquet",
+    ),
+)
+def sweep(
+    trace: Annotated[
+        list[Path],
+        typer.Argument(metavar="TRACE...", help="Trace folders, each served by itself; all workers see them there."),
+    ],
+    profile: Annotated[
+        list[Path], typer.Option("--profile", "-p", metavar="FILE", help="Latency profile or cost model (repeatable).")
+    ],
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", "-b", callback=_within("batch"), help="Requests decoded together (repeatable)."),
+    ] = None,
+    policy: ServingPolicyOption = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds, from 0 on: as many orders of all requests.")] = 1,
+    requests: Annotated[
+        int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
+    ] = None,
+    kind: KindOption = "auto",
+    workload: WorkloadOption = None,
+    temperature: TemperatureOption = None,
+    bootstrap: Annotated[
+        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
+    ] = 0,
+    cluster: ClusterOption = None,
+    out: Annotated[str | None, _out_option("Save the table (.csv, .parquet, .json, .jsonl)")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Serve every trace at every profile, batch size, policy and seed, on this machine or on a cluster: one table."""
+    show = Out(json, [out])
+    _one_of("--kind", kind, KINDS)
+    from ddsim.replay.replay import _records
+    from ddsim.replay.sweep import sweep as run
+    from ddsim.view.export import export_table
+
+    traces = {str(path): _open(show, [path], workload, temperature) for path in trace}
+    costs = {str(path): _cost(show, path, kind) for path in profile}
+    with _progress("Sweeping") as progress:
+        table = run(
+            traces, costs, policy or None, batch=batch or None, seeds=range(seeds), requests=requests, bootstrap=bootstrap, cluster=cluster,
+            progress=progress,
+        )  # fmt: skip
+    keys = ["trace", "profile", "batch", "policy"]
+    rates = table.groupby(keys, sort=False)["tokens_per_second"].agg(["mean", "min", "max"]).reset_index()
+    best = rates.loc[rates.groupby(keys[:3], sort=False)["mean"].idxmax()]
+    best = best.rename(columns={"mean": "tokens_per_second", "min": "least", "max": "most"})
+    drop = [key for key in ("trace", "profile") if best[key].nunique() == 1]
+    show.table(best.drop(columns=drop), COLUMNS, f"The fastest policy of each ({len(table)} rows in all)")
+    if out is not None:
+        _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
+        show.saved(out)
+    show.json({"kind": "ddsim-sweep", "schema_version": 1, "table": _records(table), "out": out})
