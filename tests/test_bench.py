@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddsim import bench
+from ddsim import bench, bench_serving
 from ddsim.trace.trace import open_trace
 from ddsim.tree.rows import kept_pairs
 from ddsim.tree.trees import draft_tree
@@ -100,3 +100,21 @@ def test_bench_runs() -> None:
     figures = {figure.name: figure for figure in report.figures}
     assert figures["kernels compiled by a second process"].measured == 0
     assert all(figure.measured is not None and figure.measured >= 0 for figure in report.figures)
+
+
+def test_scale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small trace, served in this process."""
+
+    def here(script: str) -> dict[str, float]:
+        exec(script)
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    pool = bench._Pool
+    monkeypatch.setattr(bench, "_Pool", lambda rng, positions: pool(rng, 50))
+    monkeypatch.setattr(bench, "_child", here)
+    monkeypatch.setattr(bench_serving, "_PART", 1000)
+    monkeypatch.setattr(bench_serving, "BATCHES", (1, 4))
+    report = bench_serving.run_scale(positions=2500)
+    assert all(f.name.startswith("serving 2,000 positions, 8 policies, batches 1 to 4") for f in report.figures)
+    assert report.figures[0].measured and report.figures[0].target is None
+    assert report.figures[2].meets

@@ -111,9 +111,15 @@ def test_another_trace_in_its_place_is_refused(traces: Path, tmp_path: Path) -> 
         pickle.loads(sent).positions()
 
 
-def test_no_scheduler_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scheduler_one_line(monkeypatch: pytest.MonkeyPatch, cli: Any, files: Path) -> None:
     pytest.importorskip("distributed")
     monkeypatch.setattr(cluster, "CONNECT", 0.5)
+    words = "files/trace", "-p", "files/profile.json", "--policy", "AR", "--cluster", "tcp://127.0.0.1:1"
+    for command in ("serve", "sweep"):
+        answer = cli(command, *(word.replace("files", str(files)) for word in words))
+        *warned, line = answer.err.splitlines()
+        assert answer.code == 2 and all(other.startswith("warning: ") for other in warned)
+        assert line.startswith("error: --cluster tcp://127.0.0.1:1: no Dask scheduler answers there")
     for address in ("tcp://127.0.0.1:1", "nonsense://here", ""):
         with pytest.raises(DdsimError, match=r"no Dask scheduler answers there .*tcp://HOST:8786"), workers(address):
             pass

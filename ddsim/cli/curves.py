@@ -423,15 +423,25 @@ BENCH_COLUMNS: tuple[Column, ...] = (
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the positions, fewer repeats.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a target is missed.")] = False,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale", help="Serve a made-up trace of a million positions instead: minutes, and 2 GB on disk."
+        ),
+    ] = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Measure how fast this ddsim is on this machine, each figure beside its target."""
     show = Out(json)
     from ddsim.bench import run_bench
+    from ddsim.bench_serving import POSITIONS, run_scale
 
     with working("Measuring") as say:
-        result = run_bench(quick=quick, seed=seed, progress=say)
+        if scale:
+            result = run_scale(positions=POSITIONS // 10 if quick else POSITIONS, seed=seed, progress=say)
+        else:
+            result = run_bench(quick=quick, seed=seed, progress=say)
     show.table(result.table(), BENCH_COLUMNS)
     show.say(", ".join(f"{key} {value}" for key, value in result.machine.items()))
     show.json(result.to_json())

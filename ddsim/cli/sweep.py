@@ -20,13 +20,12 @@ from ddsim.cli.app import (
     _one_of,
     _open,
     _out_option,
-    _progress,
     _within,
     _write,
     app,
     example,
 )
-from ddsim.cli.console import Column, Out, number
+from ddsim.cli.console import Column, Out, number, progress
 from ddsim.files.atomic import STDOUT
 
 COLUMNS: tuple[Column, ...] = (
@@ -83,10 +82,10 @@ def sweep(
 
     traces = {str(path): _open(show, [path], workload, temperature) for path in trace}
     costs = {str(path): _cost(show, path, kind) for path in profile}
-    with _progress("Sweeping") as progress:
+    with progress("Sweeping") as told:
         table = run(
             traces, costs, policy or None, batch=batch or None, seeds=range(seeds), requests=requests, bootstrap=bootstrap, cluster=cluster,
-            progress=progress,
+            progress=told,
         )  # fmt: skip
     keys = ["trace", "profile", "batch", "policy"]
     rates = table.groupby(keys, sort=False)["tokens_per_second"].agg(["mean", "min", "max"]).reset_index()

@@ -86,7 +86,9 @@ def sweep(
     if not (traces and costs and seeds):
         raise DdsimError("sweep: give at least one trace, one cost and one seed")
     limits.check("simulations", bootstrap, "bootstrap")
-    shared, cells, simulations = {}, [], []
+    shared: dict[str, SharedTrace] = {}
+    cells: list[dict[str, Any]] = []
+    simulations: list[_Simulation] = []
     for name, trace in traces.items():
         shared[name] = SharedTrace(trace)
         for profile, cost in costs.items():

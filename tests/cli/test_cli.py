@@ -59,7 +59,7 @@ def test_help_lists_every_command(cli: Run) -> None:
     answer = cli("--help")
     assert answer.code == 0
     wanted = (
-        "demo plan replay fit calibrate export report compare bench serve rules record decode profile validate convert "
+        "demo plan replay fit calibrate export report compare bench serve sweep rules record decode profile validate convert "
         "train-drafter"
     )
     assert set(wanted.split()) == set(COMMANDS)

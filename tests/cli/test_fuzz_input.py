@@ -81,6 +81,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
         "replay": [trace, *profile, *few, "--policy", "AR"],
         "report": [trace, *profile, *few, "-o", "page.html"],
         "serve": [trace, *profile, *few, "-b", "2", "--policy", "DFlash"],
+        "sweep": [trace, *profile, "-b", "2", "--policy", "DFlash"],
         "fit": [str(folder / "profile.json"), "--kind", "table"],
         "calibrate": [trace],
         "export": [trace, "-o", "x.csv"],
