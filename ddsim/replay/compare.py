@@ -179,8 +179,7 @@ def _picked(trace: Trace, numbers: Sequence[int]) -> Trace:
 
 def _same_text(first: Trace, second: Trace) -> NDArray[np.bool_]:
     """Of each pair of sequences, whether all their tokens are the same."""
-    texts = ([part.tokens for part in trace._load()] for trace in (first, second))  # without making proposals of them
-    return np.array([np.array_equal(a, b) for a, b in zip(*texts, strict=True)], bool)
+    return np.array([np.array_equal(a, b) for a, b in zip(first._texts(), second._texts(), strict=True)], bool)
 
 
 def _left_out(first: Trace, second: Trace, shared: int, same: NDArray[np.bool_]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddsim.arrays import numbers
 from ddsim.errors import DdsimError
@@ -23,6 +24,9 @@ class Memory:
 
     def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Folded]:
         return (self._rows[i] for i in wanted)
+
+    def texts(self, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
+        return (self._rows[i].tokens for i in wanted)
 
 
 class Names:

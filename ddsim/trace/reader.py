@@ -259,15 +259,28 @@ class _Shard:
 
     def load(self, wanted: Sequence[int]) -> Iterator[_Rows | Folded]:
         """Sequences by their ascending numbers in the file, reading only the row groups that hold them."""
+        paths = "kind" in self.meta
+        for table, group, numbers in self._groups(wanted, _FOLDED_COLUMNS if paths else _ROW_COLUMNS):
+            parse = self._parse_folded if paths else self._parse
+            yield from parse(table, group, numbers)
+
+    def texts(self, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """The committed tokens of sequences, int32 [length], without reading what was proposed."""
+        for table, group, numbers in self._groups(wanted, ["token"]):
+            tokens, _ = self._tokens(table, group)
+            base = int(self.starts[int(self._cuts[group])])
+            for n in numbers:
+                yield tokens[self.starts[n] - base : self.starts[n + 1] - base]
+
+    def _groups(self, wanted: Sequence[int], columns: list[str]) -> Iterator[tuple[pa.Table, int, NDArray[np.int64]]]:
+        """(columns of a row group, its number, the sequences wanted of it), of all that hold some."""
         numbers = np.asarray(wanted)
         groups = np.searchsorted(self._cuts, numbers, side="right") - 1
         with _Reading(self.path) as file:
             for group in np.unique(groups):
-                paths = "kind" in self.meta
-                table = file.read_row_group(int(group), columns=_FOLDED_COLUMNS if paths else _ROW_COLUMNS)
+                table = file.read_row_group(int(group), columns=columns)
                 table.validate(full=True)
-                parse = self._parse_folded if paths else self._parse
-                yield from parse(table, int(group), numbers[groups == group])
+                yield table, int(group), numbers[groups == group]
 
     def _tokens(self, table: pa.Table, group: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Committed tokens of a row group, and which are the last of a sequence."""

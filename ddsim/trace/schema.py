@@ -150,6 +150,10 @@ class _Source(Protocol):
         """The sequences with these ascending numbers."""
         ...
 
+    def texts(self, wanted: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Their committed tokens alone."""
+        ...
+
 
 _SHAPE = ("horizon", "max_budget", "vocab_size")
 

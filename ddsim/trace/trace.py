@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddsim.arrays import _is_path, _named, relative_error
 from ddsim.errors import DdsimError
@@ -234,6 +235,14 @@ class Trace:
 
     def _load(self) -> Iterator[_Rows | Folded]:
         """All sequences, opening each source once per run of its sequences in ascending order."""
+        for source, numbers in self._runs():
+            yield from source.load(numbers)
+
+    def _texts(self) -> Iterator[NDArray[Any]]:
+        """The committed tokens of all sequences, without reading what was proposed."""
+        return (text for source, numbers in self._runs() for text in source.texts(numbers))
+
+    def _runs(self) -> Iterator[tuple[_Source, list[int]]]:
         i = 0
         while i < len(self._entries):
             source, j = self._entries[i][0], i
@@ -243,7 +252,7 @@ class Trace:
                 and (j == i or self._entries[j - 1][1] < self._entries[j][1])
             ):
                 j += 1
-            yield from source.load([k for _, k in self._entries[i:j]])
+            yield source, [k for _, k in self._entries[i:j]]
             i = j
 
     def _block(self, first: int, parts: list[Any]) -> TraceBlock:

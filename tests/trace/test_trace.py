@@ -481,3 +481,17 @@ def test_a_kernel_finds_bad_what_numpy_does(monkeypatch: pytest.MonkeyPatch) -> 
             assert answers[0] == answers[1]
             found.append(answers[0] is None)
     assert 0.05 < np.mean(found) < 0.95
+
+
+def test_texts_alone_are_those_of_whole_sequences(tmp_path: Path) -> None:
+    from tests import made_up
+
+    for trace in (
+        made_up.saved(tmp_path / "a"),
+        made_up.trace(),
+        open_trace(Path(__file__).parents[2] / "traces" / "temperature-1"),
+    ):
+        for some in (trace, trace.subset(range(1, len(trace.sequences), 2))):
+            whole = [part.tokens for part in some._load()]
+            assert len(whole) == len(some.sequences)
+            assert all(np.array_equal(a, b) for a, b in zip(some._texts(), whole, strict=True))
