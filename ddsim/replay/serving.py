@@ -405,8 +405,8 @@ class _Simulation:
         self.tasks = [(size, k) for size in sorted(sizes, reverse=True) for k in range(len(self.policies))]
 
     def __getstate__(self) -> dict[str, Any]:
-        cached = "positions", "_tables", "_queued"
-        return {key: value for key, value in vars(self).items() if key not in cached}
+        kept_here = "positions", "_tables", "_queued", "tasks"
+        return {key: value for key, value in vars(self).items() if key not in kept_here}
 
     @functools.cached_property
     def positions(self) -> Positions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from ddsim.cost.ranges import measured_grid
 from ddsim.errors import DdsimError
 from ddsim.policy.contract import Policy
 from ddsim.policy.joint import batches_of
+from ddsim.policy.parse import policies_of
 from ddsim.replay.arguments import check_given
 from ddsim.replay.served import Run
-from ddsim.replay.serving import BATCHES, _Simulation
+from ddsim.replay.serving import BATCHES, _Simulation, named_rules, rules_for, serving_policies
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.shared import SharedTrace
@@ -89,6 +91,12 @@ def sweep(
     shared: dict[str, SharedTrace] = {}
     cells: list[dict[str, Any]] = []
     simulations: list[_Simulation] = []
+    rules = {  # the same objects for all cells of a cost: sent once
+        profile: policies_of(
+            named_rules(policies, functools.partial(rules_for, cost)) or serving_policies(), joint=True
+        )
+        for profile, cost in costs.items()
+    }
     for name, trace in traces.items():
         shared[name] = SharedTrace(trace)
         for profile, cost in costs.items():
@@ -98,7 +106,7 @@ def sweep(
                 cells.append({"trace": name, "profile": profile, "seed": limits.check("seed", seed)})
                 simulations.append(
                     _Simulation(
-                        shared[name], cost, policies, sizes, requests=requests, max_tokens=max_tokens, drain=False, calibration=None,
+                        shared[name], cost, rules[profile], sizes, requests=requests, max_tokens=max_tokens, drain=False, calibration=None,
                         bootstrap=bootstrap, seed=seed,
                     )
                 )  # fmt: skip
