@@ -160,6 +160,14 @@ def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None
     )
     errors = document["tokens_per_second_error"]
     show.say(f"Tokens/s are off by {100 * errors['mean']:.1f} % on average and {100 * errors['worst']:.1f} % at worst.")
+    turns = [(row["predicted"]["tokens_per_second"], row["turns"]) for row in document["rows"] if row.get("turns")]
+    if any(len(speeds) > 1 for _, speeds in turns):
+        fastest = [abs(speed / max(speeds) - 1) for speed, speeds in turns]
+        spread = max(max(speeds) / min(speeds) - 1 for _, speeds in turns)
+        show.say(
+            f"Turns of the same calls differ by up to {100 * spread:.1f} %; off the fastest they are {100 * sum(fastest) / len(turns):.1f} % "
+            f"on average and {100 * max(fastest):.1f} % at worst."
+        )
     right, asked = (sum(one[name] for one in document["order"]) for name in ("right", "pairs"))
     show.say(f"Of {asked} pairs of K more than 2 % apart {right} are in the predicted order.")
     best = ", ".join(f"{one['ratio']:.3f} at {one['batch']}" for one in document["schedule_over_best"])
