@@ -223,13 +223,13 @@ def test_decides_on_something_else_is_refused(trace: Trace, wanted: Any) -> None
 
 
 def test_the_authors_rule_beats_a_greedy_stop_on_raw_steps() -> None:
-    """CaDDTree's authors decide on a convex fit: at 8B costs that loses about 2 % to the best fixed budget, not 12 %."""
+    """CaDDTree's authors decide on a convex fit: at 8B costs that loses about 5 % to the best fixed budget, not 11 %."""
     trace = open_trace(SHIPPED / "marginals" / "humaneval")
     cost = open_cost(SHIPPED / "profiles" / "qwen3-8b-cost-h100.json")
     result = replay(trace, cost, ["BestFixed", "CaDDTree", "CaDDTree:fill", "GreedySteps"], bootstrap=1)
     loss = {name: result.gain(name, "BestFixed")[0] for name in result.outcomes}
     assert loss["GreedySteps"] < -0.1
-    assert -0.03 < loss["CaDDTree"] < -0.015 and -0.015 < loss["CaDDTree filled"] < -0.005
+    assert -0.055 < loss["CaDDTree"] < -0.04 and -0.03 < loss["CaDDTree filled"] < -0.02
 
 
 SHIPPED = Path(__file__).parents[2] / "traces"
