@@ -57,7 +57,7 @@ PrefillOption = Annotated[
     typer.Option(
         "--prefill",
         metavar="HOW",
-        help="whole: prompts in passes of their own; chunked: in parts beside each round. (--load)",
+        help="whole: prompts in passes of their own; chunked: in parts beside each round (default: as the engine does). (--load)",
         autocompletion=_complete(*PREFILL),
     ),
 ]
@@ -133,7 +133,7 @@ def serve_under_load(
 ) -> None:
     """Simulate, and show: sentence, a table a load, figure, JSON."""
     _one_of("--prefill", prefill, PREFILL)
-    if chunk is not None and prefill != "chunked":
+    if chunk is not None and prefill == "whole":
         raise DdsimError("serve: --chunk is for --prefill chunked")
     from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
@@ -149,7 +149,7 @@ def serve_under_load(
     with progress("Simulating") as went:
         result = serve_load(
             recording, cost, policies, rate=list(rate) if rate else None, arrivals=arrivals or "poisson", running=running,
-            memory=memory, prefill=prefill or "whole", ttft=ttft, tpot=tpot, requests=requests, bootstrap=bootstrap, seed=seed,
+            memory=memory, prefill="chunked" if chunk is not None else prefill, ttft=ttft, tpot=tpot, requests=requests, bootstrap=bootstrap, seed=seed,
             progress=went, chunk=512 if chunk is None else chunk,
         )  # fmt: skip
     table = result.table()

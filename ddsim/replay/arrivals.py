@@ -133,15 +133,21 @@ def _column(table: pd.DataFrame, columns: dict[str, Any], names: tuple[str, ...]
 
 
 def _seconds(times: pd.Series, name: str) -> Floats:
-    """Seconds from the first time, of numbers or dates."""
-    known = pd.to_numeric(times, errors="coerce") if times.dtype.kind not in "Mm" else None
-    if known is not None and (known.notna().any() or not len(times)):
-        wrong = np.flatnonzero(known.isna() & times.notna())
-        if len(wrong):
-            raise DdsimError(
-                f"{name}: request {wrong[0] + 1}: {brief(str(times.iloc[wrong[0]]))} is no number of seconds"
-            )
-        return known.to_numpy(np.float64)  # type: ignore[no-any-return, unused-ignore]
+    """Seconds, of numbers; or seconds from the first one, of dates."""
+    if times.dtype.kind == "m":
+        return np.asarray(times.dt.total_seconds(), np.float64)
+    if times.dtype.kind != "M":
+        try:
+            known = np.asarray(pd.to_numeric(times, errors="coerce"), np.float64)
+        except (TypeError, ValueError, OverflowError):  # lists, numbers that are missing or too large
+            raise DdsimError(f"{name}: {times.name}: no column of seconds or dates") from None
+        missing = np.isnan(known)
+        if not missing.all() or not len(times):
+            wrong = np.flatnonzero(missing & times.notna().to_numpy())
+            if len(wrong):
+                shown = brief(str(times.iloc[int(wrong[0])]))
+                raise DdsimError(f"{name}: request {wrong[0] + 1}: {shown} is no number of seconds")
+            return known
     dates = pd.to_datetime(times, errors="coerce", utc=True, format="mixed")
     if dates.isna().any():
         at = int(np.flatnonzero(dates.isna())[0])

@@ -129,7 +129,7 @@ def serve_load(
     arrivals: str | os.PathLike[str] | Arrivals = "poisson",
     running: int | None = None,
     memory: int | None = None,
-    prefill: str = "whole",
+    prefill: str | None = None,
     chunk: int = 512,
     ttft: float | None = None,
     tpot: float | None = None,
@@ -163,8 +163,8 @@ def serve_load(
         Requests that are prefilled or decoded at a time. Default: the largest batch that was measured.
     memory : int, optional
         Tokens of keys and values that these may have in all.
-    prefill : {"whole", "chunked"}
-        Prompts that wait are prefilled in a pass of their own, up to 8,192 tokens at a time, while rounds wait; or ``chunk`` tokens of
+    prefill : {"whole", "chunked"}, optional
+        Default: chunked where costs are vLLM's, as it does, and whole elsewhere. Prompts that wait are prefilled in a pass of their own, up to 8,192 tokens at a time, while rounds wait; or ``chunk`` tokens of
         them beside each round.
     chunk : int
     ttft, tpot : float, optional
@@ -207,6 +207,8 @@ def serve_load(
     limits.check("batch", running, "running")
     limits.check("simulations", bootstrap, "bootstrap")
     limits.check("seed", seed)
+    if prefill is None:
+        prefill = "chunked" if measured_on(cost.provenance) == "vllm" else "whole"
     if prefill not in ("whole", "chunked"):
         raise DdsimError(f'prefill: must be "whole" or "chunked", is {prefill!r:.40}')
     limits.check("chunk", chunk)
@@ -323,15 +325,16 @@ def _positive(value: Any, name: str, unit: str) -> float:
 def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
     """What `Server` takes: seconds of a pass over 0 .. ``most`` prompt tokens without their attention, never falling; seconds a token and
     token before it; and where they are from."""
-    tokens = np.arange(1.0, most + 1)
+    tokens, measured, attend = np.arange(1.0, most + 1), cost.prefill_range, cost.prefill_attend
+    known = tokens
+    if measured is None and cost.buckets:  # graphs are captured for rounds; prompts aren't padded to them
+        last = cost.buckets[-1]
+        known = np.unique([1, *cost.buckets, *range(last, most + last, last)]).astype(np.float64)
     with _without_warning(cost):  # it is said in words
-        seconds = np.asarray(cost.prefill_seconds(tokens))
-    attend = cost.prefill_attend
+        seconds = np.interp(tokens, known, np.asarray(cost.prefill_seconds(known)))
     seconds = np.concatenate([[0.0], np.maximum.accumulate(seconds - attend * tokens * (tokens - 1) / 2)])
-    measured = cost.prefill_range
-    if measured is None:
-        return seconds, attend, "assumed, as passes of verification of as many tokens"
-    return seconds, attend, f"measured, {measured}"
+    said = "assumed, as passes of verification of as many tokens" if measured is None else f"measured, {measured}"
+    return seconds, attend, said
 
 
 def _requests(positions: Positions, queues: NDArray[np.int64], log: Arrivals | None, seed: int) -> Requests:

@@ -41,7 +41,7 @@ def test_a_log_and_chunks(cli: Run, files: Path, tmp_path: Path) -> None:
     log.write_text(
         "arrived_at,prompt_tokens,answer_tokens\n" + "".join(f"{i / 3},{20 + i},{5 + i}\n" for i in range(12))
     )
-    more = ("--arrivals", log, "--prefill", "chunked", "--chunk", 16, "--memory", 90, "--policy", "DFlash", "--json")
+    more = ("--arrivals", log, "--chunk", 16, "--memory", 90, "--policy", "DFlash", "--json")
     document = json.loads(cli(*words(files, *more)).out)
     assert document["provenance"]["arrivals"] == {"requests": 12, "rate": 3.0}
     assert document["provenance"]["server"] == {"running": 4, "memory": 90, "prefill": "chunked", "chunk": 16}
@@ -58,7 +58,7 @@ def test_a_log_and_chunks(cli: Run, files: Path, tmp_path: Path) -> None:
         (("--arrivals", "never"), 'unknown arrivals "never" (known: poisson, bursts, or a log'),
         (("--arrivals", "none.parquet"), "none.parquet: no such file"),
         (("--prefill", "later"), '--prefill: unknown value "later"'),
-        (("--chunk", 8), "--chunk is for --prefill chunked"),
+        (("--prefill", "whole", "--chunk", 8), "--chunk is for --prefill chunked"),
         (("--memory", 7), "memory: 7 tokens can't hold the longest request"),
         (("--memory", 0), "--memory: must be at least 1, is 0"),
         (("--ttft", -1), "ttft: must be a number of seconds above 0, is -1"),

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from hypothesis import strategies as st
 
-from ddsim.cost.model import CostModel, ExtrapolationWarning
+from ddsim.cost.model import CostModel, ExtrapolationWarning, fit_cost
+from ddsim.cost.profile import PrefillSample, Profile, VerifySample
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import FairRatio, Share, Uniform
 from ddsim.policy.contract import Policy
@@ -316,6 +317,29 @@ def test_defaults_are_what_can_be_held(tmp_path: Path) -> None:
     )
     engine = CostModel.from_table([1, 16, 33, 200], [0.010, 0.0104, 0.0115, 0.05])
     engine.provenance["engine"] = "vLLM 0.26.0"
-    names = set(quiet(positions, engine, running=4, bootstrap=0).highest)
+    by_engine = quiet(positions, engine, running=4, bootstrap=0)
+    names = set(by_engine.highest)
+    assert by_engine.provenance["server"]["prefill"] == "chunked" and result.provenance["server"]["prefill"] == "whole"
     assert not any("Tree" in name for name in names) and "BestSchedule" in names
     assert dataclasses.is_dataclass(Arrivals)
+
+
+def test_prompts_are_not_padded_to_graphs_but_cost_what_was_measured() -> None:
+    stepped = CostModel.from_table([1, 16, 64, 128], [0.010, 0.010, 0.020, 0.040], buckets=[16, 64, 128])
+    seconds, attend, said = _load.prefill_seconds(stepped, 300)
+    assert [seconds[n] for n in (0, 1, 16, 40, 64, 96, 128)] == pytest.approx(
+        [0, 0.010, 0.010, 0.015, 0.020, 0.030, 0.040]
+    )
+    assert seconds[256] == pytest.approx(0.080) and (np.diff(seconds) >= 0).all()
+    assert attend == 0 and said.startswith("assumed")
+    samples = [
+        PrefillSample(t, c, (0.01 + t * (1e-4 + 1e-8 * (c + (t - 1) / 2)),)) for t in (128, 512) for c in (0, 1024)
+    ]
+    verify = [VerifySample(t, 512, 1, (0.01 + 1e-5 * t,)) for t in (1, 64)]
+    measured = fit_cost(Profile(verify, prefill=samples), "table")
+    seconds, attend, said = _load.prefill_seconds(measured, 600)
+    assert (
+        attend == pytest.approx(1e-8)
+        and seconds[300] == pytest.approx(0.01 + 300 * 1e-4)
+        and said.startswith("measured")
+    )
