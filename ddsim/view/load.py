@@ -69,9 +69,10 @@ def _panels(
     first.set_yticks(range(len(names)), [_label(name) for name in names], fontsize=_TEXT)
     first.set_ylim(len(names) - 0.5, -0.5)
     second.tick_params(labelleft=False)
-    first.legend(
-        fontsize=_TEXT - 1, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.2, handletextpad=0.2,
-        columnspacing=1.0,
+    handles, labels = first.get_legend_handles_labels()
+    second.legend(  # grows to the left, where names leave room
+        handles, labels, fontsize=_TEXT - 1, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, borderaxespad=0.2,
+        handletextpad=0.2, columnspacing=1.0,
     )  # fmt: skip
     _settle(ax, 3)
     return ax
