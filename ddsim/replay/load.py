@@ -69,7 +69,7 @@ WHOLE = 8192
 """Prompt tokens that one pass prefills, at most, unless a single prompt is longer."""
 
 MOST_ROWS = 24
-"""Contexts at which rounds are priced, at most: they are further apart where requests differ more."""
+"""Contexts at which rounds are priced, at most, for up to 64 requests: they are further apart where requests differ more, or are more."""
 
 WARM = 10  # of drawn arrivals the first tenth meets a server that isn't full yet, and isn't counted
 
@@ -372,7 +372,8 @@ def _priced(
 ) -> list[JointTable]:
     """What rounds of 1, 2, ... requests cost."""
     widest = max(0, *(policy.fixed or 0 for policy in policies))
-    step = CONTEXT_STEP * -(-(contexts[1] - contexts[0] + 1) // (MOST_ROWS * CONTEXT_STEP))
+    rows = max(MOST_ROWS * 64 // max(running, 64), 4)
+    step = CONTEXT_STEP * -(-(contexts[1] - contexts[0] + 1) // (rows * CONTEXT_STEP))
     return [
         joint_table(cost, contexts, b, positions.max_budget, positions.horizon, widest=widest, step=step)
         for b in range(1, running + 1)

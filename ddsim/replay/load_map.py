@@ -209,7 +209,7 @@ def load_map(
     >>> trace = Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
     >>> cost = CostModel.from_table([1, 4, 5, 12], [0.010, 0.010, 0.020, 0.060])
     >>> print(load_map(trace, cost, requests=[1, 2, 3], contexts=[512], rules=[]).sentence)
-    Our decoder: 2 nodes at 1 request of context 512, down to no draft at 3 requests of context 512; drafting is off in 1 of 3 cells.
+    Our decoder: 2 nodes at 1 request of context 512, no draft at 3 requests of context 512; drafting is off in 1 of 3 cells.
     """
     check_given("load_map", trace, cost, Positions)
     if engine is not None:
