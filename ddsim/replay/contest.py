@@ -56,30 +56,26 @@ class Contest:
         Returns
         -------
         DataFrame
-            policy, engine (whether released engines have it), where ("batch 8", "90 % load" or "highest load"), measure ("tokens/s", "mean latency" or "requests/s"), gain (a share; of
-            latencies what is saved) with low and high, best_fixed (what it is over), extrapolated, unstable (under load: its queue grows without end).
+            policy, engine (whether released engines have it), where ("batch 8", "90 % load" or "highest load"), measure ("tokens/s", "mean
+            latency" or "requests/s"), gain over the best fixed setting (a share; of latencies what is saved) with low and high, best_fixed
+            (what that is), over_schedule (the same over `BestSchedule`; _low, _high), extrapolated, unstable (under load: its queue grows without end).
         """
         rows: list[dict[str, Any]] = []
         full, load = self.served.table(), self.loaded.table()
+        static = BestSchedule.name
         for row in full[full["policy"].isin(self.rules)].to_dict("records"):
             ends = [row[f"over_fixed{end}"] for end in ("", "_low", "_high")]
-            rows.append(_row(row, f"batch {row['batch']}", "tokens/s", ends, row["best_fixed"]))
+            over = self.served.gain(row["policy"], static, row["batch"])
+            rows.append(_row(row, f"batch {row['batch']}", "tokens/s", ends, over))
         load = load[load["policy"].isin(self.rules)]
         for row in load.to_dict("records"):
             ends = [-row[f"latency_over{end}"] for end in ("", "_high", "_low")]
-            rows.append(
-                _row(
-                    row,
-                    f"{100 * row['share']:.0f} % load",
-                    "mean latency",
-                    ends,
-                    row["best_fixed"],
-                    bool(row["unstable"]),
-                )
-            )
+            change, low, high = self.loaded.gain(row["policy"], static, row["load"])
+            rows.append(_row(row, f"{100 * row['share']:.0f} % load", "mean latency", ends, (-change, -high, -low)))
         for row in load.drop_duplicates("policy").to_dict("records"):
             ends = [row[f"highest_over{end}"] for end in ("", "_low", "_high")]
-            rows.append(_row(row, "highest load", "requests/s", ends, self.loaded.highest_fixed))
+            row = row | {"best_fixed": self.loaded.highest_fixed, "unstable": False}
+            rows.append(_row(row, "highest load", "requests/s", ends, (np.nan, np.nan, np.nan)))
         return pd.DataFrame(rows)
 
     @property
@@ -95,26 +91,28 @@ class Contest:
         """Which of the engines' rules is worth its complexity, and what the best rule of any kind would add."""
         full = self.table()
         full = full[full["measure"] == "tokens/s"]
-        full = full.assign(at=full["where"].str.removeprefix("batch "), sure=full["low"].fillna(full["gain"]) > WORTH)
+        full = full.assign(at=full["where"].str.removeprefix("batch "))
+        own = full[full["engine"] & (full["policy"] != BestSchedule.name)]
+        own = own.assign(sure=own["over_schedule_low"].fillna(own["over_schedule"]) > WORTH)
         worth, never = [], []
-        own = full[
-            full["engine"] & (full["policy"] != BestSchedule.name)
-        ]  # a schedule's K is a batch's best fixed setting
         for name, rows in own.groupby("policy", sort=False):
             sure = rows[rows["sure"]]
             if not len(sure):
                 never.append(str(name))
                 continue
-            top = sure.sort_values("gain").iloc[-1]
-            worth.append(f"{name} at {listed(sure['at'].tolist())} requests, {_percent(top)} at {top['at']}")
-        said = (
-            [f"Over the best fixed setting more than {100 * WORTH:g} % is gained by {'; '.join(worth)}."]
-            if worth
-            else []
+            top = sure.sort_values("over_schedule").iloc[-1]
+            at = listed(sure["at"].tolist())
+            worth.append(f"{name} at {at} requests, {_percent(top, 'over_schedule')} at {top['at']}")
+        than = (
+            f"Over the best K for each number of requests, a static schedule, more than {100 * WORTH:g} % is gained by"
         )
-        said += [f"{listed(never)} {'gain' if len(never) > 1 else 'gains'} as much nowhere."] if never else []
+        said = [f"{than} {'; '.join(worth) or 'none of the rules that engines have'}."]
+        if worth and never:
+            said.append(f"{listed(never)} {'gain' if len(never) > 1 else 'gains'} as much nowhere.")
         best = full.sort_values("gain", kind="stable").iloc[-1]
-        said.append(f"The best rule of any kind is {best['policy']}: {_percent(best)} at {best['at']}.")
+        said.append(
+            f"The best rule of any kind is {best['policy']}: {_percent(best, 'gain')} over the best fixed setting at {best['at']}."
+        )
         return " ".join(said)
 
     @property
@@ -122,12 +120,13 @@ class Contest:
         """What each of the engines' rules, and the best of any kind, save of the mean latency at the largest load."""
         table = self.table()
         late = table[table["measure"] == "mean latency"]
-        last = late[(late["where"] == late["where"].iloc[-1]) & ~late["unstable"]]
+        where = late["where"].iloc[-1]
+        last = late[(late["where"] == where) & ~late["unstable"]].sort_values("gain", ascending=False)
         if not len(last):
-            return (f"At {late['where'].iloc[-1]} every rule's queue grows without end.",)
-        chosen = last[last["engine"] | (last["gain"] == last["gain"].max())].sort_values("gain", ascending=False)
-        saved = "; ".join(f"{row['policy']} {_percent(row)}" for row in chosen.to_dict("records"))
-        return (f"At {last['where'].iloc[0]}, mean latency saved over {last['best_fixed'].iloc[0]}: {saved}.",)
+            return (f"At {where} every rule's queue grows without end.",)
+        chosen = last[last["engine"] | (last["gain"] == last["gain"].max())]
+        saved = "; ".join(f"{row['policy']} {_percent(row, 'gain')}" for row in chosen.to_dict("records"))
+        return (f"At {where}, mean latency saved over the best fixed setting, {last['best_fixed'].iloc[0]}: {saved}.",)
 
     def to_json(self) -> dict[str, Any]:
         """Sentence, table, and both results, as JSON."""
@@ -142,26 +141,24 @@ class Contest:
         }
 
 
-def _percent(row: Any) -> str:
+def _percent(row: Any, key: str) -> str:
     """A gain in per cent with its interval."""
-    between = "" if np.isnan(row["low"]) else f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-    return f"{100 * row['gain']:+.1f} %{between}"
+    low, high = (row["low"], row["high"]) if key == "gain" else (row[f"{key}_low"], row[f"{key}_high"])
+    between = "" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * row[key]:+.1f} %{between}"
 
 
-def _row(
-    row: Any, where: str, measure: str, ends: Sequence[float], over: str, unstable: bool = False
-) -> dict[str, Any]:
-    engine = kind_of(row["policy"].split("(")[0]) in ENGINES_OWN
-    named = dict(zip(("gain", "low", "high"), ends, strict=True))
+def _row(row: Any, where: str, measure: str, ends: Sequence[float], static: Sequence[float]) -> dict[str, Any]:
+    keys = ("gain", "low", "high", "over_schedule", "over_schedule_low", "over_schedule_high")
     return {
         "policy": row["policy"],
-        "engine": engine,
+        "engine": kind_of(row["policy"].split("(")[0]) in ENGINES_OWN,
         "where": where,
         "measure": measure,
-        **named,
-        "best_fixed": over,
+        **dict(zip(keys, (*ends, *static), strict=True)),
+        "best_fixed": row["best_fixed"],
         "extrapolated": bool(row["extrapolated"]),
-        "unstable": unstable,
+        "unstable": bool(row.get("unstable", False)),
     }
 
 

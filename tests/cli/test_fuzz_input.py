@@ -82,6 +82,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
         "report": [trace, *profile, *few, "-o", "page.html"],
         "serve": [trace, *profile, *few, "-b", "2", "--policy", "DFlash"],
         "sweep": [trace, *profile, "-b", "2", "--policy", "DFlash"],
+        "rules": [trace, *profile, *few, "-b", "2", "--running", "2"],
         "fit": [str(folder / "profile.json"), "--kind", "table"],
         "calibrate": [trace],
         "export": [trace, "-o", "x.csv"],
@@ -104,7 +105,7 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def stop(*_: object, **__: object) -> None:
         raise DdsimError("no model here")
 
-    monkeypatch.setattr(ddsim.cli.models, "_reference", stop)
+    monkeypatch.setattr(ddsim.cli.models, "reference", stop)
     monkeypatch.setattr(ddsim.bench, "run_bench", stop)
     paths = {ddsim.demo.TRACE: folder / "trace", ddsim.demo.MARGINALS: folder / "trace"}
     paths[ddsim.demo.PROFILE] = folder / "profile.json"

@@ -28,6 +28,7 @@ from tests.made_up import made_trace
 from tests.naive import engine_rules as naive
 from tests.naive import schedule as naive_schedule
 from tests.naive import serving as naive_serving
+from tests.strategies import run
 
 COST = CostModel.from_table(
     [1, 4, 5, 12, 24, 60, 90], [0.010, 0.0101, 0.014, 0.015, 0.024, 0.060, 0.1], draft_seconds=0.002
@@ -112,11 +113,13 @@ RULES = [
 ]
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    st.integers(0, 2**32), st.lists(st.integers(2, 25), min_size=1, max_size=7), st.integers(1, 5), st.integers(1, 12)
-)
-def test_closed_loops_against_plain_ones(seed: int, lengths: list[int], batch: int, requests: int) -> None:
+@pytest.mark.parametrize("cases", [15, pytest.param(3000, marks=pytest.mark.slow)])
+def test_closed_loops_against_plain_ones(cases: int) -> None:
+    lengths = st.lists(st.integers(2, 25), min_size=1, max_size=7)
+    run(cases, check_closed_loops, st.integers(0, 2**32), lengths, st.integers(1, 5), st.integers(1, 12))
+
+
+def check_closed_loops(seed: int, lengths: list[int], batch: int, requests: int) -> None:
     positions = made(seed, lengths)
     result = quiet(positions, COST, RULES, batch=batch, requests=requests, bootstrap=0)
     whole = _serving._in_memory(positions, None)
@@ -124,15 +127,15 @@ def test_closed_loops_against_plain_ones(seed: int, lengths: list[int], batch: i
     table = joint_table(COST, (10, 34), batch, WIDTH, HORIZON)
     chains: Any = chain_positions(whole).gains
     for policy in RULES:
-        run, own = result.runs[batch, policy.name], decided_on(policy, COST, table, WIDTH)
+        told, own = result.runs[batch, policy.name], decided_on(policy, COST, table, WIDTH)
         alone = _serving._loop(policy, whole, batch, {batch: own}.__getitem__, queues[1], False)
         for r in (0, 1):
             want = naive.closed_loop(
                 whole, chains, queues[r].tolist(), batch, own.curve[0], table.seconds[0], table.ar_seconds[0], twin_of(policy)
             )  # fmt: skip
-            got = run.tokens[r], run.rounds[r], run.nodes[r]
+            got = told.tokens[r], told.rounds[r], told.nodes[r]
             assert got == want[1:], policy.name
-            assert run.seconds[r] == pytest.approx(want[0])
+            assert told.seconds[r] == pytest.approx(want[0])
         assert alone[:4] == pytest.approx(want), policy.name  # asked round by round, as where a batch drains
 
 
@@ -224,10 +227,10 @@ def test_a_server_that_forgets_nobody_is_the_same_for_any_threads_and_order_of_p
     positions = made(3, [30, 20, 25, 9])
     one = quiet(positions, COST, RULES, batch=[1, 3], bootstrap=2)
     other = quiet(positions, COST, RULES[::-1], batch=[3, 1], bootstrap=2)
-    for key, run in one.runs.items():
+    for key, told in one.runs.items():
         assert all(
             np.array_equal(x, y)
-            for x, y in zip(dataclasses.astuple(run), dataclasses.astuple(other.runs[key]), strict=True)
+            for x, y in zip(dataclasses.astuple(told), dataclasses.astuple(other.runs[key]), strict=True)
         )
 
 

@@ -16,9 +16,11 @@ from scipy.stats import chi2
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import cost_table
 from ddsim.errors import DdsimError
+from ddsim.policy import memory
 from ddsim.policy import walk as _walk
 from ddsim.policy.choose import CHAIN, PREFIX, nodes_of
 from ddsim.policy.contract import Policy, decision_table
+from ddsim.policy.engine_rules import AdaptiveSteps, DSpark, OnChain
 from ddsim.policy.rules import (
     Autoregressive,
     BestFixed,
@@ -520,6 +522,8 @@ def test_text_comes_in_whole_characters() -> None:
         ({"policy": DDTree(65)}, "policy DDTree(65): a tree of 65 nodes, but the engine holds 64"),
         ({"policy": BestFixed()}, "BestFixed"),
         ({"policy": Hindsight()}, "Hindsight: knows the tokens to come"),
+        ({"policy": OnChain(RoundRatio())}, "RoundRatio on chains: weighs the tokens of chains, which the decoder doesn't hand out"),
+        ({"policy": DSpark()}, "DSpark: weighs the tokens of chains"),
         ({"max_budget": 65}, "max_budget 65"),
         ({"calibration": Calibration("temperature", np.zeros(0), np.zeros(0), np.ones(3), {})}, "made for horizon 3"),
     ],
@@ -531,6 +535,18 @@ def test_bad_input_is_one_clear_line(change: dict[str, Any], message: str) -> No
         decode(engine, settings.pop("prompts"), settings.pop("policy"), settings.pop("cost"), **settings)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_adaptive_steps_decode_the_same_text() -> None:
+    """One K for the batch, by what was accepted: the rule is told of every round."""
+    engine = small_vocabulary(batch=2)
+    rule = AdaptiveSteps({1: [1, 3], 2: [0, 2]}, num_steps=1, warmup_batches=0, update_interval=1)
+    plain, drafted = (
+        decode(engine, tiny.prompts(3, 9), policy, max_new_tokens=9) for policy in (Autoregressive(), rule)
+    )
+    assert [one.tokens for one in drafted] == [one.tokens for one in plain]
+    assert {one.budget for answer in drafted for one in answer.rounds} <= {0, 1, 2, 3}
+    assert rule._state[memory.SEEN] + rule._state[memory.SLOT + memory.SEEN] > 0
 
 
 def test_trees_that_are_too_many_together_are_refused() -> None:
