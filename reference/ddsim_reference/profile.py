@@ -38,7 +38,8 @@ from ddsim_reference.model.workloads import choose_prompts, encode_all
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 SHORT = 8192
 """Contexts to here are measured in an engine whose cache holds no more, as most answers have: attention launches work by its length."""
-PROMPTS = (128, 512, 2048, 8192)
+PROMPTS = (64, 128, 129, 256, 257, 512, 513, 1024, 2048, 8192)
+"""Tokens of prompts to measure: both sides of the usual passes, since a prompt that a pass holds pays that pass's bucket."""
 MOST_TOKENS = 1024
 
 # The device's own limits.
@@ -212,8 +213,8 @@ def prompts_to_measure(most: int) -> list[tuple[int, int]]:
 
     Examples
     --------
-    >>> prompts_to_measure(32_768)[::3]
-    [(128, 0), (8192, 0), (2048, 2048), (512, 8192), (128, 24576), (8192, 24576)]
+    >>> prompts_to_measure(130)
+    [(64, 0), (128, 0), (129, 0), (64, 8), (64, 32)]
     """
     tokens = [t for t in PROMPTS if t <= most]
     if len(tokens) < 2:
@@ -363,7 +364,7 @@ def measure_profile(
     buckets : sequence of int
         As `Engine` takes them.
     prefill : bool
-        Measure prompts too, of 128 to 8,192 tokens before nothing and after other tokens, in the engine of the smallest batch.
+        Measure prompts too, of 64 to 8,192 tokens before nothing and after other tokens, in the engine of the smallest batch.
     repeats : int
         Sweeps over all points, each in another order, so that drift doesn't look like a curve; over prompts half as many.
     device, dtype : str
