@@ -99,6 +99,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
 def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, and commands that need a model, or take minutes, stopped where their work would begin."""
     import ddsim.bench
+    import ddsim.bench_serving
     import ddsim.cli.models
     import ddsim.demo
 
@@ -107,6 +108,7 @@ def light(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(ddsim.cli.models, "reference", stop)
     monkeypatch.setattr(ddsim.bench, "run_bench", stop)
+    monkeypatch.setattr(ddsim.bench_serving, "run_scale", stop)
     paths = {ddsim.demo.TRACE: folder / "trace", ddsim.demo.MARGINALS: folder / "trace"}
     paths[ddsim.demo.PROFILE] = folder / "profile.json"
     monkeypatch.setattr(ddsim.demo, "data", paths.__getitem__)
