@@ -284,12 +284,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def clocks() -> dict[str, str]:
-    """The GPU's clocks and driver as they are; nothing is set."""
+def clocks(device: torch.device) -> dict[str, str]:
+    """This GPU's clocks and driver as they are; nothing is set. Of a CPU nothing is known."""
+    if device.type != "cuda":
+        return {}
+    # By its own name: nvidia-smi counts all GPUs of the machine, PyTorch those of CUDA_VISIBLE_DEVICES.
+    gpu = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", gpu, f"--query-gpu={query}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return {}
@@ -456,7 +463,7 @@ def measure_profile(
         weights = random_target(config, device=device, dtype=kind, seed=seed)
         models = shape, random_drafter(shape, device=device, dtype=kind), None
     bandwidth, rate = copy_bandwidth(torch.device(device)), matmul_rate(torch.device(device), kind)
-    provenance |= {"clocks": clocks(), "measured": time.strftime("%Y-%m-%d")}
+    provenance |= {"clocks": clocks(torch.device(device)), "measured": time.strftime("%Y-%m-%d")}
     if prefill:
         provenance["prefill_tokens_a_pass"] = max_tokens
     told = [min(done[0], repeats) for done in sweeps]

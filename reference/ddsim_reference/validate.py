@@ -286,7 +286,7 @@ def validate(
         "label": label,
         "provenance": provenance
         | {"trace": trace.fingerprint, "prompts": len(keep), "max_new_tokens": max_new_tokens, "temperature": temperature}
-        | {"clocks": clocks(), "recorded_by": "the decoder, over its own autoregressive answers"},
+        | {"clocks": clocks(engine.device), "recorded_by": "the decoder, over its own autoregressive answers"},
         "cost": cost.explain(),
         "baseline": plain,
         "policies": called,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -245,3 +247,19 @@ def test_bad_options(pair: tuple[str, str], tmp_path: Path, change: dict[str, ob
 def test_no_gpu(tmp_path: Path) -> None:
     with pytest.raises(DdsimError, match="finds no GPU"):
         profiler.measure_profile(target="qwen3-8b", random_weights=True, out=tmp_path / "p.json")
+
+
+def test_clocks_are_of_the_gpu_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "580.1, 1980 MHz, 2619 MHz, 1980 MHz, 700.00 W\n", "")
+
+    monkeypatch.setattr(profiler.subprocess, "run", answer)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"7ba35415-{device.index}")
+    )
+    assert profiler.clocks(torch.device("cuda:1"))["clocks.sm"] == "1980 MHz"
+    assert "--id=GPU-7ba35415-1" in asked[0]
+    assert profiler.clocks(torch.device("cpu")) == {} and len(asked) == 1
