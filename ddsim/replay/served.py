@@ -175,11 +175,16 @@ def _rates(run: Run) -> Floats:
 
 
 def _interval(values: Floats) -> Interval:
-    """The first value, and the 95 % percentile interval of the others (NaN without any)."""
+    """The first value, and the 95 % percentile interval of the others (NaN without any).
+
+    Prompts drawn anew differ more than those recorded, and near saturation every difference makes queues longer, never shorter: the
+    percentiles can then lie on one side of the value. The interval is widened to hold it.
+    """
+    value = float(values[0])
     if len(values) < 2:
-        return float(values[0]), np.nan, np.nan
+        return value, np.nan, np.nan
     low, high = np.quantile(values[1:], [0.025, 0.975])
-    return float(values[0]), float(low), float(high)
+    return value, min(float(low), value), max(float(high), value)
 
 
 def _columns(name: str, values: Floats) -> dict[str, float]:

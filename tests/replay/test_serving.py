@@ -39,6 +39,7 @@ from ddsim.policy.rules import (
 )
 from ddsim.replay import serving as _serving
 from ddsim.replay.maps import batch_map, best_widths
+from ddsim.replay.served import _interval
 from ddsim.replay.serving import simulate
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration
@@ -800,3 +801,11 @@ def test_best_widths_by_what_was_accepted() -> None:
     sure = dataclasses.replace(positions, gains=np.sqrt(np.asarray(positions.gains)))
     assert best_widths(sure, cost, batch=3, contexts=(64,))["width"].item() == table.loc[(3, 64), "width"]
     assert batch_map(sure, cost, batch=3, contexts=(64,))["width"].item() != table.loc[(3, 64), "width"]
+
+
+def test_an_interval_holds_its_value() -> None:
+    assert _interval(np.array([1.0, 2.0, 3.0]))[:2] == (1.0, 1.0)
+    assert _interval(np.array([4.0, 2.0, 3.0]))[2] == 4.0
+    value, low, high = _interval(np.array([2.0, *np.linspace(0.0, 4.0, 401)]))
+    assert (value, round(low, 9), round(high, 9)) == (2.0, 0.1, 3.9)
+    assert np.isnan(_interval(np.array([1.0]))[1:]).all() and np.isnan(_interval(np.array([np.nan, np.nan, 1.0]))).all()
