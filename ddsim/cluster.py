@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from ddsim.errors import DdsimError
@@ -43,6 +44,24 @@ class Spread(Protocol):
     def __call__(
         self, function: Callable[[T], R], tasks: Sequence[T], progress: Callable[[int, int], None] | None = None
     ) -> list[R]: ...
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several functions as one; a task is (number of the function, its own task).
+
+    Examples
+    --------
+    >>> with workers() as spread:
+    ...     spread(Together([abs, len]), [(0, -1), (1, "four")])
+    [1, 4]
+    """
+
+    functions: Sequence[Callable[[Any], Any]]
+
+    def __call__(self, task: tuple[int, Any]) -> Any:
+        number, own = task
+        return self.functions[number](own)
 
 
 @contextlib.contextmanager

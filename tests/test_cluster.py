@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,8 @@ import ddsim
 from ddsim import cluster
 from ddsim.cluster import workers
 from ddsim.errors import DdsimError
+from ddsim.replay import load as _load
+from ddsim.replay.sweep import sweep
 from ddsim.threads import one_thread, split
 from ddsim.trace.shared import SharedTrace
 
@@ -84,8 +88,6 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_references_are_small_and_find_the_same_sequences(traces: Path) -> None:
-    import pickle
-
     trace = ddsim.open_trace(traces / "trace")
     picked = trace.subset([0, 1, len(trace.sequences) - 1])
     sent = pickle.dumps(SharedTrace(picked))
@@ -96,8 +98,6 @@ def test_references_are_small_and_find_the_same_sequences(traces: Path) -> None:
 
 
 def test_another_trace_in_its_place_is_refused(traces: Path, tmp_path: Path) -> None:
-    import pickle
-
     from tests import made_up
 
     folder = tmp_path / "trace"
@@ -140,6 +140,29 @@ def test_processes_give_what_threads_give(traces: Path, monkeypatch: pytest.Monk
             spread(job, [3, -1])
         with pytest.raises(DdsimError, match="a trace in memory can't go to other processes"):
             spread(Sums(SharedTrace(_positions())), [1])
+
+
+@contextlib.contextmanager
+def elsewhere(address: str | None = None) -> Iterator[cluster.Spread]:
+    """What a cluster is to its tasks: all travels as pickles, the last task comes first, and nobody keeps anything."""
+
+    def spread(function: Any, tasks: Any, progress: Any = None) -> list[Any]:
+        sent = pickle.dumps(function)
+        done = [pickle.dumps(pickle.loads(sent)(pickle.loads(pickle.dumps(task)))) for task in reversed(tasks)]
+        return [pickle.loads(result) for result in reversed(done)]
+
+    yield spread
+
+
+def test_loads_are_the_same_elsewhere(traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = {"trace": ddsim.open_trace(traces / "trace").subset([0, 1, 2])}
+    cost = {"flat": ddsim.CostModel.from_table([1, 400], [0.010, 0.020], draft_seconds=0.001)}
+    told: list[tuple[int, int]] = []
+    asked: dict[str, Any] = {"load": {"running": 3, "ttft": 0.1}, "seeds": [0, 1], "bootstrap": 1, "requests": 4}
+    here = sweep(trace, cost, ["DFlash", "LongRun"], **asked, progress=lambda *at: told.append(at))
+    assert len(here) == 2 * 3 * 3 and told[-1] == (2 * 3 * 4, 2 * 3 * 4)
+    monkeypatch.setattr(_load, "workers", elsewhere)
+    assert sweep(trace, cost, ["DFlash", "LongRun"], **asked).equals(here)
 
 
 @dataclass(frozen=True)
@@ -249,3 +272,14 @@ def test_serve_on_other_machines(machines: Any, traces: Path, cli: Any, files: P
         workers(address) as spread,
     ):
         spread(Sums(recording), [1, 2])
+
+
+@pytest.mark.slow
+def test_loads_on_processes(cli: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same JSON to the byte."""
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(cluster, "cores", lambda: 2)
+    words = files / "trace", "-p", files / "profile.json", "--load", "--running", 3, "--bootstrap", 3, "--json"
+    for command in ("serve", "sweep"):
+        here, there = cli(command, *words), cli(command, *words, "--cluster", "local")
+        assert here.code == there.code == 0 and here.out == there.out

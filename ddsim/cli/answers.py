@@ -484,7 +484,7 @@ def serve(
             "--rate": rate, "--arrivals": arrivals, "--running": running, "--memory": memory, "--prefill": prefill, "--chunk": chunk,
             "--ttft": ttft is not None, "--tpot": tpot is not None,
         },
-        {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain, "--cluster": cluster},
+        {"--batch": batch, "--max-tokens": max_tokens, "--drain": drain},
     )  # fmt: skip
     from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
@@ -496,7 +496,7 @@ def serve(
     if load:
         serve_under_load(
             show, trace, profile, kind, policy or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
-            temperature, bootstrap, seed, plot,
+            temperature, bootstrap, seed, cluster, plot,
         )  # fmt: skip
         return
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)

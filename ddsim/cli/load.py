@@ -99,14 +99,14 @@ LOAD_COLUMNS: tuple[Column, ...] = (
 UNSTABLE = "† more arrives than it can ever serve: its queue grows without end"
 
 
-def check_load(load: bool, needs: dict[str, Any], refused: dict[str, Any]) -> None:
+def check_load(load: bool, needs: dict[str, Any], refused: dict[str, Any], command: str = "serve") -> None:
     """Refuse options of the open loop without --load, and those of full batches with it."""
     given = [name for name, value in (refused if load else needs).items() if value]
     if given:
         raise DdsimError(
-            f"serve: {', '.join(given)} {'is' if len(given) == 1 else 'are'} for full batches, not for --load"
+            f"{command}: {', '.join(given)} {'is' if len(given) == 1 else 'are'} for full batches, not for --load"
             if load
-            else f"serve: {', '.join(given)} {'needs' if len(given) == 1 else 'need'} --load"
+            else f"{command}: {', '.join(given)} {'needs' if len(given) == 1 else 'need'} --load"
         )
 
 
@@ -129,6 +129,7 @@ def serve_under_load(
     temperature: float | None,
     bootstrap: int,
     seed: int,
+    cluster: str | None,
     plot: str | None,
 ) -> None:
     """Simulate, and show: sentence, a table a load, figure, JSON."""
@@ -150,7 +151,7 @@ def serve_under_load(
         result = serve_load(
             recording, cost, policies, rate=list(rate) if rate else None, arrivals=arrivals or "poisson", running=running,
             memory=memory, prefill="chunked" if chunk is not None else prefill, ttft=ttft, tpot=tpot, requests=requests, bootstrap=bootstrap, seed=seed,
-            progress=went, chunk=512 if chunk is None else chunk,
+            cluster=cluster, progress=went, chunk=512 if chunk is None else chunk,
         )  # fmt: skip
     table = result.table()
     show.say()

@@ -26,6 +26,7 @@ from ddsim.cli.app import (
     example,
 )
 from ddsim.cli.console import Column, Out, number, progress
+from ddsim.cli.load import LoadOption, RateOption, RunningOption, TpotOption, TtftOption, check_load
 from ddsim.files.atomic import STDOUT
 
 COLUMNS: tuple[Column, ...] = (
@@ -39,11 +40,22 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+LOAD_COLUMNS: tuple[Column, ...] = (
+    ("trace", "trace", str),
+    ("profile", "profile", str),
+    ("policy", "most\nrequests/s", str),
+    ("highest", "requests/s", number(1)),
+    ("least", "least of\nseeds", number(1)),
+    ("most", "most of\nseeds", number(1)),
+)
+
+
 @app.command(
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim sweep traces/temperature-0/* --profile h100.json --batch 1 --batch 32 --seeds 5 --out sweep.csv",
         "ddsim sweep traces/* -p h100.json -p a100.json --cluster tcp://10.0.0.1:8786 --out sweep.parquet",
+        "ddsim sweep traces/temperature-0/* --profile h100.json --load --rate 2 --rate 8 --out loads.csv",
     ),
 )
 def sweep(
@@ -63,6 +75,11 @@ def sweep(
     requests: Annotated[
         int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
     ] = None,
+    load: LoadOption = False,
+    rate: RateOption = None,
+    running: RunningOption = None,
+    ttft: TtftOption = None,
+    tpot: TpotOption = None,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
@@ -73,9 +90,11 @@ def sweep(
     out: Annotated[str | None, _out_option("Save the table (.csv, .parquet, .json, .jsonl)")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Serve every trace at every profile, batch size, policy and seed, on this machine or on a cluster: one table."""
+    """Serve every trace at every profile, batch size (or load), policy and seed, on this machine or on a cluster: one table."""
     show = Out(json, [out])
     _one_of("--kind", kind, KINDS)
+    needs = {"--rate": rate, "--running": running, "--ttft": ttft is not None, "--tpot": tpot is not None}
+    check_load(load, needs, {"--batch": batch}, "sweep")
     from ddsim.replay.replay import _records
     from ddsim.replay.sweep import sweep as run
     from ddsim.view.export import export_table
@@ -84,15 +103,21 @@ def sweep(
     costs = {str(path): _cost(show, path, kind) for path in profile}
     with progress("Sweeping") as told:
         table = run(
-            traces, costs, policy or None, batch=batch or None, seeds=range(seeds), requests=requests, bootstrap=bootstrap, cluster=cluster,
-            progress=told,
+            traces, costs, policy or None, batch=batch or None, seeds=range(seeds), requests=requests, bootstrap=bootstrap,
+            load={"rate": rate or None, "running": running, "ttft": ttft, "tpot": tpot} if load else None, cluster=cluster, progress=told,
         )  # fmt: skip
-    keys = ["trace", "profile", "batch", "policy"]
-    rates = table.groupby(keys, sort=False)["tokens_per_second"].agg(["mean", "min", "max"]).reset_index()
-    best = rates.loc[rates.groupby(keys[:3], sort=False)["mean"].idxmax()]
-    best = best.rename(columns={"mean": "tokens_per_second", "min": "least", "max": "most"})
+    keys, worth = (
+        ["trace", "profile"] if load else ["trace", "profile", "batch"],
+        "highest" if load else "tokens_per_second",
+    )
+    rates = table.groupby([*keys, "policy"], sort=False)[worth].agg(["mean", "min", "max"]).reset_index()
+    best = rates.loc[rates.groupby(keys, sort=False)["mean"].idxmax()]
+    best = best.rename(columns={"mean": worth, "min": "least", "max": "most"})
     drop = [key for key in ("trace", "profile") if best[key].nunique() == 1]
-    show.table(best.drop(columns=drop), COLUMNS, f"The fastest policy of each ({len(table)} rows in all)")
+    title = (
+        f"The {'policy of each that can serve most' if load else 'fastest policy of each'} ({len(table)} rows in all)"
+    )
+    show.table(best.drop(columns=drop), LOAD_COLUMNS if load else COLUMNS, title)
     if out is not None:
         _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
         show.saved(out)

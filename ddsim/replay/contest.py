@@ -13,7 +13,8 @@ from ddsim.cost.model import CostModel
 from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark
 from ddsim.policy.parse import kind_of
 from ddsim.policy.rules import BestSchedule
-from ddsim.replay.load import RUNNING, load_policies, serve_load
+from ddsim.replay.load import RUNNING, serve_load
+from ddsim.replay.load_rules import load_policies
 from ddsim.replay.loaded import LoadResult
 from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 import ddsim
 from ddsim import limits
 from ddsim.arrays import Floats, plain
-from ddsim.cost.model import CostModel, ExtrapolationWarning
+from ddsim.cluster import Together, workers
+from ddsim.cost.model import CostModel
 from ddsim.cost.table import CONTEXT_STEP
 from ddsim.errors import DdsimError
 from ddsim.policy.batch import calibrated
@@ -24,10 +25,8 @@ from ddsim.policy.choose import NO_DRAFT, nodes_of
 from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, decision_of
 from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
-from ddsim.policy.rules import Chain, DDTree
 from ddsim.replay.arguments import check_given, measured_on
 from ddsim.replay.arrivals import Arrivals, drawn_arrivals, read_arrivals
-from ddsim.replay.engines import chain_rates
 from ddsim.replay.load_kernels import (
     BATCH,
     DONE,
@@ -47,8 +46,8 @@ from ddsim.replay.load_kernels import (
     room,
     step_seconds,
 )
+from ddsim.replay.load_rules import load_policies, without_warning
 from ddsim.replay.loaded import LoadResult, LoadRun, Promise, pooled
-from ddsim.replay.maps import best_widths
 from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import SHUFFLES
 from ddsim.replay.serving import _allowed, _prepared, _with_baseline, named_rules
@@ -57,6 +56,7 @@ from ddsim.threads import split
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions, chain_positions
 from ddsim.trace.schema import Progress
+from ddsim.trace.shared import SharedTrace
 from ddsim.trace.trace import Trace
 
 SHARES = (0.3, 0.6, 0.9)
@@ -73,38 +73,7 @@ MOST_ROWS = 24
 
 WARM = 10  # of drawn arrivals the first tenth meets a server that isn't full yet, and isn't counted
 
-RULES = ["BestSchedule", "BestFixed", "Uniform:LongRun", "LongRun", "FairRatio"]
-
-ENGINE_RULES = [
-    "BestSchedule",
-    "AdaptiveVerification",
-    "DSpark",
-    "AdaptiveSteps",
-    "OnChain:RoundRatio",
-    "OnChain:LongRun",
-]
-"""Where costs are an engine's, which verifies chains."""
-
 _NO_LIMIT = 2**62
-
-
-def load_policies(positions: Positions, cost: CostModel, running: int) -> list[Policy]:
-    """What a load is served with by default: each number of requests' best chain and best tree as fixed settings, AR, and the rules.
-
-    Costs that were measured in an engine are of chains, so there are no trees. Nor are there trees that weren't measured for all who run.
-    """
-    sizes = [size for size in (2**i for i in range(13)) if size < running] + [running]
-    engine = measured_on(cost.provenance) is not None
-    with _without_warning(cost):
-        best = chain_rates(positions, cost, requests=running, extrapolate=True).best
-        found: list[Policy] = [Chain(k) for k in sorted({int(best[size - 1]) for size in sizes} - {0})]
-        if not engine:
-            context = round(float(positions.context.mean()))
-            most = cost.measured_tokens(context, running)[1] // running - 1
-            widths = best_widths(positions, cost, batch=sizes, contexts=[context])["width"]
-            found += [DDTree(n) for n in sorted(set(widths.tolist()) - {0}) if n <= most]
-    rules = ENGINE_RULES if engine else RULES
-    return [*policies_of(["AR"], joint=True), *found, *policies_of(rules, joint=True)]
 
 
 @dataclass(frozen=True)
@@ -137,6 +106,7 @@ def serve_load(
     calibration: Calibration | None = None,
     bootstrap: int = 40,
     seed: int = 0,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> LoadResult:
     """Serve requests that arrive on their own: latencies, throughput, goodput, and the highest load that each policy can serve.
@@ -175,6 +145,8 @@ def serve_load(
         Repeated simulations behind the intervals, each with prompts drawn anew, as in `simulate`, and arrivals of its own. All
         policies see the same.
     seed : int
+    cluster : str, optional
+        Where the simulations are, as in `simulate`: a task is a policy at a load. Figures are the same.
     progress : callable, optional
 
     Returns
@@ -198,122 +170,204 @@ def serve_load(
     [['AR', False], ['DFlash', False], ['LongRun', False]]
     """
     check_given("serve_load", trace, cost, Positions)
-    positions = _in_memory(trace, calibration)
-    log = arrivals if isinstance(arrivals, Arrivals) else None
-    if not isinstance(arrivals, Arrivals) and os.path.splitext(os.fspath(arrivals))[1]:
-        log = read_arrivals(arrivals)
-    if running is None:
-        running = int(cost.range.batches[1]) if cost.range.batches else RUNNING
-    limits.check("batch", running, "running")
-    limits.check("simulations", bootstrap, "bootstrap")
-    limits.check("seed", seed)
-    if prefill is None:
-        prefill = "chunked" if measured_on(cost.provenance) == "vllm" else "whole"
-    if prefill not in ("whole", "chunked"):
-        raise DdsimError(f'prefill: must be "whole" or "chunked", is {prefill!r:.40}')
-    limits.check("chunk", chunk)
-    promise = Promise(*(None if s is None else _positive(s, n, "seconds") for s, n in ((ttft, "ttft"), (tpot, "tpot"))))
-    asked_rates = None if rate is None else [rate] if isinstance(rate, (int, float, np.number)) else list(rate)
-    for one in asked_rates or ():
-        _positive(one, "rate", "requests a second")
-    if asked_rates == []:
-        raise DdsimError("rate: must be one number of requests a second or more, is an empty list")
-    if log is None:
-        count = max(positions.sequences, 10 * running) if requests is None else limits.check("requests", requests)
-        unit = drawn_arrivals(str(arrivals), SHUFFLES + bootstrap, count, seed)
-    else:
-        count = len(log) if requests is None else min(len(log), limits.check("requests", requests))
-        unit = np.tile(log.seconds[:count], (SHUFFLES + bootstrap, 1))
-    saturating = max(count, 8 * running)
-    limits.check_requests(saturating, bootstrap)
-    queues = _queues(positions, saturating, bootstrap, seed)
-    base = _requests(positions, queues, log, seed)
-    needs = int((base.prompt + base.answer).max())
-    if memory is not None and limits.check("memory", memory) < needs:
-        raise DdsimError(f"memory: {memory:,} tokens can't hold the longest request, of {needs:,} with its answer")
-    given = named_rules(policies, lambda: load_policies(positions, cost, running))
-    asked = _with_baseline(policies_of(given or load_policies(positions, cost, running), joint=True))
-    for policy in asked:
-        if (policy.fixed or 0) > positions.max_budget:
-            raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
-        check_chain(policy, positions.horizon)
-    names = distinct([policy.name for policy in asked])
-    contexts = int(base.prompt.min()), int((base.prompt + base.answer).max())
-    chunked = prefill == "chunked"
-    nodes = max(positions.max_budget, positions.horizon)
-    longest = running * (1 + nodes) + chunk if chunked else max(WHOLE, int(base.prompt.max()))
-    seconds, attend, said = prefill_seconds(cost, longest)
-    server = Server(
-        running, _NO_LIMIT if memory is None else memory, chunked, chunk if chunked else WHOLE, seconds, attend
-    )
-    steps = 0
-
-    def went_on() -> None:
-        nonlocal steps
-        steps += 1
-        if progress is not None:
-            progress(steps, len(asked) * (2 + len(asked_rates or (SHARES if log is None else (1,)))))
-
-    ready = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ExtrapolationWarning
-        )  # of prices that may never be asked for; see _extrapolated
-        priced = _priced(cost, positions, contexts, running, asked)
-        for name, policy in zip(names, asked, strict=True):
-            ready[name] = _ready(policy, positions, cost, priced, queues[:SHUFFLES, :count])
-            went_on()
+    one = UnderLoad(
+        trace, cost, policies, rate=rate, arrivals=arrivals, running=running, memory=memory, prefill=prefill, chunk=chunk, ttft=ttft, tpot=tpot,
+        requests=requests, calibration=calibration, bootstrap=bootstrap, seed=seed,
+    )  # fmt: skip
     with cost.one_warning():
-        highest = {}
-        for name in names:
-            done = _simulate(ready[name], positions, server, base)
-            highest[name] = _served(done, running)
-            went_on()
-        fixed = tuple(
-            name for name, policy in zip(names, asked, strict=True) if policy.fixed is not None and not policy.scheduled
-        )
-        most = max(pooled(highest[name]) for name in fixed)
-        shares = SHARES if asked_rates is None and log is None else None
-        if log is not None and asked_rates is None:
-            loads, scales = [log.rate], [1.0]
+        return serve_loads([one], cluster, progress)[0]
+
+
+class UnderLoad:
+    """A server under load: what its simulations share, the tasks that they are, and what comes of them; see `serve_load`.
+
+    A task is (number of the policy, the policy ready for every number of requests, seconds a unit of the arrivals); with None and None
+    the policy is made ready and all requests come at once. A result is the policy, ready, and what it did.
+    """
+
+    def __init__(
+        self, trace: Trace | Positions | SharedTrace, cost: CostModel, policies: Any = None, *, rate: float | Sequence[float] | None = None,
+        arrivals: str | os.PathLike[str] | Arrivals = "poisson", running: int | None = None, memory: int | None = None,
+        prefill: str | None = None, chunk: int = 512, ttft: float | None = None, tpot: float | None = None, requests: int | None = None,
+        calibration: Calibration | None = None, bootstrap: int = 40, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.shared = trace if isinstance(trace, SharedTrace) else SharedTrace(trace)
+        self.calibration, self.cost, self.bootstrap, self.seed = calibration, cost, bootstrap, seed
+        positions = self.positions
+        log = arrivals if isinstance(arrivals, Arrivals) else None
+        if not isinstance(arrivals, Arrivals) and os.path.splitext(os.fspath(arrivals))[1]:
+            log = read_arrivals(arrivals)
+        self.log, self.arrivals = log, "" if log is not None else str(arrivals)
+        if running is None:
+            running = int(cost.range.batches[1]) if cost.range.batches else RUNNING
+        limits.check("batch", running, "running")
+        limits.check("simulations", bootstrap, "bootstrap")
+        limits.check("seed", seed)
+        if prefill is None:
+            prefill = "chunked" if measured_on(cost.provenance) == "vllm" else "whole"
+        if prefill not in ("whole", "chunked"):
+            raise DdsimError(f'prefill: must be "whole" or "chunked", is {prefill!r:.40}')
+        limits.check("chunk", chunk)
+        limited = (None if s is None else _positive(s, n, "seconds") for s, n in ((ttft, "ttft"), (tpot, "tpot")))
+        self.promise = Promise(*limited)
+        self.rates = None if rate is None else [rate] if isinstance(rate, (int, float, np.number)) else list(rate)
+        for one in self.rates or ():
+            _positive(one, "rate", "requests a second")
+        if self.rates == []:
+            raise DdsimError("rate: must be one number of requests a second or more, is an empty list")
+        if log is None:
+            count = max(positions.sequences, 10 * running) if requests is None else limits.check("requests", requests)
         else:
-            loads = [share * most for share in SHARES] if asked_rates is None else [float(one) for one in asked_rates]
-            scales = [1 / load if log is None else log.rate / load for load in loads]
+            count = len(log) if requests is None else min(len(log), limits.check("requests", requests))
+        self.count, self.saturating = count, max(count, 8 * running)
+        _ = self.unit  # unknown arrivals are said first
+        limits.check_requests(self.saturating, bootstrap)
+        needs = int((self.base.prompt + self.base.answer).max())
+        if memory is not None and limits.check("memory", memory) < needs:
+            raise DdsimError(f"memory: {memory:,} tokens can't hold the longest request, of {needs:,} with its answer")
+        given = named_rules(policies, lambda: load_policies(positions, cost, running))
+        asked = policies_of(given or load_policies(positions, cost, running), joint=True)
+        self.policies = _with_baseline(asked)
+        for policy in self.policies:
+            if (policy.fixed or 0) > positions.max_budget:
+                raise DdsimError(f"{policy.name}: the trace answers budgets up to {positions.max_budget}")
+            check_chain(policy, positions.horizon)
+        chunked = prefill == "chunked"
+        nodes = max(positions.max_budget, positions.horizon)
+        longest = running * (1 + nodes) + chunk if chunked else max(WHOLE, int(self.base.prompt.max()))
+        seconds, attend, self.said = prefill_seconds(cost, longest)
+        self.server = Server(
+            running, _NO_LIMIT if memory is None else memory, chunked, chunk if chunked else WHOLE, seconds, attend
+        )
+        self.provenance = {
+            "ddsim": ddsim.__version__,
+            "trace": positions.fingerprint,
+            "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+            "arrivals": self.arrivals if log is None else {"requests": count, "rate": log.rate},
+            "server": {"running": running, "memory": memory, "prefill": prefill, "chunk": chunk if chunked else None},
+            "prefill_seconds": self.said,
+            "promised": {"ttft": ttft, "tpot": tpot},
+            "admission": "in order, when prompt and answer fit",
+            "requests": count,
+            "seed": seed,
+            "bootstrap": bootstrap,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept_here = "positions", "unit", "queues", "base", "priced"
+        return {key: value for key, value in vars(self).items() if key not in kept_here}
+
+    @functools.cached_property
+    def positions(self) -> Positions:
+        return _in_memory(self.shared.positions(self.calibration), None)
+
+    @functools.cached_property
+    def unit(self) -> Floats:
+        """When requests arrive: as the log says, or one a second."""
+        simulations = SHUFFLES + self.bootstrap
+        if self.log is None:
+            return drawn_arrivals(self.arrivals, simulations, self.count, self.seed)
+        return np.tile(self.log.seconds[: self.count], (simulations, 1))
+
+    @functools.cached_property
+    def queues(self) -> NDArray[np.int64]:
+        return _queues(self.positions, self.saturating, self.bootstrap, self.seed)
+
+    @functools.cached_property
+    def base(self) -> Requests:
+        return _requests(self.positions, self.queues, self.log, self.seed)
+
+    @functools.cached_property
+    def priced(self) -> list[JointTable]:
+        contexts = int(self.base.prompt.min()), int((self.base.prompt + self.base.answer).max())
+        return _priced(self.cost, self.positions, contexts, self.server.running, self.policies)
+
+    @property
+    def ways(self) -> int:
+        """Loads that are simulated."""
+        return len(self.rates or (SHARES if self.log is None else (1,)))
+
+    def arriving(self, scale: float) -> Requests:
+        """The requests of a load, so many seconds a unit of their arrivals."""
+        unit, count = self.unit, self.count
+        return self.base._replace(
+            arrival=np.ascontiguousarray(unit * scale if np.isfinite(scale) else unit),
+            prompt=np.ascontiguousarray(self.base.prompt[:, :count]),
+            answer=np.ascontiguousarray(self.base.answer[:, :count]),
+        )
+
+    def __call__(self, task: tuple[int, list[Policy] | None, float | None]) -> tuple[list[Policy], Told]:
+        k, ready, scale = task
+        policy, positions = self.policies[k], self.positions
+        if decision_of(policy) is None:  # other tasks ask it too
+            policy = copy.deepcopy(policy)
+        one = _ready(policy, positions, self.cost, self.priced, self.queues[:SHUFFLES, : self.count], ready)
+        return one.ready, _simulate(one, positions, self.server, self.base if scale is None else self.arriving(scale))
+
+    def loads(self, highest: Sequence[Told]) -> list[tuple[float, float]]:
+        """Each load and its scale, given what each policy did with all requests at once."""
+        log = self.log
+        if log is not None and self.rates is None:
+            return [(log.rate, 1.0)]
+        done = zip(self.policies, highest, strict=True)
+        fixed = [told for policy, told in done if policy.fixed is not None and not policy.scheduled]
+        most = max(pooled(_served(told, self.server.running)) for told in fixed)
+        loads = [share * most for share in SHARES] if self.rates is None else [float(one) for one in self.rates]
+        return [(load, 1 / load if log is None else log.rate / load) for load in loads]
+
+    def result(
+        self, highest: Sequence[tuple[list[Policy], Told]], loads: list[tuple[float, float]], done: Sequence[Told]
+    ) -> LoadResult:
+        """What the tasks came to: all requests at once, then every load, each by policy."""
+        names = distinct([policy.name for policy in self.policies])
+        of = zip(names, self.policies, strict=True)
+        fixed = tuple(name for name, policy in of if policy.fixed is not None and not policy.scheduled)
+        left = iter(done)
         runs, marks = {}, {}
-        for load, scale in zip(loads, scales, strict=True):
-            some = base._replace(
-                arrival=np.ascontiguousarray(unit * scale if np.isfinite(scale) else unit),
-                prompt=np.ascontiguousarray(base.prompt[:, :count]),
-                answer=np.ascontiguousarray(base.answer[:, :count]),
-            )
+        for load, scale in loads:
+            some = self.arriving(scale)
             for name in names:
-                done = _simulate(ready[name], positions, server, some)
-                runs[load, name] = LoadRun(some, done, count // WARM if log is None else 0)
-                marks[load, name] = _extrapolated(cost, ready[name], done)
-                went_on()
-    provenance = {
-        "ddsim": ddsim.__version__,
-        "trace": positions.fingerprint,
-        "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
-        "arrivals": str(arrivals) if log is None else {"requests": count, "rate": log.rate},
-        "server": {"running": running, "memory": memory, "prefill": prefill, "chunk": chunk if chunked else None},
-        "prefill_seconds": said,
-        "promised": {"ttft": ttft, "tpot": tpot},
-        "admission": "in order, when prompt and answer fit",
-        "requests": count,
-        "seed": seed,
-        "bootstrap": bootstrap,
-        "policies": {name: ready[name].ready[-1].to_json() for name in names},
-    }
-    return LoadResult(runs, highest, fixed, promise, marks, said, shares, provenance)
+                told = next(left)
+                runs[load, name] = LoadRun(some, told, self.count // WARM if self.log is None else 0)
+                marks[load, name] = _extrapolated(self.cost, self.priced[0], told)
+        most = {name: _served(told, self.server.running) for name, (_, told) in zip(names, highest, strict=True)}
+        shares = SHARES if self.rates is None and self.log is None else None
+        ready = {name: own[-1].to_json() for name, (own, _) in zip(names, highest, strict=True)}
+        provenance = self.provenance | {"policies": ready}
+        return LoadResult(runs, most, fixed, self.promise, marks, self.said, shares, provenance)
 
 
-@contextmanager
-def _without_warning(cost: CostModel) -> Iterator[None]:
-    """Ask for costs that may lie outside of what was measured, and say nothing of it."""
-    with warnings.catch_warnings(), cost.one_warning():
-        warnings.simplefilter("ignore", ExtrapolationWarning)
-        yield
+def serve_loads(
+    served: Sequence[UnderLoad], cluster: str | None = None, progress: Progress | None = None
+) -> list[LoadResult]:
+    """Serve all: first each policy with all requests at once, which says what loads there are, then every load."""
+    job, steps = Together(served), sum(len(one.policies) * (1 + one.ways) for one in served)
+    first = [(n, (k, None, None)) for n, one in enumerate(served) for k in range(len(one.policies))]
+
+    def part(before: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(before + done, steps)
+
+    with workers(cluster) as spread:
+        with ExitStack() as stack:
+            for cost in {id(one.cost): one.cost for one in served}.values():
+                stack.enter_context(without_warning(cost))  # prices that may never be asked for; see _extrapolated
+            for one in served:
+                _ = one.priced
+            told = spread(job, first, part(0))
+            highest = [[t for (n, _), t in zip(first, told, strict=True) if n == i] for i in range(len(served))]
+        loads = [one.loads([t for _, t in own]) for one, own in zip(served, highest, strict=True)]
+        then = [
+            (n, (k, ready, scale))
+            for n in range(len(served))
+            for _, scale in loads[n]
+            for k, (ready, _) in enumerate(highest[n])
+        ]
+        done = spread(job, then, part(len(first)))
+    answers = []
+    for i, one in enumerate(served):
+        own = [t for (n, _), (_, t) in zip(then, done, strict=True) if n == i]
+        answers.append(one.result(highest[i], loads[i], own))
+    return answers
 
 
 def _positive(value: Any, name: str, unit: str) -> float:
@@ -330,7 +384,7 @@ def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
     if measured is None and cost.buckets:  # graphs are captured for rounds; prompts aren't padded to them
         last = cost.buckets[-1]
         known = np.unique([1, *cost.buckets, *range(last, most + last, last)]).astype(np.float64)
-    with _without_warning(cost):  # it is said in words
+    with without_warning(cost):  # it is said in words
         seconds = np.interp(tokens, known, np.asarray(cost.prefill_seconds(known)))
     seconds = np.concatenate([[0.0], np.maximum.accumulate(seconds - attend * tokens * (tokens - 1) / 2)])
     said = "assumed, as passes of verification of as many tokens" if measured is None else f"measured, {measured}"
@@ -381,10 +435,20 @@ def _priced(
 
 
 def _ready(
-    policy: Policy, positions: Positions, cost: CostModel, priced: list[JointTable], queues: NDArray[np.int64]
-) -> _Prepared:
-    """The policy, ready for every number of requests."""
+    policy: Policy, positions: Positions, cost: CostModel, priced: list[JointTable], queues: NDArray[np.int64],
+    ready: list[Policy] | None = None,
+) -> _Prepared:  # fmt: skip
+    """The policy, ready for every number of requests; ``ready``: as it was solved before."""
     tables = [decided_on(policy, cost, table, positions.max_budget) for table in priced]
+    ready = _solved(policy, positions, tables, queues) if ready is None else ready
+    decisions = [decision_of(one) for one in ready]
+    known = [one for one in decisions if one is not None]
+    flat = _flat(tables, known[-1].mode if len(known) == len(tables) else 0)
+    return _Prepared(policy, ready, tables, flat, known if len(known) == len(tables) else None)
+
+
+def _solved(policy: Policy, positions: Positions, tables: list[JointTable], queues: NDArray[np.int64]) -> list[Policy]:
+    """The policy with what it solves for, for every number of requests."""
     running = len(tables)
     grid = sorted({min(4**i, running) for i in range(8)})
     solved = {b: _prepared(policy, positions, tables[b - 1], queues) for b in grid} if policy.solves else {}
@@ -401,10 +465,7 @@ def _ready(
             ready.append(
                 _prepared(policy, positions, tables[b - 1], queues) if policy.scheduled or b == 1 else ready[0]
             )
-    decisions = [decision_of(one) for one in ready]
-    known = [one for one in decisions if one is not None]
-    flat = _flat(tables, known[-1].mode if len(known) == running else 0)
-    return _Prepared(policy, ready, tables, flat, known if len(known) == running else None)
+    return ready
 
 
 def _flat(tables: list[JointTable], mode: int) -> Tables:
@@ -500,12 +561,12 @@ def _served(done: Told, running: int) -> Floats:
     return rates
 
 
-def _extrapolated(cost: CostModel, one: _Prepared, done: Told) -> bool:
+def _extrapolated(cost: CostModel, table: JointTable, done: Told) -> bool:
     """Whether a round cost what wasn't measured; where, the model says in its warning."""
     largest, longest = done.largest.max(axis=0), done.longest.max(axis=0)
     sizes = np.flatnonzero(largest)
     # Contexts below the first that was measured cost what it does, which is no more than their own reading off.
     first = cost.range.contexts[0] if cost.range.contexts else 0
-    contexts = np.maximum((one.flat.low + longest[sizes] - 1) * one.flat.step, first)
+    contexts = np.maximum((table.first + longest[sizes] - 1) * table.step, first)
     cost.verify_seconds(largest[sizes], contexts, sizes)
     return bool(np.any(cost.extrapolated(largest[sizes], contexts, sizes)))

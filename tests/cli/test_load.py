@@ -91,3 +91,16 @@ def test_map_of_settings(cli: Run, files: Path, tmp_path: Path) -> None:
     assert "no cell of the map was measured" in error(cli(*plain, "-b", 64))
     assert "--load takes no --against or --calibrate" in error(cli(*plain, "--against", 3))
     assert "LongRun has to solve for something" in error(cli(*plain, "--policy", "LongRun"))
+
+
+def test_a_sweep_of_loads(cli: Run, files: Path, tmp_path: Path) -> None:
+    plain = ("sweep", files / "trace", "-p", files / "profile.json", "--policy", "DFlash")
+    more = ("--load", "--running", 4, "--rate", 1.5, "--rate", 500, "--bootstrap", 4)
+    answer = cli(*plain, *more, "--out", tmp_path / "loads.csv")
+    assert answer.code == 0 and "The policy of each that can serve most (4 rows in all)" in " ".join(answer.out.split())
+    alone = json.loads(cli(*words(files, "--policy", "DFlash", "--rate", 1.5, "--rate", 500, "--json")).out)["table"]
+    rows = json.loads(cli(*plain, *more, "--json").out)["table"]
+    assert [{k: v for k, v in row.items() if k not in ("trace", "profile", "seed")} for row in rows] == alone
+    assert "sweep: --rate needs --load" in error(cli(*plain, "--rate", 1))
+    assert "sweep: --batch is for full batches, not for --load" in error(cli(*plain, "--load", "--batch", 1))
+    assert "rate: must be a number of requests a second above 0, is 0" in error(cli(*plain, "--load", "--rate", 0))

@@ -14,7 +14,7 @@ from ddsim.cli.main import main
 from ddsim.cost.model import CostModel, ExtrapolationWarning
 from ddsim.cost.profile import Profile, VerifySample
 from ddsim.replay.contest import WORTH, Contest, contest
-from ddsim.replay.load import RULES
+from ddsim.replay.load_rules import RULES
 from ddsim.replay.served import SHUFFLES
 from tests.made_up import made_trace
 from tests.policy.test_engine_rules import COST, made
