@@ -27,6 +27,7 @@ from ddsim.errors import DdsimError
 from ddsim.replay import load as _load
 from ddsim.replay.sweep import sweep
 from ddsim.threads import one_thread, split
+from ddsim.trace import calibrate
 from ddsim.trace.shared import SharedTrace
 
 
@@ -165,6 +166,18 @@ def test_loads_are_the_same_elsewhere(traces: Path, monkeypatch: pytest.MonkeyPa
     assert sweep(trace, cost, ["DFlash", "LongRun"], **asked).equals(here)
 
 
+def test_path_fits_are_the_same_elsewhere(traces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = ddsim.open_trace(traces / "trace")
+    told: list[tuple[int, int]] = []
+    here = ddsim.cross_calibrate(trace, "path", folds=3, progress=lambda *at: told.append(at))
+    assert told[-1] == (len(trace), len(trace))
+    monkeypatch.setattr(calibrate, "workers", elsewhere)
+    there = ddsim.cross_calibrate(trace, "path", folds=3, cluster="elsewhere")
+    fits = [[pickle.dumps(vars(part.path)) for part in cross.parts] for cross in (here, there)]
+    assert fits[0] == fits[1] and len(set(fits[0])) == 3
+    assert [part.provenance for part in there.parts] == [part.provenance for part in here.parts]
+
+
 @dataclass(frozen=True)
 class Dies:
     """Kills its own process: at its third task the first time, or always."""
@@ -275,11 +288,12 @@ def test_serve_on_other_machines(machines: Any, traces: Path, cli: Any, files: P
 
 
 @pytest.mark.slow
-def test_loads_on_processes(cli: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_and_path_fits_on_processes(cli: Any, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same JSON to the byte."""
     pytest.importorskip("distributed")
     monkeypatch.setattr(cluster, "cores", lambda: 2)
-    words = files / "trace", "-p", files / "profile.json", "--load", "--running", 3, "--bootstrap", 3, "--json"
-    for command in ("serve", "sweep"):
-        here, there = cli(command, *words), cli(command, *words, "--cluster", "local")
+    trace = files / "trace"
+    loads = trace, "-p", files / "profile.json", "--load", "--running", 3, "--bootstrap", 3
+    for words in (("serve", *loads), ("sweep", *loads), ("calibrate", trace, "--path")):
+        here, there = cli(*words, "--json"), cli(*words, "--json", "--cluster", "local")
         assert here.code == there.code == 0 and here.out == there.out

@@ -12,6 +12,7 @@ from ddsim.cli.app import (
     CALIBRATIONS,
     CURVES,
     KINDS,
+    ClusterOption,
     JsonOption,
     KindOption,
     PlotOption,
@@ -183,6 +184,7 @@ def calibrate(
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
     seed: SeedOption = 0,
+    cluster: ClusterOption = None,
     plot: PlotOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -197,6 +199,8 @@ def calibrate(
     kind = "path" if path else kind
     if leave_workload_out and kind != "path":
         raise DdsimError("--leave-workload-out: only with --path")
+    if cluster is not None and kind != "path":
+        raise DdsimError("--cluster: only with --path; other fits are one pass over the trace")
     from ddsim.trace.cache import positions_of
     from ddsim.trace.calibrate import cross_calibrate, fit_calibration, fit_on_all
     from ddsim.trace.reliability import reliability
@@ -206,8 +210,8 @@ def calibrate(
     applied: Calibration | CrossCalibration
     if kind == "path":
         with _progress("Calibrating, each prompt by a fit on others") as progress:
-            applied = cross_calibrate(recording, kind, seed=seed, progress=progress)
-        answer |= _path_gains(show, recording, applied, leave_workload_out, seed)
+            applied = cross_calibrate(recording, kind, seed=seed, cluster=cluster, progress=progress)
+        answer |= _path_gains(show, recording, applied, leave_workload_out, seed, cluster)
         with _progress("Calibrating on all prompts") as progress:
             calibration = fit_on_all(recording, kind, progress=progress)
     else:
@@ -253,7 +257,7 @@ def calibrate(
 
 
 def _path_gains(
-    show: Out, recording: Trace, cross: CrossCalibration, leave_workload_out: bool, seed: int
+    show: Out, recording: Trace, cross: CrossCalibration, leave_workload_out: bool, seed: int, cluster: str | None
 ) -> dict[str, Any]:
     """Show what a path correction gains on prompts, and if asked on workloads, that it wasn't fitted on."""
     from ddsim.replay.held_out import tokens_a_round
@@ -273,7 +277,7 @@ def _path_gains(
     answer = {"gains": gains}
     if leave_workload_out:
         with _progress("Calibrating, each workload by a fit on others") as progress:
-            others = cross_calibrate(recording, "path", by="workload", progress=progress)
+            others = cross_calibrate(recording, "path", by="workload", cluster=cluster, progress=progress)
         with _progress("Drafting, calibrated on other workloads") as progress:
             away = positions_of(recording, calibration=others, progress=progress)
         answer["gains_from_other_workloads"] = tokens_a_round(recording, before, away, seed=seed)

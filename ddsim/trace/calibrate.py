@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.arrays import plain
+from ddsim.cluster import workers
 from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.trace.calibration import (
@@ -23,9 +26,11 @@ from ddsim.trace.calibration import (
     _uncensored,
     rows_of,
 )
-from ddsim.trace.path_fit import fit_path, gathered
+from ddsim.trace.path import PathCorrection
+from ddsim.trace.path_fit import Samples, fit_path, gathered
 from ddsim.trace.reliability import lengths_by_budget
 from ddsim.trace.rounds import Positions, drafted, rounds_of
+from ddsim.trace.shared import SharedTrace
 from ddsim.trace.trace import Trace, check_trace
 
 if TYPE_CHECKING:
@@ -116,6 +121,7 @@ def cross_calibrate(
     folds: int = 5,
     seed: int = 0,
     by: str = "prompt",
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> CrossCalibration:
     """Fit calibrations such that every prompt can be judged with one that was fitted on other prompts only.
@@ -131,8 +137,11 @@ def cross_calibrate(
         Of the deal.
     by : {"prompt", "workload"}
         "workload": each workload is a part of its own, so every prompt is judged with a fit on other workloads.
+    cluster : str, optional
+        Where path corrections are fitted, a task a part: as `ddsim.cluster.workers` takes it. The other kinds are one pass over the trace,
+        here; their fits take no time.
     progress : callable, optional
-        Called with (positions done, positions in all).
+        Called with (positions done, positions in all); of a cluster with (parts done, parts in all).
 
     Returns
     -------
@@ -168,8 +177,30 @@ def cross_calibrate(
     provenance = _origin(trace) | {"folds": count, "seed": seed}
     if by == "workload":
         provenance["by"] = by
-    parts = tuple(_fits(trace, kind, of_sequence, [provenance | {"left_out": f} for f in range(count)], progress))
+    provenances = [provenance | {"left_out": f} for f in range(count)]
+    parts = tuple(_fits(trace, kind, of_sequence, provenances, progress, cluster=cluster))
     return CrossCalibration(kind, parts, fold, provenance)
+
+
+@dataclass
+class _PathFits:
+    """Path corrections, each without the prompts of a fold; a task is the fold."""
+
+    trace: SharedTrace
+    group: NDArray[np.int64]
+    """[S] the prompt that each sequence is of."""
+    away: NDArray[np.int64]
+    """The fold of each prompt."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "data"}
+
+    @functools.cached_property
+    def data(self) -> Samples:
+        return gathered(self.trace.open(), self.group)
+
+    def __call__(self, fold: int) -> PathCorrection:
+        return fit_path(self.data, self.away[self.data.rows[:, 0]] != fold)
 
 
 def _fits(
@@ -179,6 +210,7 @@ def _fits(
     provenances: list[dict[str, Any]],
     progress: Progress | None = None,
     positions: Positions | None = None,
+    cluster: str | None = None,
 ) -> list[Calibration]:
     """A calibration without each fold (``fold`` [S]), or, with None, one of all sequences; each with its provenance."""
     none, count = np.zeros(0), len(provenances)
@@ -186,11 +218,14 @@ def _fits(
         prompts: dict[tuple[str, str], int] = {}
         names = [(info.workload, info.prompt_id) for info in trace.sequences]
         of = np.array([prompts.setdefault(name, len(prompts)) for name in names], np.int64)
-        data = gathered(trace, of, progress)
         away = np.full(len(prompts), -1)
         if fold is not None:
             away[of] = fold
-        fits = (fit_path(data, away[data.rows[:, 0]] != f) for f in range(count))
+        job = _PathFits(SharedTrace(trace), of, away)
+        if cluster is None:  # workers gather for themselves
+            job.data, progress = gathered(trace, of, progress), None
+        with workers(cluster) as spread:
+            fits = spread(job, range(count), progress)
         return [Calibration(kind, none, none, none, p, fit) for p, fit in zip(provenances, fits, strict=True)]
     fit = _fitter(kind)
     if fold is None:

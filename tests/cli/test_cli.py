@@ -223,6 +223,7 @@ def test_calibrate_by_the_path(cli: Run, files: Path, tmp_path: Path) -> None:
     assert len(document["by_branch"]) == len(document["by_branch_after"]) == 6
     assert json.loads(cli("calibrate", files / "trace", "--kind", "path", "--json").out)["gains"] == document["gains"]
     assert "--leave-workload-out: only with --path" in error(cli("calibrate", files / "trace", "--leave-workload-out"))
+    assert "--cluster: only with --path" in error(cli("calibrate", files / "trace", "--cluster", "local"))
 
 
 def test_dash_is_standard_output(cli: Run, files: Path) -> None:
