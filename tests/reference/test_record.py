@@ -317,6 +317,7 @@ def test_processes_say_who_they_are(job: dict[str, Any], monkeypatch: pytest.Mon
         record(**job | {"max_new_tokens": 1})
     for rank, count, line in (
         ("x", 2, "RANK='x': must be a whole number"),
+        ("9" * 5000, 2, "RANK=.9999.*: must be a whole number"),
         (2, 2, "RANK=2: must be less than WORLD_SIZE=2"),
     ):
         process(monkeypatch, rank, count)

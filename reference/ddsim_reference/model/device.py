@@ -77,7 +77,7 @@ def this_process(device: str) -> Process:
     values = []
     for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         said = os.environ.get(name, default)
-        if not (said.isascii() and said.isdigit()):
+        if not (said.isascii() and said.isdigit() and len(said) < 10):
             raise DdsimError(f"{name}={said!r:.40}: must be a whole number, as torchrun sets it")
         values.append(int(said))
     rank, count, local = values
