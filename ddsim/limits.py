@@ -11,11 +11,12 @@ from ddsim.errors import DdsimError
 #: What is asked for -> (least, most, what to do about more).
 BOUNDS: dict[str, tuple[int, int, str]] = {
     "batch": (1, 4096, "simulate a replica of the server, with its share of the requests"),
+    "running": (1, 1024, "simulate a replica of the server, with its share of the requests"),
     "bootstrap": (1, 100_000, "intervals hardly move beyond a few thousand resamples"),
     "simulations": (0, 10_000, "intervals hardly move beyond a few hundred simulations"),
     "requests": (1, 1_000_000, "throughput settles after a few times the batch"),
     "max_tokens": (1, 2**31, "leave it out where a pass may verify all that is drafted"),
-    "context": (0, 2**31, "no model reads that many tokens"),
+    "context": (0, 2**30, "no model reads that many tokens"),
     "chunk": (1, 2**20, "prefill whole prompts instead"),
     "memory": (1, 2**50, "leave it out where memory is no limit"),
     "rows": (1, 2**40, "leave it out to write all rows"),

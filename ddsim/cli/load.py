@@ -41,7 +41,7 @@ ArrivalsOption = Annotated[
 RunningOption = Annotated[
     int | None,
     typer.Option(
-        "--running", metavar="N", callback=_within("batch"), help="Requests that run at a time (default: the largest batch measured). (--load)"
+        "--running", metavar="N", callback=_within("running"), help="Requests that run at a time (default: the largest batch measured). (--load)"
     ),
 ]  # fmt: skip
 
@@ -138,18 +138,20 @@ def serve_under_load(
         raise DdsimError("serve: --chunk is for --prefill chunked")
     from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
+    from ddsim.replay.arrivals import Arrivals, read_arrivals
     from ddsim.replay.load import serve_load
     from ddsim.replay.served import EXTRAPOLATED
 
+    log: Arrivals | str = arrivals or "poisson"
     if arrivals is not None and Path(arrivals).suffix:
         show.reads(Path(arrivals).expanduser())
-        arrivals = str(Path(arrivals).expanduser())
+        log = read_arrivals(Path(arrivals).expanduser())  # what can't be read is said at once
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     typed = [name for name in policies or () if str(name).lower() != EVERY]
     _check_typed(policies_of(typed, joint=True), recording.horizon)
     with progress("Simulating") as went:
         result = serve_load(
-            recording, cost, policies, rate=list(rate) if rate else None, arrivals=arrivals or "poisson", running=running,
+            recording, cost, policies, rate=list(rate) if rate else None, arrivals=log, running=running,
             memory=memory, prefill="chunked" if chunk is not None else prefill, ttft=ttft, tpot=tpot, requests=requests, bootstrap=bootstrap, seed=seed,
             cluster=cluster, progress=went, chunk=512 if chunk is None else chunk,
         )  # fmt: skip

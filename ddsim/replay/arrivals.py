@@ -23,7 +23,10 @@ PROMPTS = ("prompt_tokens", "contexttokens", "request tokens", "num_prefill_toke
 ANSWERS = ("answer_tokens", "generatedtokens", "response tokens", "num_decode_tokens", "output_tokens", "output_length")
 """Columns of a log, whatever their case: our own names, and those of public traces (Azure's, BurstGPT, Vidur's, vLLM's)."""
 
-MOST_TOKENS = 2**24  # of a prompt or an answer: a larger number is a mistake in the log
+MOST_TOKENS = 2**20  # of a prompt or an answer: a larger number is a mistake in the log
+
+A_DATE = r"\d{4}|:"
+"""What dates and times of day hold. Pandas reads other text as dates too: a decimal comma, 1,5, as a day in January."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Arrivals:
 
     def __len__(self) -> int:
         return len(self.seconds)
+
+    def first(self, count: int) -> Arrivals:
+        """The first ``count`` of them."""
+        lengths = (None if of is None else of[:count] for of in (self.prompt_tokens, self.answer_tokens))
+        return Arrivals(self.seconds[:count], *lengths)
 
     @property
     def rate(self) -> float:
@@ -149,10 +157,23 @@ def _seconds(times: pd.Series, name: str) -> Floats:
                 raise DdsimError(f"{name}: request {wrong[0] + 1}: {shown} is no number of seconds")
             return known
     dates = pd.to_datetime(times, errors="coerce", utc=True, format="mixed")
+    dates = dates.where(times.astype(str).str.contains(A_DATE))
     if dates.isna().any():
         at = int(np.flatnonzero(dates.isna())[0])
         raise DdsimError(f"{name}: request {at + 1}: {brief(str(times.iloc[at]))} is neither seconds nor a date")
     return np.asarray((dates - dates.iloc[0]).dt.total_seconds(), np.float64)
+
+
+LONGEST = 1e9  # seconds: later, a clock in float64 wouldn't tell microseconds
+
+
+def check_span(seconds: float) -> None:
+    """Refuse a last request that comes so late that the clock would stand still in rounds."""
+    if seconds > LONGEST:
+        raise DdsimError(
+            f"arrivals: the last request comes after {seconds:.3g} s; at most {LONGEST:.0e} s are simulated: raise the rate, or mend the times "
+            "of the log"
+        )
 
 
 def drawn_arrivals(pattern: str, simulations: int, requests: int, seed: int) -> Floats:

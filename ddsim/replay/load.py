@@ -26,7 +26,7 @@ from ddsim.policy.contract import Decision, Policy, ask_batch, check_chain, deci
 from ddsim.policy.joint import JointTable, curves_for, decided_on, joint_table
 from ddsim.policy.parse import policies_of
 from ddsim.replay.arguments import check_given, measured_on
-from ddsim.replay.arrivals import Arrivals, drawn_arrivals, read_arrivals
+from ddsim.replay.arrivals import Arrivals, check_span, drawn_arrivals, read_arrivals
 from ddsim.replay.load_kernels import (
     BATCH,
     DONE,
@@ -70,6 +70,9 @@ WHOLE = 8192
 
 MOST_ROWS = 24
 """Contexts at which rounds are priced, at most, for up to 64 requests: they are further apart where requests differ more, or are more."""
+
+DENSE = 2**16
+"""Tokens up to which passes over prompts are priced one by one; beyond twice as many, at some sizes, and linearly between them."""
 
 WARM = 10  # of drawn arrivals the first tenth meets a server that isn't full yet, and isn't counted
 
@@ -194,13 +197,17 @@ class UnderLoad:
         self.shared = trace if isinstance(trace, SharedTrace) else SharedTrace(trace)
         self.calibration, self.cost, self.bootstrap, self.seed = calibration, cost, bootstrap, seed
         positions = self.positions
+        if not isinstance(arrivals, (str, os.PathLike, Arrivals)):
+            raise DdsimError(f"arrivals: must be poisson, bursts, a log's name or Arrivals, is {arrivals!r:.40}")
         log = arrivals if isinstance(arrivals, Arrivals) else None
         if not isinstance(arrivals, Arrivals) and os.path.splitext(os.fspath(arrivals))[1]:
             log = read_arrivals(arrivals)
+        if log is not None and requests is not None:
+            log = log.first(limits.check("requests", requests))
         self.log, self.arrivals = log, "" if log is not None else str(arrivals)
         if running is None:
             running = int(cost.range.batches[1]) if cost.range.batches else RUNNING
-        limits.check("batch", running, "running")
+        limits.check("running", running)
         limits.check("simulations", bootstrap, "bootstrap")
         limits.check("seed", seed)
         if prefill is None:
@@ -218,9 +225,10 @@ class UnderLoad:
         if log is None:
             count = max(positions.sequences, 10 * running) if requests is None else limits.check("requests", requests)
         else:
-            count = len(log) if requests is None else min(len(log), limits.check("requests", requests))
+            count = len(log)
         self.count, self.saturating = count, max(count, 8 * running)
-        _ = self.unit  # unknown arrivals are said first
+        one_second = 1.0 if log is None else log.rate
+        check_span(float(self.unit.max()) * (1.0 if self.rates is None else one_second / min(map(float, self.rates))))
         limits.check_requests(self.saturating, bootstrap)
         needs = int((self.base.prompt + self.base.answer).max())
         if memory is not None and limits.check("memory", memory) < needs:
@@ -243,7 +251,9 @@ class UnderLoad:
             "ddsim": ddsim.__version__,
             "trace": positions.fingerprint,
             "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
-            "arrivals": self.arrivals if log is None else {"requests": count, "rate": log.rate},
+            "arrivals": self.arrivals
+            if log is None
+            else {"requests": count, "rate": log.rate if np.isfinite(log.rate) else None},
             "server": {"running": running, "memory": memory, "prefill": prefill, "chunk": chunk if chunked else None},
             "prefill_seconds": self.said,
             "promised": {"ttft": ttft, "tpot": tpot},
@@ -267,7 +277,7 @@ class UnderLoad:
         simulations = SHUFFLES + self.bootstrap
         if self.log is None:
             return drawn_arrivals(self.arrivals, simulations, self.count, self.seed)
-        return np.tile(self.log.seconds[: self.count], (simulations, 1))
+        return np.tile(self.log.seconds, (simulations, 1))
 
     @functools.cached_property
     def queues(self) -> NDArray[np.int64]:
@@ -380,12 +390,14 @@ def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
     """What `Server` takes: seconds of a pass over 0 .. ``most`` prompt tokens without their attention, never falling; seconds a token and
     token before it; and where they are from."""
     tokens, measured, attend = np.arange(1.0, most + 1), cost.prefill_range, cost.prefill_attend
-    known = tokens
+    known = np.append(tokens[:DENSE], np.linspace(DENSE, most, 257).round()[1:] if most > 2 * DENSE else tokens[DENSE:])
     if measured is None and cost.buckets:  # graphs are captured for rounds; prompts aren't padded to them
         last = cost.buckets[-1]
         known = np.unique([1, *cost.buckets, *range(last, most + last, last)]).astype(np.float64)
     with without_warning(cost):  # it is said in words
-        seconds = np.interp(tokens, known, np.asarray(cost.prefill_seconds(known)))
+        # Long prompts are taken in many parts: apart, so that the short ones aren't looked at for each of these again.
+        found = [cost.prefill_seconds(some) for some in (known[known <= DENSE], known[known > DENSE])]
+        seconds = np.interp(tokens, known, np.concatenate(found))
     seconds = np.concatenate([[0.0], np.maximum.accumulate(seconds - attend * tokens * (tokens - 1) / 2)])
     said = "assumed, as passes of verification of as many tokens" if measured is None else f"measured, {measured}"
     return seconds, attend, said
@@ -405,6 +417,11 @@ def _requests(positions: Positions, queues: NDArray[np.int64], log: Arrivals | N
         texts = np.stack([firsts[queues].ravel(), (firsts + tokens)[queues].ravel()], axis=1)
         return Requests(arrival, prompt, tokens[queues] + 1, ends, np.ascontiguousarray(texts))
     answer = np.tile(np.resize(log.answer_tokens, count), (simulations, 1))
+    if (texts_needed := answer.sum() / tokens.mean()) > limits.MOST_REQUESTS:
+        raise DdsimError(
+            f"arrivals: answers of {int(answer.sum()):,} tokens in all simulations take {texts_needed:,.0f} recorded texts, more than "
+            f"{limits.MOST_REQUESTS:,}; ask for fewer requests, or for fewer simulations behind the intervals (--bootstrap)"
+        )
     found: list[tuple[int, int]] = []
     ends = np.zeros((simulations, count + 1), np.int64)
     for r, queue in enumerate(queues.tolist()):

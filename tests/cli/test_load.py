@@ -57,6 +57,8 @@ def test_a_log_and_chunks(cli: Run, files: Path, tmp_path: Path) -> None:
         (("--rate", "nan"), "rate: must be a number"),
         (("--arrivals", "never"), 'unknown arrivals "never" (known: poisson, bursts, or a log'),
         (("--arrivals", "none.parquet"), "none.parquet: no such file"),
+        (("--running", 4096), "--running: must be at most 1,024, is 4,096; simulate a replica"),
+        (("--chunk", 0), "--chunk: must be at least 1, is 0"),
         (("--prefill", "later"), '--prefill: unknown value "later"'),
         (("--prefill", "whole", "--chunk", 8), "--chunk is for --prefill chunked"),
         (("--memory", 7), "memory: 7 tokens can't hold the longest request"),

@@ -275,6 +275,23 @@ def test_a_log_gives_times_and_lengths(tmp_path: Path) -> None:
         ("time,output_tokens\n0,1.5\n", "answer_tokens: request 1: must be a whole number of tokens"),
         ("time\n", "must be times of at least one request"),
         ("", "can't be read as csv"),
+        ("time\n0\ninf\n", "request 2: its time is missing, or no finite number"),
+        ("time\n1\n2026-01-01\n", 'request 2: "2026-01-01" is no number of seconds'),
+        ('time\n"0,5"\n"1,5"\n', 'request 1: "0,5" is neither seconds nor a date'),
+        ('time\n"1,5"\n', 'request 1: "1,5" is neither seconds nor a date'),
+        ("time\n1,2,3\n4\n5,6,7,8,9\n", "can't be read as csv: 'Error tokenizing data"),
+        ('time\n"1\n2', "can't be read as csv"),
+        ("time\nTrue\nFalse\n", "times run backwards"),
+        ("time,prompt_tokens\n1,abc\n", "prompt_tokens: must be numbers"),
+        ("time,prompt_tokens\n1,\n", "prompt_tokens: request 1: must be a whole number of tokens"),
+        ("time,prompt_tokens\n1,True\n", "prompt_tokens: must be numbers"),
+        ("time,answer_tokens\n1,-4\n", "answer_tokens: request 1: must be a whole number of tokens"),
+        (
+            "time,answer_tokens\n1,16777216\n",
+            "answer_tokens: request 1: must be a whole number of tokens, 1 to 1,048,576",
+        ),
+        ("\0\1\2", "no column of times"),
+        ("\ufefftime\nx\n", 'request 1: "x" is neither seconds nor a date'),
     ],
 )
 def test_bad_logs_get_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -282,6 +299,40 @@ def test_bad_logs_get_one_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(DdsimError, match=words) as error:
         read_arrivals(tmp_path / "log.csv")
     assert "\n" not in str(error.value) and "log.csv" in str(error.value)
+
+
+def test_bad_parquet_gets_one_line(tmp_path: Path) -> None:
+    path, days = tmp_path / "log.parquet", pd.to_datetime(["2026-01-01", None])
+    path.write_bytes(b"PAR1 nonsense")
+    with pytest.raises(DdsimError, match="can't be read as parquet"):
+        read_arrivals(path)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"time": [[1, 2], [3]]}, r'request 1: "\[1 2\]" is neither seconds nor a date'),
+        ({"time": [{"a": 1}]}, "is neither seconds nor a date"),
+        ({"time": [None, None]}, 'request 1: "None" is neither'),
+        ({"time": days}, 'request 2: "NaT" is neither'),
+        ({"time": days - days[0]}, "request 2: its time is missing"),
+        ({"time": pd.array([1, None], dtype="Int64")}, "request 2: its time is missing"),
+        ({"time": [1, 2], "prompt_tokens": pd.array([1, None], dtype="Int64")}, "prompt_tokens: request 2: must be"),
+        ({"time": [1.0], "prompt_tokens": [[1]]}, "prompt_tokens: must be numbers"),
+        ({"time": pd.Series([], dtype=float)}, "must be times of at least one request"),
+    ]
+    for columns, words in cases:
+        pd.DataFrame(columns).to_parquet(path)
+        with pytest.raises(DdsimError, match=words) as error:
+            read_arrivals(path)
+        assert "\n" not in str(error.value) and "log.parquet" in str(error.value)
+    pd.DataFrame({"time": ["18:15:46", "18:15:48"]}).to_parquet(path)
+    assert read_arrivals(path).seconds.tolist() == [0, 2]
+
+
+def test_the_rate_of_a_log_is_that_of_the_requests_simulated() -> None:
+    log = Arrivals([0, 0.1, 100, 200], answer_tokens=[3, 4, 5, 600])
+    result = quiet(made(7, [30] * 5), COST, ["DFlash"], arrivals=log, requests=2, running=2, bootstrap=0)
+    assert result.loads == [10.0] and result.provenance["arrivals"] == {"requests": 2, "rate": 10.0}
+    assert result.runs[10.0, "DFlash"].requests.answer[0].tolist() == [3, 4]
+    at_once = quiet(made(7, [30] * 5), COST, ["DFlash"], arrivals=Arrivals([5, 5]), running=2, bootstrap=0)
+    assert "null" in json.dumps(at_once.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +344,12 @@ def test_bad_logs_get_one_line(tmp_path: Path, text: str, words: str) -> None:
         ({"arrivals": "never"}, 'unknown arrivals "never"'),
         ({"arrivals": "no.csv"}, "no.csv: no such file"),
         ({"arrivals": "log.txt"}, "log.txt: arrivals are read from"),
+        ({"arrivals": 5}, "arrivals: must be poisson, bursts, a log's name or Arrivals, is 5"),
+        ({"arrivals": Arrivals([0, 1e308])}, "the last request comes after 1e.308 s; at most 1e.09 s are simulated"),
+        ({"arrivals": Arrivals([0, 1, 2]), "rate": 1e-12}, "the last request comes after 2e.12 s"),
+        ({"arrivals": Arrivals([0, 1], answer_tokens=[2**20, 2**20])}, "recorded texts, more than 20,000,000"),
+        ({"rate": [1.0, 1e-320]}, "the last request comes after inf s"),
+        ({"running": 4096}, "running: must be at most 1,024, is 4,096; simulate a replica"),
         ({"running": 0}, "running: must be at least 1"),
         ({"memory": 10}, "memory: 10 tokens can't hold the longest request, of 30 with its answer"),
         ({"prefill": "later"}, 'prefill: must be "whole" or "chunked"'),
@@ -343,3 +400,12 @@ def test_prompts_are_not_padded_to_graphs_but_cost_what_was_measured() -> None:
         and seconds[300] == pytest.approx(0.01 + 300 * 1e-4)
         and said.startswith("measured")
     )
+
+
+def test_long_prompts_are_priced_at_fewer_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost = CostModel.from_table([1, 40], [0.010, 0.020])
+    every = _load.prefill_seconds(cost, 2000)[0]
+    monkeypatch.setattr(_load, "DENSE", 256)
+    fewer = _load.prefill_seconds(cost, 2000)[0]
+    assert len(fewer) == 2001 and (fewer[:257] == every[:257]).all() and fewer[2000] == every[2000]
+    assert (np.diff(fewer) >= 0).all() and fewer == pytest.approx(every, rel=0.05)  # a part of 40 is 10 ms at least
