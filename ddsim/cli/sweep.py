@@ -27,6 +27,7 @@ from ddsim.cli.app import (
 )
 from ddsim.cli.console import Column, Out, number, progress
 from ddsim.cli.load import LoadOption, RateOption, RunningOption, TpotOption, TtftOption, check_load
+from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
 COLUMNS: tuple[Column, ...] = (
@@ -97,8 +98,10 @@ def sweep(
     check_load(load, needs, {"--batch": batch}, "sweep")
     from ddsim.replay.replay import _records
     from ddsim.replay.sweep import sweep as run
-    from ddsim.view.export import export_table
+    from ddsim.view.export import FORMATS, export_table
 
+    if out is not None and out != STDOUT and Path(out).suffix not in FORMATS:  # now, not after the work
+        raise DdsimError(f"--out {out}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
     traces = {str(path): _open(show, [path], workload, temperature) for path in trace}
     costs = {str(path): _cost(show, path, kind) for path in profile}
     with progress("Sweeping") as told:

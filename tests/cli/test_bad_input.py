@@ -374,3 +374,32 @@ def test_arguments_beyond_bounds_are_refused_from_python_too(files: Path) -> Non
     }.items():
         with pytest.raises(DdsimError, match=wanted):
             call()
+
+
+def test_what_needs_no_work_is_refused_before_it(cli: Run, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("time\n3\n1\n")
+    profile = ("-p", files / "profile.json")
+    load = ("serve", "no-trace", *profile, "--load")
+    fit = ("fit", "no-profile.json", "--choose-buckets")
+    cases: dict[tuple[Any, ...], str] = {
+        (*load, "--arrivals", tmp_path / "log.csv"): "log.csv: times run backwards: request 2 came at 1 s",
+        (*load, "--running", 4096): "--running: must be at most 1,024",
+        (*load, "--memory", 0): "--memory: must be at least 1, is 0",
+        (*load, "--chunk", 0): "--chunk: must be at least 1, is 0",
+        ("rules", "no-trace", *profile, "--running", 0): "--running: must be at least 1, is 0",
+        ("sweep", "no-trace"): "Missing option '--profile'",
+        (
+            "sweep",
+            "no-trace",
+            *profile,
+            "--out",
+            "x.xyz",
+        ): "--out x.xyz: can't tell the format; end the name in one of .csv",
+        ("sweep", "no-trace", *profile, "--seeds", 0): "'--seeds': Input should be greater than or equal to 1",
+        ("plan", "no-trace", *profile, "--load", "--context", 2**31): "--context: must be at most 1,073,741,824",
+        ("plan", "no-trace", *profile, "--load", "-b", 0): "--batch: must be at least 1, is 0",
+        (*fit, 0): "'--choose-buckets': Input should be greater than or equal to 1",
+        (*fit, "x"): "'--choose-buckets': Input should be a valid integer",
+    }
+    for words, wanted in cases.items():
+        assert wanted in error(cli(*words)), words
