@@ -176,9 +176,7 @@ def _as_call(text: str) -> str:
 
 def _unknown(text: str, joint: bool) -> DdsimError:
     names = [name for name, kind in _KNOWN.items() if (not kind.hindsight if joint else not kind.for_batches)]
-    return DdsimError(
-        f"unknown policy {text!r}; known: {', '.join(names)} (a budget is given as DDTree:63), or module:Class of your own"
-    )
+    return DdsimError(f"unknown policy {text!r}; known: {', '.join(names)} (a budget: DDTree:63), or module:Class")
 
 
 def _built(node: ast.expr, text: str, joint: bool) -> Policy:
