@@ -287,6 +287,8 @@ def fit_roofline(
         for start in starts
     ]  # fmt: skip
     x = min(fits, key=lambda f: float(f.cost)).x * unit
+    if not context.any():  # measured before no context alone, what one costs is unknown, and the fit leaves it anywhere
+        x[2] = x[4] = 0.0
     return Roofline(float(x[0]), float(x[1]), float(x[2]), float(x[3]), float(x[4]), float(1.0 / x[5]), buckets)
 
 
