@@ -102,7 +102,8 @@ def test_rules_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[
 
     code, out, _ = run("--plot", tmp_path / "r.png")
     assert code == 0 and "Highest load gained" in out and "AdaptiveVerification" in out.replace("…", "ification")
-    assert (tmp_path / "r.png").exists() and max(map(len, out.splitlines())) <= 80
+    shown = out.replace(str(tmp_path), "")  # a folder of pytest's may be longer than a line
+    assert (tmp_path / "r.png").exists() and max(map(len, shown.splitlines())) <= 80
     document = json.loads(run("--json")[1])
     assert document["kind"] == "ddsim-contest" and {row["where"] for row in document["table"]} >= {
         "batch 2",
