@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 import os
 import select
 import stat
 import time
+import zlib
 from typing import Any
 
 from ddsim.errors import DdsimError
@@ -43,14 +46,14 @@ def read_document(path: str | os.PathLike[str], kinds: dict[str, int]) -> dict[s
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file or of a pipe, as in ``-p <(zcat profile.json.gz)``.
+    """The content of a regular file, plain or gzipped, or of a pipe.
 
     A pipe can be read once only.
 
     Raises
     ------
     DdsimError
-        No such file, a folder, a device, more than `LARGEST_FILE` bytes, or a pipe into which nobody writes.
+        No such file, a folder, a device, more than `LARGEST_FILE` bytes, damaged gzip, or a pipe into which nobody writes.
     """
     try:
         # Without O_NONBLOCK a named pipe that nobody writes to would hold us here for ever.
@@ -72,14 +75,32 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
                 _wait(handle, path)
             part = os.read(handle, 1 << 20)
             if not part:
-                return b"".join(parts)
+                return _plain(b"".join(parts), path)
             parts.append(part)
             size += len(part)
-        raise DdsimError(f"{path}: is larger than {LARGEST_FILE >> 20} MiB, which no such file is")
+        raise _too_large(path)
     except OSError as error:
         raise DdsimError(f"{path}: can't be read ({error.strerror or error})") from None
     finally:
         os.close(handle)
+
+
+def _plain(content: bytes, path: str | os.PathLike[str]) -> bytes:
+    """What a file says, unpacked if it is gzipped: told by its content, as JSON and CSV are."""
+    if not content.startswith(b"\x1f\x8b"):
+        return content
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            plain = file.read(LARGEST_FILE + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DdsimError(f"{path}: is damaged gzip ({error})") from None
+    if len(plain) > LARGEST_FILE:
+        raise _too_large(path)
+    return plain
+
+
+def _too_large(path: str | os.PathLike[str]) -> DdsimError:
+    return DdsimError(f"{path}: is larger than {LARGEST_FILE >> 20} MiB, which no such file is")
 
 
 def _wait(handle: int, path: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -107,11 +108,19 @@ def test_only_files_and_pipes_are_read(cli: Run, files: Path, tmp_path: Path, mo
     os.mkfifo(tmp_path / "pipe")
     with open(tmp_path / "large.json", "wb") as file:
         file.truncate(10 << 30)  # takes no room
+    packed = gzip.compress(bytes(2 << 20))
+    small = gzip.compress(b"{}" * 100)
+    (tmp_path / "large.json.gz").write_bytes(packed)
+    (tmp_path / "cut.json.gz").write_bytes(small[:-9])
+    (tmp_path / "damaged.json.gz").write_bytes(packed[:10] + b"\xff" * 20)
     cases: dict[str | Path, str] = {
         files: "is a folder",
         "/dev/zero": "is a device",
         tmp_path / "pipe": "nothing came through this pipe",
         tmp_path / "large.json": "is larger than 1 MiB",
+        tmp_path / "large.json.gz": "is larger than 1 MiB",
+        tmp_path / "cut.json.gz": "is damaged gzip",
+        tmp_path / "damaged.json.gz": "is damaged gzip",
         "a\0b.json": "null",
         tmp_path / ("n" * 300): "can't be read (File name too long)",
     }
