@@ -348,7 +348,7 @@ def test_batches_outside_against_the_truth(kind: str, batches: tuple[int, ...]) 
 
 def test_the_shipped_batches_extrapolate_to_the_one_left_out() -> None:
     """Batch 32 from batches 1 and 8, as measured on an H100."""
-    profile = read_profile(Path(__file__).parents[2] / "traces/profiles/qwen3-8b-cost-h100-batches.json")
+    profile = read_profile(Path(__file__).parents[2] / "traces/profiles/qwen3-8b-cost-h100-batches.json.gz")
     known = [[s for s in samples if s.batch < 32] for samples in (profile.verify, profile.draft, profile.host)]
     cost = fit_cost(Profile(*known, buckets=profile.buckets), "steps")
     points = profile.points()
@@ -573,7 +573,7 @@ def test_drafts_in_milliseconds_are_asked_about() -> None:
 
 def test_shipped_profiles_are_taken_without_a_question() -> None:
     root = Path(__file__).parents[2]
-    paths = [*sorted((root / "traces/profiles").glob("*.json")), *sorted((root / "ddsim/data").glob("*cost*.json"))]
+    paths = [*sorted((root / "traces/profiles").glob("*.json*")), *sorted((root / "ddsim/data").glob("*cost*.json"))]
     assert len(paths) >= 5
     for path in paths:
         with warnings.catch_warnings():

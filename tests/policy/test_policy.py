@@ -247,7 +247,7 @@ RECORDINGS = ["marginals", "temperature-0"]  # temperature-1 holds too few round
 LEAST = {"temperature-0": 0.994}  # summarising at the 4B costs: 0.9948, of lattices
 
 
-@pytest.mark.parametrize("kind", [*COSTS, *sorted(path.name for path in SHIPPED.glob("profiles/*-h100.json"))])
+@pytest.mark.parametrize("kind", [*COSTS, *sorted(path.name for path in SHIPPED.glob("profiles/*-h100.json*"))])
 @pytest.mark.parametrize("name", ["made", *(pytest.param(name, marks=pytest.mark.slow) for name in RECORDINGS)])
 def test_online_price_comes_within_half_a_percent_after_200_rounds(name: str, kind: str) -> None:
     trace = made_trace(2, prompts=30, length=150, max_budget=512) if name == "made" else open_trace(SHIPPED / name)

@@ -19,6 +19,7 @@ from ddsim.cli.main import main
 from ddsim.cost.model import fit_cost
 from ddsim.cost.profile import read_profile
 from ddsim.errors import DdsimError
+from ddsim.files.documents import read_bytes
 from ddsim_reference import engines
 from ddsim_reference.engines import compare, costs, vllm
 from ddsim_reference.engines.predict import drain
@@ -352,8 +353,8 @@ def test_groups_end_with_the_rest() -> None:
 def test_what_was_measured_in_vllm_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped comparison: its errors are those of its rows, and its costs are an engine's that plans take."""
     traces = Path(__file__).parents[2] / "traces"
-    path = traces / "validation" / "vllm-qwen3-8b-cost-h100.json"
-    document = json.loads(path.read_text())
+    path = traces / "validation" / "vllm-qwen3-8b-cost-h100.json.gz"
+    document = json.loads(read_bytes(path))
     told = compare.summary(document["rows"], 15)
     assert document["tokens_per_second_error"] == pytest.approx(told["tokens_per_second_error"], rel=1e-4)
     assert document["order"] == told["order"]
@@ -373,7 +374,7 @@ def test_what_was_measured_in_vllm_is_shown(capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "7.3 % at worst" in shown
     assert "off the fastest they are 1.0 % on average" in " ".join(shown.split())
-    profile = read_profile(traces / "profiles" / "vllm-qwen3-8b-cost-h100.json")
+    profile = read_profile(traces / "profiles" / "vllm-qwen3-8b-cost-h100.json.gz")
     assert profile.provenance["engine"] == "vLLM 0.26.0"
     assert {s.batch for s in profile.verify} >= {1, 8, 32, 64}
 

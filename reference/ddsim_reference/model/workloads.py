@@ -73,7 +73,7 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
     if name == "humaneval":
         return list(_humaneval())
     if name in WORKLOADS:
-        return read_prompts(_PROMPTS / f"{name}.jsonl")
+        return read_prompts(_PROMPTS / f"{name}.jsonl.gz")
     if not Path(name).is_file():
         known = ", ".join(("all", *WORKLOADS))
         raise DdsimError(f"{name}: no such prompt file; give a JSONL file or one of: {known}")

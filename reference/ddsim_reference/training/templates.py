@@ -1,7 +1,8 @@
-"""Templates of instructions: JSON files in ``prompts``, whose texts have fields in braces."""
+"""Templates of instructions: gzipped JSON files in ``prompts``, whose texts have fields in braces."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -17,8 +18,8 @@ T = TypeVar("T")
 @cache
 def templates(name: str) -> SimpleNamespace:
     """The tables of a file, as attributes."""
-    path = Path(__file__).parent / "prompts" / f"{name}.json"
-    return SimpleNamespace(**json.loads(path.read_text(encoding="utf-8")))
+    path = Path(__file__).parent / "prompts" / f"{name}.json.gz"
+    return SimpleNamespace(**json.loads(gzip.decompress(path.read_bytes())))
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
