@@ -19,9 +19,12 @@ from ddsim.cli.app import (
     PlotOption,
     PolicyOption,
     ProfileOption,
+    RequestsOption,
     RuleOption,
     SeedOption,
+    ServedBatchOption,
     ServingPolicyOption,
+    SimulationsOption,
     TemperatureOption,
     TraceArgument,
     WorkloadOption,
@@ -207,12 +210,7 @@ def plan(
 
 
 def _show_plan(show: Out, answer: Plan, several: bool) -> None:
-    show.say()
-    show.say(answer.sentence, style="bold")
-    for line in answer.details:
-        show.say(line)
-    for note in answer.notes:
-        show.say(f"Note: {note}")
+    show.answer(answer.sentence, answer.details, answer.notes)
     show.say()
     if several:
         table = answer.by_workload
@@ -432,15 +430,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
 def serve(
     trace: TraceArgument,
     profile: ProfileOption,
-    batch: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--batch",
-            "-b",
-            callback=_within("batch"),
-            help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
-        ),
-    ] = None,
+    batch: ServedBatchOption = None,
     policy: ServingPolicyOption = None,
     load: LoadOption = False,
     rate: RateOption = None,
@@ -451,9 +441,7 @@ def serve(
     chunk: ChunkOption = None,
     ttft: TtftOption = None,
     tpot: TpotOption = None,
-    requests: Annotated[
-        int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
-    ] = None,
+    requests: RequestsOption = None,
     max_tokens: Annotated[
         int | None, typer.Option(callback=_within("max_tokens"), help="Most tokens that one pass may verify.")
     ] = None,
@@ -463,9 +451,7 @@ def serve(
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
-    bootstrap: Annotated[
-        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
-    ] = 100,
+    bootstrap: SimulationsOption = 100,
     seed: SeedOption = 0,
     cluster: ClusterOption = None,
     plot: PlotOption = None,
@@ -491,16 +477,15 @@ def serve(
     from ddsim.replay.served import EXTRAPOLATED
     from ddsim.replay.serving import simulate
 
-    typed = [name for name in policy or () if name.lower() != EVERY]
-    policies = policies_of(typed, joint=True)  # what can't be read is said at once
+    typed = policies_of([name for name in policy or () if name.lower() != EVERY], joint=True)  # said at once
     if load:
         serve_under_load(
-            show, trace, profile, kind, policy or None, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
+            show, trace, profile, kind, policy or None, typed, rate, arrivals, running, memory, prefill, chunk, ttft, tpot, requests, workload,
             temperature, bootstrap, seed, cluster, plot,
         )  # fmt: skip
         return
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
-    _check_typed(policies, recording.horizon)
+    _check_typed(typed, recording.horizon)
     with _progress("Simulating") as progress:
         result = simulate(
             recording, cost, policy or None, batch=batch or None, requests=requests, max_tokens=max_tokens,

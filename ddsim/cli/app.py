@@ -161,6 +161,30 @@ CalibrateOption = Annotated[
 ]
 
 
+ServedBatchOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--batch",
+        "-b",
+        callback=_within("batch"),
+        help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
+    ),
+]
+
+
+RequestsOption = Annotated[
+    int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
+]
+
+
+SimulationsOption = Annotated[
+    int,
+    typer.Option(
+        "--bootstrap", callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals."
+    ),
+]
+
+
 ClusterOption = Annotated[
     str | None,
     typer.Option(

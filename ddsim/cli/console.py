@@ -86,6 +86,13 @@ class Out:
                 printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=not wrap
             )
 
+    def answer(self, sentence: str, details: Sequence[str], notes: Sequence[str] = ()) -> None:
+        """Print an answer's sentence after an empty line, then what it rests on."""
+        self.say()
+        self.say(sentence, style="bold")
+        for line in (*details, *(f"Note: {note}" for note in notes)):
+            self.say(line)
+
     def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
         """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
         if self.as_json:

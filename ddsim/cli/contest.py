@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from ddsim.cli.app import (
     ANSWERS,
     KINDS,
@@ -14,6 +10,8 @@ from ddsim.cli.app import (
     PlotOption,
     ProfileOption,
     SeedOption,
+    ServedBatchOption,
+    SimulationsOption,
     TemperatureOption,
     TraceArgument,
     WorkloadOption,
@@ -22,12 +20,11 @@ from ddsim.cli.app import (
     _one_of,
     _open,
     _plot,
-    _within,
     app,
     example,
 )
 from ddsim.cli.console import Column, Out, progress
-from ddsim.cli.load import RunningOption
+from ddsim.cli.load import UNSTABLE, RunningOption
 
 
 @app.command(
@@ -40,22 +37,12 @@ from ddsim.cli.load import RunningOption
 def rules(
     trace: TraceArgument,
     profile: ProfileOption,
-    batch: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--batch",
-            "-b",
-            callback=_within("batch"),
-            help="Requests decoded together (repeatable; default: of 1, 8 and 32 those measured).",
-        ),
-    ] = None,
+    batch: ServedBatchOption = None,
     running: RunningOption = None,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
-    bootstrap: Annotated[
-        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
-    ] = 40,
+    bootstrap: SimulationsOption = 40,
     seed: SeedOption = 0,
     plot: PlotOption = None,
     json: JsonOption = False,
@@ -72,10 +59,7 @@ def rules(
         answer = contest(
             recording, cost, batch=batch or None, running=running, bootstrap=bootstrap, seed=seed, progress=went
         )
-    show.say()
-    show.say(answer.sentence, style="bold")
-    for line in answer.details:
-        show.say(line)
+    show.answer(answer.sentence, answer.details)
     show.say("Gains are over the best fixed setting: of that batch, or at that load.")
     show.say()
     table, wide = answer.table(), answer.wide
@@ -91,7 +75,7 @@ def rules(
         columns: list[Column] = [("policy", "policy", str), *((place, place, str) for place in places)]
         show.table(rows, columns, title)
     if table["unstable"].any():
-        show.say("† more arrives than it can ever serve: its queue grows without end")
+        show.say(UNSTABLE)
     if table["extrapolated"].any():
         show.say(EXTRAPOLATED)
     if plot is not None:

@@ -200,12 +200,7 @@ def plan_for(
             recording, cost, engine, method=method, against=now, requests=batch or None, context=context,
             extrapolate=extrapolate, bootstrap=bootstrap, seed=seed,
         )  # fmt: skip
-    show.say()
-    show.say(answer.sentence, style="bold")
-    for line in answer.details:
-        show.say(line)
-    for note in answer.notes:
-        show.say(f"Note: {note}")
+    show.answer(answer.sentence, answer.details, answer.notes)
     show.say()
     rows = answer.table[answer.table["requests"].isin(answer.shown)]
     rows = rows.assign(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from ddsim.cli.app import _check_typed, _complete, _cost, _one_of, _open, _plot,
 from ddsim.cli.console import Column, Out, milliseconds, number, progress
 from ddsim.cli.engines import ENGINES, METHODS, engine_costs
 from ddsim.errors import DdsimError
+
+if TYPE_CHECKING:
+    from ddsim.policy.contract import Policy
 
 PREFILL = ("whole", "chunked")
 
@@ -115,7 +118,8 @@ def serve_under_load(
     trace: Sequence[Path],
     profile: Path,
     kind: str,
-    policies: Sequence[Any] | None,
+    policies: Sequence[str] | None,
+    typed: Sequence[Policy],
     rate: Sequence[float] | None,
     arrivals: str | None,
     running: int | None,
@@ -136,8 +140,6 @@ def serve_under_load(
     _one_of("--prefill", prefill, PREFILL)
     if chunk is not None and prefill == "whole":
         raise DdsimError("serve: --chunk is for --prefill chunked")
-    from ddsim.policy.names import EVERY
-    from ddsim.policy.parse import policies_of
     from ddsim.replay.arrivals import Arrivals, read_arrivals
     from ddsim.replay.load import serve_load
     from ddsim.replay.served import EXTRAPOLATED
@@ -147,8 +149,7 @@ def serve_under_load(
         show.reads(Path(arrivals).expanduser())
         log = read_arrivals(Path(arrivals).expanduser())  # what can't be read is said at once
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
-    typed = [name for name in policies or () if str(name).lower() != EVERY]
-    _check_typed(policies_of(typed, joint=True), recording.horizon)
+    _check_typed(typed, recording.horizon)
     with progress("Simulating") as went:
         result = serve_load(
             recording, cost, policies, rate=list(rate) if rate else None, arrivals=log, running=running,
@@ -156,10 +157,7 @@ def serve_under_load(
             cluster=cluster, progress=went, chunk=512 if chunk is None else chunk,
         )  # fmt: skip
     table = result.table()
-    show.say()
-    show.say(result.sentence, style="bold")
-    for line in result.details:
-        show.say(line)
+    show.answer(result.sentence, result.details)
     show.say()
     columns = [c for c in LOAD_COLUMNS if c[0] != "goodput" or result.promise]
     for load, rows in table.groupby("load", sort=False):
@@ -218,12 +216,7 @@ def map_for(
             recording, cost, engine, method=method, rules=rules or None, requests=sorted(set(batch)) if batch else None,
             contexts=None if context is None else [context], extrapolate=extrapolate, seed=seed, progress=went,
         )  # fmt: skip
-    show.say()
-    show.say(answer.sentence, style="bold")
-    for line in answer.details:
-        show.say(line)
-    for note in answer.notes:
-        show.say(f"Note: {note}")
+    show.answer(answer.sentence, answer.details, answer.notes)
     show.say()
     show.say(
         f"Best {answer.unit} / % lost one step off / % that the best rule adds, by requests and context (* extrapolated)"

@@ -13,7 +13,9 @@ from ddsim.cli.app import (
     ClusterOption,
     JsonOption,
     KindOption,
+    RequestsOption,
     ServingPolicyOption,
+    SimulationsOption,
     TemperatureOption,
     WorkloadOption,
     _cost,
@@ -27,7 +29,6 @@ from ddsim.cli.app import (
 )
 from ddsim.cli.console import Column, Out, number, progress
 from ddsim.cli.load import LoadOption, RateOption, RunningOption, TpotOption, TtftOption, check_load
-from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
 COLUMNS: tuple[Column, ...] = (
@@ -73,9 +74,7 @@ def sweep(
     ] = None,
     policy: ServingPolicyOption = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds, from 0 on: as many orders of all requests.")] = 1,
-    requests: Annotated[
-        int | None, typer.Option(callback=_within("requests"), help="Requests to finish (default: each prompt once).")
-    ] = None,
+    requests: RequestsOption = None,
     load: LoadOption = False,
     rate: RateOption = None,
     running: RunningOption = None,
@@ -84,9 +83,7 @@ def sweep(
     kind: KindOption = "auto",
     workload: WorkloadOption = None,
     temperature: TemperatureOption = None,
-    bootstrap: Annotated[
-        int, typer.Option(callback=_within("simulations"), help="Repeated simulations behind the 95 % intervals.")
-    ] = 0,
+    bootstrap: SimulationsOption = 0,
     cluster: ClusterOption = None,
     out: Annotated[str | None, _out_option("Save the table (.csv, .parquet, .json, .jsonl)")] = None,
     json: JsonOption = False,
@@ -98,10 +95,10 @@ def sweep(
     check_load(load, needs, {"--batch": batch}, "sweep")
     from ddsim.replay.replay import _records
     from ddsim.replay.sweep import sweep as run
-    from ddsim.view.export import FORMATS, export_table
+    from ddsim.view.export import check_format, export_table
 
-    if out is not None and out != STDOUT and Path(out).suffix not in FORMATS:  # now, not after the work
-        raise DdsimError(f"--out {out}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
+    if out is not None and out != STDOUT:
+        check_format(out, "--out ")  # now, not after the work
     traces = {str(path): _open(show, [path], workload, temperature) for path in trace}
     costs = {str(path): _cost(show, path, kind) for path in profile}
     with progress("Sweeping") as told:

@@ -227,10 +227,8 @@ class LoadResult:
             return f"{text}, and no rule does better."
         if not self.unstable(load, fixed):
             change, low, high = self.gain(best, fixed, load)
-            between = "" if np.isnan(low) else f" ({-100 * high:.1f} to {-100 * low:.1f})"
-            word = "sooner" if change <= 0 else "later"
-            if change > 0:
-                between = "" if np.isnan(low) else f" ({100 * low:.1f} to {100 * high:.1f})"
+            word, ends = ("sooner", (-high, -low)) if change <= 0 else ("later", (low, high))
+            between = "" if np.isnan(low) else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
             return f"{text}, {100 * abs(change):.1f} %{between} {word} than the best fixed setting, {fixed}."
         return f"{text}; under the best fixed setting, {fixed}, the queue grows without end."
 

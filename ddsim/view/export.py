@@ -19,6 +19,12 @@ from ddsim.trace.trace import Trace
 FORMATS = (".csv", ".parquet", ".json", ".jsonl")
 
 
+def check_format(path: str | Path, option: str = "") -> None:
+    """Refuse an ending that names no format of a table, in a line that begins with the option."""
+    if Path(path).suffix not in FORMATS:
+        raise DdsimError(f"{option}{path}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
+
+
 def export_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table in the format that the file's ending names, whole or not at all.
 
@@ -35,8 +41,7 @@ def export_table(table: pd.DataFrame, path: str | Path) -> None:
         Another ending, or the file can't be written.
     """
     target = Path(path)
-    if target.suffix not in FORMATS:
-        raise DdsimError(f"{path}: can't tell the format; end the name in one of {', '.join(FORMATS)}")
+    check_format(path)
 
     def write(file: Any) -> None:
         if target.suffix == ".parquet":
