@@ -260,7 +260,7 @@ def profile(
     context: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, help="Committed tokens (repeatable; default: 256 to 32,768, as positions and memory allow)."
+            min=1, help="Committed tokens (repeatable; default: 64 to 32,768, as positions and memory allow)."
         ),
     ] = None,
     batch: Annotated[
@@ -273,6 +273,10 @@ def profile(
     repeats: Annotated[int, typer.Option(min=1, help="Sweeps over all points.")] = 8,
     engine: DrivenOption = None,
     k: KOption = None,
+    eager: Annotated[
+        bool,
+        typer.Option("--eager", help="The published kind of loop: transformers' layers, a dense mask, a Python heap."),
+    ] = False,
     device: DeviceOption = "cuda",
     dtype: DtypeOption = "bfloat16",
     seed: SeedOption = 0,
@@ -295,6 +299,10 @@ def profile(
     given: dict[str, Any] = {"contexts": context} if context else {}
     if engine is None and k:
         raise DdsimError("profile: --k is for --engine")
+    if eager and (random_weights or drafter is None or (batch or [1]) != [1] or fast or engine is not None or buckets):
+        raise DdsimError(
+            "profile --eager: needs --target and --drafter with weights, and no --batch, --fast, --buckets or --engine"
+        )
     if engine is not None and (random_weights or widen or buckets or drafter is None):
         raise DdsimError(
             "profile --engine: needs --target and --drafter, folders that the engine loads, and no --widen or --buckets"
@@ -309,7 +317,7 @@ def profile(
         else:
             path = module.measure_profile(
                 random_weights=random_weights, widen=widen, max_tokens=max_tokens, batches=batch or (1,), device=device, head=head,
-                fast=fast, prefill=prefill, progress=progress, **buckets_of(buckets), **common, **given,
+                fast=fast, eager=eager, prefill=prefill, progress=progress, **buckets_of(buckets), **common, **given,
             )  # fmt: skip
     show.saved(path)
     from ddsim.cost.profile import read_profile

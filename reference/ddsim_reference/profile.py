@@ -35,7 +35,8 @@ from ddsim_reference.model.shapes import random_drafter, random_target, shape_co
 from ddsim_reference.model.widen import SHAPES, widened
 from ddsim_reference.model.workloads import choose_prompts, encode_all
 
-CONTEXTS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+EAGER_CONTEXTS = (64, 512, 4096)
 SHORT = 8192
 """Contexts to here are measured in an engine whose cache holds no more, as most answers have: attention launches work by its length."""
 PROMPTS = (64, 128, 129, 256, 257, 512, 513, 1024, 2048, 8192)
@@ -347,6 +348,7 @@ def measure_profile(
     seed: int = 0,
     head: bool = True,
     fast: bool = False,
+    eager: bool = False,
     resume: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -366,7 +368,7 @@ def measure_profile(
     max_tokens, batches : int, sequence of int
         Tokens of the largest pass, all requests together; and requests side by side. Every bucket is measured at both ends.
     contexts : sequence of int, optional
-        Committed tokens per request; by default 256 to 32,768 as far as the target has positions and the memory room. Those beyond
+        Committed tokens per request; by default 64 to 32,768 as far as the target has positions and the memory room. Those beyond
         8,192 are measured in an engine of their own.
     buckets : sequence of int
         As `Engine` takes them.
@@ -379,6 +381,9 @@ def measure_profile(
         Draft lattices if the drafter has a head; otherwise its marginals.
     fast : bool
         As `Engine` takes it.
+    eager : bool
+        Measure the published kind of loop in place of the decoder: transformers' layers, a dense mask and a Python heap a round, one
+        request, powers of two of tokens, contexts of 64, 512 and 4,096 by default, no prompts, and anew each time.
     progress : callable, optional
         Called with (sweeps done, sweeps in all).
 
@@ -398,6 +403,10 @@ def measure_profile(
     """
     if repeats < 1 or not batches or min(batches) < 1 or (contexts is not None and min(contexts, default=0) < 1):
         raise DdsimError("profile: repeats, batches and contexts must be at least 1")
+    if eager and (random_weights or drafter is None or tuple(batches) != (1,) or fast):
+        raise DdsimError(
+            "profile: the eager loop needs a target and a drafter with weights, one request, and no fast mode"
+        )
     if max_tokens < 2 * max(batches):
         raise DdsimError(f"profile: max_tokens {max_tokens}: must be at least 2 for each request of a batch")
     check_range("seed", seed, 0, LARGEST_SEED)
@@ -442,6 +451,10 @@ def measure_profile(
     }
     if fast:
         provenance["fast"] = True
+    if eager:
+        return _measure_eager(
+            path, config, weights, models, provenance, max_tokens, contexts or EAGER_CONTEXTS, progress
+        )
     before: dict[Any, list[float]] = {}
     host: dict[int, HostSample] = {}
     if resume and path.exists():
@@ -513,6 +526,40 @@ def measure_profile(
         gc.collect()  # graphs hold on to caches, and the next batch needs the room
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
+    return path
+
+
+def _measure_eager(
+    path: Path, config: ModelConfig, weights: Weights, models: Any, provenance: dict[str, Any], most: int,
+    contexts: Sequence[int], progress: Callable[[int, int], None] | None,
+) -> Path:  # fmt: skip
+    """The published loop's profile; its file is written after every sweep."""
+    from ddsim_reference.published import published_seconds
+
+    repeats, drafter, drafter_weights = provenance["repeats"], models[0], models[1]
+    device = weights["model.embed_tokens.weight"].device
+    provenance = {k: v for k, v in provenance.items() if k not in ("head", "triton", "max_context")} | {
+        "engine": f"Hugging Face transformers {_version('transformers')}, eager",
+        "cuda_graphs": False,
+        "clocks": clocks(device),
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+    def save(sweep: int, seconds: dict[Any, list[float]]) -> None:
+        points = sorted(seconds.items(), key=lambda item: (item[0][-2], item[0][1]))
+        Profile(
+            verify=[VerifySample(key[1], key[2], 1, tuple(times)) for key, times in points if key[0] == "verify"],
+            draft=[DraftSample(key[1], 1, tuple(times)) for key, times in points if key[0] == "draft"],
+            host=[],
+            provenance=provenance,
+        ).save(path)
+        if progress is not None:
+            progress(sweep + 1, repeats)
+
+    published_seconds(
+        config, weights, drafter, drafter_weights, tokens=[2**i for i in range(most.bit_length())], contexts=contexts,
+        repeats=repeats, seed=provenance["seed"], sweep_done=save,
+    )  # fmt: skip
     return path
 
 

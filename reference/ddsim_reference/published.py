@@ -6,14 +6,17 @@ weights with whoever else holds them, so both loops run in one call.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -212,14 +215,25 @@ class _Loop:
 
     def _round(self, cache: Any, committed: int, root: int, features: Tensor) -> tuple[list[int], Tensor]:
         """Draft, verify, commit: the tokens gained, and the features of the tokens that went into the cache."""
-        device, block = self.device, self.drafter.config
-        inputs = torch.full((1, block.block_size), block.mask_token_id, device=device)
+        return self.verify(cache, committed, root, *self.draft(root, features))
+
+    def draft(self, root: int, features: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Log-probabilities and ids of the likeliest tokens at each depth, on the host."""
+        block = self.drafter.config
+        inputs = torch.full((1, block.block_size), block.mask_token_id, device=self.device)
         inputs[0, 0] = root
         hidden = self.drafter.hidden(features, F.embedding(inputs, self.embedding))
         logits = F.linear(forward.by_depth(block, hidden), self.head).float()
         values, places = logits.log_softmax(-1).topk(min(self.budget, logits.shape[-1]) or 1, -1)
-        parents, depths, ranks, seen = published_tree(values[0].cpu().numpy(), self.budget)
-        size, ids = len(parents), places[0].cpu().numpy()
+        return values[0].cpu().numpy(), places[0].cpu().numpy()
+
+    def verify(
+        self, cache: Any, committed: int, root: int, values: NDArray[np.float32], ids: NDArray[np.int64]
+    ) -> tuple[list[int], Tensor]:
+        """The heap's tree of a draft, the target's pass over it and what of it stays in the cache."""
+        device = self.device
+        parents, depths, ranks, seen = published_tree(values, self.budget)
+        size = len(parents)
         tokens = ids[depths[1:] - 1, ranks[1:]].tolist()
         mask = torch.zeros(1, 1, size, committed + size, dtype=self.embedding.dtype)
         mask[0, 0, :, committed:].masked_fill_(torch.from_numpy(~seen), torch.finfo(mask.dtype).min)
@@ -242,3 +256,86 @@ class _Loop:
             layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         features = self._features()[:, torch.tensor(path, device=device)]
         return [*(tokens[j - 1] for j in path[1:]), wanted[path[-1]]], features
+
+
+def published_seconds(
+    config: ModelConfig,
+    weights: Weights,
+    drafter: DrafterConfig,
+    drafter_weights: Weights,
+    *,
+    tokens: Sequence[int],
+    contexts: Sequence[int],
+    repeats: int,
+    seed: int = 0,
+    sweep_done: Callable[[int, dict[Any, list[float]]], None] | None = None,
+) -> dict[Any, list[float]]:
+    """Seconds of a round's two parts in the published loop, by the clock, in shuffled sweeps.
+
+    Parameters
+    ----------
+    config, weights, drafter, drafter_weights
+        The pair; no tensor is copied.
+    tokens : sequence of int
+        Verified in a pass. One token is a step without a draft.
+    contexts : sequence of int
+        Committed tokens.
+    repeats : int
+        Sweeps, each in another order.
+    seed : int
+        Of the prompt's tokens and the orders.
+    sweep_done : callable, optional
+        Called with (sweep, seconds so far).
+
+    Returns
+    -------
+    dict
+        Of ("verify", tokens, context, 1): the heap, the mask, the pass, and what stays in the cache. Of ("draft", context, 1):
+        the drafter's pass over four new tokens, and its likeliest tokens on the host.
+    """
+    from transformers import DynamicCache
+
+    model = transformers_target(config, weights)
+    loop = _Loop(model, PublishedDrafter(drafter, drafter_weights), weights, max(1, max(tokens) - 1))
+    rng, order = np.random.default_rng(seed), random.Random(seed)
+    found: dict[Any, list[float]] = {}
+    points: list[tuple[Any, ...]] = [
+        *(("verify", m, c, 1) for m in tokens for c in contexts), *(("draft", c, 1) for c in contexts)
+    ]  # fmt: skip
+    with torch.inference_mode(), sdpa_kernel(BACKENDS):
+        begun: dict[int, tuple[Any, Tensor, Any, Any]] = {}
+        for context in contexts:
+            cache = DynamicCache()
+            loop.drafter.reset()
+            ids = torch.tensor([rng.integers(0, config.vocab_size, context).tolist()], device=loop.device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            features = loop._features()
+            drafted = loop.draft(1, features)
+            begun[context] = cache, features[:, -4:], drafted, (loop.drafter.fed, list(loop.drafter.cache))
+        for sweep in range(-1, repeats):  # the first picks the library's kernels
+            for point in points:
+                context = point[-2]
+                cache, features, drafted, (fed, kept) = begun[context]
+                loop.drafter.fed, loop.drafter.cache = fed, list(kept)
+                loop._synchronise()
+                begin = time.perf_counter()
+                if point[0] == "draft":
+                    loop.draft(1, features)
+                elif point[1] == 1:
+                    step = model(
+                        input_ids=torch.tensor([[1]], device=loop.device), past_key_values=cache, use_cache=True
+                    )
+                    int(step.logits[0, -1].argmax())
+                else:
+                    loop.budget = point[1] - 1
+                    loop.verify(cache, context, 1, *drafted)
+                loop._synchronise()
+                seconds = time.perf_counter() - begin
+                for layer in cache.layers:
+                    layer.keys, layer.values = layer.keys[:, :, :context], layer.values[:, :, :context]
+                if sweep >= 0:
+                    found.setdefault(point, []).append(seconds)
+            order.shuffle(points)
+            if sweep >= 0 and sweep_done is not None:
+                sweep_done(sweep, found)
+    return found

@@ -113,10 +113,10 @@ def test_default_contexts_are_those_that_models_have() -> None:
     config, _ = tiny.target()
     shape, _ = tiny.drafter(config)
     short = replace(config, max_position_embeddings=3000)
-    assert profiler.default_contexts(short, None) == [256, 512, 1024, 2048]
+    assert profiler.default_contexts(short, None) == [64, 256, 512, 1024, 2048]
     assert profiler.default_contexts(short, shape, widened=True) == list(profiler.CONTEXTS)
-    assert profiler.default_contexts(short, replace(shape, window=shape.block_size + 64 + 600)) == [256, 512]
-    assert profiler.default_contexts(replace(config, max_position_embeddings=100), None) == [50]
+    assert profiler.default_contexts(short, replace(shape, window=shape.block_size + 64 + 600)) == [64, 256, 512]
+    assert profiler.default_contexts(replace(config, max_position_embeddings=50), None) == [25]
 
 
 def test_prompts_to_measure_end_in_time() -> None:
@@ -263,3 +263,19 @@ def test_clocks_are_of_the_gpu_that_ran(monkeypatch: pytest.MonkeyPatch) -> None
     assert profiler.clocks(torch.device("cuda:1"))["clocks.sm"] == "1980 MHz"
     assert "--id=GPU-7ba35415-1" in asked[0]
     assert profiler.clocks(torch.device("cpu")) == {} and len(asked) == 1
+
+
+def test_the_published_loop_is_profiled_too(pair: tuple[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    seen: list[tuple[int, int]] = []
+    options = OPTIONS | {"target": pair[0], "drafter": pair[1], "eager": True, "repeats": 2}
+    out = profiler.measure_profile(out=tmp_path / "p.json", progress=lambda a, b: seen.append((a, b)), **options)
+    profile = read_profile(out)
+    assert {(s.tokens, s.context) for s in profile.verify} == {(t, c) for t in (1, 2, 4, 8, 16) for c in (32, 64)}
+    assert {s.context for s in profile.draft} == {32, 64} and not profile.host and profile.buckets is None
+    assert all(len(s.seconds) == 2 and min(s.seconds) > 0 for s in [*profile.verify, *profile.draft])
+    assert "eager" in profile.provenance["engine"] and "head" not in profile.provenance and seen == [(1, 2), (2, 2)]
+    assert fit_cost(profile).verify_seconds(8, 48) > 0
+    for wrong in ({"drafter": None}, {"batches": (1, 2)}, {"fast": True}, {"random_weights": True}):
+        with pytest.raises(DdsimError, match="the eager loop needs"):
+            profiler.measure_profile(out=tmp_path / "q.json", **(options | wrong))
