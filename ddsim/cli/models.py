@@ -61,6 +61,7 @@ from ddsim.text import printable
     epilog=example(
         "ddsim record --target smollm2-135m --drafter reference/drafter --prompts humaneval -o traces/mine",
         "ddsim record --target smollm2-135m --drafter reference/drafter --answers yesterday.jsonl -o traces/yesterday",
+        "ddsim record --target smollm2-135m --drafter reference/drafter --prompts openai/gsm8k:main:test --limit 64 -o traces/gsm8k",
     ),
 )
 def record(
@@ -72,8 +73,8 @@ def record(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Log of prompts or conversations with their answers, or vLLM's output (JSONL or Parquet; repeatable), "
-            "in place of --prompts: nothing is generated.",
+            help="Prompts or conversations with their answers, or vLLM's output (JSONL, Parquet, a folder, or org/name:split of a data "
+            "set on the hub; repeatable), in place of --prompts: nothing is generated.",
         ),
     ] = None,
     temperature: Annotated[
@@ -101,6 +102,9 @@ def record(
             "--block-size", min=2, help="Slots of a drafted block (default: the drafter's): K + 1 of a static K."
         ),
     ] = None,
+    skip_long: Annotated[
+        bool, typer.Option("--skip-long", help="Leave out texts too long for the target, and say how many.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Record a dense trace: the target's answers, or given ones, and what the drafter proposes at every position.
@@ -113,7 +117,7 @@ def record(
     _one_of("--dtype", dtype, DTYPES)
     if bool(prompts) == bool(answers):
         raise DdsimError(
-            "record: say what to record with --prompts NAME (a workload, all, or a JSONL file) or --answers FILE"
+            "record: say what to record with --prompts NAME (a workload, all, a file, or a data set) or --answers FILE"
         )
     show.reads(target, drafter, *filter(os.path.isfile, prompts or answers or ()))
     module = reference("record")
@@ -122,7 +126,7 @@ def record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
             temperature=temperature, max_new_tokens=max_new_tokens, max_budget=max_budget, device=device, dtype=dtype, seed=seed, limit=limit,
             batch=batch, head=head, lattice_width=lattice_width, block_size=block_size,
-            progress=progress,
+            skip_long=skip_long, progress=progress,
         )  # fmt: skip
     if not first:
         return

@@ -52,7 +52,8 @@ PromptsOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="humaneval, chat, mathematics, summarising, all, or a JSONL file (repeatable).",
+        help="humaneval, chat, mathematics, summarising, all; a file (JSONL or Parquet with prompt or messages; .txt, a prompt a line), a "
+        "folder of such; or org/name:split of a data set on the Hugging Face hub (repeatable).",
         autocompletion=_complete("humaneval", "chat", "mathematics", "summarising", "all"),
     ),
 ]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ddsim_reference.model.config import ModelConfig, Weights
 from ddsim_reference.model.forward import (
-    causal_attention,
+    PART,
+    Continued,
     halves,
     head_logits,
     rms_norm,
@@ -170,22 +171,31 @@ class TextGenerator:
             x = transformer_layer(x, norm1, attention, o_weight, norm2, halves(gate_up), down, eps, _one_launch_norm)
         return _one_launch_norm(x, self.norm, eps)
 
-    def prefill(self, slot: int, tokens: Sequence[int], first: int) -> Tensor:
-        """Feed a slot's first tokens in one pass, at row positions from ``first``; the hidden state [hidden] of the last."""
+    def prefill(self, slot: int, tokens: Sequence[int], first: int, part: int = PART) -> Tensor:
+        """Feed a slot's first tokens, ``part`` a pass, at row positions from ``first``; the hidden state [hidden] of the last."""
         config, device = self.config, self.embedding.device
-        here = torch.arange(len(tokens), device=device)[None]
-        cos, sin = rope_table(here, config.head_dim, config.rope_theta)
-        own = slice(first, first + len(tokens))
-        x = F.embedding(torch.tensor([list(tokens)], device=device), self.embedding)
-        for keys, values, layer in zip(self.keys, self.values, self.layers, strict=True):
+        continued = Continued(config.num_layers)
+        x = torch.empty(0)
+        for begin in range(0, len(tokens), part):
+            ids = torch.tensor([list(tokens[begin : begin + part])], device=device)
+            here = torch.arange(begin, begin + ids.shape[1], device=device)[None]
+            cos, sin = rope_table(here, config.head_dim, config.rope_theta)
+            own = slice(first + begin, first + begin + ids.shape[1])
+            x = F.embedding(ids, self.embedding)
+            for keys, values, layer in zip(self.keys, self.values, self.layers, strict=True):
 
-            def attend(
-                query: Tensor, key: Tensor, value: Tensor, keys: Tensor = keys, values: Tensor = values
-            ) -> Tensor:
-                keys[slot, :, own], values[slot, :, own] = key[0], value[0]
-                return causal_attention(query, key, value)
+                def attend(
+                    query: Tensor,
+                    key: Tensor,
+                    value: Tensor,
+                    keys: Tensor = keys,
+                    values: Tensor = values,
+                    own: slice = own,
+                ) -> Tensor:
+                    keys[slot, :, own], values[slot, :, own] = key[0], value[0]
+                    return continued(query, key, value)
 
-            x = target_layer(x, layer, cos, sin, config.num_heads, config.num_kv_heads, config.rms_norm_eps, attend)
+                x = target_layer(x, layer, cos, sin, config.num_heads, config.num_kv_heads, config.rms_norm_eps, attend)
         return _one_launch_norm(x[0, -1], self.norm, config.rms_norm_eps)
 
     def keep(self, slots: Tensor) -> None:

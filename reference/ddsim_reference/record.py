@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +40,7 @@ from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights, ch
 from ddsim_reference.model.device import Process, device_name, number_type, this_process
 from ddsim_reference.model.forward import head_logits
 from ddsim_reference.model.heads import DraftHead, HeadConfig, lattice
-from ddsim_reference.model.logs import choose_answers, encode_given
+from ddsim_reference.model.logs import Given, choose_answers, encode_given
 from ddsim_reference.model.sampling import choose, round_conditionals, top_candidates, uniforms
 from ddsim_reference.model.workloads import Prompt, check_tokens, choose_prompts, encode_all
 
@@ -201,9 +204,7 @@ def drafted_blocks(
     device = target_weights["model.embed_tokens.weight"].device
     tokens = torch.tensor([[*prompt, *answer]], device=device)
     here = torch.arange(tokens.shape[1], device=device)[None]
-    features, _ = forward.target_features(
-        target, target_weights, layers, tokens, here, forward.causal_attention, drafter.target_layer_ids
-    )
+    features = forward.text_features(target, target_weights, layers, tokens, drafter.target_layer_ids)
     for first in range(0, len(answer) - 1, positions_per_pass):
         last = min(first + positions_per_pass, len(answer) - 1)
         anchors = torch.arange(len(prompt) + first, len(prompt) + last, device=device)
@@ -260,6 +261,29 @@ def provenance(
         "dtype": str(dtype).removeprefix("torch."),
         "versions": versions,
     }
+
+
+def _short(texts: list[_Text], config: ModelConfig, new: int = 0) -> list[_Text]:
+    """Those that the target has positions for, with ``new`` tokens or their own answer; says how many are left out."""
+    most = config.max_position_embeddings
+    short = [text for text in texts if len(text.prompt) + (len(text.answer) if text.answer else new) <= most]
+    if texts and not short:
+        raise DdsimError(
+            f"record: all {len(texts)} texts are longer than the {most:,} positions that the target was made for"
+        )
+    if len(short) < len(texts):
+        warnings.warn(
+            f"left out {len(texts) - len(short)} of {len(texts)} texts, longer than the {most:,} positions that the target was made for",
+            stacklevel=3,
+        )
+    return short
+
+
+def _answers_digest(answers: Sequence[str | Path], given: Sequence[Given]) -> str:
+    """Of the files, or of what folders and data sets of the hub gave."""
+    if all(map(os.path.isfile, answers)):
+        return sha256(map(Path, answers))
+    return hashlib.sha256(json.dumps([[g.id, g.workload, g.prompt, g.answer] for g in given]).encode()).hexdigest()
 
 
 def head_provenance(drafter: str, head: HeadConfig) -> dict[str, Any]:
@@ -358,6 +382,7 @@ def record(
     head: bool = True,
     lattice_width: int = 16,
     block_size: int | None = None,
+    skip_long: bool = False,
 ) -> Path:
     """Record a dense trace.
 
@@ -369,7 +394,7 @@ def record(
     target, drafter : str
         As ``load_target`` and ``load_drafter`` take them.
     prompts : sequence of str
-        Workload names or JSONL files.
+        Workload names, files or data sets, as `ddsim_reference.model.workloads.load_prompts` takes them.
     answers : sequence of paths, optional
         Logs of answers that are given, as `ddsim_reference.model.logs.read_log` takes them, in place of prompts: nothing is generated.
     out : path
@@ -395,6 +420,8 @@ def record(
     block_size : int, optional
         Slots of the blocks that are drafted; by default the drafter's own number, which is the most. Attention in a block sees all its
         slots, so fewer draft otherwise: an engine that is told to draft K tokens, K below the block's, drafts blocks of K + 1.
+    skip_long : bool
+        Leave out texts that exceed the positions that the target was made for, with a warning; otherwise they are an error.
 
     Returns
     -------
@@ -433,23 +460,26 @@ def record(
         check_pair(config, drafter_shape, drafter)
         draft_head = load_head(drafter, drafter_shape, dtype=torch_dtype, device=device) if head else None
         layers = forward.target_layers(config, weights)
+        roomy = replace(config, max_position_embeddings=1 << 40) if skip_long else config
         if answers:
-            pairs = encode_given(tokenizer, given, config, longest)
+            pairs = encode_given(tokenizer, given, roomy, longest)
             chosen = [_Text(g.workload, g.id, g.temperature, *pair) for g, pair in zip(given, pairs, strict=True)]
+            chosen = _short(chosen, config)
             made: dict[str, Any] = {
                 "text": "given",
                 "answers": [Path(path).name for path in answers],
-                "answers_sha256": sha256(map(Path, answers)),
+                "answers_sha256": _answers_digest(answers, given),
             } | ({} if longest is None else {"max_new_tokens": longest})
         else:
             assert longest is not None
-            ids = _prompt_tokens(asked, tokenizer, encoded, config, longest)
+            ids = _prompt_tokens(asked, tokenizer, encoded, roomy, longest)
             chosen = [_Text(p.workload, p.id, temperature, ids[p.workload, p.id]) for p in asked]
             made = {
                 "seed": seed,
                 "max_new_tokens": longest,
                 "batch": batch,  # sums of floating-point numbers depend on how many answers are written side by side
             }
+            chosen = _short(chosen, config, longest)
             most = max((len(text.prompt) for text in chosen), default=0) + longest
             check_caches(config, min(batch, len(chosen)), most, torch_dtype, device)
         source = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ FORMS: dict[str, tuple[dict[str, Any], list[tuple[Any, Any, bool]]]] = {
     "response": ({"prompt": "word1 word2", "response": "word3"}, [([USER], "word3", True)]),
     "messages of both": ({"prompt": [USER], "completion": [ASSISTANT]}, [([USER], "word3", True)]),
     "ids": ({"prompt": [1, 2], "answer": [3, 4]}, [([1, 2], [3, 4], True)]),
+    "question": ({"question": "word1 word2", "answer": "word3"}, [([USER], "word3", True)]),
+    "Alpaca": ({"instruction": "word1 word2", "input": "", "output": "word3"}, [([USER], "word3", True)]),
     "ids of the answer": ({"messages": [USER], "answer": [3, 4]}, [([USER], [3, 4], True)]),
     "messages": ({"messages": [USER, ASSISTANT]}, [([USER], "word3", True)]),
     "turns": (
@@ -177,6 +181,22 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_log(tmp_path / "log.parquet")
     with pytest.raises(DdsimError, match="nowhere: no such file"):
         read_log(tmp_path / "nowhere")
+
+
+def test_folders_and_data_sets_hold_answers_too(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": [1, 2 + n], "answer": [3, 4, 5]} for n in range(4)]
+    folder = tmp_path / "log"
+    folder.mkdir()
+    write(folder / "a.jsonl", *rows[:2])
+    write(folder / "b.jsonl", *rows[2:])
+    found = read_log(folder)
+    assert [(g.id, g.workload, g.prompt) for g in found] == [(f"{n + 1}", "log", [1, 2 + n]) for n in range(4)]
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: {"test": rows}))  # type: ignore[arg-type]
+    assert [(g.id, g.workload) for g in choose_answers(["org/name"], 3)] == [(f"{n + 1}", "name") for n in range(3)]
+    one, other = (open_trace(record(**job | {"out": tmp_path / "o"}, answers=[source])) for source in (folder, folder))
+    assert one.fingerprint == other.fingerprint and len(one.meta["provenance"]["answers_sha256"]) == 64
 
 
 def same(one: Trace, other: Trace) -> None:

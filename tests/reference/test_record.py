@@ -364,3 +364,35 @@ def test_torchrun_records_what_one_process_does(job: dict[str, Any], tmp_path: P
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert open_trace(job["out"]).fingerprint == one.fingerprint
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3"])
+def test_long_prompts_are_fed_in_parts(arch: str) -> None:
+    """Answers to a prompt of thousands of tokens, and features of it, are those of one dense pass over the whole text."""
+    config, weights = tiny.target(arch, max_position_embeddings=8192)
+    shape, _ = tiny.drafter(config)
+    prompt = (np.arange(2 * forward.PART + 300) * 7 % 61).tolist()
+    layers = forward.target_layers(config, weights)
+    (answer,) = write_answers(config, weights, [prompt], max_new_tokens=4)
+    text = torch.tensor([[*prompt, *answer]])
+    here = torch.arange(text.shape[1])[None]
+    features, hidden = forward.target_features(
+        config, weights, layers, text, here, forward.causal_attention, shape.target_layer_ids
+    )
+    logits = hidden[0, len(prompt) - 1 : -1] @ weights["lm_head.weight"].T
+    assert logits.argmax(-1).tolist() == answer
+    parts = forward.text_features(config, weights, layers, text, shape.target_layer_ids)
+    torch.testing.assert_close(parts, features, rtol=1e-3, atol=1e-3)
+    few = forward.text_features(config, weights, layers, text[:, :50], shape.target_layer_ids, part=7)
+    torch.testing.assert_close(few, features[:, :50], rtol=1e-3, atol=1e-3)
+
+
+def test_texts_too_long_for_the_target(job: dict[str, Any]) -> None:
+    """They are an error that names the prompt and both lengths, or left out where that is asked for."""
+    job["encoded"]["toy", "p3"] = [5] * 600
+    says = "prompt toy p3: its 600 tokens and 10 new ones exceed the 512 positions"
+    with pytest.raises(DdsimError, match=says):
+        record(**job)
+    with pytest.warns(UserWarning, match="left out 1 of 7 texts, longer than the 512 positions"):
+        trace = open_trace(record(**job, skip_long=True))
+    assert [info.prompt_id for info in trace.sequences] == ["p0", "p1", "p2", "p4", "p5", "p6"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ddsim.errors import DdsimError
-from ddsim_reference.model.workloads import json_lines
+from ddsim_reference.model.rows import json_lines
 
 
 class Journal:

