@@ -131,6 +131,7 @@ def demo(
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim plan traces/temperature-0/humaneval --profile h100.json",
+        "ddsim plan traces/temperature-0/humaneval --profile mine.csv",
         "ddsim plan traces/temperature-0 --profile h100.json --plot plan.png",
         "ddsim plan traces/temperature-0 --profile vllm.json --engine vllm --plot k.png",
         "ddsim plan traces/temperature-0 --profile vllm.json --engine vllm --load --plot map.png",
@@ -235,6 +236,7 @@ def _told(provenance: dict[str, Any]) -> str:
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim replay traces/temperature-0/humaneval --profile h100.json",
+        "ddsim replay traces/temperature-0/humaneval -p mine.csv --policy DDTree:31",
         "ddsim replay traces/temperature-0 -p h100.json --policy AR --policy DDTree:95 --calibrate isotonic",
     ),
 )
@@ -311,7 +313,10 @@ def _over_fixed(table: Any) -> Any:
 
 @app.command(
     rich_help_panel=ANSWERS,
-    epilog=example("ddsim report traces/temperature-0/humaneval --profile h100.json -o report.html"),
+    epilog=example(
+        "ddsim report traces/temperature-0/humaneval --profile h100.json -o report.html",
+        "ddsim report traces/temperature-0/humaneval --profile mine.csv -o report.html",
+    ),
 )
 def report(
     trace: TraceArgument,
@@ -422,6 +427,7 @@ SERVING_COLUMNS: tuple[Column, ...] = (
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim serve traces/temperature-0/humaneval --profile h100.json",
+        "ddsim serve traces/temperature-0/humaneval --profile mine.csv",
         "ddsim serve traces/temperature-0 -p h100.json --batch 64 --policy LongRun --policy Uniform:LongRun",
         "ddsim serve traces/temperature-0 -p h100.json --load --rate 12 --ttft 0.5 --tpot 0.02",
         "ddsim serve traces/temperature-0 -p vllm.json --policy rules --plot rules.png",

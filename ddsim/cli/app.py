@@ -31,6 +31,10 @@ FAILED_TOLERANCE, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 KINDS = ("auto", *kinds.KINDS)
 
 
+CSV = "a CSV of tokens,seconds (also context, batch, draft_seconds)"
+"""The table of costs that anybody can type."""
+
+
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -90,7 +94,7 @@ TraceArgument = Annotated[
 ProfileOption = Annotated[
     Path,
     typer.Option(
-        "--profile", "-p", metavar="FILE", help="Latency profile, a cost model that fit saved, or what fit reads."
+        "--profile", "-p", metavar="FILE", help=f"Costs: a latency profile, a cost model that fit saved, or {CSV}."
     ),
 ]
 

@@ -31,6 +31,7 @@ from ddsim.cli.load import UNSTABLE, RunningOption
     rich_help_panel=ANSWERS,
     epilog=example(
         "ddsim rules traces/temperature-0/humaneval --profile vllm.json",
+        "ddsim rules traces/temperature-0/humaneval --profile mine.csv --batch 8",
         "ddsim rules traces/temperature-0/chat -p vllm.json -b 1 -b 8 -b 64 --running 64 --json",
     ),
 )

@@ -10,6 +10,7 @@ import typer
 
 from ddsim.cli.app import (
     CALIBRATIONS,
+    CSV,
     CURVES,
     KINDS,
     ClusterOption,
@@ -48,14 +49,18 @@ if TYPE_CHECKING:
 
 @app.command(
     rich_help_panel=CURVES,
-    epilog=example("ddsim fit h100.json -o cost.json --plot cost.png", "ddsim fit h100.json --kind convex --json"),
+    epilog=example(
+        "ddsim fit h100.json -o cost.json --plot cost.png",
+        "ddsim fit h100.json --kind convex --json",
+        "ddsim fit mine.csv",
+    ),
 )
 def fit(
     profile: Annotated[
         Path,
         typer.Argument(
             metavar="PROFILE",
-            help="Latency profile (made by ddsim profile), or costs of others: CSV of batch, k, context, seconds; SPS table; CaDDTree's .pt.",
+            help=f"Latency profile (made by ddsim profile); {CSV}, or of batch,k,context,seconds of whole steps; SPS table; CaDDTree's .pt.",
         ),
     ],
     out: Annotated[str | None, _out_option("Save the cost model")] = None,
@@ -298,6 +303,7 @@ FOR = (*ENGINES, "acceptance")
         "ddsim export traces/temperature-0/humaneval -o sequences.csv",
         "ddsim export traces/temperature-0/humaneval --what candidates --limit 1000 -o - | head",
         "ddsim export traces/temperature-0 --what budgets --profile h100.json -o budgets.json",
+        "ddsim export traces/temperature-0/humaneval --what budgets -p mine.csv -o budgets.json",
         "ddsim export traces/temperature-0 --for vllm --profile vllm.json --drafter DRAFTER -o settings.json",
     ),
 )
@@ -318,7 +324,8 @@ def export(
     ] = None,
     limit: Annotated[int | None, typer.Option(callback=_within("rows"), help="At most so many rows.")] = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for budgets.")
+        Path | None,
+        typer.Option("--profile", "-p", metavar="FILE", help="Profile, cost model or CSV (as fit reads), for budgets."),
     ] = None,
     batch: Annotated[
         list[int] | None,

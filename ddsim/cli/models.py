@@ -147,6 +147,7 @@ def record(
         "ddsim decode 'Write a haiku about trees.' --target smollm2-135m --drafter reference/drafter --policy DDTree:31",
         "ddsim decode --prompts humaneval --limit 2 --target smollm2-135m --drafter reference/drafter "
         "--policy LongRun --profile h100.json",
+        "ddsim decode Hello --target smollm2-135m --drafter reference/drafter --policy RoundRatio --profile mine.csv",
     ),
 )
 def decode(
@@ -166,7 +167,12 @@ def decode(
     prompts: PromptsOption = None,
     profile: Annotated[
         str | None,
-        typer.Option("--profile", "-p", metavar="FILE", help="Profile or cost model, for policies that weigh costs."),
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="FILE",
+            help="Profile, cost model or CSV (as fit reads), for policies that weigh costs.",
+        ),
     ] = None,
     calibration: Annotated[str | None, typer.Option(metavar="FILE", help="Saved by ddsim calibrate.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 for greedy answers, otherwise samples.")] = 0.0,
@@ -345,6 +351,7 @@ def profile(
     epilog=example(
         "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
         "ddsim validate --engine vllm --target pair/target --drafter pair/drafter -o held.json",
+        "ddsim validate --target smollm2-135m --drafter reference/drafter --profile mine.csv -o check.json",
         "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json",
     ),
 )
@@ -378,7 +385,12 @@ def validate(
     ] = 0.0,
     profile: Annotated[
         str | None,
-        typer.Option("--profile", "-p", metavar="FILE", help="Costs (default: profiled first, in the same process)."),
+        typer.Option(
+            "--profile",
+            "-p",
+            metavar="FILE",
+            help="Profile, cost model or CSV (as fit reads); default: profiled first, in the same process.",
+        ),
     ] = None,
     context: Annotated[
         list[int] | None, typer.Option(min=1, help="Committed tokens to profile (repeatable; default: 128 to 1,024).")

@@ -9,6 +9,7 @@ import typer
 
 from ddsim.cli.app import (
     ANSWERS,
+    CSV,
     KINDS,
     ClusterOption,
     JsonOption,
@@ -57,6 +58,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     epilog=example(
         "ddsim sweep traces/temperature-0/* --profile h100.json --batch 1 --batch 32 --seeds 5 --out sweep.csv",
         "ddsim sweep traces/* -p h100.json -p a100.json --cluster tcp://10.0.0.1:8786 --out sweep.parquet",
+        "ddsim sweep traces/temperature-0/humaneval --profile mine.csv --batch 1 --batch 8 --out sweep.csv",
         "ddsim sweep traces/temperature-0/* --profile h100.json --load --rate 2 --rate 8 --out loads.csv",
     ),
 )
@@ -66,7 +68,8 @@ def sweep(
         typer.Argument(metavar="TRACE...", help="Trace folders, each served by itself; all workers see them there."),
     ],
     profile: Annotated[
-        list[Path], typer.Option("--profile", "-p", metavar="FILE", help="Latency profile or cost model (repeatable).")
+        list[Path],
+        typer.Option("--profile", "-p", metavar="FILE", help=f"Latency profile, cost model, or {CSV} (repeatable)."),
     ],
     batch: Annotated[
         list[int] | None,

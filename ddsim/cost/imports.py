@@ -1,4 +1,4 @@
-"""Costs that others measured: CSV tables of whole steps, SPS tables of SGLang, latency files of CaDDTree's authors."""
+"""Costs that others measured: CSV tables of passes or of whole steps, SPS tables of SGLang, latency files of CaDDTree's authors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from ddsim.files.torch_values import ZIP, read_torch_values
 from ddsim.text import brief
 
 COLUMNS = ("batch", "k", "context", "seconds")
-"""Of a CSV: requests, drafted tokens of each, committed tokens of each, seconds of the whole step."""
+"""Of a CSV of whole steps: requests, drafted tokens of each, committed tokens of each, seconds of the whole step."""
+
+PASSES, BESIDE = ("tokens", "seconds"), ("context", "batch", "draft_seconds")
+"""Of a CSV of passes: tokens verified, of all requests together, and seconds; what may stand beside them."""
+
+UNITS = {"ms": ("seconds", 1e-3), "milliseconds": ("seconds", 1e-3), "draft_ms": ("draft_seconds", 1e-3)}
+"""Columns of other units: what they hold, and what turns it into that."""
 
 WHOLE_STEPS = "of whole steps, drafting included"
 """What provenance says of ``seconds`` where drafting can't be told from verifying."""
@@ -59,17 +65,22 @@ def read_content(content: bytes, where: str) -> Profile | Fitted | Any:
 
 
 def is_csv(content: bytes) -> bool:
-    """Whether the first line names columns, the seconds among them."""
+    """Whether the first line names columns, tokens or seconds among them."""
     first = content[:1000].removeprefix(b"\xef\xbb\xbf").partition(b"\n")[0].lower()
-    return b"," in first and b"seconds" in first and not first.lstrip().startswith((b"{", b"["))
+    return b"," in first and (b"seconds" in first or b"tokens" in first) and not first.lstrip().startswith((b"{", b"["))
 
 
-def read_csv(content: bytes, where: str) -> Profile:
-    """A CSV with the columns batch, k, context, seconds: whole steps of an engine, in which each request drafts k tokens.
+def read_csv(content: bytes, where: str) -> Profile | Fitted:
+    """Costs as a CSV: of passes by their tokens, or of whole steps by batch and drafted tokens.
 
-    k = 0 is a step without a draft, and there must be one at every batch and context. Rows of one batch, k and context are repeats.
-    What the shortest draft adds to a step without one counts as drafting, the rest of a step as a pass of batch·(k + 1) tokens. So a
-    round costs what its step took, whichever part of it is which.
+    - ``tokens,seconds``, and where known ``context``, ``batch`` and ``draft_seconds``: a pass that verifies so many tokens, of all
+      requests together, takes so long; ``draft_seconds`` is what the draft of a round takes, in any of the rows. Rows of one size are
+      repeats. Without a column ``context`` or ``batch`` costs are the same at any.
+    - ``batch,k,context,seconds``: whole steps of an engine, in which each request drafts k tokens. k = 0 is a step without a draft,
+      and there must be one at every batch and context. What the shortest draft adds to a step without one counts as drafting, the
+      rest of a step as a pass of batch·(k + 1) tokens. So a round costs what its step took, whichever part of it is which.
+
+    ``ms`` (``milliseconds``, ``draft_ms``) may stand for ``seconds``. Columns come in any order.
 
     Parameters
     ----------
@@ -80,10 +91,12 @@ def read_csv(content: bytes, where: str) -> Profile:
     Raises
     ------
     DdsimError
-        One line: which file, which row, what is wrong.
+        One line: which file, which row, which column, what is wrong.
 
     Examples
     --------
+    >>> read_csv(b"tokens,ms\\n1,6.5\\n64,7.3\\n", "mine.csv").curves[0].seconds
+    (0.0065, 0.0073)
     >>> read_csv(b"batch,k,context,seconds\\n1,0,512,0.0067\\n1,7,512,0.0079\\n", "vllm.csv").draft
     (DraftSample(context=512, batch=1, seconds=(0.0012,)),)
     """
@@ -91,24 +104,75 @@ def read_csv(content: bytes, where: str) -> Profile:
         rows = list(csv.reader(content.decode("utf-8-sig").splitlines(), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DdsimError(f"{where}: can't be read as CSV ({error})") from None
-    names = [name.strip().lower() for name in rows[0]]
-    if sorted(names) != sorted(COLUMNS):
-        raise DdsimError(f"{where}: row 1: must name the columns {', '.join(COLUMNS)}, names {', '.join(names)}")
-    repeats: dict[tuple[int, int, int], list[float]] = {}
+    found = [name.strip().lower().replace(" ", "_") for name in rows[0]]
+    names = [UNITS.get(name, (name, 1.0))[0] for name in found]
+    of_passes = set(PASSES) <= set(names) <= {*PASSES, *BESIDE} and len(set(names)) == len(names)
+    if not of_passes and sorted(names) != sorted(COLUMNS):
+        raise DdsimError(
+            f"{where}: row 1: must name the columns {', '.join(COLUMNS)} (of whole steps), or {' and '.join(PASSES)} and any of "
+            f"{', '.join(BESIDE)} (of passes); ms may stand for seconds; names {', '.join(found)}"
+        )
+    entries = []
     for line, row in enumerate(rows[1:], 2):
         if not row:
             continue
         if len(row) != len(names):
             raise DdsimError(f"{where}: row {line}: has {len(row)} fields, not {len(names)}")
-        entry = dict(zip(names, row, strict=True))
-        batch, k, context = (_whole(entry[name], f"{where}: row {line}: {name}") for name in COLUMNS[:3])
+        entry: dict[str, Any] = {}
+        for name, called, text in zip(names, found, row, strict=True):
+            place = f"{where}: row {line}: {called}"
+            if name == "draft_seconds" and not text.strip():
+                continue  # it is known once
+            entry[name] = (
+                _seconds(text, place, UNITS.get(called, ("", 1.0))[1]) if "seconds" in name else _whole(text, place)
+            )
+        batch, tokens = entry.get("batch", 1), entry.get("tokens", entry.get("batch", 1) * (entry.get("k", 0) + 1))
         if batch < 1:
             raise DdsimError(f"{where}: row {line}: batch: must be at least 1, is {batch}")
-        for name, value in (("tokens", batch * (k + 1)), ("context", context), ("batch", batch)):
+        if tokens < batch:
+            raise DdsimError(f"{where}: row {line}: tokens: must be at least 1 a request, {batch}, is {tokens}")
+        for name, value in (("tokens", tokens), ("context", entry.get("context", 0)), ("batch", batch)):
             bounded(value, LIMITS[name][0], f"{where}: row {line}: {name}", LIMITS[name][1])
-        repeats.setdefault((batch, context, k), []).append(_seconds(entry["seconds"], f"{where}: row {line}: seconds"))
-    if not repeats:
-        raise DdsimError(f"{where}: holds no step, only the names of its columns")
+        entries.append(entry)
+    if not entries:
+        raise DdsimError(f"{where}: holds no {'pass' if of_passes else 'step'}, only the names of its columns")
+    return _passes(entries, names, where) if of_passes else _steps(entries, where)
+
+
+def _passes(entries: list[dict[str, Any]], names: list[str], where: str) -> Profile | Fitted:
+    """Passes by their tokens: a profile where contexts are known, otherwise curves that are the same at any."""
+    passes: dict[tuple[int, int], dict[int, list[float]]] = {}
+    drafts: dict[tuple[int, int], list[float]] = {}
+    for entry in entries:
+        at = entry.get("context", 0), entry.get("batch", 1)
+        passes.setdefault(at, {}).setdefault(entry["tokens"], []).append(entry["seconds"])
+        if "draft_seconds" in entry:
+            drafts.setdefault(at, []).append(entry["draft_seconds"])
+    for (context, batch), by in passes.items():
+        if len(by) < 2:
+            place = "".join(f" at {n} {v}" for n, v in (("context", context), ("batch", batch)) if n in names)
+            raise DdsimError(f"{where}: needs passes of at least 2 numbers of tokens{place}")
+    source = _provenance(f"CSV of ({', '.join(names)})", where)
+    if "context" in names:
+        verify = [
+            VerifySample(tokens, *at, tuple(seconds)) for at, by in passes.items() for tokens, seconds in by.items()
+        ]
+        return Profile(verify, [DraftSample(*at, tuple(seconds)) for at, seconds in drafts.items()], provenance=source)
+    curves, draft = [], []
+    for (_, batch), by in sorted(passes.items()):
+        known = batch if "batch" in names else None
+        sizes = sorted(by)
+        curves.append(_curve(None, known, sizes, [statistics.median(by[tokens]) for tokens in sizes]))
+        if (0, batch) in drafts:
+            draft.append(RoundPoint(None, known, statistics.median(drafts[0, batch])))
+    return Fitted("table", curves, draft or [RoundPoint(None, None, 0.0)], source)
+
+
+def _steps(entries: list[dict[str, Any]], where: str) -> Profile:
+    """Whole steps by batch and drafted tokens."""
+    repeats: dict[tuple[int, int, int], list[float]] = {}
+    for entry in entries:
+        repeats.setdefault((entry["batch"], entry["context"], entry["k"]), []).append(entry["seconds"])
     verify, draft = [], []
     for batch, context in dict.fromkeys((batch, context) for batch, context, _ in repeats):
         by = {k: seconds for (b, c, k), seconds in sorted(repeats.items()) if (b, c) == (batch, context)}
@@ -137,10 +201,10 @@ def _whole(text: str, where: str) -> int:
     return int(text)
 
 
-def _seconds(text: str, where: str) -> float:
-    """A duration in a field."""
+def _seconds(text: str, where: str, unit: float) -> float:
+    """A duration in a field, in seconds."""
     try:
-        value = float(text)
+        value = float(text) * unit
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):

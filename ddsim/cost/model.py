@@ -547,7 +547,11 @@ def read_costs(path: str | os.PathLike[str], kind: str = "auto") -> Profile | Co
     found: Any = imports.read_content(read_bytes(path), str(path))
     if isinstance(found, imports.Fitted):
         report = CostReport(found.kind, found.kind, "as it was found", points=sum(len(c.tokens) for c in found.curves))
+        fastest = min(min(curve.seconds) for curve in found.curves)
         found = CostModel(found.kind, found.curves, None, found.draft, [], report, found.provenance)
+        if fastest > MILLISECONDS:
+            text = f"{path}: the fastest pass takes {fastest:g} s: are these milliseconds? Call the column ms, or divide by 1,000"
+            warnings.warn(text, ProfileWarning, stacklevel=2)
     elif not isinstance(found, Profile):
         check_header(found, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION}, str(path))
         found = Profile.from_json(found, str(path)) if found["kind"] == PROFILE_KIND else _model(found, str(path))

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddsim.cost.imports import SPLIT_STEPS, WHOLE_STEPS
-from ddsim.cost.model import CostModel, fit_cost, open_cost, read_costs
+from ddsim.cost.imports import SPLIT_STEPS, WHOLE_STEPS, Fitted, read_csv
+from ddsim.cost.model import CostModel, ProfileWarning, fit_cost, open_cost, read_costs
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.torch_values import read_torch_values
@@ -308,6 +308,101 @@ def test_damaged_csv(lines: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(DdsimError, match=reason) as raised:
         read_costs(tmp_path / "x.csv")
     assert str(raised.value).startswith(f"{tmp_path / 'x.csv'}: ")
+
+
+PASSES = [(1, 0.006), (8, 0.0065), (8, 0.0067), (64, 0.008), (64, 0.009), (64, 0.0081), (256, 0.012)]
+
+
+@pytest.mark.parametrize(("column", "unit"), [("seconds", 1.0), ("ms", 1e3), (" Milliseconds", 1e3)])
+def test_a_csv_of_passes(column: str, unit: float, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join([f"tokens,{column}", *(f"{tokens},{seconds * unit!r}" for tokens, seconds in PASSES)]))
+    cost = open_cost(path)
+    for tokens in {tokens for tokens, _ in PASSES}:
+        wanted = np.median([seconds for size, seconds in PASSES if size == tokens])
+        assert cost.verify_seconds(tokens, 777, 3) == pytest.approx(wanted) and not cost.extrapolated(tokens, 777, 3)
+    assert cost.verify_seconds(160) == pytest.approx((0.0081 + 0.012) / 2) and cost.extrapolated(257)
+    assert cost.draft_seconds(5) == 0 and cost.provenance["source"] == "CSV of (tokens, seconds)"
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_columns_beside_come_in_any_order(data: st.DataObject) -> None:
+    beside = data.draw(st.lists(st.sampled_from(["context", "batch", "draft_seconds"]), unique=True))
+    names = data.draw(st.permutations(["tokens", "seconds", *beside]))
+    values = st.fixed_dictionaries(
+        {
+            "tokens": st.integers(8, 40), "seconds": st.floats(1e-4, 0.5), "context": st.sampled_from([0, 512]), "batch": st.sampled_from([1, 8]),
+            "draft_seconds": st.none() | st.floats(1e-4, 0.1),
+        }
+    )  # fmt: skip
+    rows = data.draw(st.lists(values, min_size=1, max_size=12))
+    rows += [{**row, "tokens": row["tokens"] + 40} for row in rows]  # two sizes everywhere
+    lines = [",".join("" if row[n] is None else repr(row[n]) for n in names) for row in rows]
+    found = read_csv("\n".join([",".join(names), *lines]).encode(), "x.csv")
+    passes: dict[Any, list[float]] = {}
+    drafts: dict[Any, list[float]] = {}
+    for row in rows:  # by hand
+        at = tuple(row[n] if n in beside else None for n in ("context", "batch"))
+        passes.setdefault((row["tokens"], *at), []).append(row["seconds"])
+        if "draft_seconds" in beside and row["draft_seconds"] is not None:
+            drafts.setdefault(at, []).append(row["draft_seconds"])
+    if "context" in beside:
+        assert isinstance(found, Profile)
+        batch = {True: lambda s: s.batch, False: lambda s: None}["batch" in beside]
+        assert {(s.tokens, s.context, batch(s)): list(s.seconds) for s in found.verify} == passes
+        assert {(s.context, batch(s)): list(s.seconds) for s in found.draft} == drafts
+        return
+    assert isinstance(found, Fitted)
+    curves = {(t, None, c.batch): s for c in found.curves for t, s in zip(c.tokens, c.seconds, strict=True)}
+    assert curves == {key: pytest.approx(np.median(seconds)) for key, seconds in passes.items()}
+    told = {(None, p.batch): p.seconds for p in found.draft}
+    assert told == ({key: pytest.approx(np.median(v)) for key, v in drafts.items()} or {(None, None): 0.0})
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (
+            "tokens,latency\n1,0.1",
+            "row 1: must name the columns .* or tokens and seconds and any of context, batch, draft_seconds",
+        ),
+        ("tokens,seconds,ms\n1,0.1,100", "row 1: must name the columns"),
+        ("tokens,seconds\n1,0.1\n8,fast", 'row 3: seconds: must be a number above 0, is "fast"'),
+        ("tokens,ms\n1,10\n8,-1", 'row 3: ms: must be a number above 0, is "-1"'),
+        ("tokens,seconds\n1,0.1\n8", "row 3: has 1 fields, not 2"),
+        ("tokens,seconds\nx,0.1", "row 2: tokens: must be a whole number"),
+        ("tokens,seconds,batch\n4,0.1,8", "row 2: tokens: must be at least 1 a request, 8, is 4"),
+        ("tokens,seconds\n8,0.1\n8,0.2", "needs passes of at least 2 numbers of tokens$"),
+        ("tokens,seconds,context\n8,0.1,5\n9,0.2,6", "needs passes of at least 2 numbers of tokens at context 5$"),
+        ("tokens,seconds,draft_ms\n8,0.1,0\n9,0.2,", "row 2: draft_ms: must be a number above 0"),
+        ("tokens,seconds", "holds no pass, only the names of its columns"),
+    ],
+)
+def test_damaged_csv_of_passes(lines: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(lines)
+    with pytest.raises(DdsimError, match=reason) as raised:
+        read_costs(tmp_path / "x.csv")
+    assert str(raised.value).startswith(f"{tmp_path / 'x.csv'}: ")
+
+
+def test_milliseconds_in_a_column_of_seconds_are_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("tokens,seconds\n1,6.5\n64,7.3")
+    with pytest.warns(ProfileWarning, match="6.5 s: are these milliseconds"):
+        read_costs(tmp_path / "x.csv")
+
+
+def test_passes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ddsim.cli.main import main
+
+    path = tmp_path / "mine.csv"
+    path.write_text("\n".join(["tokens,seconds", *(f"{tokens},{seconds}" for tokens, seconds in PASSES)]))
+    assert main(["fit", str(path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert not told.err and json.loads(told.out)["model"]["provenance"]["file"] == "mine.csv"
+    path.write_text("tokens,seconds\n1,x")
+    assert main(["fit", str(path)]) == 2
+    assert capsys.readouterr().err == f'error: {path}: row 2: seconds: must be a number above 0, is "x"\n'
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
