@@ -41,7 +41,7 @@ from ddsim.cli.app import (
     app,
     example,
 )
-from ddsim.cli.console import Column, Out, milliseconds, number, percent
+from ddsim.cli.console import Out
 from ddsim.cli.console import progress as _progress
 from ddsim.cli.engines import AgainstOption, EngineOption, ExtrapolateOption, MethodOption, plan_for
 from ddsim.cli.load import (
@@ -61,33 +61,9 @@ from ddsim.cli.load import (
 )
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
-from ddsim.text import printable
 
 if TYPE_CHECKING:
-    from ddsim.replay.plan import Plan
-
-REPLAY_COLUMNS: tuple[Column, ...] = (
-    ("policy", "policy", str),
-    ("acceptance_length", "tokens/\nround", number(2)),
-    ("budget_mean", "nodes/\nround", number(1)),
-    ("tokens_per_second", "tokens/s", number(1)),
-    ("speedup", "speed-up", number(2)),
-    ("speedup_interval", "95 %", str),
-    ("hindsight_share", "share of\nhindsight", percent),
-)
-
-
-WORKLOAD_COLUMNS: tuple[Column, ...] = (
-    ("workload", "workload", str),
-    ("best_budget", "best budget,\nnodes", str),
-    ("near_best", "within 1 %", str),
-    ("tokens_per_second", "tokens/s", number(1)),
-    ("pooled_budget_loss", "loss with the\npooled budget", percent),
-)
-
-
-SHOWN = (16, 64, 256)
-"""Nodes that drafts are compared at, unless others are asked for."""
+    pass
 
 
 @app.command(rich_help_panel=ANSWERS, epilog=example("ddsim demo", "ddsim demo --json | head"))
@@ -109,6 +85,7 @@ def demo(
     from ddsim.replay.plan import plan as solve
     from ddsim.replay.replay import default_policies, measured_budget
     from ddsim.replay.replay import replay as run
+    from ddsim.replay.shown import replay_table
 
     trace, marginals = demo_trace(), demo_marginals()
     show.reads(*trace._folders, *marginals._folders)
@@ -120,10 +97,11 @@ def demo(
         answer = solve(trace, cost, progress=progress)
         result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget), cost))
         path = compare_drafts(marginals, trace, progress=progress)
-    _show_plan(show, answer, len(trace.workloads) > 1)
-    _show_replay(show, result.table(), "What each policy would have done")
+    show.summary(answer.summary())
+    show.tables([replay_table(result.table(), "What each policy would have done")], result.summary().feet)
+    show.say()
     show.say(f"Trees that know their path: {path.sentence[:1].lower()}{path.sentence[1:]}", style="bold")
-    _plot_plan(show, plot, answer)
+    _plot(show, plot, lambda ax: answer.plot(ax=ax))
     show.json({"plan": answer.to_json(), "replay": result.to_json(), "path": path.to_json(), "plot": plot})
 
 
@@ -203,27 +181,10 @@ def plan(
         answer = solve(
             recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
         )  # fmt: skip
-    _show_plan(show, answer, len(recording.workloads) > 1)
-    _show_replay(show, answer.table(), None)
+    show.summary(answer.summary())
     if plot is not None:
-        _plot_plan(show, plot, answer)
+        _plot(show, plot, lambda ax: answer.plot(ax=ax))
     show.json(answer.to_json() | {"plot": plot})
-
-
-def _show_plan(show: Out, answer: Plan, several: bool) -> None:
-    show.answer(answer.sentence, answer.details, answer.notes)
-    show.say()
-    if several:
-        table = answer.by_workload
-        near = [", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs) for runs in table["near_best"]]
-        show.table(table.assign(near_best=near), WORKLOAD_COLUMNS, "The best fixed budget of each workload")
-
-
-def _plot_plan(show: Out, name: str, answer: Plan) -> None:
-    from ddsim.view.budgets import fixed_budgets
-
-    plain = answer.table().set_index("policy")["tokens_per_second"][answer.baselines[0]]
-    _plot(show, name, lambda ax: fixed_budgets(answer.curve(), flat=answer.near_best, baseline=plain, ax=ax))
 
 
 def _told(provenance: dict[str, Any]) -> str:
@@ -271,44 +232,14 @@ def replay(
         result = run(
             recording, cost, policies, calibration=calibration, bootstrap=bootstrap, seed=seed, progress=progress
         )  # fmt: skip
-    if len(recording.workloads) > 1:
-        for name, rows in result.table(by="workload").groupby("workload", sort=False):
-            _show_replay(show, rows, str(name))
-        _show_replay(show, result.table(), "all workloads")
-    else:
-        _show_replay(show, result.table(), ", ".join(w for w in recording.workloads if w) or None)
+    show.summary(result.summary(by="workload"))
     if out is not None:
         table = result.table(by="workload") if len(recording.workloads) > 1 else result.table()
         _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
         show.saved(out)
     if plot is not None:
-        from ddsim.view.budgets import policies as policies_figure
-
-        pooled = result.table()
-        _plot(show, plot, lambda ax: policies_figure(pooled, ax=ax), len(pooled))
+        _plot(show, plot, lambda ax: result.plot(ax=ax), len(result.outcomes))
     show.json(result.to_json() | {"out": out, "plot": plot})
-
-
-def _show_replay(show: Out, table: Any, title: str | None) -> None:
-    tuned = table["tuned_on"] == "same prompts"
-    marked = table.assign(policy=table["policy"].where(~tuned, table["policy"] + " *"))
-    show.table(_with_interval(marked), REPLAY_COLUMNS, title)
-    if tuned.any():
-        show.say("* tuned on the prompts that it is judged on: on others it does a little worse")
-        show.say()
-
-
-def _with_interval(table: Any) -> Any:
-    """The table with a column that holds both bounds of the speed-up; empty where there is nothing to be unsure of."""
-    pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
-    return table.assign(speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs])
-
-
-def _over_fixed(table: Any) -> Any:
-    """The table with what each gains over the best fixed setting, in per cent, and half the width of its interval."""
-    half = 50 * (table["over_fixed_high"] - table["over_fixed_low"])
-    pairs = zip(100 * table["over_fixed"], half, strict=True)
-    return table.assign(over=[f"{over:+.1f}" + (f" ±{unsure:.1f}" if unsure > 0 else "") for over, unsure in pairs])
 
 
 @app.command(
@@ -387,6 +318,7 @@ def compare(
     _check_plot(plot)
     from ddsim.replay.compare import BUDGETS
     from ddsim.replay.compare import compare as run
+    from ddsim.replay.shown import COMPARED
 
     a, b = (_open(show, [path], workload, temperature) for path in (first, second))
     names = None if a.kind != b.kind else (str(first), str(second))
@@ -394,33 +326,10 @@ def compare(
         answer = run(
             a, b, names=names, budgets=sorted({*BUDGETS, *(budget or ())}), bootstrap=bootstrap, seed=seed, progress=progress
         )  # fmt: skip
-    show.say(answer.sentence)
-    length = number(2)
-    columns = (
-        ("workload", "workload", str), ("policy", "policy", str), ("first", printable(answer.names[0], 16), length),
-        ("second", printable(answer.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent),
-        ("high", "to", percent),
-    )  # fmt: skip
-    show.table(answer.table(budget or SHOWN), columns, "Tokens a round (95 % interval of the gain)")
-    for note in answer.notes:
-        show.say(note)
+    show.summary(answer.summary(budget or COMPARED))
     if plot is not None:
-        from ddsim.view.budgets import draft_gains
-
-        _plot(show, plot, lambda ax: draft_gains(answer.table(), answer.names, ax=ax))
+        _plot(show, plot, lambda ax: answer.plot(ax=ax))
     show.json(answer.to_json() | {"plot": plot})
-
-
-SERVING_COLUMNS: tuple[Column, ...] = (
-    ("policy", "policy", str),
-    ("acceptance_length", "tokens/\nround", number(2)),
-    ("budget_mean", "nodes/\nrequest", number(1)),
-    ("tokens_per_second", "tokens/s", number(0)),
-    ("tpot_mean", "TPOT\nms", milliseconds),
-    ("tpot_p95", "p95\nms", milliseconds),
-    ("speedup", "speed-up", number(2)),
-    ("over", "over best\nfixed, %", str),
-)
 
 
 @app.command(
@@ -480,7 +389,6 @@ def serve(
     )  # fmt: skip
     from ddsim.policy.names import EVERY
     from ddsim.policy.parse import policies_of
-    from ddsim.replay.served import EXTRAPOLATED
     from ddsim.replay.serving import simulate
 
     typed = policies_of([name for name in policy or () if name.lower() != EVERY], joint=True)  # said at once
@@ -497,16 +405,7 @@ def serve(
             recording, cost, policy or None, batch=batch or None, requests=requests, max_tokens=max_tokens,
             drain=drain, bootstrap=bootstrap, seed=seed, cluster=cluster, progress=progress,
         )  # fmt: skip
-    table = result.table()
-    marked = table.assign(policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"))
-    for size, rows in marked.groupby("batch", sort=False):
-        show.table(
-            _over_fixed(rows), SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together"
-        )
-    if table["extrapolated"].any():
-        show.say(EXTRAPOLATED)
+    show.summary(result.summary())
     if plot is not None:
-        from ddsim.view.costs import serving
-
-        _plot(show, plot, lambda ax: serving(table, ax=ax))
+        _plot(show, plot, lambda ax: result.plot(ax=ax))
     show.json(result.to_json() | {"plot": plot})

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT, check_output, check_output_folder, refuse_inputs, stdout_closed
+from ddsim.tables import Column as Column
+from ddsim.tables import Summary, Table
+from ddsim.tables import milliseconds as milliseconds
+from ddsim.tables import number as number
+from ddsim.tables import percent as percent
 from ddsim.text import printable, printable_json
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-LONGEST = 60  # characters of a table's cell: longer names are cut in the middle
-
-
 NARROWEST, WIDEST = 40, 1000  # columns: text for people is laid out for no others
-
-
-Column = tuple[str, str, Callable[[Any], str]]  # column of the data frame, heading, how a value is printed
 
 
 Progress = Callable[[int, int], None]  # called with (done, in all)
@@ -95,28 +94,26 @@ class Out:
 
     def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
         """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
+        self.tables([Table.of(frame, columns, title)])
+
+    def tables(self, tables: Sequence[Table], feet: Sequence[str] = ()) -> None:
+        """Print tables, and what marks in them mean."""
         if self.as_json:
             return
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text  # as it is: a string would be read as markup
-
-        shown = [c for c in columns if c[0] in frame.columns]
-        table = Table(
-            title=None if title is None else Text(printable(title, LONGEST)),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for i, (_, heading, _) in enumerate(shown):
-            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        for record in frame.to_dict("records"):
-            table.add_row(*(Text(printable(_cell(record, column), LONGEST)) for column in shown))
         # A narrower terminal breaks lines, which is better than figures cut short.
         wide = self.console if self.console.width >= 80 else make_console(self._stream, 80)
-        wide.print(table)
+        for table in tables:
+            if table.title is not None:
+                self.say(table.title, style="bold")
+            wide.print(table.rich())
+        for foot in feet:
+            self.say(foot)
+
+    def summary(self, summary: Summary) -> None:
+        """Print an answer as Python prints it."""
+        self.answer(summary.sentence, summary.lines)
+        self.say()
+        self.tables(summary.tables, summary.feet)
 
     def stream(self, parts: Sequence[tuple[str, bool]], mark: bool = True) -> None:
         """Print text as it comes; with ``mark``, runs of flagged parts are green, or in brackets where there are no colours."""
@@ -139,13 +136,6 @@ class Out:
         """Say which file was written."""
         if str(name) != STDOUT:
             self.say(f"Wrote {name}", wrap=False)
-
-
-def _cell(record: dict[Any, Any], column: Column) -> str:
-    value = record[column[0]]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    return column[2](value)
 
 
 def make_console(stream: TextIO, width: int | None = None) -> Console:
@@ -189,21 +179,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def number(digits: int) -> Callable[[Any], str]:
-    """Format with so many digits after the point."""
-    return lambda value: f"{value:,.{digits}f}"
-
-
-def percent(value: Any) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.1f} %"
-
-
-def milliseconds(value: Any) -> str:
-    """Seconds, printed as milliseconds."""
-    return f"{1e3 * value:.2f}"
 
 
 def on_terminal() -> bool:

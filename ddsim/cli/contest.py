@@ -23,8 +23,8 @@ from ddsim.cli.app import (
     app,
     example,
 )
-from ddsim.cli.console import Column, Out, progress
-from ddsim.cli.load import UNSTABLE, RunningOption
+from ddsim.cli.console import Out, progress
+from ddsim.cli.load import RunningOption
 
 
 @app.command(
@@ -53,34 +53,13 @@ def rules(
     _one_of("--kind", kind, KINDS)
     _check_plot(plot)
     from ddsim.replay.contest import contest
-    from ddsim.replay.served import EXTRAPOLATED
 
     recording, cost = _open(show, trace, workload, temperature), _cost(show, profile, kind)
     with progress("Simulating") as went:
         answer = contest(
             recording, cost, batch=batch or None, running=running, bootstrap=bootstrap, seed=seed, progress=went
         )
-    show.answer(answer.sentence, answer.details)
-    show.say("Gains are over the best fixed setting: of that batch, or at that load.")
-    show.say()
-    table, wide = answer.table(), answer.wide
-    marks = table.groupby("policy")["extrapolated"].any()
-    for measure, title in (
-        ("tokens/s", "Full batches: tokens/s gained, %"),
-        ("mean latency", "Under load: mean latency saved, %"),
-        ("requests/s", "Highest load gained, %"),
-    ):
-        places = list(dict.fromkeys(table["where"][table["measure"] == measure]))
-        rows = wide[places].map(lambda gain: "†" if gain != gain else f"{gain:+.1f}").reset_index()
-        rows["policy"] = [name + " *" * bool(marks[name]) for name in rows["policy"]]
-        columns: list[Column] = [("policy", "policy", str), *((place, place, str) for place in places)]
-        show.table(rows, columns, title)
-    if table["unstable"].any():
-        show.say(UNSTABLE)
-    if table["extrapolated"].any():
-        show.say(EXTRAPOLATED)
+    show.summary(answer.summary())
     if plot is not None:
-        from ddsim.view.costs import serving
-
-        _plot(show, plot, lambda ax: serving(answer.served.table(), ax=ax))
+        _plot(show, plot, lambda ax: answer.plot(ax=ax))
     show.json(answer.to_json() | {"plot": plot})

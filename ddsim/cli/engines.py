@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddsim.cli.app import _complete, _cost, _one_of, _open, _plot, _write
-from ddsim.cli.console import Column, Out, milliseconds, number, percent, progress
+from ddsim.cli.console import Out, progress
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 
@@ -156,19 +156,6 @@ def export_for(
     show.json({"out": out, "for": engine, "sequences": len(recording.sequences), "positions": len(recording)})
 
 
-PLAN_COLUMNS: tuple[Column, ...] = (
-    ("requests", "batch", str),
-    ("k", "K", str),
-    ("ks", "95 %", str),
-    ("near_best", "within\n1 %", str),
-    ("tokens_per_second", "tokens/s", number(0)),
-    ("interval", "95 %", str),
-    ("tpot", "TPOT\nms", milliseconds),
-    ("gain", "gain", percent),
-    ("gains", "95 %", str),
-)
-
-
 def plan_for(
     show: Out,
     engine: str,
@@ -200,48 +187,10 @@ def plan_for(
             recording, cost, engine, method=method, against=now, requests=batch or None, context=context,
             extrapolate=extrapolate, bootstrap=bootstrap, seed=seed,
         )  # fmt: skip
-    show.answer(answer.sentence, answer.details, answer.notes)
-    show.say()
-    rows = answer.table[answer.table["requests"].isin(answer.shown)]
-    rows = rows.assign(
-        k=[f"{k} *" if mark else str(k) for k, mark in zip(rows["k"], rows["extrapolated"], strict=True)],
-        ks=[said_runs([pair]) for pair in zip(rows["k_low"], rows["k_high"], strict=True)],
-        near_best=[said_runs(runs) for runs in rows["near_best"]],
-        interval=_between(rows["low"], rows["high"], 1, "{:,.0f}"),
-        gains=_between(rows["gain_low"], rows["gain_high"], 100, "{:+.0f}"),
-    )
-    title = f"At a context of {answer.context:,}; gain over {answer.against}"
-    show.table(rows, PLAN_COLUMNS, title + (" (* extrapolated)" if rows["extrapolated"].any() else ""))
-    if len(answer.by_workload) and answer.by_workload["lost"].max() > 0:
-        of = answer.by_workload
-        cells = [f"{k} ({100 * lost:.1f})" for k, lost in zip(of["k"], of["lost"], strict=True)]
-        wide = of.assign(cell=cells, at=of["requests"].astype(str)).pivot(index="workload", columns="at", values="cell")
-        columns: list[Column] = [("workload", "batch", str), *[(str(n), str(n), str) for n in answer.shown]]
-        show.table(wide.reset_index(), columns, "Each workload's own best K (per cent lost by the plan's)")
+    show.summary(answer.summary())
     if plot is not None:
-        from ddsim.view.costs import heat_map
-
-        grid, contexts, marks = answer.grid()
-        label = "best K, drafted tokens a request"
-        _plot(show, plot, lambda ax: heat_map(grid, answer.shown, contexts, label=label, extrapolated=marks, ax=ax))
+        _plot(show, plot, lambda ax: answer.plot(ax=ax))
     show.json(answer.to_json() | {"plot": plot})
-
-
-def said_runs(runs: Sequence[tuple[int, int]]) -> str:
-    """Runs of K for a table.
-
-    Examples
-    --------
-    >>> said_runs([(3, 5), (7, 7)])
-    '3–5, 7'
-    """
-    return ", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs)
-
-
-def _between(low: Any, high: Any, scale: float, form: str) -> list[str]:
-    """Both ends of intervals; empty where there are none, or nothing to be unsure of."""
-    pairs = zip(low, high, strict=True)
-    return [f"{form.format(scale * a)}–{form.format(scale * b)}" if a < b else "" for a, b in pairs]
 
 
 def _typed(against: str) -> Any:

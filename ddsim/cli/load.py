@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddsim.cli.app import _check_typed, _complete, _cost, _one_of, _open, _plot, _within
-from ddsim.cli.console import Column, Out, milliseconds, number, progress
+from ddsim.cli.console import Out, progress
 from ddsim.cli.engines import ENGINES, METHODS, engine_costs
 from ddsim.errors import DdsimError
 
@@ -87,20 +87,6 @@ MapOption = Annotated[
     ),
 ]
 
-LOAD_COLUMNS: tuple[Column, ...] = (
-    ("policy", "policy", str),
-    ("highest", "most\nreq/s", number(1)),
-    ("ttft_p99", "TTFT\np99 s", number(3)),
-    ("tpot_mean", "TPOT\nms", milliseconds),
-    ("latency_mean", "whole\ns", number(3)),
-    ("latency_p99", "p99\ns", number(3)),
-    ("goodput", "as pro-\nmised %", lambda share: f"{100 * share:.1f}"),
-    ("latency_over", "to best\nfixed %", lambda change: f"{100 * change:+.1f}"),
-    ("interval", "95 %", str),
-)
-
-UNSTABLE = "† more arrives than it can ever serve: its queue grows without end"
-
 
 def check_load(load: bool, needs: dict[str, Any], refused: dict[str, Any], command: str = "serve") -> None:
     """Refuse options of the open loop without --load, and those of full batches with it."""
@@ -142,7 +128,6 @@ def serve_under_load(
         raise DdsimError("serve: --chunk is for --prefill chunked")
     from ddsim.replay.arrivals import Arrivals, read_arrivals
     from ddsim.replay.load import serve_load
-    from ddsim.replay.served import EXTRAPOLATED
 
     log: Arrivals | str = arrivals or "poisson"
     if arrivals is not None and Path(arrivals).suffix:
@@ -156,36 +141,10 @@ def serve_under_load(
             memory=memory, prefill="chunked" if chunk is not None else prefill, ttft=ttft, tpot=tpot, requests=requests, bootstrap=bootstrap, seed=seed,
             cluster=cluster, progress=went, chunk=512 if chunk is None else chunk,
         )  # fmt: skip
-    table = result.table()
-    show.answer(result.sentence, result.details)
-    show.say()
-    columns = [c for c in LOAD_COLUMNS if c[0] != "goodput" or result.promise]
-    for load, rows in table.groupby("load", sort=False):
-        show.table(
-            _shown(rows),
-            columns,
-            f"{load:.3g} requests/s ({100 * rows['share'].iloc[0]:.0f} % of the best fixed setting's most)",
-        )
-    if table["unstable"].any():
-        show.say(UNSTABLE)
-    if table["extrapolated"].any():
-        show.say(EXTRAPOLATED)
+    show.summary(result.summary())
     if plot is not None:
-        from ddsim.view.load import load_gains
-
-        _plot(show, plot, lambda ax: load_gains(table, ax=ax), len(result.highest) + 3)
+        _plot(show, plot, lambda ax: result.plot(ax=ax), len(result.highest) + 3)
     show.json(result.to_json() | {"plot": plot})
-
-
-def _shown(rows: Any) -> Any:
-    """Rows for people: marks at names, and no latency of a queue that grows without end."""
-    marks = [" †" * u + " *" * e for u, e in zip(rows["unstable"], rows["extrapolated"], strict=True)]
-    ends = zip(rows["latency_over_low"], rows["latency_over_high"], strict=True)
-    rows = rows.assign(
-        policy=rows["policy"] + marks, interval=[f"{100 * a:+.0f} to {100 * b:+.0f}" if a < b else "" for a, b in ends]
-    )
-    hidden = ["ttft_p99", "tpot_mean", "latency_mean", "latency_p99", "latency_over", "interval"]
-    return rows.assign(**{name: rows[name].where(~rows["unstable"], None) for name in hidden})
 
 
 def map_for(
@@ -216,27 +175,8 @@ def map_for(
             recording, cost, engine, method=method, rules=rules or None, requests=sorted(set(batch)) if batch else None,
             contexts=None if context is None else [context], extrapolate=extrapolate, seed=seed, progress=went,
         )  # fmt: skip
-    show.answer(answer.sentence, answer.details, answer.notes)
-    show.say()
-    show.say(
-        f"Best {answer.unit} / % lost one step off / % that the best rule adds, by requests and context (* extrapolated)"
-    )
-    for name in answer.workloads:
-        rows = answer.table[answer.table["workload"] == name]
-        cells = [_map_cell(row) for row in rows.to_dict("records")]
-        wide = rows.assign(cell=cells).pivot(index="requests", columns="context", values="cell").reset_index()
-        columns: list[Column] = [("requests", "batch", str), *[(c, f"{c:,}", str) for c in wide.columns[1:]]]
-        show.table(wide, columns, name)
+    show.summary(answer.summary())
     if plot is not None:
-        from ddsim.view.load_maps import load_maps
-
         lines = answer.table["workload"].nunique() * (1 + answer.table["requests"].nunique())
-        _plot(show, plot, lambda ax: load_maps(answer.table, answer.unit, ax=ax), lines)
+        _plot(show, plot, lambda ax: answer.plot(ax=ax), lines)
     show.json(answer.to_json() | {"plot": plot})
-
-
-def _map_cell(row: dict[Any, Any]) -> str:
-    """A cell of the map in a few characters."""
-    lost = f"{100 * row['lost_by_step']:.0f}" if row["lost_by_step"] >= 0 else "–"
-    adds = f"/{100 * row['rule_gain']:+.0f}" if row["rule"] else ""
-    return f"{row['setting']}/{lost}{adds}" + "*" * row["extrapolated"]

@@ -23,6 +23,7 @@ from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, 
 from ddsim.cost.profile import SCHEMA_VERSION as PROFILE_VERSION
 from ddsim.cost.ranges import FitRange, arguments, outside_text, span_of, span_text
 from ddsim.cost.shapes import Roofline, bucket_levels, convex_curve, padded_range
+from ddsim.cost.shown import ShownCost
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, check_header, mapping, need, number, read_bytes, read_document, write_document
 from ddsim.text import brief
@@ -50,7 +51,7 @@ class ProfileWarning(UserWarning):
     """Something in a profile, or in a table, can hardly be true, or is not enough to tell."""
 
 
-class CostModel:
+class CostModel(ShownCost):
     """Seconds that a round costs: drafting and host work, and verification of so many tokens.
 
     C(n) = draft_seconds + verify_seconds(n + 1, context). Made by :func:`fit_cost`, :meth:`from_table` or :meth:`load`.
@@ -118,9 +119,6 @@ class CostModel:
         self._rows: dict[
             tuple[int, int, int], tuple[FloatArray, float]
         ] = {}  # rows of cost tables, by context, batch, budget
-
-    def __repr__(self) -> str:
-        return f"CostModel(kind={self.kind!r}, {self.range})"
 
     @property
     def buckets(self) -> tuple[int, ...] | None:

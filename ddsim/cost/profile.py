@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import _is_path, _named
+from ddsim.cost.shown import ShownProfile
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, check_header, integer, mapping, need, number, read_document, write_document
 
@@ -147,8 +148,8 @@ class Points:
         return Points(**{name: getattr(self, name)[which] for name in self.__dataclass_fields__})
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, repr=False)
+class Profile(ShownProfile):
     """What verification and drafting cost on one device, as measured.
 
     Parameters

@@ -5,5 +5,5 @@ joint round and holds the rules made for that, ``rules`` the shipped policies fo
 carry from round to round, ``joint`` prices many joint rounds, ``walk`` follows the true tokens, ``price`` solves for a price, ``names`` says what can be typed
 and ``parse`` reads it.
 
-May use: arrays, cost, errors, jit, limits, text, threads, trace.
+May use: arrays, cost, errors, jit, limits, tables, text, threads, trace.
 """

@@ -17,6 +17,7 @@ from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, LONGEST, NO_DRAFT, PREFIX, PRICE, nodes_of
 from ddsim.policy.walk import Walk, in_order, lockstep, walk
+from ddsim.tables import Shown
 from ddsim.trace.calibration import Calibration
 from ddsim.trace.rounds import Positions
 
@@ -245,6 +246,8 @@ class Policy:
 
 
 def _literal(value: Any) -> str:
+    if isinstance(value, Shown):  # a cost model or a calibration, which no call makes
+        return f"<{type(value).__name__}>"
     return repr(int(value)) if isinstance(value, float) and value.is_integer() else repr(value)
 
 

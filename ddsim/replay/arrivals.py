@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ddsim.arrays import Floats, numbers
 from ddsim.errors import DdsimError
+from ddsim.replay.shown import ShownArrivals
 from ddsim.text import brief, listed
 
 PATTERNS = {"poisson": 1.0, "bursts": 0.25}
@@ -29,8 +30,8 @@ A_DATE = r"\d{4}|:"
 """What dates and times of day hold. Pandas reads other text as dates too: a decimal comma, 1,5, as a day in January."""
 
 
-@dataclass(frozen=True)
-class Arrivals:
+@dataclass(frozen=True, repr=False)
+class Arrivals(ShownArrivals):
     """When requests came, and how long they were, as a log has it.
 
     Parameters

@@ -15,6 +15,7 @@ from ddsim.errors import DdsimError
 from ddsim.replay.bootstrap import percent
 from ddsim.replay.held_out import tokens_a_round
 from ddsim.replay.replay import _records
+from ddsim.replay.shown import ShownComparison
 from ddsim.trace.cache import positions_of
 from ddsim.trace.trace import Trace, check_trace
 
@@ -30,8 +31,8 @@ HEADLINE = 64
 KINDS = {"rows": "marginals", "lattice": "lattices", "trees": "drafted trees", "chains": "chains"}
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(ShownComparison):
     """What the second of two drafts gains over the first, on the same texts.
 
     Attributes
@@ -55,9 +56,6 @@ class Comparison:
     notes: tuple[str, ...]
     pairs: tuple[tuple[int, int], ...]
     _rows: pd.DataFrame
-
-    def __str__(self) -> str:
-        return "\n".join([self.sentence, *self.notes])
 
     def table(self, budgets: Sequence[int] | None = None) -> pd.DataFrame:
         """Tokens a round of both.
@@ -128,7 +126,7 @@ def compare(
     >>> blind = Trace.from_arrays(tokens, ids, np.log(np.full((8, 2, 2), [0.6, 0.4])), max_budget=2)
     >>> first, rest = np.log(np.full((8, 2), [0.6, 0.4])), np.log(np.full((8, 1, 2, 2), [[0.1, 0.9], [0.9, 0.1]]))
     >>> knows = Trace.from_lattice(tokens, ids, first, rest, max_budget=2)
-    >>> print(compare(blind, knows, bootstrap=100))
+    >>> print(compare(blind, knows, bootstrap=100).sentence)
     Lattices commit 1.75 tokens a round in trees of 2 nodes where marginals commit 1.75: +0.0 %, on the same text.
     """
     for trace in (first, second):

@@ -20,6 +20,7 @@ from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory
 from ddsim.replay.served import ServingResult
 from ddsim.replay.serving import rules_for, simulate
+from ddsim.replay.shown import ShownContest
 from ddsim.text import listed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
@@ -32,8 +33,8 @@ ENGINES_OWN = (BestSchedule, AdaptiveVerification, DSpark, AdaptiveSteps)
 """Rules that released engines have; the others say what any rule would add."""
 
 
-@dataclass(frozen=True)
-class Contest:
+@dataclass(frozen=True, repr=False)
+class Contest(ShownContest):
     """Rules in full batches and under load, over the best fixed setting of each.
 
     Attributes

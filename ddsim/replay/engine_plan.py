@@ -35,6 +35,7 @@ from ddsim.replay.engines import (
 from ddsim.replay.maps import MAP_BATCHES, MAP_CONTEXTS
 from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory
+from ddsim.replay.shown import ShownEnginePlan
 from ddsim.text import listed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace
@@ -48,8 +49,8 @@ MOST_RANGES = 6
 Runs = tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True)
-class EnginePlan:
+@dataclass(frozen=True, repr=False)
+class EnginePlan(ShownEnginePlan):
     """K for an engine, and what it is worth.
 
     Attributes

@@ -31,6 +31,7 @@ from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import Run
 from ddsim.replay.serving import _run
+from ddsim.replay.shown import ShownMap
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -49,8 +50,8 @@ CHAIN_RULES = ["OnChain:RoundRatio", "OnChain:FairRatio"]
 """Rules whose settings need no solving, so that a map of hundreds of cells takes seconds."""
 
 
-@dataclass(frozen=True)
-class LoadMap:
+@dataclass(frozen=True, repr=False)
+class LoadMap(ShownMap):
     """The best setting by concurrency, context and workload.
 
     Attributes

@@ -15,6 +15,7 @@ from ddsim.errors import DdsimError
 from ddsim.replay.load_kernels import Requests, Told
 from ddsim.replay.replay import _records
 from ddsim.replay.served import SHUFFLES, Interval, _columns, _interval
+from ddsim.replay.shown import ShownLoad
 
 QUANTILES = (50, 95, 99)
 
@@ -89,7 +90,7 @@ class LoadRun:
         return (self.ttft <= ttft) & (self.tpot <= tpot)
 
 
-class LoadResult:
+class LoadResult(ShownLoad):
     """Latencies and throughput of policies at several loads, with 95 % intervals from repeated simulations.
 
     Attributes
@@ -122,9 +123,6 @@ class LoadResult:
     ) -> None:
         self.runs, self.highest, self.fixed, self.promise = runs, highest, fixed, promise
         self.extrapolated, self.prefill, self.shares, self.provenance = extrapolated, prefill, shares, provenance
-
-    def __repr__(self) -> str:
-        return f"<LoadResult: {len(self.highest)} policies at {', '.join(f'{load:.3g}' for load in self.loads)} requests/s>"
 
     @property
     def loads(self) -> list[float]:

@@ -24,6 +24,7 @@ from ddsim.replay.chains import Chains, best_chain
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn
 from ddsim.replay.replay import ReplayResult, _ready, _records, _Replayer
+from ddsim.replay.shown import ShownPlan
 from ddsim.text import listed
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
@@ -36,8 +37,8 @@ WORTHWHILE = 0.005
 """Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(ShownPlan):
     """What to run, and what it is worth.
 
     Attributes

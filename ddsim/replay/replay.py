@@ -24,6 +24,7 @@ from ddsim.replay.arguments import check_given
 from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn, named
+from ddsim.replay.shown import ShownReplay
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.rounds import Positions
@@ -113,7 +114,7 @@ def _tallies(
     return [{name: np.concatenate([one[name] for one in tally]) for name in tally[0]} for tally in tallies]
 
 
-class ReplayResult:
+class ReplayResult(ShownReplay):
     """Outcomes of policies on one trace, with paired bootstrap intervals over prompts and costs.
 
     Prompts are drawn with replacement within each workload, all sequences of a prompt together; every policy is judged on the
@@ -153,11 +154,6 @@ class ReplayResult:
         self._ar, self._hindsight = ar, hindsight
         self.provenance = provenance
         self._draws = _Bootstrap(positions, bootstrap, seed, cost_error)
-
-    def __repr__(self) -> str:
-        return (
-            f"<ReplayResult: {len(self.outcomes)} policies, {len(self.tokens)} sequences, {self.tokens.sum()} tokens>"
-        )
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
         """One row a policy, or one a workload and policy.

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats
 from ddsim.errors import DdsimError
 from ddsim.replay.replay import _records
+from ddsim.replay.shown import EXTRAPOLATED as EXTRAPOLATED
+from ddsim.replay.shown import ShownServing
 
 Interval = tuple[float, float, float]
-
-
-EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
 
 
 SHUFFLES = 8
@@ -47,7 +46,7 @@ class Run:
     shares: NDArray[np.int64]
 
 
-class ServingResult:
+class ServingResult(ShownServing):
     """Outcomes of policies at several batch sizes, with 95 % intervals from repeated simulations.
 
     Attributes
@@ -78,10 +77,6 @@ class ServingResult:
         self.extrapolated = extrapolated
         self.provenance = provenance
         self._lengths = lengths
-
-    def __repr__(self) -> str:
-        batches, names = ({key[i]: None for key in self.runs} for i in (0, 1))
-        return f"<ServingResult: {len(names)} policies at batch {', '.join(map(str, batches))}>"
 
     def best_fixed(self, batch: int) -> str:
         """The fixed setting of most tokens a second at a batch size."""
@@ -144,28 +139,6 @@ class ServingResult:
         return {
             "kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": _records(self.table()),
         }  # fmt: skip
-
-    def __str__(self) -> str:
-        table = self.table()
-        shown = pd.DataFrame(
-            {
-                "batch": table["batch"],
-                "policy": table["policy"] + np.where(table["extrapolated"], " *", ""),
-                "accepted": table["acceptance_length"].map("{:.2f}".format),
-                "nodes": table["budget_mean"].map("{:.1f}".format),
-                "tokens/s": table["tokens_per_second"].map("{:.0f}".format),
-                "a user": table["tokens_per_second_user"].map("{:.1f}".format),
-                "TPOT ms": (1e3 * table["tpot_mean"]).map("{:.2f}".format),
-                "p95 ms": (1e3 * table["tpot_p95"]).map("{:.2f}".format),
-                "speedup": table["speedup"].map("{:.2f}".format),
-                "over fixed %": (100 * table["over_fixed"]).map("{:+.1f}".format),
-            }
-        )
-        if table["speedup_low"].notna().any():
-            pairs = zip(100 * table["over_fixed_low"], 100 * table["over_fixed_high"], strict=True)
-            shown["95 %"] = [f"{low:+.1f} to {high:+.1f}" for low, high in pairs]
-        note = f"\n{EXTRAPOLATED}" if table["extrapolated"].any() else ""
-        return shown.to_string(index=False) + note
 
 
 def _rates(run: Run) -> Floats:

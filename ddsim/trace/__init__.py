@@ -5,5 +5,5 @@ move shards, ``together`` for several processes, ``trace`` is the recording that
 and true-path ranks) that replay reads, ``cache`` keeps it. ``reliability`` measures the drafter's probabilities, ``calibration`` corrects
 them, ``path`` by the token before. ``shared`` sends a trace to other processes by reference.
 
-May use: arrays, cluster, errors, files, jit, limits, text, threads, tree.
+May use: arrays, cluster, errors, files, jit, limits, tables, text, threads, tree.
 """

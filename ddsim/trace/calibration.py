@@ -17,6 +17,7 @@ from ddsim.jit import njit
 from ddsim.trace.checks import round_logprobs
 from ddsim.trace.path import PathCorrection
 from ddsim.trace.schema import TraceBlock
+from ddsim.trace.shown import ShownCalibration
 from ddsim.tree.lattices import Lattices
 from ddsim.tree.proposal import Proposal, Rows
 
@@ -67,8 +68,8 @@ def _interpolate(gains, logs, knots, values, out):  # type: ignore[no-untyped-de
         out[i] = max(value, _TINY)
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration(ShownCalibration):
     """A fitted correction of marginals.
 
     ``kind`` is ``"isotonic"`` (``apply_gains``), ``"temperature"`` (``apply_rows``) or ``"path"`` (``path``); the methods of other
@@ -208,8 +209,8 @@ class Calibration:
         return Calibration(kind, logs, acceptance, temperatures, provenance, fitted)
 
 
-@dataclass(frozen=True, eq=False)
-class CrossCalibration:
+@dataclass(frozen=True, eq=False, repr=False)
+class CrossCalibration(ShownCalibration):
     """Calibrations of which each prompt gets one that was fitted without it; made by `cross_calibrate`."""
 
     kind: str

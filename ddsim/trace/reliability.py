@@ -15,6 +15,7 @@ from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.trace.calibration import Calibration, CrossCalibration, _uncensored, calibrated_gains
 from ddsim.trace.rounds import Positions, drafted, rounds_of
+from ddsim.trace.shown import ShownReliability
 from ddsim.trace.trace import Trace, check_trace
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ BRANCHES = ("best path", "off it", "behind the best", "behind the second", "behi
 """Where the token before stands, on the path of best candidates or off it, and by its rank."""
 
 
-@dataclass(frozen=True)
-class Reliability:
+@dataclass(frozen=True, repr=False)
+class Reliability(ShownReliability):
     """Predicted against realised acceptance; each row has its count and a 95 % Wilson interval.
 
     Intervals treat outcomes as independent; those of neighbouring positions are not, so read them as a lower

@@ -14,6 +14,7 @@ from ddsim.arrays import Ints, plain
 from ddsim.jit import njit
 from ddsim.trace.calibration import Calibration, CrossCalibration, calibrated_gains, calibrated_proposal
 from ddsim.trace.schema import Progress
+from ddsim.trace.shown import ShownPositions
 from ddsim.trace.trace import Trace
 from ddsim.tree.kernels import NO_RANK
 from ddsim.tree.proposal import Proposal
@@ -81,8 +82,8 @@ LEAST = 1e-9  # path probability of a chain: below the last digit of the sums th
 Table = NDArray[Any] | StoredRows | PickedRows | ChainRows
 
 
-@dataclasses.dataclass(frozen=True)
-class Positions:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Positions(ShownPositions):
     """What a trace comes down to for the solvers: gains and true-path ranks at every position.
 
     Attributes

@@ -41,6 +41,7 @@ from ddsim.trace.schema import (
     _Source,
     _temperature,
 )
+from ddsim.trace.shown import ShownTrace
 from ddsim.trace.writer import TraceWriter
 
 
@@ -58,7 +59,7 @@ def check_trace(function: str, trace: Any, *also: type) -> None:
         raise DdsimError(f"{function}: trace must be a Trace, is {_named(trace)}{how}")
 
 
-class Trace:
+class Trace(ShownTrace):
     """A recording that replays read: drafter's marginals and committed tokens, position by position.
 
     Made by ``open_trace`` or ``Trace.from_arrays``. Candidates are read from disk only while ``blocks`` runs.
@@ -86,13 +87,6 @@ class Trace:
     def __len__(self) -> int:
         """Positions."""
         return sum(info.length for info in self.sequences)
-
-    def __repr__(self) -> str:
-        return (
-            f"<Trace: {len(self)} positions, {len(self.sequences)} sequences, "
-            f"workloads {', '.join(self.workloads)}, "
-            f"horizon {self.horizon}, exact to budget {self.max_budget}>"
-        )
 
     @property
     def horizon(self) -> int:

@@ -48,6 +48,7 @@ from ddsim.trace.schema import (
     _schema,
     _temperature,
 )
+from ddsim.trace.shown import ShownWriter
 
 # Row groups hold whole sequences, about so many positions; a reader holds one of them at a time.
 POSITIONS_PER_GROUP = 16384
@@ -56,7 +57,7 @@ POSITIONS_PER_GROUP = 16384
 POSITIONS_PER_SHARD = 65536
 
 
-class TraceWriter:
+class TraceWriter(ShownWriter):
     """Writes a trace shard by shard, so that a run killed at any moment leaves a readable trace and can be
     continued.
 

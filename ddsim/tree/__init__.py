@@ -6,5 +6,5 @@
 gains and true-path ranks there; ``lattices`` are those that know their path. ``forests`` merges the gains of requests that are
 verified together.
 
-May use: arrays, errors, jit, text, threads.
+May use: arrays, errors, jit, tables, text, threads.
 """

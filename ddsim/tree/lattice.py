@@ -12,6 +12,7 @@ from ddsim.errors import DdsimError
 from ddsim.tree.checked import FAULTS, NOT_A_NUMBER, POSITIVE, SUM
 from ddsim.tree.lattice_tables import first_fault
 from ddsim.tree.rows import ROW_SUM_TOLERANCE
+from ddsim.tree.shown import ShownLattice
 
 _REASONS = {
     NOT_A_NUMBER: "log-probabilities hold NaN; every candidate needs a number, -inf if it is absent",
@@ -20,7 +21,7 @@ _REASONS = {
 }
 
 
-class Lattice:
+class Lattice(ShownLattice):
     """What a drafter proposes that knows the token before: K candidates a depth, and transitions between those of neighbouring depths.
 
     A node of its trees is a path of candidates; its log-probability is the float64 sum of ``first`` and the transitions along it.

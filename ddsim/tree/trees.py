@@ -15,12 +15,13 @@ from ddsim.tree.lattice_tables import dense_gains, dense_tree
 from ddsim.tree.masks import ancestor_mask
 from ddsim.tree.masks import packed_mask as _packed_mask
 from ddsim.tree.rows import ROW_SUM_TOLERANCE, budget_of, refused, rows_of_one
+from ddsim.tree.shown import ShownTree
 
 _FLOAT32, _INT32 = np.dtype(np.float32), np.dtype(np.int32)  # looked up faster than the types
 
 
-@dataclass(eq=False, slots=True)  # frozen ones take longer to make than a small tree does
-class DraftTree:
+@dataclass(eq=False, repr=False, slots=True)  # frozen ones take longer to make than a small tree does
+class DraftTree(ShownTree):
     """A draft tree of n nodes below a root, best first; node 0 is the root.
 
     Examples

@@ -131,7 +131,7 @@ def test_replay(cli: Run, files: Path, tmp_path: Path) -> None:
         "Hindsight",
     ):
         assert answer.out.count(f"\n {name}  ") == 3, name  # chat, code, pooled
-    assert answer.out.count("\n* tuned on the prompts that it is judged on") == 3
+    assert answer.out.count("\n* tuned on the prompts that it is judged on") == 1
     narrow(answer.out)
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "r.csv").read_text().startswith("workload,policy,")

@@ -1,0 +1,332 @@
+"""What answers print: the rows and columns of their tables, which Python and the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, number, percent
+from ddsim.text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+REPLAY_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", number(2)),
+    ("budget_mean", "nodes/\nround", number(1)),
+    ("tokens_per_second", "tokens/s", number(1)),
+    ("speedup", "speed-up", number(2)),
+    ("speedup_interval", "95 %", str),
+    ("hindsight_share", "share of\nhindsight", percent),
+)
+
+WORKLOAD_COLUMNS: tuple[Column, ...] = (
+    ("workload", "workload", str),
+    ("best_budget", "best budget,\nnodes", str),
+    ("near_best", "within 1 %", str),
+    ("tokens_per_second", "tokens/s", number(1)),
+    ("pooled_budget_loss", "loss with the\npooled budget", percent),
+)
+
+SERVING_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("acceptance_length", "tokens/\nround", number(2)),
+    ("budget_mean", "nodes/\nrequest", number(1)),
+    ("tokens_per_second", "tokens/s", number(0)),
+    ("tpot_mean", "TPOT\nms", milliseconds),
+    ("tpot_p95", "p95\nms", milliseconds),
+    ("speedup", "speed-up", number(2)),
+    ("over", "over best\nfixed, %", str),
+)
+
+LOAD_COLUMNS: tuple[Column, ...] = (
+    ("policy", "policy", str),
+    ("highest", "most\nreq/s", number(1)),
+    ("ttft_p99", "TTFT\np99 s", number(3)),
+    ("tpot_mean", "TPOT\nms", milliseconds),
+    ("latency_mean", "whole\ns", number(3)),
+    ("latency_p99", "p99\ns", number(3)),
+    ("goodput", "as pro-\nmised %", lambda share: f"{100 * share:.1f}"),
+    ("latency_over", "to best\nfixed %", lambda change: f"{100 * change:+.1f}"),
+    ("interval", "95 %", str),
+)
+
+ENGINE_COLUMNS: tuple[Column, ...] = (
+    ("requests", "batch", str),
+    ("k", "K", str),
+    ("ks", "95 %", str),
+    ("near_best", "within\n1 %", str),
+    ("tokens_per_second", "tokens/s", number(0)),
+    ("interval", "95 %", str),
+    ("tpot", "TPOT\nms", milliseconds),
+    ("gain", "gain", percent),
+    ("gains", "95 %", str),
+)
+
+COMPARED = (16, 64, 256)
+"""Nodes that drafts are compared at, unless others are asked for."""
+
+TUNED = "* tuned on the prompts that it is judged on: on others it does a little worse"
+
+EXTRAPOLATED = "* costs extrapolated: beyond the batches, tokens or contexts that were measured"
+
+UNSTABLE = "† more arrives than it can ever serve: its queue grows without end"
+
+
+def replay_table(table: Any, title: str | None = None) -> Table:
+    """Rows of `ReplayResult.table`."""
+    tuned = table["tuned_on"] == "same prompts"
+    pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
+    rows = table.assign(
+        policy=table["policy"].where(~tuned, table["policy"] + " *"),
+        speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs],
+    )
+    return Table.of(rows, REPLAY_COLUMNS, title)
+
+
+def _feet(table: Any) -> list[str]:
+    return [TUNED] * bool((table["tuned_on"] == "same prompts").any())
+
+
+class ShownReplay(Shown):
+    """How a replay is shown."""
+
+    def summary(self: Any, by: Literal["workload"] | None = None) -> Summary:
+        """What is printed: a table of all, or one of each workload and one of all."""
+        pooled, names = self.table(), [name for name in self.workloads if name]
+        where = f" ({', '.join(names)})" if names else ""
+        count = len(self.tokens)
+        said = f"{len(self.outcomes)} policies replayed over {count:,} answer{'s' * (count != 1)}{where}, {self.tokens.sum():,} tokens."
+        tables = []
+        if by == "workload" and len(self.workloads) > 1:
+            parts = self.table(by="workload").groupby("workload", sort=False)
+            tables = [replay_table(part, str(name)) for name, part in parts]
+        tables.append(replay_table(pooled, "all workloads" if tables else None))
+        return Summary(getattr(self, "sentence", said), getattr(self, "details", ()), tables, _feet(pooled))
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw the speed-up of every policy with its interval: `ddsim.plot.policies`."""
+        return drawn("policies", self.table(), ax=ax)
+
+
+class ShownPlan(Shown):
+    """How a plan is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: the recommendation, what it rests on, the best budget of each workload, the policies."""
+        policies = self.table()
+        shown = [replay_table(policies)]
+        table = self.by_workload
+        if len(table) > 1:
+            rows = table.assign(near_best=[spans(runs) for runs in table["near_best"]])
+            shown.insert(0, Table.of(rows, WORKLOAD_COLUMNS, "The best fixed budget of each workload"))
+        return Summary(self.sentence, [*self.details, *noted(self.notes)], shown, _feet(policies))
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw the throughput of every fixed budget, and those within 1 % of the best: `ddsim.plot.fixed_budgets`."""
+        plain = self.table().set_index("policy")["tokens_per_second"][self.baselines[0]]
+        return drawn("fixed_budgets", self.curve(), flat=self.near_best, baseline=plain, ax=ax)
+
+
+class ShownComparison(Shown):
+    """How a comparison of two drafts is shown."""
+
+    def summary(self: Any, budgets: Sequence[int] = COMPARED) -> Summary:
+        """What is printed: the gain, and tokens a round of both at some budgets."""
+        length = number(2)
+        columns: list[Column] = [
+            ("workload", "workload", str), ("policy", "policy", str), ("first", printable(self.names[0], 16), length),
+            ("second", printable(self.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent),
+        ]  # fmt: skip
+        table = Table.of(self.table(budgets), columns, "Tokens a round (95 % interval of the gain)")
+        return Summary(self.sentence, self.notes, [table])
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw what the second gains over the first, by nodes: `ddsim.plot.draft_gains`."""
+        return drawn("draft_gains", self.table(), self.names, ax=ax)
+
+
+class ShownServing(Shown):
+    """How full batches are shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: a table of each batch size."""
+        table = self.table()
+        half = 50 * (table["over_fixed_high"] - table["over_fixed_low"])
+        pairs = zip(100 * table["over_fixed"], half, strict=True)
+        rows = table.assign(
+            policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"),
+            over=[f"{over:+.1f}" + (f" ±{unsure:.1f}" if unsure > 0 else "") for over, unsure in pairs],
+        )
+        tables = [
+            Table.of(part, SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together")
+            for size, part in rows.groupby("batch", sort=False)
+        ]
+        batches, names = (list({key[i]: None for key in self.runs}) for i in (0, 1))
+        said = f"{len(names)} policies at batch {', '.join(map(str, batches))}."
+        feet = [EXTRAPOLATED] * bool(table["extrapolated"].any())
+        return Summary(getattr(self, "sentence", said), getattr(self, "details", ()), tables, feet)
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw tokens a second by batch size: `ddsim.plot.serving`."""
+        return drawn("serving", self.table(), ax=ax)
+
+
+class ShownLoad(Shown):
+    """How serving under load is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: what serves the largest load best, what that rests on, and a table of each load."""
+        table = self.table()
+        columns = [column for column in LOAD_COLUMNS if column[0] != "goodput" or self.promise]
+        tables = [
+            Table.of(
+                _latencies(rows), columns,
+                f"{load:.3g} requests/s ({100 * rows['share'].iloc[0]:.0f} % of the best fixed setting's most)",
+            )
+            for load, rows in table.groupby("load", sort=False)
+        ]  # fmt: skip
+        return Summary(self.sentence, self.details, tables, _marks(table))
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw what each policy gains over the best fixed setting, by load: `ddsim.plot.load_gains`."""
+        return drawn("load_gains", self.table(), ax=ax)
+
+
+def _marks(table: Any) -> list[str]:
+    """What the marks in tables of loads mean."""
+    return [foot for column, foot in (("unstable", UNSTABLE), ("extrapolated", EXTRAPOLATED)) if table[column].any()]
+
+
+def _latencies(rows: Any) -> Any:
+    """Rows for people: marks at names, and no latency of a queue that grows without end."""
+    marks = [" †" * u + " *" * e for u, e in zip(rows["unstable"], rows["extrapolated"], strict=True)]
+    ends = zip(rows["latency_over_low"], rows["latency_over_high"], strict=True)
+    rows = rows.assign(
+        policy=rows["policy"] + marks, interval=[f"{100 * a:+.0f} to {100 * b:+.0f}" if a < b else "" for a, b in ends]
+    )
+    hidden = ["ttft_p99", "tpot_mean", "latency_mean", "latency_p99", "latency_over", "interval"]
+    return rows.assign(**{name: rows[name].where(~rows["unstable"], None) for name in hidden})
+
+
+class ShownMap(Shown):
+    """How a map of settings is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: a table of each workload, a row a number of requests, a column a context."""
+        tables = []
+        for name in self.workloads:
+            rows = self.table[self.table["workload"] == name]
+            cells = [_map_cell(row) for row in rows.to_dict("records")]
+            wide = rows.assign(cell=cells).pivot(index="requests", columns="context", values="cell").reset_index()
+            columns: list[Column] = [("requests", "batch", str), *[(c, f"{c:,}", str) for c in wide.columns[1:]]]
+            tables.append(Table.of(wide, columns, name))
+        legend = f"Best {self.unit} / % lost one step off / % that the best rule adds, by requests and context (* extrapolated)"
+        return Summary(self.sentence, [*self.details, *noted(self.notes), legend], tables)
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw the maps of all workloads: `ddsim.plot.load_maps`."""
+        return drawn("load_maps", self.table, self.unit, ax=ax)
+
+
+def _map_cell(row: dict[Any, Any]) -> str:
+    """A cell of the map in a few characters."""
+    lost = f"{100 * row['lost_by_step']:.0f}" if row["lost_by_step"] >= 0 else "–"
+    adds = f"/{100 * row['rule_gain']:+.0f}" if row["rule"] else ""
+    return f"{row['setting']}/{lost}{adds}" + "*" * row["extrapolated"]
+
+
+class ShownContest(Shown):
+    """How a contest of rules is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: which rule is worth it, and gains in full batches, under load, and of the highest load."""
+        table, wide = self.table(), self.wide
+        marks = table.groupby("policy")["extrapolated"].any()
+        found = []
+        for measure, title in (
+            ("tokens/s", "Full batches: tokens/s gained, %"),
+            ("mean latency", "Under load: mean latency saved, %"),
+            ("requests/s", "Highest load gained, %"),
+        ):
+            places = list(dict.fromkeys(table["where"][table["measure"] == measure]))
+            rows = wide[places].map(lambda gain: "†" if gain != gain else f"{gain:+.1f}").reset_index()
+            rows["policy"] = [name + " *" * bool(marks[name]) for name in rows["policy"]]
+            columns: list[Column] = [("policy", "policy", str), *((place, place, str) for place in places)]
+            found.append(Table.of(rows, columns, title))
+        over = "Gains are over the best fixed setting: of that batch, or at that load."
+        return Summary(self.sentence, [*self.details, over], found, _marks(table))
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw the full batches: `ddsim.plot.serving`."""
+        return drawn("serving", self.served.table(), ax=ax)
+
+
+class ShownEnginePlan(Shown):
+    """How a plan for an engine is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: K by the number of requests, and each workload's own best K where the plan's isn't it."""
+        rows = self.table[self.table["requests"].isin(self.shown)]
+        rows = rows.assign(
+            k=[f"{k} *" if mark else str(k) for k, mark in zip(rows["k"], rows["extrapolated"], strict=True)],
+            ks=[spans([pair]) for pair in zip(rows["k_low"], rows["k_high"], strict=True)],
+            near_best=[spans(runs) for runs in rows["near_best"]],
+            interval=_between(rows["low"], rows["high"], 1, "{:,.0f}"),
+            gains=_between(rows["gain_low"], rows["gain_high"], 100, "{:+.0f}"),
+        )
+        title = f"At a context of {self.context:,}; gain over {self.against}"
+        found = [Table.of(rows, ENGINE_COLUMNS, title + (" (* extrapolated)" if rows["extrapolated"].any() else ""))]
+        of = self.by_workload
+        if len(of) and of["lost"].max() > 0:
+            cells = [f"{k} ({100 * lost:.1f})" for k, lost in zip(of["k"], of["lost"], strict=True)]
+            wide = of.assign(cell=cells, at=of["requests"].astype(str)).pivot(
+                index="workload", columns="at", values="cell"
+            )
+            columns: list[Column] = [("workload", "batch", str), *[(str(n), str(n), str) for n in self.shown]]
+            found.append(
+                Table.of(wide.reset_index(), columns, "Each workload's own best K (per cent lost by the plan's)")
+            )
+        return Summary(self.sentence, [*self.details, *noted(self.notes)], found)
+
+    def plot(self: Any, *, ax: Axes | None = None) -> Axes:
+        """Draw the best K by requests and context: `ddsim.plot.heat_map`."""
+        grid, contexts, marks = self.grid()
+        label = "best K, drafted tokens a request"
+        return drawn("heat_map", grid, self.shown, contexts, label=label, extrapolated=marks, ax=ax)
+
+
+class ShownArrivals(Shown):
+    """How a log of arrivals is shown."""
+
+    def summary(self: Any) -> Summary:
+        """What is printed: how many requests came how fast, and how long they are, in a line."""
+        count, seconds = len(self), float(self.seconds[-1])
+        said = f"{count:,} request{'s' * (count != 1)} in {seconds:,.3g} s"
+        said += f", {self.rate:.3g} a second" if seconds else ""
+        for what, lengths in (("prompts", self.prompt_tokens), ("answers", self.answer_tokens)):
+            said += "" if lengths is None else f"; {what} of {lengths.min():,} to {lengths.max():,} tokens"
+        return Summary(f"{said}.")
+
+
+def spans(runs: Sequence[tuple[int, int]]) -> str:
+    """Runs of budgets or of K for a table.
+
+    Examples
+    --------
+    >>> spans([(3, 5), (7, 7)])
+    '3–5, 7'
+    """
+    return ", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs)
+
+
+def noted(notes: Sequence[str]) -> list[str]:
+    """What limits an answer, so named."""
+    return [f"Note: {note}" for note in notes]
+
+
+def _between(low: Any, high: Any, scale: float, form: str) -> list[str]:
+    """Both ends of intervals; empty where there are none, or nothing to be unsure of."""
+    pairs = zip(low, high, strict=True)
+    return [f"{form.format(scale * a)}–{form.format(scale * b)}" if a < b else "" for a, b in pairs]

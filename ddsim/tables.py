@@ -1,0 +1,184 @@
+"""What answers look like: a sentence, lines and tables, as text of 80 columns and as HTML, the same in Python and on the command line."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ddsim.text import printable
+
+if TYPE_CHECKING:
+    import rich.table
+    from matplotlib.axes import Axes
+
+WIDTH = 80
+"""Columns that text is laid out for."""
+
+LONGEST = 60  # characters of a cell: longer names are cut in the middle
+
+Column = tuple[Any, str, Callable[[Any], str]]  # key of a row, heading, how a value is printed
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people: headings, and rows of cells as they are printed."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str | None = None
+
+    @classmethod
+    def of(cls, rows: Any, columns: Sequence[Column], title: str | None = None) -> Table:
+        """The table of a data frame, or of a list of dicts; columns that it lacks are left out, and a value that is missing is a dash.
+
+        Examples
+        --------
+        >>> Table.of([{"n": 3, "ms": 0.5}], [("n", "nodes", str), ("ms", "ms", number(1)), ("K", "K", str)]).rows
+        (('3', '0.5'),)
+        """
+        records: Sequence[Mapping[Any, Any]] = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+        there = rows.columns if hasattr(rows, "columns") else {key for record in records for key in record}
+        shown = [column for column in columns if column[0] in there]
+        return cls(
+            tuple(heading for _, heading, _ in shown),
+            tuple(tuple(_cell(record.get(key), how) for key, _, how in shown) for record in records),
+            None if title is None else printable(title, WIDTH),
+        )
+
+    def rich(self) -> rich.table.Table:
+        """The table for a Rich console, without its title, which would be broken where the table ends."""
+        import rich.table
+        from rich import box
+        from rich.text import Text  # as it is: a string would be read as markup
+
+        table = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, heading in enumerate(self.headings):
+            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def text(self) -> str:
+        """The table as plain text."""
+        import io
+
+        from rich.console import Console
+
+        drawn = io.StringIO()
+        console = Console(file=drawn, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+        console.print(self.rich())
+        lines = [line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()]
+        shift = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+        return "\n".join(([] if self.title is None else [self.title]) + [line[shift:] for line in lines])
+
+    def html(self) -> str:
+        """The table as HTML without colours of its own, so that it is read on light and on dark."""
+
+        def row(cells: Sequence[str], tag: str) -> str:
+            sides = ("left", *("right",) * (len(cells) - 1))
+            made = (
+                f'<{tag} style="text-align: {side}">{html.escape(_one_line(cell))}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+            return f"<tr>{''.join(made)}</tr>"
+
+        title = "" if self.title is None else f"<caption>{html.escape(self.title)}</caption>"
+        body = "".join(row(cells, "td") for cells in self.rows)
+        return f"<table>{title}<thead>{row(self.headings, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is printed of an object: a sentence, lines that explain it, a drawing, tables, and what marks in these mean."""
+
+    sentence: str
+    lines: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    feet: Sequence[str] = ()
+    drawing: str = ""
+
+    def __str__(self) -> str:
+        said = [line for part in (self.sentence, *self.lines) for line in _wrapped(part)]
+        tables = "\n\n".join(table.text() for table in self.tables)
+        feet = "\n".join(line for foot in self.feet for line in _wrapped(foot))
+        parts = ["\n".join([*said, self.drawing] if self.drawing else said), tables]
+        return "\n\n".join(part for part in parts if part) + (f"\n{feet}" if feet else "")
+
+    def _repr_html_(self) -> str:
+        lines, feet = ([html.escape(printable(line)) for line in said] for said in (self.lines, self.feet))
+        made = [f"<strong>{html.escape(printable(self.sentence))}</strong>", *(f"<div>{line}</div>" for line in lines)]
+        made += [f"<pre>{html.escape(self.drawing)}</pre>"] if self.drawing else []
+        made += [table.html() for table in self.tables] + [f"<div><small>{foot}</small></div>" for foot in feet]
+        return f"<div>{''.join(made)}</div>"
+
+
+class Shown:
+    """An object that shows its answer: as text of 80 columns where it is printed, as HTML in Jupyter."""
+
+    __slots__ = ()
+
+    def summary(self) -> Summary:
+        """What is printed, from what is known already: nothing is read from disk for it."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        try:
+            return str(self.summary())
+        except Exception:  # a debugger shows objects that are half made
+            return f"<{type(self).__name__}>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        try:
+            return self.summary()._repr_html_()
+        except Exception:
+            return html.escape(f"<{type(self).__name__}>")
+
+
+def public(name: str) -> Any:
+    """A public name of ddsim, such as ``plot``: imported now, not before, because figures stand above what they show."""
+    return getattr(import_module("ddsim"), name)
+
+
+def drawn(figure: str, *values: Any, ax: Axes | None = None, **named: Any) -> Axes:
+    """What a function of `ddsim.plot` draws."""
+    axes: Axes = getattr(public("plot"), figure)(*values, ax=ax, **named)
+    return axes
+
+
+def number(digits: int) -> Callable[[Any], str]:
+    """Format with so many digits after the point."""
+    return lambda value: f"{value:,.{digits}f}"
+
+
+def percent(value: Any) -> str:
+    """A share as a percentage."""
+    return f"{100 * value:.1f} %"
+
+
+def milliseconds(value: Any) -> str:
+    """Seconds, printed as milliseconds."""
+    return f"{1e3 * value:.2f}"
+
+
+def _cell(value: Any, how: Callable[[Any], str]) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return printable(how(value), LONGEST)
+
+
+def _one_line(heading: str) -> str:
+    """A heading that was broken to be narrow."""
+    return heading.replace("-\n", "").replace("/\n", "/").replace("\n", " ")
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of at most 80 columns."""
+    return textwrap.wrap(printable(text), WIDTH, break_on_hyphens=False)
