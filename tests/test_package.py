@@ -149,25 +149,6 @@ def test_licence_and_papers() -> None:
         assert f"arXiv:{paper}" in citation
 
 
-def test_python_in_the_documents_runs(tmp_path: Path) -> None:
-    """The blocks of README and CONTRIBUTING, on made-up files in place of the shipped ones."""
-    from tests import made_up
-
-    made_up.saved(tmp_path / "traces" / "temperature-0" / "humaneval")
-    (tmp_path / "traces" / "profiles").mkdir()
-    made_up.profile().save(tmp_path / "traces" / "profiles" / "qwen3-8b-cost-h100.json")
-    blocks = []
-    for document in ("README.md", "CONTRIBUTING.md"):
-        blocks += re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S)
-    assert len(blocks) == 3
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block.replace('"traces/', f'"{tmp_path}/traces/'), names)
-    test = names["test_half"]
-    assert callable(test)
-    test()
-
-
 def test_the_validation_in_the_readme_is_the_one_that_is_shipped() -> None:
     """Its table, its errors and the ratio over the published loop, number by number."""
     document = json.loads((ROOT / "traces" / "validation" / "qwen3-8b-cost-h100.json").read_text())
