@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import urllib.request
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -68,16 +70,17 @@ class Browser:
         """A command of Chromium's own protocol."""
         return self._call("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
-    def open(self, page: Path) -> None:
-        self._call("/url", {"url": page.resolve().as_uri()})
+    def open(self, page: Path, rest: str = "") -> None:
+        self._call("/url", {"url": page.resolve().as_uri() + rest})
 
-    def resize(self, width: int, height: int = 900, media: str = "") -> None:
-        """The size of the window's inside (windows themselves can't be as narrow as a telephone), and "print" for paper."""
+    def resize(self, width: int, height: int = 900, media: str = "", dark: bool = False) -> None:
+        """The size of the window's inside (windows themselves can't be as narrow as a telephone), "print" for paper, and the colours preferred."""
         self.protocol(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
         self._width = width
-        self.protocol("Emulation.setEmulatedMedia", media=media)
+        wanted = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.protocol("Emulation.setEmulatedMedia", media=media, features=[wanted])
 
     def run(self, script: str, *arguments: Any) -> Any:
         """What a function body of JavaScript returns."""
@@ -113,3 +116,35 @@ class Browser:
         """The page on A4."""
         data = self.protocol("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, preferCSSPageSize=True)["data"]
         path.write_bytes(base64.b64decode(data))
+
+
+FAINT = """
+const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const ground = (e) => {
+  for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.5) return c; }
+  return [255, 255, 255];
+};
+return [...document.querySelectorAll(arguments[0])].filter((e) => e.textContent.trim() && e.getClientRects().length).map((e) => {
+  const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), e.textContent.trim().slice(0, 60)];
+}).filter(([ratio]) => ratio < 4.5);
+"""
+"""Elements whose letters stand out too little against what is behind them, by WCAG's ratio of 4.5."""
+
+
+def pages_without_ink(pdf: bytes) -> list[int]:
+    """Pages of a PDF on which nothing is written or drawn; fails if there are no pages."""
+    objects = {int(n): body for n, body in re.findall(rb"(?:^|\n)(\d+) 0 obj\b(.*?)endobj", pdf, re.S)}
+    pages = [body for _, body in sorted(objects.items()) if re.search(rb"/Type\s*/Page\b", body)]
+    assert pages
+    empty = []
+    for i, page in enumerate(pages):
+        drawn = b""
+        for number in re.findall(rb"(\d+) 0 R", re.search(rb"/Contents\s*(\[.*?\]|\d+ 0 R)", page, re.S)[1]):  # type: ignore[index]
+            data = re.search(rb"stream\r?\n(.*?)\r?\nendstream", objects[int(number)], re.S)[1]  # type: ignore[index]
+            drawn += zlib.decompress(data)
+        if not re.search(rb"\b(?:TJ|Tj|Do)\b", drawn):
+            empty.append(i)
+    return empty
