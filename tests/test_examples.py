@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+import ddsim
 from tests import examples
 
 DOCUMENTS = examples.documents()
@@ -53,6 +55,15 @@ def test_the_readme_shows_an_answer() -> None:
     found = examples.blocks((examples.ROOT / "README.md").read_text(encoding="utf-8"))
     told = [block.body for before, block in pairwise(found) if block.kind == "text" and before.kind == "python"]
     assert any("tokens/s" in body for body in told)
+
+
+def test_every_public_object_has_an_example() -> None:
+    """Which runs with the other examples in docstrings; what a function makes may be shown there."""
+    for name in ddsim.__all__:
+        thing = getattr(ddsim, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            said = thing.__doc__ or ""
+            assert ">>> " in said or f"made by `{name.lower()}`" in said, name
 
 
 def test_what_is_wrong_is_seen_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ def _open(
 
 def _check_typed(policies: Iterable[Policy] | None, horizon: int | None) -> None:
     """Refuse typed schedules with gaps or, where the horizon is known, with a K above it."""
-    from ddsim.policy.rules import check_whole
+    from ddsim.policy.schedules import check_whole
 
     for policy in policies or ():
         ranges = getattr(policy, "ranges", None)

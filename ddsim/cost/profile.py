@@ -292,6 +292,12 @@ def read_profile(path: str | os.PathLike[str]) -> Profile:
     ------
     DdsimError
         One line: which file, which entry, what is wrong.
+
+    Examples
+    --------
+    >>> from ddsim.demo import PROFILE, data
+    >>> read_profile(data(PROFILE)).provenance["device"]
+    'NVIDIA H100 80GB HBM3'
     """
     return Profile.from_json(read_document(path, {KIND: SCHEMA_VERSION}), str(path))
 

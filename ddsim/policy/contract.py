@@ -116,6 +116,14 @@ class Policy:
     scheduled : bool
         Whether its answer depends on how many requests are decoded together, and on nothing else. `fixed` is then its answer for as
         many as it was prepared for, at first for one.
+
+    Examples
+    --------
+    >>> class Half(Policy):
+    ...     def choose(self, gains, costs):
+    ...         return (gains >= 0.5).sum(axis=1).astype(np.int32)
+    >>> Half().name, Half().choose(np.array([[0.9, 0.6, 0.1]]), None).tolist()
+    ('Half', [2])
     """
 
     name: str = "?"

@@ -181,6 +181,11 @@ class AdaptiveVerification(_Remembering):
     vLLM 0.28 (DSpark with a confidence head) and 0.33 (all drafters), `enable_adaptive_verification`. w is common to all places and starts at 0, b_k
     at 1.5. A round adds its verified tokens up to the first that was refused. A fit takes one Newton step of the logistic regression on the rounds
     since the last one, with a ridge of 0.001, times n / (n + 50) for n tokens seen; w stays at 0 or more.
+
+    Examples
+    --------
+    >>> AdaptiveVerification(), AdaptiveVerification(estimate=False).name
+    (AdaptiveVerification(), 'AdaptiveVerification(estimate=False)')
     """
 
     def __init__(self, *, estimate: bool = True, context: int = 8192, cold: bool = False) -> None:
@@ -241,6 +246,11 @@ class DSpark(_Remembering):
     -----
     SGLang 0.5.23, `--speculative-algorithm DSPARK` with an SPS table (arXiv 2607.05147). DSpark's drafter has a confidence head; a trace
     has the drafter's own probabilities in its place.
+
+    Examples
+    --------
+    >>> DSpark().name, DSpark().adaptive
+    ('DSpark', True)
     """
 
     name = "DSpark"

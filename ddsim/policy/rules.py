@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -19,6 +17,7 @@ from ddsim.policy.choose import CHAIN, EXHAUSTIVE, LONGEST, NO_DRAFT, PREFIX, PR
 from ddsim.policy.contract import Decision, Gains, Policy, name_with
 from ddsim.policy.memory import schedule_start
 from ddsim.policy.price import solve_walk_price
+from ddsim.policy.schedules import checked_ranges
 from ddsim.policy.walk import (
     Walk,
     begin,
@@ -70,7 +69,13 @@ class _Fixed(Policy):
 
 
 class Autoregressive(_Fixed):
-    """No draft: one token a round."""
+    """No draft: one token a round.
+
+    Examples
+    --------
+    >>> Autoregressive().name, Autoregressive().drafts
+    ('AR', False)
+    """
 
     name = "AR"
     drafts = False
@@ -78,7 +83,13 @@ class Autoregressive(_Fixed):
 
 
 class DFlash(_Fixed):
-    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens. `Chain` of L by its usual name."""
+    """The chain of best candidates, one a depth: L nodes, L + 1 verified tokens. `Chain` of L by its usual name.
+
+    Examples
+    --------
+    >>> DFlash(), DFlash().name
+    (DFlash(), 'DFlash')
+    """
 
     name = "DFlash"
     fixed = CHAIN
@@ -195,14 +206,27 @@ class CaDDTree(_Rule):
 
 
 class GreedySteps(_Rule):
-    """`CaDDTree`'s greedy stop on the measured costs, steps and all: it ends at the first step. Nobody's proposal, but instructive."""
+    """`CaDDTree`'s greedy stop on the measured costs, steps and all: it ends at the first step. Nobody's proposal, but instructive.
+
+    Examples
+    --------
+    >>> GreedySteps().name, GreedySteps().decides_on, CaDDTree().decides_on
+    ('GreedySteps', 'measured', 'convex')
+    """
 
     label = "GreedySteps"
     rule = "greedy"
 
 
 class RoundRatio(_Rule):
-    """The budget of highest expected tokens per second of this round, over all n, so that no step of the costs stops it."""
+    """The budget of highest expected tokens per second of this round, over all n, so that no step of the costs stops it.
+
+    Examples
+    --------
+    >>> costs = CostTable.of_curve(np.array([1.0, 1.0, 1.0, 1.4, 1.4, 1.4]), 1)
+    >>> RoundRatio().choose(np.array([[0.9, 0.8, 0.2, 0.1, 0.1]], np.float32), costs)
+    array([2], dtype=int32)
+    """
 
     label = "RoundRatio"
     rule = "exhaustive"
@@ -239,6 +263,11 @@ class LongRun(_Rule):
     approximation (Robbins-Monro), then 1 - 1 / ``memory``, so that it follows a changing load.
     After each `choose` or `choose_batch` call `observe` once, with the tokens committed by all its rounds and the seconds they
     took, on the scale of the costs given.
+
+    Examples
+    --------
+    >>> LongRun(price=500).name, LongRun(online=True).name, LongRun().solves
+    ('LongRun', 'LongRun online', 'price')
     """
 
     label = "LongRun"
@@ -394,7 +423,7 @@ class Schedule(_Fixed):
     solves = None
 
     def __init__(self, ranges: list[tuple[int, int, int]]) -> None:
-        self.ranges = _ranges(ranges)
+        self.ranges = checked_ranges(ranges)
         self.name = f"Schedule({self.ranges})"
         self.requests = 1
         self.drafts = any(k for _, _, k in self.ranges)
@@ -432,96 +461,8 @@ class Schedule(_Fixed):
         return {"name": self.name, "ranges": [list(one) for one in self.ranges]}
 
 
-def _ranges(given: Any) -> list[tuple[int, int, int]]:
-    """A schedule's ranges, in order, checked as vLLM checks them."""
-    if not isinstance(given, (list, tuple)) or not given:
-        raise DdsimError(
-            f"Schedule: must be a list of (first, last, K), as in [(1, 4, 15), (5, 16, 7)], is {given!r:.60}"
-        )
-    found = []
-    for one in given:
-        numbers = list(one) if isinstance(one, (list, tuple)) else []
-        if len(numbers) != 3 or any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in numbers):
-            raise DdsimError(f"Schedule: {one!r:.60} must be three whole numbers: first, last, K")
-        first, last, k = map(int, numbers)
-        if not (1 <= first <= last and 0 <= k <= LONGEST):
-            raise DdsimError(f"Schedule: {one!r:.60}: needs 1 <= first <= last requests and K of 0 to {LONGEST}")
-        found.append((first, last, k))
-    found.sort()
-    if found[0][0] != 1:
-        raise DdsimError(f"Schedule: the first range must start from 1 request, starts from {found[0][0]}")
-    for before, after in pairwise(found):
-        if after[0] <= before[1]:
-            raise DdsimError(f"Schedule: {before} and {after} overlap")
-    return found
-
-
-def check_whole(ranges: Sequence[tuple[int, int, int]], horizon: int | None, what: str) -> None:
-    """Refuse a schedule that somebody typed and that an engine would mend by itself: gaps, and K above the block of ``horizon`` tokens.
-
-    Examples
-    --------
-    >>> check_whole([(1, 4, 15), (9, 16, 7)], 15, "Schedule")
-    Traceback (most recent call last):
-        ...
-    ddsim.errors.DdsimError: Schedule: leaves out 5 to 8 requests, where vLLM would go on with K = 15; name them
-    """
-    for (_, last, k), (first, _, _) in pairwise(ranges):
-        if first != last + 1:
-            raise DdsimError(
-                f"{what}: leaves out {last + 1} to {first - 1} requests, where vLLM would go on with K = {k}; name them"
-            )
-    for first, last, k in ranges:
-        if horizon is not None and k > horizon:
-            raise DdsimError(
-                f"{what}: K = {k} for {first} to {last} requests: must be 0 to {horizon}, the tokens of a draft"
-            )
-
-
-class BestChain(_Fixed):
-    """The `Chain` of highest realised throughput over the trace, of 1 to L tokens: what `BestFixed` is for trees."""
-
-    name = "BestChain"
-    solves = "chain"
-    instead = "Chain(k)"
-
-    def __init__(self) -> None:
-        self.k: int | None = None
-
-    @property
-    def fixed(self) -> int | None:  # type: ignore[override]
-        return None if self.k is None else PREFIX - self.k
-
-    @property
-    def needs_trace(self) -> bool:  # type: ignore[override]
-        return self.k is None
-
-    def prepare(
-        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
-    ) -> BestChain:
-        spent = chain_walks(positions, costs)[0]
-        return self.at(1 + int(np.argmin((spent if sequences is None else spent[sequences]).sum(axis=0))))
-
-    def at(self, value: float) -> BestChain:
-        ready = copy.copy(self)
-        ready.k = int(value)
-        return ready
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "k": self.k}
-
-
-class BestSchedule(_Fixed):
-    """The K of highest throughput over the trace for the number of requests that are decoded together, 0 where drafting doesn't pay.
-
-    What vLLM's ``num_speculative_tokens_per_batch_size`` can be set to at best, as `ddsim.engine_plan` does: see `Schedule`.
-    """
-
-    name = "BestSchedule"
-    solves = None
-    for_batches = True
-    scheduled = True
-    instead = "Schedule(ranges)"
+class _BestK(_Fixed):
+    """The K of highest throughput over a trace."""
 
     def __init__(self) -> None:
         self.k: int | None = None
@@ -534,9 +475,51 @@ class BestSchedule(_Fixed):
     def needs_trace(self) -> bool:  # type: ignore[override]
         return self.k is None
 
-    def prepare(
-        self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None
-    ) -> BestSchedule:
+    def at(self, value: float) -> Self:
+        ready = copy.copy(self)
+        ready.k = int(value)
+        return ready
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "k": self.k}
+
+
+class BestChain(_BestK):
+    """The `Chain` of highest realised throughput over the trace, of 1 to L tokens: what `BestFixed` is for trees.
+
+    Examples
+    --------
+    >>> BestChain().solves, BestChain().at(7).fixed == Chain(7).fixed
+    ('chain', True)
+    """
+
+    name = "BestChain"
+    solves = "chain"
+    instead = "Chain(k)"
+
+    def prepare(self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None) -> Self:
+        spent = chain_walks(positions, costs)[0]
+        return self.at(1 + int(np.argmin((spent if sequences is None else spent[sequences]).sum(axis=0))))
+
+
+class BestSchedule(_BestK):
+    """The K of highest throughput over the trace for the number of requests that are decoded together, 0 where drafting doesn't pay.
+
+    What vLLM's ``num_speculative_tokens_per_batch_size`` can be set to at best, as `ddsim.engine_plan` does: see `Schedule`.
+
+    Examples
+    --------
+    >>> BestSchedule().scheduled, BestSchedule().at(0).fixed == Autoregressive().fixed
+    (True, True)
+    """
+
+    name = "BestSchedule"
+    solves = None
+    for_batches = True
+    scheduled = True
+    instead = "Schedule(ranges)"
+
+    def prepare(self, positions: Positions, costs: CostTable, *, sequences: NDArray[np.bool_] | None = None) -> Self:
         alone = costs.paid.ar_seconds[costs.row]
         alone[positions.starts[1:][np.diff(positions.starts) > 0] - 1] = 0  # no round starts at the last token
         counted = np.repeat(
@@ -546,17 +529,15 @@ class BestSchedule(_Fixed):
         drafted = (spent if sequences is None else spent[sequences]).sum(axis=0)
         return self.at(int(np.argmin([alone[counted].sum(), *drafted])))
 
-    def at(self, value: float) -> BestSchedule:
-        ready = copy.copy(self)
-        ready.k = int(value)
-        return ready
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "k": self.k}
-
 
 class BestFixed(_Fixed):
-    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome."""
+    """The fixed budget of highest realised throughput over the trace: a strong baseline, since it has seen the outcome.
+
+    Examples
+    --------
+    >>> BestFixed().needs_trace, BestFixed().at(63).fixed
+    (True, 63)
+    """
 
     name = "BestFixed"
     solves = "budget"
@@ -587,7 +568,13 @@ class BestFixed(_Fixed):
 
 
 class Hindsight(Policy):
-    """The fastest choice of budgets for the tokens that came: a shortest path, the ceiling for every policy on these trees."""
+    """The fastest choice of budgets for the tokens that came: a shortest path, the ceiling for every policy on these trees.
+
+    Examples
+    --------
+    >>> Hindsight().hindsight  # to be replayed, not run
+    True
+    """
 
     name = "Hindsight"
     adaptive = False

@@ -116,6 +116,14 @@ def read_arrivals(path: str | os.PathLike[str]) -> Arrivals:
     ------
     DdsimError
         One line: which file, which row or column, what is wrong.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "log.csv")
+    >>> pd.DataFrame({"seconds": [0.0, 0.5, 4.0], "answer_tokens": [20, 300, 15]}).to_csv(path, index=False)
+    >>> print(read_arrivals(path))
+    3 requests in 4 s, 0.5 a second; answers of 15 to 300 tokens.
     """
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()

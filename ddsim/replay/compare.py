@@ -47,6 +47,14 @@ class Comparison(ShownComparison):
         What was left out, in sentences.
     pairs : tuple of (int, int)
         Numbers of the sequences compared, in the first recording and in the second.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> found = compare(trace, trace, bootstrap=100)
+    >>> found.prompts, found.table([2])["gain"].tolist()
+    (1, [0.0, 0.0])
     """
 
     sentence: str

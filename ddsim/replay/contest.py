@@ -35,7 +35,7 @@ ENGINES_OWN = (BestSchedule, AdaptiveVerification, DSpark, AdaptiveSteps)
 
 @dataclass(frozen=True, repr=False)
 class Contest(ShownContest):
-    """Rules in full batches and under load, over the best fixed setting of each.
+    """Rules in full batches and under load, over the best fixed setting of each; made by `contest`.
 
     Attributes
     ----------

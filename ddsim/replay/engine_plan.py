@@ -17,7 +17,8 @@ from ddsim.cost.model import CostModel
 from ddsim.cost.ranges import measured_grid
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
-from ddsim.policy.rules import Schedule, check_whole
+from ddsim.policy.rules import Schedule
+from ddsim.policy.schedules import check_whole
 from ddsim.policy.walk import fixed_walks
 from ddsim.replay.bootstrap import FEW, _Bootstrap, _knots, cost_error, percent
 from ddsim.replay.engines import (

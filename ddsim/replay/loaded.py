@@ -108,6 +108,16 @@ class LoadResult(ShownLoad):
     shares : tuple of float, or None
         The loads as shares of the highest load of the best fixed setting, if that is what was asked for.
     provenance : dict
+
+    Examples
+    --------
+    >>> import ddsim
+    >>> logprobs = np.log(np.full((12, 2, 2), [0.6, 0.3]))
+    >>> trace = ddsim.Trace.from_arrays([5, 6, 6, 7] * 3, np.full((12, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = ddsim.CostModel.from_table([1, 40], [0.010, 0.012], draft_seconds=0.001)
+    >>> result = ddsim.serve_load(trace, cost, ["AR", "DDTree:2"], rate=[1.0], running=4, requests=10, bootstrap=0)
+    >>> result.highest_fixed, result.unstable(1.0, "AR")
+    ('DDTree(2)', False)
     """
 
     def __init__(

@@ -67,6 +67,15 @@ class Plan(ShownPlan):
         What limits the answer, in sentences.
     details : tuple of str
         Intervals of the gains, the range of budgets that are as good, and what the next simpler or less simple policy would do.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001)
+    >>> advice = plan(trace, cost)
+    >>> advice.policy, advice.near_best
+    (DFlash(), ((2, 2),))
     """
 
     sentence: str

@@ -133,6 +133,15 @@ class ReplayResult(ShownReplay):
         By policy and calibration; names that would be the same are numbered, as in "Half" and "Half (2)".
     tokens : int64 [S], tokens that the rounds of each sequence commit
     workload : [S] names; workloads : list of those with a round
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = CostModel.from_table([1, 8], [0.010, 0.012], draft_seconds=0.001)
+    >>> result = replay(trace, cost, ["AR", "DDTree:2"])
+    >>> round(result.gain("DDTree(2)", "AR")[0], 3), result.table()["acceptance_length"].tolist()
+    (1.593, [1.0, 3.0])
     """
 
     def __init__(

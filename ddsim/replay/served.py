@@ -60,6 +60,16 @@ class ServingResult(ShownServing):
         The policy that speed-ups are over: autoregressive decoding.
     fixed : set of (batch, policy name)
         Those with one setting for all rounds, however many requests there are; the best of them at a batch size is what others are compared with.
+
+    Examples
+    --------
+    >>> import ddsim
+    >>> logprobs = np.log(np.full((12, 2, 2), [0.6, 0.3]))
+    >>> trace = ddsim.Trace.from_arrays([5, 6, 6, 7] * 3, np.full((12, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> cost = ddsim.CostModel.from_table([1, 40], [0.010, 0.012], draft_seconds=0.001)
+    >>> result = ddsim.simulate(trace, cost, ["AR", "DDTree:2"], batch=2, bootstrap=0)
+    >>> result.best_fixed(2), result.table()["acceptance_length"].round(2).tolist()
+    ('DDTree(2)', [1.0, 2.2])
     """
 
     def __init__(

@@ -78,6 +78,16 @@ def fit_calibration(
     ------
     DdsimError
         Unknown kind, fewer than two prompts, or no position with a full horizon of truth on one side.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(4), (2, 20, 3)))[..., ::-1])
+    >>> ids = np.tile(np.arange(4), (20, 3, 1))
+    >>> trace = Trace.from_arrays(list(rng.integers(0, 4, (2, 20))), [ids] * 2, list(rows), max_budget=8)
+    >>> calibration, held_out = fit_calibration(trace)
+    >>> calibration.kind, held_out["budget"].tolist()
+    ('isotonic', [1, 2, 4, 8])
     """
     check_trace("fit_calibration", trace)
     limits.check("seed", seed)
@@ -152,6 +162,16 @@ def cross_calibrate(
     ------
     DdsimError
         Unknown kind, fewer than two prompts, folds or workloads, or no position with a full horizon of truth.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(4), (2, 20, 3)))[..., ::-1])
+    >>> ids = np.tile(np.arange(4), (20, 3, 1))
+    >>> trace = Trace.from_arrays(list(rng.integers(0, 4, (2, 20))), [ids] * 2, list(rows), max_budget=8)
+    >>> calibration = cross_calibrate(trace)
+    >>> len(calibration.parts), sorted(calibration.fold.values())
+    (2, [0, 1])
     """
     check_trace("cross_calibrate", trace)
     limits.check("seed", seed)

@@ -74,6 +74,12 @@ class Calibration(ShownCalibration):
 
     ``kind`` is ``"isotonic"`` (``apply_gains``), ``"temperature"`` (``apply_rows``) or ``"path"`` (``path``); the methods of other
     kinds return their input.
+
+    Examples
+    --------
+    >>> print(Calibration("isotonic", np.log([0.1, 0.9]), np.array([0.2, 0.95]), np.ones(0), {}))
+    Calibration 'isotonic': maps a node's path probability to how often such nodes
+    are accepted.
     """
 
     kind: str

@@ -77,6 +77,14 @@ def reliability(
     ------
     DdsimError
         No position has a full horizon of truth.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rows = np.log(np.sort(rng.dirichlet(np.ones(4), (40, 3)))[..., ::-1])
+    >>> trace = Trace.from_arrays(rng.integers(0, 4, 40), np.tile(np.arange(4), (40, 3, 1)), rows, max_budget=8)
+    >>> reliability(trace).by_budget[["budget", "predicted", "realised"]].round(2).values.tolist()[-1]
+    [8.0, 2.76, 2.03]
     """
     check_trace("reliability", trace)
     nodes = _Nodes(trace.max_budget)

@@ -91,11 +91,10 @@ class ShownCalibration(Shown):
         parts, told = len(getattr(self, "parts", ())), self.provenance
         said = f"Calibration '{self.kind}': {what}"
         said += f"; {parts} fits, so that each prompt has one made without it" if parts else ""
-        if told.get("workloads"):
+        workloads = [name for name in told.get("workloads", ()) if name]
+        if workloads:
             share = told.get("train_share", 1.0)
-            said += f"; fitted on {listed(told['workloads'])}" + (
-                f", {100 * share:.0f} % of the prompts" if share < 1 else ""
-            )
+            said += f"; fitted on {listed(workloads)}" + (f", {100 * share:.0f} % of the prompts" if share < 1 else "")
         return Summary(f"{said}.")
 
 

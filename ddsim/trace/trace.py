@@ -73,6 +73,13 @@ class Trace(ShownTrace):
     sequences : tuple of SequenceInfo
     path : Path or None
         The folder, or the first of several; None in memory.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((4, 2, 2), [0.6, 0.3]))
+    >>> trace = Trace.from_arrays([5, 6, 6, 7], np.full((4, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> print(trace.summary().sentence)
+    Trace of marginals: 1 answer, 4 positions; drafts of 2 tokens, exact to 6 nodes.
     """
 
     def __init__(
@@ -179,9 +186,7 @@ class Trace(ShownTrace):
         if not kept:
             raise DdsimError(
                 f"no sequence with workload {workload}, temperature {temperature} and the given prompts; "
-                "the trace has "
-                f"workloads {', '.join(self.workloads)} at "
-                f"temperatures {', '.join(map(str, self.temperatures))}"
+                f"the trace has workloads {', '.join(self.workloads)} at temperatures {', '.join(map(str, self.temperatures))}"
             )
         return Trace(self.meta, kept, self._folders)
 
@@ -318,14 +323,9 @@ class Trace(ShownTrace):
                 if isinstance(rows, _Rows) and isinstance(source, Memory):  # neither pruned nor rounded yet
                     token_ids, logprobs = _dense(rows)
                     writer.add_sequence(
-                        prompt_id=info.prompt_id,
-                        workload=info.workload,
-                        temperature=info.temperature,
-                        prompt_tokens=info.prompt_tokens,
-                        tokens=rows.tokens,
-                        token_ids=token_ids,
-                        logprobs=logprobs,
-                    )
+                        prompt_id=info.prompt_id, workload=info.workload, temperature=info.temperature,
+                        prompt_tokens=info.prompt_tokens, tokens=rows.tokens, token_ids=token_ids, logprobs=logprobs,
+                    )  # fmt: skip
                 else:
                     writer._append(
                         info.workload, info.prompt_id, info.temperature, info.prompt_tokens, rows, info.prompt_digest
@@ -550,6 +550,12 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
     ------
     DdsimError
         Nothing there, or a damaged, newer or inconsistent file; the line names file, row and reason.
+
+    Examples
+    --------
+    >>> from ddsim.demo import data
+    >>> open_trace(data("humaneval")).workloads
+    ('humaneval',)
     """
     try:
         paths = [Path(one) for one in ([path] if isinstance(path, (str, os.PathLike)) else path)]
