@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.view.checks import reliability_by_depth as reliability_by_depth
     from ddsim.view.checks import reliability_by_probability as reliability_by_probability
     from ddsim.view.checks import validation as validation
+    from ddsim.view.comparisons import cost_differences as cost_differences
+    from ddsim.view.comparisons import plan_curves as plan_curves
     from ddsim.view.costs import cost_curve as cost_curve
     from ddsim.view.costs import heat_map as heat_map
     from ddsim.view.costs import serving as serving
@@ -47,6 +49,8 @@ _HOME = {
     "reliability_by_depth": "view.checks",
     "reliability_by_probability": "view.checks",
     "validation": "view.checks",
+    "cost_differences": "view.comparisons",
+    "plan_curves": "view.comparisons",
     "cost_curve": "view.costs",
     "heat_map": "view.costs",
     "serving": "view.costs",

@@ -1,4 +1,4 @@
-"""Commands that answer: demo, plan, replay, report, compare, serve."""
+"""Commands that answer: demo, plan, replay, report, serve."""
 
 from __future__ import annotations
 
@@ -292,44 +292,6 @@ def report(
         )  # fmt: skip
     show.saved(out)
     show.json({"out": out})
-
-
-@app.command(
-    rich_help_panel=ANSWERS,
-    epilog=example(
-        "ddsim compare traces/marginals traces/temperature-0", "ddsim compare old new --budget 32 --plot gain.png"
-    ),
-)
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="FIRST", help="Trace folder, or a folder of such folders.")],
-    second: Annotated[Path, typer.Argument(metavar="SECOND", help="Another draft's recording of the same texts.")],
-    budget: Annotated[
-        list[int] | None, typer.Option("--budget", min=1, help="Nodes to show (repeatable). [default: 16, 64, 256]")
-    ] = None,
-    workload: WorkloadOption = None,
-    temperature: TemperatureOption = None,
-    bootstrap: BootstrapOption = 2000,
-    seed: SeedOption = 0,
-    plot: PlotOption = None,
-    json: JsonOption = False,
-) -> None:
-    """What one draft gains over another on the same texts: tokens a round, node for node."""
-    show = Out(json, [plot])
-    _check_plot(plot)
-    from ddsim.replay.compare import BUDGETS
-    from ddsim.replay.compare import compare as run
-    from ddsim.replay.shown import COMPARED
-
-    a, b = (_open(show, [path], workload, temperature) for path in (first, second))
-    names = None if a.kind != b.kind else (str(first), str(second))
-    with _progress("Replaying both") as progress:
-        answer = run(
-            a, b, names=names, budgets=sorted({*BUDGETS, *(budget or ())}), bootstrap=bootstrap, seed=seed, progress=progress
-        )  # fmt: skip
-    show.summary(answer.summary(budget or COMPARED))
-    if plot is not None:
-        _plot(show, plot, lambda ax: answer.plot(ax=ax))
-    show.json(answer.to_json() | {"plot": plot})
 
 
 @app.command(

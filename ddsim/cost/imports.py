@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ddsim.cost.interpolation import Curve, RoundPoint
-from ddsim.cost.profile import LIMITS, MOST_SECONDS, DraftSample, Profile, VerifySample, bounded
+from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, DraftSample, Profile, VerifySample, bounded
 from ddsim.errors import DdsimError
 from ddsim.files.documents import array, integer, mapping, need, number, parse
 from ddsim.files.torch_values import ZIP, read_torch_values
@@ -158,6 +159,9 @@ def _passes(entries: list[dict[str, Any]], names: list[str], where: str) -> Prof
             VerifySample(tokens, *at, tuple(seconds)) for at, by in passes.items() for tokens, seconds in by.items()
         ]
         return Profile(verify, [DraftSample(*at, tuple(seconds)) for at, seconds in drafts.items()], provenance=source)
+    if (fastest := min(entry["seconds"] for entry in entries)) > MILLISECONDS:
+        text = f"{where}: the fastest pass takes {fastest:g} s: are these milliseconds? Call the column ms, or divide by 1,000"
+        warnings.warn(text, stacklevel=2)
     curves, draft = [], []
     for (_, batch), by in sorted(passes.items()):
         known = batch if "batch" in names else None

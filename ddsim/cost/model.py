@@ -542,17 +542,17 @@ def read_costs(path: str | os.PathLike[str], kind: str = "auto") -> Profile | Co
     DdsimError
         None of them, or a fitted model of another kind than asked for.
     """
-    found: Any = imports.read_content(read_bytes(path), str(path))
+    return costs_of(imports.read_content(read_bytes(path), str(path)), str(path), kind)
+
+
+def costs_of(found: Any, path: str, kind: str = "auto") -> Profile | CostModel:
+    """What `ddsim.cost.imports.read_content` found in a file, as `read_costs` returns it."""
     if isinstance(found, imports.Fitted):
         report = CostReport(found.kind, found.kind, "as it was found", points=sum(len(c.tokens) for c in found.curves))
-        fastest = min(min(curve.seconds) for curve in found.curves)
         found = CostModel(found.kind, found.curves, None, found.draft, [], report, found.provenance)
-        if fastest > MILLISECONDS:
-            text = f"{path}: the fastest pass takes {fastest:g} s: are these milliseconds? Call the column ms, or divide by 1,000"
-            warnings.warn(text, ProfileWarning, stacklevel=2)
     elif not isinstance(found, Profile):
-        check_header(found, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION}, str(path))
-        found = Profile.from_json(found, str(path)) if found["kind"] == PROFILE_KIND else _model(found, str(path))
+        check_header(found, {COST_KIND: SCHEMA_VERSION, PROFILE_KIND: PROFILE_VERSION}, path)
+        found = Profile.from_json(found, path) if found["kind"] == PROFILE_KIND else _model(found, path)
     if isinstance(found, CostModel) and kind not in ("auto", found.kind):
         raise DdsimError(f'{path}: holds a fitted "{found.kind}" cost model; to get "{kind}", fit the profile again')
     return found  # type: ignore[no-any-return]

@@ -1,11 +1,12 @@
-"""Two recordings of the same texts, by different drafts: which commits more tokens a round, at the same number of nodes."""
+"""Two of a kind beside each other. Recordings of the same texts: which draft commits more tokens a round, node for node."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,16 @@ from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
 from ddsim.replay.bootstrap import percent
+from ddsim.replay.compare_costs import CostComparison, compare_costs
+from ddsim.replay.compare_drafters import Drafter, DrafterComparison, compare_drafters
+from ddsim.replay.compare_plans import PlanComparison, compare_plans
 from ddsim.replay.held_out import tokens_a_round
+from ddsim.replay.plan import Plan
 from ddsim.replay.replay import _records
 from ddsim.replay.shown import ShownComparison
+from ddsim.replay.sides import Side, called, open_side
 from ddsim.trace.cache import positions_of
+from ddsim.trace.rounds import BLOCK, Positions
 from ddsim.trace.trace import Trace, check_trace
 
 if TYPE_CHECKING:
@@ -27,6 +34,8 @@ BUDGETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 HEADLINE = 64
 """Nodes that the sentence speaks of, if both recordings answer them."""
+
+UNNAMED = ("the first", "the second")
 
 KINDS = {"rows": "marginals", "lattice": "lattices", "trees": "drafted trees", "chains": "chains"}
 
@@ -77,7 +86,8 @@ class Comparison(ShownComparison):
         -------
         pandas.DataFrame
             workload ("all": pooled), policy (DFlash: the chain), first, second (tokens a round), gain (second / first - 1), low, high
-            (95 % interval of the gain, prompts drawn in pairs; NaN for a single prompt).
+            (95 % interval of the gain, prompts drawn in pairs; NaN for a single prompt), agree (share of positions at which both accept
+            equally many tokens).
         """
         if budgets is None:
             return self._rows.copy()
@@ -92,6 +102,7 @@ class Comparison(ShownComparison):
         }  # fmt: skip
 
 
+@overload
 def compare(
     first: Trace,
     second: Trace,
@@ -101,19 +112,56 @@ def compare(
     bootstrap: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Comparison:
-    """Compare two drafts on texts that both were recorded over: tokens a round of the chain and of trees, node for node.
+) -> Comparison: ...
 
+
+@overload
+def compare(
+    first: Side | str | os.PathLike[str],
+    second: Side | str | os.PathLike[str],
+    *,
+    names: tuple[str, str] | None = None,
+    budgets: Sequence[int] = BUDGETS,
+    trace: Trace | None = None,
+    kind: str = "auto",
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison | CostComparison | PlanComparison | DrafterComparison: ...
+
+
+def compare(
+    first: Any,
+    second: Any,
+    *,
+    names: tuple[str, str] | None = None,
+    budgets: Sequence[int] = BUDGETS,
+    trace: Trace | None = None,
+    kind: str = "auto",
+    bootstrap: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Any:
+    """Compare two of a kind: recordings, costs (profiles or cost models), plans, or drafters.
+
+    Recordings: two drafts on texts that both were recorded over, by the tokens a round of the chain and of trees, node for node.
     Verification is lossless, so the text doesn't depend on the draft, and two recordings of one text can be compared round by round.
+    Costs: what passes and drafts take, and, for a recording, whether a plan says the same on both (`compare_costs`). Plans: what they
+    recommend, and why they differ (`compare_plans`). Drafters: how they are made (`compare_drafters`).
 
     Parameters
     ----------
-    first, second : Trace
-        Recordings that share texts: prompts of the same workload, name and temperature with the same tokens.
+    first, second : Trace, Profile, CostModel, Plan, or path
+        Two of a kind. Recordings must share texts: prompts of the same workload, name and temperature with the same tokens. Paths are
+        opened by what they hold, drafters' folders and plans' documents too.
     names : (str, str), optional
-        What to call them; by default what they hold (marginals, lattices), or first and second.
+        What to call them; by default what they are, or first and second.
     budgets : sequence of int
-        Nodes; those that one of the two can't answer are left out.
+        Nodes at which recordings are compared; those that one of the two can't answer are left out.
+    trace : Trace, optional
+        What to plan for with two costs.
+    kind : str
+        Of cost models that are fitted.
     bootstrap, seed : int
         Resamples of the prompts for the intervals, and their seed.
     progress : callable, optional
@@ -121,12 +169,13 @@ def compare(
 
     Returns
     -------
-    Comparison
+    Comparison, CostComparison, PlanComparison or DrafterComparison
+        Each has a ``sentence``, a ``table()`` and ``to_json()``.
 
     Raises
     ------
     DdsimError
-        The recordings share no text, or none with a round.
+        They are of two kinds, or the recordings share no text, or none with a round.
 
     Examples
     --------
@@ -137,8 +186,30 @@ def compare(
     >>> print(compare(blind, knows, bootstrap=100).sentence)
     Lattices commit 1.75 tokens a round in trees of 2 nodes where marginals commit 1.75: +0.0 %, on the same text.
     """
-    for trace in (first, second):
-        check_trace("compare", trace)
+    if not isinstance(first, Trace) or not isinstance(second, Trace):
+        sides: list[Any] = [
+            open_side(side, kind) if isinstance(side, str | os.PathLike) else side for side in (first, second)
+        ]
+        what = [called(side) for side in sides]
+        if what[0] != what[1]:
+            raise DdsimError(f"compare: the first is {what[0]} and the second {what[1]}; compare two of a kind")
+        if isinstance(sides[0], Drafter):
+            return compare_drafters(*sides, names=names)
+        if isinstance(sides[0], Plan | Mapping):
+            return compare_plans(*sides, names=names or UNNAMED)
+        if not isinstance(sides[0], Trace):
+            return compare_costs(
+                *sides,
+                names=names or UNNAMED,
+                trace=trace,
+                kind=kind,
+                bootstrap=bootstrap,
+                seed=seed,
+                progress=progress,
+            )
+        first, second = sides
+    for side in (first, second):
+        check_trace("compare", side)
     pairs = _shared(first, second)
     if not pairs:
         raise DdsimError(
@@ -154,12 +225,37 @@ def compare(
     before, after = (positions_of(trace, progress=progress) for trace in (a, b))
     rows = tokens_a_round(a, before, after, budgets=known, bootstrap=bootstrap, seed=seed)
     rows = rows.rename(columns={"before": "first", "after": "second"})
+    rows["agree"] = _agreement(before, after, known, list(rows["workload"]))
     if names is None:
         kinds = (KINDS.get(first.kind, first.kind), KINDS.get(second.kind, second.kind))
-        names = kinds if kinds[0] != kinds[1] else ("the first", "the second")
+        names = kinds if kinds[0] != kinds[1] else UNNAMED
     prompts = len({(s.workload, s.prompt_id) for s in a.sequences})
     sentence = _sentence(rows, known, names, prompts)
     return Comparison(sentence, names, prompts, len(a), notes, tuple(pairs), rows)
+
+
+def _agreement(
+    first: Positions, second: Positions, budgets: Sequence[int], workloads: Sequence[str]
+) -> NDArray[np.float64]:
+    """Share of the positions that start a round at which both accept equally many tokens: for the chain and for each budget, by workload."""
+    same: dict[str, NDArray[np.int64]] = {}
+    counts: Counter[str] = Counter()
+    for (_, start, a), (_, _, b) in zip(first.blocks(BLOCK), second.blocks(BLOCK), strict=True):
+        equal = [np.asarray(a.chain) == np.asarray(b.chain)]
+        equal += [_accepted(a, n) == _accepted(b, n) for n in budgets]
+        for s in range(a.sequences):
+            rounds = slice(int(a.starts[s]), max(int(a.starts[s + 1]) - 1, int(a.starts[s])))
+            found = np.array([column[rounds].sum() for column in equal])
+            for name in (first.workload[start + s], "all"):
+                same[name] = same.get(name, 0) + found
+                counts[name] += rounds.stop - rounds.start
+    return np.concatenate([same[name] / max(counts[name], 1) for name in dict.fromkeys(workloads)])
+
+
+def _accepted(block: Positions, nodes: int) -> NDArray[np.int64]:
+    """Tokens that a tree of so many nodes accepts at each position of a block."""
+    inside: NDArray[np.int64] = np.logical_and.accumulate(np.asarray(block.ranks) <= nodes, axis=1).sum(axis=1)
+    return inside
 
 
 def _shared(first: Trace, second: Trace) -> list[tuple[int, int]]:

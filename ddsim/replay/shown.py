@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, number, percent
-from ddsim.text import printable
+from ddsim.text import listed, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,7 +140,14 @@ class ShownComparison(Shown):
             ("second", printable(self.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent),
         ]  # fmt: skip
         table = Table.of(self.table(budgets), columns, "Tokens a round (95 % interval of the gain)")
-        return Summary(self.sentence, self.notes, [table])
+        pooled = self.table(budgets)
+        pooled = pooled[pooled["workload"] == pooled["workload"].iloc[-1]]
+        shares = [
+            f"{100 * share:.0f} %{' of the positions' * (n == 0)} {'in chains' if policy == 'DFlash' else f'with {policy}'}"
+            for n, (policy, share) in enumerate(zip(pooled["policy"], pooled["agree"], strict=True))
+        ]
+        agree = listed(shares)
+        return Summary(self.sentence, [*self.notes, f"Both accept equally many tokens at {agree}."], [table])
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw what the second gains over the first, by nodes: `ddsim.plot.draft_gains`."""

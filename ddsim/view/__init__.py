@@ -1,6 +1,6 @@
 """What people look at: figures, the report, and files for other tools.
 
-``style`` dresses every figure, ``trees``, ``budgets``, ``costs`` and ``checks`` draw, ``report`` writes the page, ``export`` tables.
+``style`` dresses every figure, ``trees``, ``budgets``, ``costs``, ``comparisons`` and ``checks`` draw, ``report`` writes the page, ``export`` tables.
 
 May use: cost, errors, files, policy, replay, text, trace, tree.
 """

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddsim.cost.imports import SPLIT_STEPS, WHOLE_STEPS, Fitted, read_csv
-from ddsim.cost.model import CostModel, ProfileWarning, fit_cost, open_cost, read_costs
+from ddsim.cost.model import CostModel, fit_cost, open_cost, read_costs
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.torch_values import read_torch_values
@@ -388,7 +388,7 @@ def test_damaged_csv_of_passes(lines: str, reason: str, tmp_path: Path) -> None:
 
 def test_milliseconds_in_a_column_of_seconds_are_asked_about(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("tokens,seconds\n1,6.5\n64,7.3")
-    with pytest.warns(ProfileWarning, match="6.5 s: are these milliseconds"):
+    with pytest.warns(UserWarning, match="6.5 s: are these milliseconds"):
         read_costs(tmp_path / "x.csv")
 
 

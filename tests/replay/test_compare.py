@@ -86,6 +86,39 @@ def test_gains_are_those_of_walks_whatever_the_order(seed: int, count: int, orde
         )
 
 
+def accepts(trace: Trace, number: int, position: int, nodes: int) -> int:
+    """Tokens that a tree accepts at one position, walked."""
+    block = next(trace.subset([number]).blocks())
+    tree = block.proposal.tree(position, nodes)
+    at, found = 0, 0
+    while position + found + 1 < len(block):
+        here = [
+            c
+            for c in range(1, len(tree))
+            if tree.parents[c] == at and tree.tokens[c] == block.tokens[position + found + 1]
+        ]  # type: ignore[index]
+        if not here:
+            break
+        at, found = here[0], found + 1
+    return found
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3))
+@settings(max_examples=10, deadline=None)
+def test_agreement_is_counted_at_every_position(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    texts, names = [drafts(rng, int(rng.integers(2, 9))) for _ in range(count)], [f"p{n}" for n in range(count)]
+    traces = [recorded(texts, names, lattice=lattice) for lattice in (False, True)]
+    table = compare(*traces, budgets=(1, 3), bootstrap=20).table()
+    for nodes in (1, 3):
+        same = [
+            accepts(traces[0], n, p, nodes) == accepts(traces[1], n, p, nodes)
+            for n in range(count) for p in range(len(texts[n][0]) - 1)
+        ]  # fmt: skip
+        assert table[table["policy"] == f"DDTree({nodes})"]["agree"].iloc[-1] == pytest.approx(np.mean(same))
+    assert (compare(traces[0], traces[0], bootstrap=20).table()["agree"] == 1).all()
+
+
 def test_what_only_one_has_is_left_out_and_said(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     texts = [drafts(rng, 9) for _ in range(4)]
