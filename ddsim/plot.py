@@ -26,11 +26,15 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.view.costs import serving as serving
     from ddsim.view.load import load_gains as load_gains
     from ddsim.view.load_maps import load_maps as load_maps
+    from ddsim.view.looks import Look as Look
+    from ddsim.view.looks import policy_look as policy_look
     from ddsim.view.style import COLOURS as COLOURS
     from ddsim.view.style import STYLES as STYLES
     from ddsim.view.style import SUFFIXES as SUFFIXES
     from ddsim.view.style import canvas as canvas
     from ddsim.view.style import save_figure as save_figure
+    from ddsim.view.titles import about as about
+    from ddsim.view.titles import entitle as entitle
     from ddsim.view.trees import DraftedRound as DraftedRound
     from ddsim.view.trees import drafted_round as drafted_round
     from ddsim.view.trees import tree as tree
@@ -56,11 +60,15 @@ _HOME = {
     "serving": "view.costs",
     "load_gains": "view.load",
     "load_maps": "view.load_maps",
+    "Look": "view.looks",
+    "policy_look": "view.looks",
     "COLOURS": "view.style",
     "STYLES": "view.style",
     "SUFFIXES": "view.style",
     "canvas": "view.style",
     "save_figure": "view.style",
+    "about": "view.titles",
+    "entitle": "view.titles",
     "DraftedRound": "view.trees",
     "drafted_round": "view.trees",
     "tree": "view.trees",

@@ -147,8 +147,10 @@ def public(name: str) -> Any:
     return getattr(import_module("ddsim"), name)
 
 
-def drawn(figure: str, *values: Any, ax: Axes | None = None, **named: Any) -> Axes:
-    """What a function of `ddsim.plot` draws."""
+def drawn(figure: str, *values: Any, ax: Axes | None = None, of: Mapping[str, Any] | None = None, **named: Any) -> Axes:
+    """What a function of `ddsim.plot` draws; ``of`` is the provenance that its title tells of."""
+    if of is not None:
+        named["about"] = public("plot").about(of)
     axes: Axes = getattr(public("plot"), figure)(*values, ax=ax, **named)
     return axes
 

@@ -101,7 +101,7 @@ def demo(
     show.tables([replay_table(result.table(), "What each policy would have done")], result.summary().feet)
     show.say()
     show.say(f"Trees that know their path: {path.sentence[:1].lower()}{path.sentence[1:]}", style="bold")
-    _plot(show, plot, lambda ax: answer.plot(ax=ax))
+    _plot(show, plot, lambda ax: answer.plot(ax=ax), 13)
     show.json({"plan": answer.to_json(), "replay": result.to_json(), "path": path.to_json(), "plot": plot})
 
 
@@ -183,7 +183,7 @@ def plan(
         )  # fmt: skip
     show.summary(answer.summary())
     if plot is not None:
-        _plot(show, plot, lambda ax: answer.plot(ax=ax))
+        _plot(show, plot, lambda ax: answer.plot(ax=ax), 13)
     show.json(answer.to_json() | {"plot": plot})
 
 

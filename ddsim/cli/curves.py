@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         "ddsim fit h100.json -o cost.json --plot cost.png",
         "ddsim fit h100.json --kind convex --json",
         "ddsim fit mine.csv",
+        "ddsim fit h100.json --beside eager.json --plot costs.png",
     ),
 )
 def fit(
@@ -77,6 +78,12 @@ def fit(
     ] = None,
     seed: SeedOption = 0,
     plot: PlotOption = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--beside", metavar="PROFILE", help="Another profile to draw beside this one (repeatable; --plot)."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Fit a cost model to a profile and say how well it predicts what it hasn't seen."""
@@ -87,7 +94,13 @@ def fit(
 
     from ddsim.cost.model import CostModel, fit_cost, read_costs
 
-    show.reads(profile.expanduser())
+    if beside and plot is None:
+        raise DdsimError("fit: --beside draws another profile; give --plot FILE too")
+    show.reads(profile.expanduser(), *(path.expanduser() for path in beside or ()))
+    others = [read_costs(path.expanduser()) for path in beside or ()]
+    for path, other in zip(beside or (), others, strict=True):
+        if isinstance(other, CostModel):
+            raise DdsimError(f"--beside {path}: holds a fitted model; give a profile, whose points can be drawn")
     found = read_costs(profile.expanduser(), kind)
     measured = None if isinstance(found, CostModel) else found
     if choose_buckets is not None and measured is None:
@@ -141,7 +154,8 @@ def fit(
     if plot is not None:
         from ddsim.view.costs import cost_curve
 
-        _plot(show, plot, lambda ax: cost_curve(cost, measured, ax=ax))
+        batch = 1 if measured is None else min(s.batch for s in measured.verify)
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=batch, beside=others, ax=ax), 14)
     answer = {"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot}
     show.json(answer | ({"prefill": prompts} if prompts else {}) | buckets)
     mine = report.kinds.get(cost.kind)
@@ -256,8 +270,10 @@ def calibrate(
         show.saved(out)
     if plot is not None:
         from ddsim.view.checks import reliability_by_probability
+        from ddsim.view.titles import about
 
-        _plot(show, plot, lambda ax: reliability_by_probability(before, after, ax=ax))
+        line = about(recording.meta["provenance"])
+        _plot(show, plot, lambda ax: reliability_by_probability(before, after, about=line, ax=ax))
     show.json(answer | {"provenance": calibration.provenance, "out": out, "plot": plot})
 
 

@@ -143,7 +143,7 @@ def serve_under_load(
         )  # fmt: skip
     show.summary(result.summary())
     if plot is not None:
-        _plot(show, plot, lambda ax: result.plot(ax=ax), len(result.highest) + 3)
+        _plot(show, plot, lambda ax: result.plot(ax=ax), len(result.highest) + 5)
     show.json(result.to_json() | {"plot": plot})
 
 

@@ -341,7 +341,7 @@ def profile(
         measured = read_profile(path)
         with _progress("Fitting the cost model"):
             cost = fit_cost(measured, seed=seed)
-        _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=min(batch or (1,)), ax=ax))
+        _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=min(batch or (1,)), ax=ax), 14)
     show.json({"out": path, "plot": plot})
 
 

@@ -91,7 +91,7 @@ def show_validation(show: Out, document: dict[str, Any], plot: str | None) -> fl
     if plot is not None:
         from ddsim.view.checks import validation
 
-        _plot(show, plot, lambda ax: validation(document, ax=ax))
+        _plot(show, plot, lambda ax: validation(document, ax=ax), 12)
     return max(map(abs, errors.values()))
 
 
@@ -185,5 +185,9 @@ def show_engine_validation(show: Out, document: dict[str, Any], plot: str | None
             side: [row[side]["tokens_per_second"] for row in document["rows"]] for side in ("predicted", "measured")
         }
         points = pd.DataFrame({"group": [f"batch {row['batch']}" for row in document["rows"]], **speeds})
-        _plot(show, plot, lambda ax: predicted_measured(points, ax=ax))
+        from ddsim.view.titles import about
+
+        made = document["provenance"]
+        line = about({"target": document["label"], **made})
+        _plot(show, plot, lambda ax: predicted_measured(points, about=line, ax=ax), 12)
     return float(table["error"].abs().max())

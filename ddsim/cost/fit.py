@@ -346,6 +346,39 @@ def _held_out_errors(kind: str, points: Points, folds: Sequence[_Fold], profile:
     ]
 
 
+def held_out_seconds(profile: Profile, kind: str, seed: int = 0) -> FloatArray:
+    """What a kind predicts for each of ``profile.points()`` when it is fitted without the points of that token count.
+
+    Parameters
+    ----------
+    profile : Profile
+    kind : str
+    seed : int
+
+    Returns
+    -------
+    float64 [points]
+        Seconds; NaN at the first and the last count, which can't be left out without extrapolating.
+
+    Examples
+    --------
+    >>> from ddsim.cost.profile import VerifySample
+    >>> samples = [VerifySample(t, 512, 1, [0.010 + 0.0001 * t]) for t in (1, 8, 16, 32)]
+    >>> held_out_seconds(Profile(samples), "table").round(4).tolist()
+    [nan, 0.0108, 0.0116, nan]
+    """
+    points = profile.points(seed)
+    found = np.full(len(points), np.nan)
+    for fold in _left_out(points, profile.buckets):
+        if fold.axis != "tokens":
+            continue
+        left = np.flatnonzero(~fold.kept)
+        surface = _fit(kind, points.take(fold.kept), profile)[0]
+        seconds, *outside = surface.seconds(points.tokens[left], points.context[left], points.batch[left])
+        found[left] = np.where(np.logical_or.reduce(outside), np.nan, seconds)
+    return found
+
+
 def _kind_report(folds: Sequence[_Fold], errors: Sequence[FloatArray]) -> KindReport:
     axes: dict[str, dict[str, float]] = {}
     every, scored = [], []

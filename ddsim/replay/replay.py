@@ -438,7 +438,12 @@ class _Replayer:
                 "sequences": len(trace.sequences),
                 "recording": trace.meta["provenance"],
             },
-            "cost": {"kind": cost.kind, "range": str(cost.range), "provenance": cost.provenance},
+            "cost": {
+                "kind": cost.kind,
+                "range": str(cost.range),
+                "buckets": None if cost.buckets is None else list(cost.buckets),
+                "provenance": cost.provenance,
+            },
             "calibration": None if self.calibration is None else self.calibration.provenance,
             "bootstrap": bootstrap,
             "seed": seed,

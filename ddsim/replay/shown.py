@@ -107,7 +107,7 @@ class ShownReplay(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the speed-up of every policy with its interval: `ddsim.plot.policies`."""
-        return drawn("policies", self.table(), ax=ax)
+        return drawn("policies", self.table(), of=self.provenance, ax=ax)
 
 
 class ShownPlan(Shown):
@@ -125,8 +125,12 @@ class ShownPlan(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the throughput of every fixed budget, and those within 1 % of the best: `ddsim.plot.fixed_budgets`."""
-        plain = self.table().set_index("policy")["tokens_per_second"][self.baselines[0]]
-        return drawn("fixed_budgets", self.curve(), flat=self.near_best, baseline=plain, ax=ax)
+        table = self.table()
+        plain, made = table.set_index("policy")["tokens_per_second"][self.baselines[0]], self.result.provenance
+        return drawn(
+            "fixed_budgets", self.curve(), flat=self.near_best, baseline=plain, policies=table, buckets=made["cost"].get("buckets"),
+            title=first_sentence(self.sentence), of=made, ax=ax,
+        )  # fmt: skip
 
 
 class ShownComparison(Shown):
@@ -151,7 +155,7 @@ class ShownComparison(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw what the second gains over the first, by nodes: `ddsim.plot.draft_gains`."""
-        return drawn("draft_gains", self.table(), self.names, ax=ax)
+        return drawn("draft_gains", self.table(), self.names, title=first_sentence(self.sentence), ax=ax)
 
 
 class ShownServing(Shown):
@@ -177,7 +181,7 @@ class ShownServing(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw tokens a second by batch size: `ddsim.plot.serving`."""
-        return drawn("serving", self.table(), ax=ax)
+        return drawn("serving", self.table(), of=self.provenance, ax=ax)
 
 
 class ShownLoad(Shown):
@@ -198,7 +202,7 @@ class ShownLoad(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw what each policy gains over the best fixed setting, by load: `ddsim.plot.load_gains`."""
-        return drawn("load_gains", self.table(), ax=ax)
+        return drawn("load_gains", self.table(), of=self.provenance, ax=ax)
 
 
 def _marks(table: Any) -> list[str]:
@@ -234,7 +238,8 @@ class ShownMap(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the maps of all workloads: `ddsim.plot.load_maps`."""
-        return drawn("load_maps", self.table, self.unit, ax=ax)
+        title = f"Best {self.unit} by workload, requests and context"
+        return drawn("load_maps", self.table, self.unit, title=title, of=self.provenance, ax=ax)
 
 
 def _map_cell(row: dict[Any, Any]) -> str:
@@ -267,7 +272,7 @@ class ShownContest(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the full batches: `ddsim.plot.serving`."""
-        return drawn("serving", self.served.table(), ax=ax)
+        return drawn("serving", self.served.table(), of=self.served.provenance, ax=ax)
 
 
 class ShownEnginePlan(Shown):
@@ -301,7 +306,9 @@ class ShownEnginePlan(Shown):
         """Draw the best K by requests and context: `ddsim.plot.heat_map`."""
         grid, contexts, marks = self.grid()
         label = "best K, drafted tokens a request"
-        return drawn("heat_map", grid, self.shown, contexts, label=label, extrapolated=marks, ax=ax)
+        return drawn(
+            "heat_map", grid, self.shown, contexts, label=label, extrapolated=marks, of=self.provenance, ax=ax
+        )
 
 
 class ShownArrivals(Shown):
@@ -315,6 +322,11 @@ class ShownArrivals(Shown):
         for what, lengths in (("prompts", self.prompt_tokens), ("answers", self.answer_tokens)):
             said += "" if lengths is None else f"; {what} of {lengths.min():,} to {lengths.max():,} tokens"
         return Summary(f"{said}.")
+
+
+def first_sentence(text: str) -> str:
+    """What fits a figure's title."""
+    return text.partition(". ")[0].rstrip(".")
 
 
 def spans(runs: Sequence[tuple[int, int]]) -> str:

@@ -14,6 +14,7 @@ from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
 from ddsim.policy.parse import kind_of
 from ddsim.replay.plan import said_runs
+from ddsim.view.looks import policy_look
 from ddsim.view.style import (
     _TEXT,
     BLACK,
@@ -29,9 +30,12 @@ from ddsim.view.style import (
     _budget_axis,
     _dress,
     _label,
+    _label_right,
     _legend,
+    _legend_beside,
     _rate,
 )
+from ddsim.view.titles import entitle
 
 
 def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
@@ -81,7 +85,13 @@ def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
 
 
 def round_throughput(
-    values: ArrayLike, cost: CostModel | ArrayLike, *, context: int | None = None, ax: Axes | None = None
+    values: ArrayLike,
+    cost: CostModel | ArrayLike,
+    *,
+    context: int | None = None,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """θ(n) = (1 + Φ*(n)) / C(n), the expected tokens per second of one round over budgets; its best and where greedy stops.
 
@@ -92,6 +102,8 @@ def round_throughput(
     cost : CostModel, or seconds of a round with 0, 1, …, N nodes
     context : int, optional
         Committed tokens before the root.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -115,6 +127,7 @@ def round_throughput(
     ax = _axes(ax)
     ax.plot(n, theta, color=BLUE, lw=1.8, drawstyle="default")
     same = best == greedy
+    same = best == greedy
     ax.plot(best, theta[best], "o", ms=9, color=GREEN, label=f"best: {best} nodes, {_rate(theta[best])}", zorder=4)
     text = "greedy stop: the same" if same else f"greedy stop: {greedy} nodes, {_rate(theta[greedy])}"
     ax.plot(greedy, theta[greedy], "x", ms=9, mew=2.5, color=VERMILION, label=text, zorder=5)
@@ -122,11 +135,12 @@ def round_throughput(
     _dress(ax)
     _budget_axis(ax, exist)
     ax.set_ylim(0, theta.max() * 1.12)
-    _legend(ax, "lower right")
+    _legend(ax)
+    entitle(ax, title, about)
     return ax
 
 
-MOST_RUNS = 4  # runs of budgets that a legend names one by one
+MOST_RUNS = 4  # runs of budgets that a figure names one by one
 
 
 def fixed_budgets(
@@ -134,9 +148,13 @@ def fixed_budgets(
     *,
     flat: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     baseline: float | None = None,
+    policies: pd.DataFrame | None = None,
+    buckets: Sequence[int] | None = None,
+    title: str | None = None,
+    about: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Throughput of every fixed budget with its interval, the best one, and the budgets about as good.
+    """Throughput of every fixed budget with its interval, the best one, and the budgets about as good; other policies beside it.
 
     Parameters
     ----------
@@ -146,6 +164,13 @@ def fixed_budgets(
         Runs of budgets within 1 % of the best, as ``Plan.near_best`` gives.
     baseline : float, optional
         Tokens per second without speculation.
+    policies : DataFrame, optional
+        policy, budget_mean (nodes a round) and tokens_per_second, as ``Plan.table()`` gives: a mark a policy. Fixed trees are on the
+        curve already.
+    buckets : sequence of int, optional
+        Token counts that passes are padded to, as ``CostModel.buckets`` has them: ticks stand where nodes and root fill one.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -156,36 +181,56 @@ def fixed_budgets(
     'throughput, tokens/s'
     """
     n, rate = curve["budget"].to_numpy(), curve["tokens_per_second"].to_numpy(float)
-    best = int(np.argmax(rate))
+    best, last = int(np.argmax(rate)), int(n.max())
     ax = _axes(ax)
-    runs = [] if flat is None else [(int(a), int(b)) for a, b in np.reshape(np.asarray(flat), (-1, 2))]
-    for k, (first, last) in enumerate(runs):
-        words = said_runs(runs) if len(runs) <= MOST_RUNS else f"{len(runs)} runs from {runs[0][0]} to {runs[-1][1]}"
-        label = f"within 1 %: {words} nodes" if k == 0 else None
-        ax.axvspan(first - 0.3, last + 0.3, color=GREEN, alpha=0.15, lw=0, label=label)
-    if {"low", "high"} <= set(curve):
-        ax.fill_between(
-            n,
-            curve["low"].to_numpy(float),
-            curve["high"].to_numpy(float),
-            color=BLUE,
-            alpha=0.2,
-            lw=0,
-            label="95 % interval",
-        )
-    ax.plot(n, rate, color=BLUE, lw=1.8)
-    ax.plot(n[best], rate[best], "o", ms=8, color=GREEN, label=f"best: {n[best]} nodes, {_rate(rate[best])}", zorder=4)
+    banded = {"low", "high"} <= set(curve) and np.isfinite(curve[["low", "high"]].to_numpy(float)).any()
+    beside: list[tuple[float, float, str, str]] = []
+    if banded:
+        low, high = (curve[end].to_numpy(float) for end in ("low", "high"))
+        ax.fill_between(n, low, high, color=BLUE, alpha=0.2, lw=0, label="95 % interval")
+    ax.plot(n, rate, color=BLUE, lw=1.8, label="fixed budgets")
+    beside.append((float(n[-1]), float(rate[-1]), "fixed budgets" + (", 95 %" if banded else ""), BLUE))
+    look = policy_look("BestFixed")
+    ax.plot(n[best], rate[best], ms=11, ls="", zorder=4, label="best fixed", **look.mark())  # others may lie on it
+    beside.append((float(n[best]), float(rate[best]), f"best: {n[best]} nodes, {_number(rate[best])}", look.colour))
+    drawn = [] if policies is None else policies.to_dict("records")
+    drawn = [row for row in drawn if not row["policy"].startswith("DDTree(") and row["policy"] != "BestFixed"]
     if baseline is not None:
-        ax.axhline(baseline, color=GREY, lw=1.2, ls=STYLES[1], label=f"autoregressive, {_rate(baseline)}")
+        own = policy_look("AR")
+        ax.axhline(baseline, color=own.colour, lw=1.2, ls=own.line, label="AR")
+        if all(row["policy"] != "AR" for row in drawn):
+            beside.append((float(last), baseline, f"AR {_number(baseline)}", own.colour))
+    for row in drawn:
+        own, nodes, speed = policy_look(row["policy"]), float(row["budget_mean"]), float(row["tokens_per_second"])
+        ax.plot(nodes, speed, ms=6, ls="", zorder=5, label=_label(row["policy"]), **own.mark())
+        beside.append((nodes, speed, f"{_label(row['policy'])} {_number(speed)}", own.colour))
     ax.set_ylabel("throughput, tokens/s")
     _dress(ax)
-    _budget_axis(ax, int(n.max()))
-    ax.set_ylim(bottom=0)
-    _legend(ax, "lower right")
+    _budget_axis(ax, max(last, *(int(row["budget_mean"]) for row in drawn), 1), buckets=buckets)
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1.04 * float(rate.max())))
+    runs = [] if flat is None else [(int(a), int(b)) for a, b in np.reshape(np.asarray(flat), (-1, 2))]
+    for k, (first, end) in enumerate(runs):
+        ax.axvspan(first - 0.3, end + 0.3, color=GREEN, alpha=0.15, lw=0, label="within 1 %" if k == 0 else None)
+    if runs:
+        words = said_runs(runs) if len(runs) <= MOST_RUNS else f"{len(runs)} runs, {runs[0][0]} to {runs[-1][1]}"
+        beside.append((float(runs[-1][1]), 0.02 * ax.get_ylim()[1], f"within 1 %:\n{words} nodes", GREEN))
+    entitle(ax, title, about)
+    _label_right(ax, beside)
     return ax
 
 
-def draft_gains(table: pd.DataFrame, names: tuple[str, str] = ("first", "second"), *, ax: Axes | None = None) -> Axes:
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.3g}"
+
+
+def draft_gains(
+    table: pd.DataFrame,
+    names: tuple[str, str] = ("first", "second"),
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """What the second of two drafts gains over the first, by the size of the tree: a line a workload, with 95 % intervals.
 
     Parameters
@@ -194,6 +239,8 @@ def draft_gains(table: pd.DataFrame, names: tuple[str, str] = ("first", "second"
         As ``Comparison.table()`` gives: workload, policy, first, second, gain, low, high.
     names : (str, str)
         What the drafts are called.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -235,14 +282,15 @@ def draft_gains(table: pd.DataFrame, names: tuple[str, str] = ("first", "second"
     ax.set_ylabel(f"tokens a round: {_label(names[1])} over {_label(names[0])}")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f} %" if v else "0"))
     _dress(ax)
-    title = f"tokens a round {'in chains' if sizes[-1] == 'DFlash' else 'at ' + sizes[-1][7:-1] + ' nodes'}"
-    ax.legend(
-        fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=title, title_fontsize=_TEXT
-    )
+    place = "in chains" if sizes[-1] == "DFlash" else f"at {sizes[-1][7:-1]} nodes"
+    _legend_beside(ax, title=f"tokens a round\n{place}", title_fontsize=_TEXT - 0.5, alignment="left")
+    entitle(ax, title, about)
     return ax
 
 
-def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def policies(
+    table: pd.DataFrame, *, title: str | None = None, about: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Policies beside each other: throughput with its interval; on the right what it means. Hindsight is the ceiling.
 
     Parameters
@@ -250,6 +298,8 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     table : DataFrame
         As ``ReplayResult.table()`` gives: policy, tokens_per_second and, where known, its _low and _high, speedup, hindsight_share.
         With a column workload, every workload gets a block of rows.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -277,11 +327,10 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         top = y
         for row in part.sort_values("tokens_per_second", ascending=False).to_dict("records"):
             rate = row["tokens_per_second"]
-            ceiling = row["policy"] in ceilings
-            colour = GREY if ceiling else BLUE if kind_of(row["policy"]).drafts else VERMILION
+            ceiling, look = row["policy"] in ceilings, policy_look(row["policy"])
             low, high = row.get("tokens_per_second_low", rate), row.get("tokens_per_second_high", rate)
-            ax.plot([low, high], [y, y], color=colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
-            ax.plot(rate, y, "|" if ceiling else "o", ms=9 if ceiling else 6, mew=2.5 if ceiling else 1, color=colour)
+            ax.plot([low, high], [y, y], color=look.colour, lw=2.5, alpha=0.6, solid_capstyle="butt")
+            ax.plot(rate, y, ms=6.5, ls="", **look.mark())
             facts = []
             if "speedup" in row:
                 facts.append(f"{row['speedup']:.2f}×")
@@ -302,16 +351,28 @@ def policies(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.get_yticklabels()[i].set_fontweight("bold")
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(0, most * 1.02)
+    entitle(ax, title, about)
     return ax
 
 
-def budget_distribution(budgets: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
+def budget_distribution(
+    budgets: Mapping[str, ArrayLike],
+    *,
+    buckets: Sequence[int] | None = None,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """How often a policy picks which budget: share of its rounds with at most n nodes.
 
     Parameters
     ----------
     budgets : mapping from a policy's name to int [rounds]
         Negative actions (rounds without a draft, chains) are left out.
+    buckets : sequence of int, optional
+        Token counts that passes are padded to: ticks stand where nodes and root fill one.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -322,7 +383,7 @@ def budget_distribution(budgets: Mapping[str, ArrayLike], *, ax: Axes | None = N
     """
     ax = _axes(ax)
     last = 1
-    for i, (name, values) in enumerate(budgets.items()):
+    for name, values in budgets.items():
         picked = np.sort(np.asarray(values))
         picked = picked[picked >= 0]
         if not len(picked):
@@ -330,16 +391,18 @@ def budget_distribution(budgets: Mapping[str, ArrayLike], *, ax: Axes | None = N
         last = max(last, int(picked[-1]))
         x, share = np.unique(picked, return_counts=True)
         label = f"{_label(name)}: median {np.median(picked):g}, mean {picked.mean():.0f}"
+        look, shares = policy_look(name), np.cumsum(share) / len(picked)
         ax.step(
-            np.concatenate([[0], x, [x[-1]]]), np.concatenate([[0.0], np.cumsum(share) / len(picked), [1.0]]), where="post",
-            color=COLOURS[i % len(COLOURS)], ls=STYLES[i % len(STYLES)], lw=1.8, label=label,
+            np.concatenate([[0], x, [x[-1]]]), np.concatenate([[0.0], shares, [1.0]]), where="post", ls=look.line, lw=1.8, ms=6,
+            markevery=[1 + int(np.searchsorted(shares, 0.5))], label=label, **look.mark(),
         )  # fmt: skip
     ax.set_ylabel("rounds with at most n nodes")
     _dress(ax)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-    _budget_axis(ax, last)
+    _budget_axis(ax, last, buckets=buckets)
     ax.set_ylim(0, 1.02)
-    _legend(ax, "upper left")
+    entitle(ax, title, about)
+    _legend(ax, 1)
     return ax
 
 
@@ -384,5 +447,5 @@ def price_curve(
     ax.set_xlabel("price λ, tokens/s")
     ax.set_ylabel("throughput, tokens/s")
     _dress(ax)
-    _legend(ax, "best")
+    _legend(ax)
     return ax

@@ -10,16 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from ddsim.text import printable
 from ddsim.trace.reliability import Reliability
+from ddsim.view.looks import policy_look
 from ddsim.view.style import (
     BLACK,
-    BLUE,
     COLOURS,
     FEWEST,
     GREEN,
     GREY,
-    LONGEST,
     MARKERS,
     SIZE,
     STYLES,
@@ -29,14 +27,22 @@ from ddsim.view.style import (
     _dress,
     _label,
     _legend,
+    _legend_beside,
 )
+from ddsim.view.titles import about as told
+from ddsim.view.titles import entitle
 
 MARKS = (*MARKERS, "<", ">", "p", "h", "*", "d")
 """More marks than colours, and no multiple of them: no two of 91 groups look alike."""
 
 
 def reliability_by_probability(
-    before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None
+    before: Reliability,
+    after: Reliability | None = None,
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Reliability diagram of nodes: how often a node was accepted whose path probability was p. On the line is right.
 
@@ -46,6 +52,8 @@ def reliability_by_probability(
         From `ddsim.trace.reliability.reliability`.
     after : Reliability, optional
         The same after a calibration.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
     """
     ax = _axes(ax)
@@ -69,11 +77,19 @@ def reliability_by_probability(
     _dress(ax)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:g} %"))
-    _legend(ax, "upper left")
+    entitle(ax, title, about)
+    _legend(ax)
     return ax
 
 
-def reliability_by_depth(before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None) -> Axes:
+def reliability_by_depth(
+    before: Reliability,
+    after: Reliability | None = None,
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """How likely the best candidate of each depth was said to be, and how often it was the true token.
 
     Rows count whose true path so far is in the tree; depths with fewer than 20 such rows are left out.
@@ -83,6 +99,8 @@ def reliability_by_depth(before: Reliability, after: Reliability | None = None, 
     before : Reliability
     after : Reliability, optional
         The same after a calibration of rows.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
     """
     ax = _axes(ax)
@@ -103,11 +121,19 @@ def reliability_by_depth(before: Reliability, after: Reliability | None = None, 
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     ax.set_ylim(0, 1)
     ax.set_xlim(0.5, float(before.by_depth["depth"].max()) + 0.5)
-    _legend(ax, "best")
+    entitle(ax, title, about)
+    _legend(ax)
     return ax
 
 
-def acceptance_by_budget(before: Reliability, after: Reliability | None = None, *, ax: Axes | None = None) -> Axes:
+def acceptance_by_budget(
+    before: Reliability,
+    after: Reliability | None = None,
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Acceptance length over budgets: what trees of that size delivered and what the marginals promised.
 
     Parameters
@@ -115,6 +141,8 @@ def acceptance_by_budget(before: Reliability, after: Reliability | None = None, 
     before : Reliability
     after : Reliability, optional
         The same after a calibration.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
     """
     ax = _axes(ax)
@@ -137,7 +165,8 @@ def acceptance_by_budget(before: Reliability, after: Reliability | None = None, 
     _dress(ax)
     _budget_axis(ax, int(budgets.max()), first=int(budgets.min()))
     ax.set_ylim(bottom=0)
-    _legend(ax, "lower right")
+    entitle(ax, title, about)
+    _legend(ax)
     return ax
 
 
@@ -146,6 +175,8 @@ def predicted_measured(
     *,
     quantity: str = "throughput, tokens/s",
     tolerance: float | None = 0.05,
+    title: str | None = None,
+    about: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Predicted against measured, a point a run; on the line is right, in the band within tolerance.
@@ -153,18 +184,20 @@ def predicted_measured(
     Parameters
     ----------
     table : DataFrame
-        predicted and measured; optionally group (a mark and colour of its own), and ends of intervals: predicted_low and
-        predicted_high, measured_low and measured_high, NaN where there is none.
+        predicted and measured; optionally policy (which has its mark and colour) or group (with one of its own), and ends of intervals:
+        predicted_low and predicted_high, measured_low and measured_high, NaN where there is none.
     quantity : str
         What it is, with its unit.
     tolerance : float, optional
         Relative half-width of the band.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
     --------
     >>> from ddsim.view.style import canvas
-    >>> table = pd.DataFrame({"predicted": [100.0, 200.0], "measured": [103.0, 196.0], "group": ["AR", "DDTree(64)"]})
+    >>> table = pd.DataFrame({"predicted": [100.0, 200.0], "measured": [103.0, 196.0], "policy": ["AR", "DDTree(64)"]})
     >>> predicted_measured(table, ax=canvas()).get_xlabel()
     'predicted throughput, tokens/s'
     """
@@ -183,23 +216,29 @@ def predicted_measured(
             label=f"± {100 * tolerance:g} %",
         )
     ax.plot(line, line, color=GREY, lw=1, ls=STYLES[1], label="as predicted")
-    kinds = table["group"].astype(str).tolist() if "group" in table else [""] * len(table)
+    by = "policy" if "policy" in table else "group"
+    kinds = table[by].astype(str).tolist() if by in table else [""] * len(table)
     for i, kind in enumerate(dict.fromkeys(kinds)):
         mine = np.array([k == kind for k in kinds])
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": _label(kind) if kind else None}
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[i % len(MARKS)]}
+        if by == "policy":
+            style = policy_look(kind).mark()
+        style |= {"ls": "", "ms": 5.5, "label": _label(kind) if kind else None}
         up, across = _bars(table[mine], "measured"), _bars(table[mine], "predicted")
         if up is not None or across is not None:
-            ax.errorbar(
-                x[mine], y[mine], yerr=up, xerr=across, fmt=MARKS[i % len(MARKS)], ms=5.5, elinewidth=0.8, **style
-            )
+            ax.errorbar(x[mine], y[mine], yerr=up, xerr=across, elinewidth=0.8, **style)
         else:
-            ax.plot(x[mine], y[mine], MARKS[i % len(MARKS)], ms=5.5, ls="", **style)
+            ax.plot(x[mine], y[mine], **style)
     ax.set_xlabel(f"predicted {quantity}")
     ax.set_ylabel(f"measured {quantity}")
     _dress(ax)
     ax.set_xlim(0, top)
     ax.set_ylim(0, top)
-    _legend(ax, "upper left")
+    entitle(ax, title, about)
+    if len(ax.get_legend_handles_labels()[1]) > 7:
+        _legend_beside(ax)
+    else:
+        _legend(ax)
     return ax
 
 
@@ -211,13 +250,15 @@ def _bars(table: pd.DataFrame, side: str) -> FloatArray | None:
     return np.nan_to_num(np.maximum(0.0, np.stack([value - low, high - value])))
 
 
-def validation(document: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
+def validation(document: Mapping[str, Any], *, title: str | None = None, ax: Axes | None = None) -> Axes:
     """Every policy on every workload as `ddsim validate` found it, with 95 % intervals: a mark and colour a policy.
 
     Parameters
     ----------
     document : mapping
         What `ddsim validate` wrote.
+    title : str, optional
+        Written above; below it what was run, where and how, as the document tells.
     ax : Axes, optional
 
     Examples
@@ -226,14 +267,14 @@ def validation(document: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
     >>> speed = {"tokens_per_second": 500.0, "tokens_per_second_low": 450.0, "tokens_per_second_high": 560.0}
     >>> row = {"workload": "chat", "policy": "DDTree(63)", "predicted": speed, "measured": speed}
     >>> document = {"label": "a pair", "provenance": {"device": "a GPU"}, "rows": [row]}
-    >>> validation(document, ax=canvas()).get_title()
-    "a pair\\na GPU, ddsim's decoder"
+    >>> [text.get_text() for text in validation(document, ax=canvas()).texts]
+    ["a pair · a GPU · ddsim's decoder"]
     """
     ax = _axes(ax, (8.2, 5.0))
     cells = [row for row in document["rows"] if row["workload"] != "all"] or document["rows"]
     table = pd.DataFrame(
         {
-            "group": row["policy"],
+            "policy": row["policy"],
             **{
                 f"{side}{end}": row[side].get(f"tokens_per_second{end}")
                 for side in ("predicted", "measured")
@@ -242,29 +283,35 @@ def validation(document: Mapping[str, Any], *, ax: Axes | None = None) -> Axes:
         }
         for row in cells
     )
-    predicted_measured(table.astype(dict.fromkeys(table.columns[1:], float)), ax=ax)
     made = document["provenance"]
-    about = [str(made.get("device", "")), str(made.get("engine", "ddsim's decoder"))]
+    line = [
+        str(document["label"]),
+        told({"device": made.get("device"), "engine": made.get("engine", "ddsim's decoder")}),
+    ]
     if made.get("temperature"):
-        about.append(f"temperature {made['temperature']:g}")
-    lines = (document["label"], ", ".join(filter(None, about)))
-    ax.set_title("\n".join(printable(line, 2 * LONGEST).replace("$", r"\$") for line in lines), fontsize=10)
-    _legend(ax, "upper left")
-    legend = ax.get_legend()
-    if legend is not None:
-        legend.set_bbox_to_anchor((1.01, 1.0))  # beside the axes: a dozen names would cover points
-    return ax
+        line.append(f"temperature {made['temperature']:g}")
+    numbers = table.astype(dict.fromkeys(table.columns[1:], float))
+    return predicted_measured(numbers, title=title, about=" · ".join(line), ax=ax)
 
 
-def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax: Axes | None = None) -> Axes:
+def prediction_errors(
+    table: pd.DataFrame,
+    *,
+    tolerance: float | None = 0.05,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """How far each prediction lies from its measurement, a row a run: predicted / measured − 1, as ``ddsim validate`` prints it.
 
     Parameters
     ----------
     table : DataFrame
-        label, predicted, measured; optionally measured_low and measured_high.
+        label, predicted, measured; optionally measured_low and measured_high. A label that names a policy has its mark and colour.
     tolerance : float, optional
         Relative half-width of the band.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -278,16 +325,18 @@ def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax
     predicted = table["predicted"].to_numpy(float)
     off = 100 * (predicted / table["measured"].to_numpy(float) - 1)
     y = np.arange(len(table))
+    looks = [policy_look(str(label)) for label in table["label"]]
     reach = float(np.abs(off).max(initial=0.0))
     if tolerance is not None:
         ax.axvspan(-100 * tolerance, 100 * tolerance, color=GREEN, alpha=0.15, lw=0, label=f"± {100 * tolerance:g} %")
         reach = max(reach, 100 * tolerance)
     if {"measured_low", "measured_high"} <= set(table):
         low, high = (100 * (predicted / table[f"measured_{side}"].to_numpy(float) - 1) for side in ("high", "low"))
-        ax.hlines(y, low, high, color=BLUE, lw=2.5, alpha=0.6)
+        ax.hlines(y, low, high, color=[look.colour for look in looks], lw=2.5, alpha=0.6)
         reach = max(reach, float(np.abs(low).max()), float(np.abs(high).max()))
     ax.axvline(0, color=GREY, lw=1)
-    ax.plot(off, y, "o", ms=6, color=BLUE)
+    for at, row, look in zip(off, y, looks, strict=True):
+        ax.plot(at, row, ls="", ms=6.5, **look.mark())
     ax.set_xlabel("predicted / measured − 1, %")
     _dress(ax)
     ax.grid(False, axis="y")
@@ -295,6 +344,7 @@ def prediction_errors(table: pd.DataFrame, *, tolerance: float | None = 0.05, ax
     ax.tick_params(axis="y", length=0)
     ax.set_xlim(-1.1 * reach, 1.1 * reach)
     ax.set_ylim(len(table) - 0.4, -0.6)
+    entitle(ax, title, about)
     return ax
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,32 +11,39 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
+from ddsim.cost.fit import held_out_seconds
+from ddsim.cost.kinds import KINDS
 from ddsim.cost.model import CostModel
-from ddsim.cost.profile import Profile
+from ddsim.cost.profile import Points, Profile
 from ddsim.errors import DdsimError
-from ddsim.policy.parse import kind_of
+from ddsim.text import distinct
+from ddsim.view import titles
+from ddsim.view.looks import WINE, policy_look
 from ddsim.view.style import (
     _TEXT,
     BLACK,
     BLUE,
-    COLOURS,
+    GREEN,
     GREY,
     MARKERS,
     ORANGE,
+    PURPLE,
     SIZE,
     SKY,
     STYLES,
+    VERMILION,
     _axes,
     _dress,
     _figure,
     _label,
-    _legend,
+    _label_right,
+    _legend_beside,
     _list,
-    _settle,
     _spread,
     _token_axis,
     _whole,
 )
+from ddsim.view.titles import entitle
 
 
 def cost_curve(
@@ -46,9 +53,12 @@ def cost_curve(
     contexts: Sequence[int] | None = None,
     batch: int = 1,
     residuals: bool = True,
+    beside: Sequence[Profile] | Mapping[str, Profile] = (),
+    title: str | None = None,
+    about: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Seconds of a verification pass over its tokens: measured points with error bars, the fit, and below what is left over.
+    """Seconds of a verification pass over its tokens: measured points with error bars, the fit, and below errors on held-out points.
 
     Parameters
     ----------
@@ -60,13 +70,17 @@ def cost_curve(
     batch : int
         Requests; tokens are counted over the whole batch.
     residuals : bool
-        Draw measured / fit − 1 in a panel below (with a profile only).
+        Draw, in a panel below (with a profile only), measured / predicted − 1 of points that a fit without their token count predicts.
+    beside : profiles, or a mapping of names to profiles, optional
+        Of other engines or devices, drawn as measured at the context nearest to the first, and named by engine and device.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`; without ``about`` what the costs' provenance tells.
     ax : Axes, optional
 
     Raises
     ------
     DdsimError
-        The profile has no points at this batch.
+        A profile has no points at this batch.
 
     Examples
     --------
@@ -74,12 +88,12 @@ def cost_curve(
     >>> cost_curve(CostModel.from_table([1, 64], [0.010, 0.012]), ax=canvas()).get_ylabel()
     'verification, ms'
     """
-    points = None
+    points, predicted = None, np.zeros(0)
     if profile is not None:
         every = profile.points()
-        points = every.take(every.batch == batch)
-        if not len(points):
-            raise DdsimError(f"the profile has no points at batch {batch}; it has batches {_list(every.batch)}")
+        points = _at_batch(every, batch)
+        if residuals and cost.kind in KINDS:
+            predicted = held_out_seconds(profile, cost.kind)[every.batch == batch]
     spans = token_spans(cost, batch)
     if points is not None:
         spans = {
@@ -90,54 +104,101 @@ def cost_curve(
     whole = (min(low for low, _ in spans.values()), max(high for _, high in spans.values()))
     if contexts is None:
         contexts = _spread(np.array(list(spans)), 4)
+        if beside:  # one curve each
+            contexts = [min(spans, key=lambda c: abs(c - cost.default_context))]
     ax = _axes(ax, (SIZE[0], SIZE[1] + 0.6))
     below = None
-    if residuals and points is not None:
+    if np.isfinite(predicted).any():
         below = ax.inset_axes((0.0, -0.44, 1.0, 0.38), sharex=ax)
-    most = 0.0
+    most, reach = 0.0, 1.0
+    ends: list[tuple[float, float, str, str]] = []
     for i, context in enumerate(contexts):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = _ramp(i, len(contexts)), MARKERS[i % len(MARKERS)]
         low, high = spans.get(context, whole)
         label = f"context {context:,}" if cost.range.contexts is not None else "any context"
         if points is not None:
-            here = points.take(points.context == context)
+            at = points.context == context
+            here, other = points.take(at), predicted[at] if below is not None else predicted
             if len(here):
                 bars = np.maximum(0.0, np.stack([here.seconds - here.low, here.high - here.seconds]))
                 ax.errorbar(
                     here.tokens, 1e3 * here.seconds, 1e3 * bars, fmt=marker, ms=4, color=colour, elinewidth=1, capsize=1.5, label=label
                 )  # fmt: skip
-                label = "_"
                 most = max(most, float(here.seconds.max()))
             if below is not None and len(here):
-                fit = np.asarray(cost.verify_seconds(here.tokens, context, batch))
-                left = here.seconds / fit - 1
+                left, bar = 100 * (here.seconds / other - 1), 100 * bars / other
+                known = np.isfinite(left)
                 below.errorbar(
-                    here.tokens, 100 * left, 100 * bars / fit,
-                    fmt=marker, ms=3.5, color=colour, elinewidth=1,
-                )  # fmt: skip
+                    here.tokens[known], left[known], bar[:, known], fmt=marker, ms=3.5, color=colour, elinewidth=1
+                )
+                reach = max(reach, float(np.abs(left[known]).max(initial=0.0)))
         t = _whole(low, high)
         y = np.asarray(cost.verify_seconds(t, context, batch))
         most = max(most, float(y.max()))
-        ax.plot(t, 1e3 * y, color=colour, lw=1.4, label=label)
-    ax.plot([], [], color=GREY, lw=1.4, label=f"fit ({cost.kind})")
+        ax.plot(t, 1e3 * y, color=colour, lw=1.4, label="_")
+        ends.append((float(t[-1]), 1e3 * float(y[-1]), label, colour))
+    for i, (name, other_profile) in enumerate(_named_profiles(beside).items()):
+        theirs = _at_batch(other_profile.points(), batch)
+        context = min(np.unique(theirs.context).tolist(), key=lambda c: abs(c - contexts[0]))
+        theirs = theirs.take(theirs.context == context)
+        colour, marker = BESIDE[i % len(BESIDE)], MARKERS[-1 - i % len(MARKERS)]
+        ax.plot(
+            theirs.tokens,
+            1e3 * theirs.seconds,
+            color=colour,
+            marker=marker,
+            ms=4,
+            lw=1,
+            ls=STYLES[1],
+            label=_label(name),
+        )
+        ends.append(
+            (float(theirs.tokens[-1]), 1e3 * float(theirs.seconds[-1]), f"{_label(name)},\ncontext {context:,}", colour)
+        )
+        most = max(most, float(theirs.seconds.max()))
+        whole = (min(whole[0], int(theirs.tokens.min())), max(whole[1], int(theirs.tokens.max())))
     ax.set_ylabel("verification, ms")
     _dress(ax)
     ax.set_ylim(0, 1e3 * most * 1.08)
-    _legend(ax, "upper left")
     bottom = ax
     if below is not None:
         bottom = below
         _dress(below)
         ax.tick_params(labelbottom=False)
         below.axhline(0, color=GREY, lw=1)
-        reach = max(1.0, float(np.abs(below.get_ylim()).max()))
-        below.set_ylim(-reach, reach)
-        below.set_ylabel("measured\n/ fit − 1, %")
+        below.set_ylim(-1.15 * reach, 1.15 * reach)
+        below.set_ylabel("held-out\nresidual, %")
     _token_axis(bottom, *whole)
     bottom.set_xlabel("tokens verified in one pass" + (f", batch of {batch}" if batch > 1 else ""), fontsize=_TEXT)
-    if below is not None:
-        _settle(ax, 3)
+    entitle(ax, title, titles.about(cost.provenance) if about is None else about)
+    _label_right(ax, ends)
     return ax
+
+
+BESIDE = (WINE, VERMILION, GREEN, PURPLE)
+"""Colours of further profiles beside one whose contexts are shades of blue."""
+
+
+def _at_batch(points: Points, batch: int) -> Points:
+    found = points.take(points.batch == batch)
+    if not len(found):
+        raise DdsimError(f"the profile has no points at batch {batch}; it has batches {_list(points.batch)}")
+    return found
+
+
+def _named_profiles(profiles: Sequence[Profile] | Mapping[str, Profile]) -> dict[str, Profile]:
+    """Profiles by what they are: engine and device, or the names given."""
+    if isinstance(profiles, Mapping):
+        return dict(profiles)
+    names = [titles.about({**p.provenance, "target": None}) or f"profile {i}" for i, p in enumerate(profiles, start=2)]
+    return dict(zip(distinct(names), profiles, strict=True))
+
+
+def _ramp(i: int, count: int) -> str:
+    """Shades of blue for what has an order, the darkest last."""
+    share = 0.4 if count < 2 else i / (count - 1)
+    light, dark = (np.array([int(c[k : k + 2], 16) for k in (1, 3, 5)]) for c in (SKY, "#00304D"))
+    return "#" + "".join(f"{round(v):02X}" for v in (light + share * (dark - light)))
 
 
 def heat_map(
@@ -149,6 +210,8 @@ def heat_map(
     form: str = "{:.0f}",
     centre: float | None = None,
     extrapolated: ArrayLike | None = None,
+    title: str | None = None,
+    about: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """A number for each batch size and context, as colour and as text.
@@ -166,6 +229,8 @@ def heat_map(
         With it colours diverge: blue above, orange below.
     extrapolated : bool [batches, contexts], optional
         Cells that are hatched: their costs weren't measured.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -223,6 +288,7 @@ def heat_map(
     bar.set_label(label, fontsize=_TEXT)
     bar.ax.tick_params(labelsize=_TEXT)
     bar.outline.set_visible(False)  # type: ignore[operator]
+    entitle(ax, title, about)
     return ax
 
 
@@ -230,7 +296,7 @@ FAR = -20.0
 """Per cent below the best fixed setting at which the axis of `serving` ends: what lies there is said in words."""
 
 
-def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+def serving(table: pd.DataFrame, *, title: str | None = None, about: str | None = None, ax: Axes | None = None) -> Axes:
     """What policies gain over the best fixed setting at the same batch size, a line a policy, with intervals; and below, how much later tokens come.
 
     Parameters
@@ -238,6 +304,8 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     table : DataFrame
         As ``ServingResult.table()`` gives: batch, policy, over_fixed, tpot_over_fixed, and optionally these with _low and _high, and extrapolated.
         Policies that stay more than 20 % below are named in the legend only.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
         Of the upper panel; the lower one hangs below it.
 
@@ -254,20 +322,13 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     batches = sorted(table["batch"].unique().tolist())
     named = [(str(name), part.sort_values("batch")) for name, part in table.groupby("policy", sort=False)]
     near = [(name, part) for name, part in named if not (100 * part["over_fixed"] < FAR).all()]
+    near.sort(key=lambda pair: -float(pair[1]["over_fixed"].iloc[-1]))  # the legend in the order of the lines' ends
     ends = {panel: [0.0] for panel in (ax, below)}
     for i, (name, part) in enumerate(near):
         # Side by side, so that intervals at one batch size don't hide each other.
         x = part["batch"].to_numpy(float) * 2 ** (0.05 * (i - (len(near) - 1) / 2))
-        colour = COLOURS[i % len(COLOURS)] if kind_of(name).drafts else GREY
-        mark = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
-        style: dict[str, Any] = {
-            "color": colour,
-            "ls": STYLES[i % len(STYLES)],
-            "lw": 1.4,
-            "marker": mark,
-            "ms": 4,
-            "elinewidth": 0.8,
-        }
+        look = policy_look(name)
+        style: dict[str, Any] = {"ls": look.line, "lw": 1.4, "ms": 4.5, "elinewidth": 0.8, **look.mark()}
         for panel, key in ((ax, "over_fixed"), (below, "tpot_over_fixed")):
             y, bars = 100 * part[key].to_numpy(float), None
             if {f"{key}_low", f"{key}_high"} <= set(part):
@@ -279,20 +340,19 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
             panel.errorbar(x, y, bars, label=_label(name), **style)
             if part.get("extrapolated", pd.Series(dtype=bool)).any():
                 hollow = part["extrapolated"].to_numpy(bool)
-                panel.plot(x[hollow], y[hollow], "o", ms=2.5, mfc="white", mec=colour, mew=0.5, zorder=4)
+                panel.plot(x[hollow], y[hollow], "o", ms=2.5, mfc="white", mec=look.colour, mew=0.5, zorder=4)
     for name, part in named:
         if all(name != other for other, _ in near):
             low, high = 100 * part["over_fixed"].min(), 100 * part["over_fixed"].max()
-            ax.plot([], [], " ", label=f"{_label(name)}: {low:.0f} to {high:.0f} %")
-    for panel, label, far in ((ax, "tokens/s, %", (FAR, np.inf)), (below, "TPOT, %", (-np.inf, -FAR))):
+            ax.plot([], [], " ", label=f"{_label(name)}: {low:.0f} to {high:.0f} %".replace("-", "−"))
+    for panel, label, far in ((ax, "tokens/s, %", (FAR, np.inf)), (below, "time per token, %", (-np.inf, -FAR))):
         _dress(panel)
         panel.axhline(0, color=GREY, lw=1, zorder=1)
         low, high = max(min(ends[panel]), far[0]), min(max(ends[panel]), far[1])
         room = 0.06 * max(high - low, 1.0)
         panel.set_ylim(low - room, high + room)
-        panel.set_ylabel(label)
+        panel.set_ylabel(label, fontsize=_TEXT)
     extrapolated = table.get("extrapolated", pd.Series(dtype=bool)).any()
-    ax.set_title("against the best fixed setting at that batch", fontsize=_TEXT, loc="left")
     ax.set_xscale("log", base=2)
     ax.tick_params(labelbottom=False)
     below.set_xticks(batches, [f"{b:,}" for b in batches])
@@ -300,7 +360,8 @@ def serving(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_minor_locator(NullLocator())
     below.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
     below.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if extrapolated else ""))
-    ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.0))
+    entitle(ax, title or "Difference to the best fixed setting of each batch", about)
+    _legend_beside(ax, bbox_to_anchor=(1.0, 0.0), last=len(named) - len(near))
     return ax
 
 

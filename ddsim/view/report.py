@@ -115,7 +115,7 @@ def report(
         plan = planned(replayed, policies, bootstrap=bootstrap, seed=seed)
         done(2)
         sections = {
-            "recommendation": _recommendation(plan),
+            "recommendation": _recommendation(plan, model.buckets),
             "policies": _policies(replayed, plan),
         }
         if beside is not None:
@@ -167,21 +167,22 @@ def _cards(plan: Plan) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _recommendation(plan: Plan) -> Section:
-    curve = plan.curve()
+def _recommendation(plan: Plan, buckets: Sequence[int] | None) -> Section:
+    curve, table = plan.curve(), plan.table()
     alone = float(_row(plan, plan.baselines[0])["tokens_per_second"])
     best = float(curve["tokens_per_second"].max())
     items: Section = [
         inline_figure(
             "budgets",
             "Throughput of fixed budgets",
-            lambda ax: fixed_budgets(curve, flat=plan.near_best, baseline=alone, ax=ax),
+            lambda ax: fixed_budgets(
+                curve, flat=plan.near_best, baseline=alone, policies=table, buckets=buckets, about="", ax=ax
+            ),
             f"From {curve['tokens_per_second'].iloc[0]:,.0f} tokens/s without nodes it rises to {best:,.0f} at "
             f"{plan.best_budget} nodes and is {curve['tokens_per_second'].iloc[-1]:,.0f} at {curve['budget'].iloc[-1]}; "
             f"within 1 % of the best: {said_runs(plan.near_best)} nodes. Autoregression: {alone:,.0f} tokens/s.",
         )
     ]
-    table = plan.table()
     ranked = records(table.sort_values("tokens_per_second", ascending=False))
     said = "; ".join(f"{row['policy']} {row['tokens_per_second']:,.0f}" for row in ranked)
     items.append(
@@ -233,7 +234,7 @@ def _policies(replayed: _Replayer, plan: Plan) -> Section:
         inline_figure(
             "distribution",
             "Budgets that adaptive rules pick",
-            lambda ax: budget_distribution(dict(budgets), ax=ax),
+            lambda ax: budget_distribution(dict(budgets), buckets=replayed.cost.buckets, ax=ax),
             "; ".join(
                 f"{n}: half of the rounds at most {np.median(b):.0f} nodes, on average {b.mean():.0f}"
                 for n, b in budgets.items()
@@ -376,7 +377,7 @@ def _cost(model: CostModel, profile: Profile | None) -> Section:
         f"{context:,}; drafting and host work add {draft:.2f} ms a round."
     )
     items: Section = [
-        inline_figure("cost", "What verification costs", lambda ax: cost_curve(model, profile, batch=batch, ax=ax), said, height=HEIGHT + 0.7)
+        inline_figure("cost", "What verification costs", lambda ax: cost_curve(model, profile, batch=batch, about="", ax=ax), said, height=HEIGHT + 0.7)
     ]  # fmt: skip
     kinds = pd.DataFrame(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
@@ -45,10 +47,10 @@ FEWEST = 20  # observations below which a rate says nothing
 LONGEST = 32  # characters of a label
 
 
-SIZE = (6.3, 3.8)  # inches: the width of a page's text, less than half its height
+SIZE = (5.8, 3.7)  # inches: letters are as large as a telephone's where the figure is as wide as its screen
 
 
-_TEXT = 9.0  # points
+_TEXT = 9.5  # points
 
 
 FloatArray = NDArray[np.float64]
@@ -144,21 +146,116 @@ def _dress(ax: Axes) -> None:
         axis.label.set_fontsize(_TEXT)
 
 
-def _legend(ax: Axes, place: str) -> None:
-    """A legend without a frame that still covers what it lies on."""
-    legend = ax.legend(fontsize=_TEXT, loc=cast(Any, place), edgecolor="none", facecolor="white", framealpha=0.85)
-    legend.set_zorder(3)
+def _legend(ax: Axes, columns: int = 2) -> None:
+    """A legend below the axes, where no curve runs."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
+    lowest = min((child for child in (ax, *ax.child_axes)), key=lambda panel: panel.get_position().y0)
+    _settle(ax)
+    room = 0.97 * _figure(ax).bbox.width * 72 / _figure(ax).dpi
+    while columns > 1 and columns * (0.52 * _TEXT * max(map(len, labels)) + 38) > room:
+        columns -= 1
+    box = lowest.get_window_extent()
+    under = min(lowest.xaxis.label.get_window_extent().y0, lowest.xaxis.get_tightbbox().y0)  # type: ignore[union-attr]
+    drop = ScaledTranslation(0, (under - box.y0) / _figure(ax).dpi - 0.09, _figure(ax).dpi_scale_trans)
+    ax.legend(
+        handles, labels, fontsize=_TEXT - 0.5, frameon=False, loc="upper left", ncols=columns, borderaxespad=0.0, borderpad=0.0,
+        bbox_to_anchor=(0.0, 0.0), bbox_transform=lowest.transAxes + drop, labelspacing=0.3, columnspacing=1.4,
+    )  # fmt: skip
 
 
-def _budget_axis(ax: Axes, last: int, first: int = 0) -> None:
-    """Budgets on a scale that is logarithmic and still has a place for 0."""
+def _legend_beside(ax: Axes, last: int = 0, **settings: Any) -> None:
+    """A legend on the right of the axes, for names that are many; the first entries may be moved to the end."""
+    handles, labels = ax.get_legend_handles_labels()
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    ax.legend(
+        handles[last:] + handles[:last], labels[last:] + labels[:last], fontsize=_TEXT - 0.5, frameon=False,
+        **cast(Any, place | settings),
+    )  # fmt: skip
+
+
+def _label_right(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write (x, y, text, colour) beside the axes at the height of their points, moved apart where they are close, and tied to them."""
+    if not points:
+        return
+    order = sorted(points, key=lambda point: -point[1])
+    notes = [
+        ax.annotate(text, (x, y), xytext=(1.03, 0.5), textcoords="axes fraction", fontsize=_TEXT - 0.5, va="center", annotation_clip=False)
+        for x, y, text, _ in order
+    ]  # fmt: skip
+    _settle(ax)
+    box = ax.get_window_extent()
+    lines = [1.22 * (_TEXT - 0.5) * (1 + text.count("\n")) * _figure(ax).dpi / 72 for _, _, text, _ in order]
+    wanted = np.array([ax.transData.transform((x, y))[1] for x, y, _, _ in order])
+    at = _apart(wanted, np.array(lines), box.y0 - 0.06 * box.height, box.y1 + 0.06 * box.height)
+    for note, (x, y, text, colour), height in zip(notes, order, at, strict=True):
+        note.remove()
+        ax.annotate(
+            text, (x, y), xytext=(1.03, (height - box.y0) / box.height), textcoords="axes fraction", fontsize=_TEXT - 0.5,
+            color=_ink(colour), va="center", annotation_clip=False, parse_math=False, label="_direct",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def _ink(colour: str) -> tuple[float, float, float]:
+    """A colour, darkened until letters in it can be read on white (a contrast of 4.5, by WCAG)."""
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    while (
+        1.05
+        / (
+            float(np.dot(np.where(rgb <= 0.04, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4), (0.2126, 0.7152, 0.0722)))
+            + 0.05
+        )
+        < 4.5
+    ):
+        rgb = rgb * 0.95
+    return cast(tuple[float, float, float], tuple(rgb.tolist()))
+
+
+def _apart(wanted: FloatArray, heights: FloatArray, low: float, high: float) -> FloatArray:
+    """Places as near to those wanted (descending) as can be, so that none is closer to the next than their heights allow."""
+    gaps = (heights[1:] + heights[:-1]) / 2
+    down = np.concatenate([[0.0], np.cumsum(gaps)])
+    # Moved apart, what is to be near are wanted + down, which may then only fall: a least squares fit (pool adjacent violators).
+    blocks: list[list[float]] = []
+    for value in (wanted + down).tolist():
+        blocks.append([value, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] < blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2:]
+            blocks[-2:] = [[(a * n + b * m) / (n + m), n + m]]
+    placed = np.repeat([value for value, _ in blocks], [int(n) for _, n in blocks])
+    top, bottom = high - heights[0] / 2, low + heights[-1] / 2 + down[-1]
+    return np.clip(placed, min(bottom, top), top) - down
+
+
+def _budget_axis(ax: Axes, last: int, first: int = 0, buckets: Sequence[int] | None = None) -> None:
+    """Budgets on a scale that is logarithmic and still has a place for 0; ticks at powers of 2, or where nodes fill a bucket."""
     ax.set_xscale("symlog", base=2, linthresh=1.0)
     ticks = [0, *(2**k for k in range(0, 21) if 2**k <= last)]
+    label = "budget n, nodes in the tree"
+    filled = sorted({b - 1 for b in buckets or ()} & set(range(1, last + 1)))
+    if filled:
+        label += " (ticks: with the root they fill a bucket)"
+        ax.xaxis.set_minor_locator(FixedLocator(filled))
+        ax.grid(True, axis="x", which="minor", color="#e3e3e3", lw=0.7)
+        ticks = [0, *_far_apart(filled, 1.55)]
+    else:
+        ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if t >= first]))
-    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(first - (0.05 if first == 0 else 0.1 * first), last * 1.06 + 0.05)
-    ax.set_xlabel("budget n, nodes in the tree", fontsize=_TEXT)
+    ax.set_xlabel(label, fontsize=_TEXT)
+
+
+def _far_apart(values: Sequence[int], ratio: float) -> list[int]:
+    """Values that leave room for their labels on a logarithmic axis: those one short of a power of 2 first."""
+    picked: list[int] = []
+    for value in sorted(values, key=lambda v: ((v + 1) & v != 0, v)):
+        if all(max(value, other) >= ratio * min(value, other) for other in picked):
+            picked.append(value)
+    return sorted(picked)
 
 
 def _token_axis(ax: Axes, first: int, last: int) -> None:
