@@ -306,9 +306,7 @@ class ShownEnginePlan(Shown):
         """Draw the best K by requests and context: `ddsim.plot.heat_map`."""
         grid, contexts, marks = self.grid()
         label = "best K, drafted tokens a request"
-        return drawn(
-            "heat_map", grid, self.shown, contexts, label=label, extrapolated=marks, of=self.provenance, ax=ax
-        )
+        return drawn("heat_map", grid, self.shown, contexts, label=label, extrapolated=marks, of=self.provenance, ax=ax)
 
 
 class ShownArrivals(Shown):

@@ -80,7 +80,9 @@ def gains(values: ArrayLike, *, ax: Axes | None = None) -> Axes:
     right.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     right.spines["top"].set_visible(False)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    ax.legend(handles=handles, fontsize=_TEXT, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    ax.legend(
+        handles=handles, fontsize=_TEXT - 0.5, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2
+    )
     return ax
 
 

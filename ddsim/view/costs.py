@@ -307,29 +307,30 @@ def serving(table: pd.DataFrame, *, title: str | None = None, about: str | None 
     title, about : str, optional
         Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
-        Of the upper panel; the lower one hangs below it.
+        Its two panels are ``ax.child_axes``.
 
     Examples
     --------
     >>> from ddsim.view.style import canvas
     >>> table = pd.DataFrame({"batch": [1, 8], "policy": "LongRun", "over_fixed": [0.01, 0.08], "tpot_over_fixed": [0.0, -0.05]})
-    >>> serving(table, ax=canvas()).get_ylabel()
-    'tokens/s, %'
+    >>> [panel.get_ylabel() for panel in serving(table, ax=canvas()).child_axes]
+    ['tokens/s, %', 'time per token, %']
     """
     ax = _axes(ax, (SIZE[0], SIZE[1] + 0.4))
-    ax.set_box_aspect(0.48)
-    below = ax.inset_axes((0.0, -0.96, 1.0, 0.86), sharex=ax)
+    ax.set_axis_off()
+    upper = ax.inset_axes((0.0, 0.53, 1.0, 0.47))
+    below = ax.inset_axes((0.0, 0.0, 1.0, 0.47), sharex=upper)
     batches = sorted(table["batch"].unique().tolist())
     named = [(str(name), part.sort_values("batch")) for name, part in table.groupby("policy", sort=False)]
     near = [(name, part) for name, part in named if not (100 * part["over_fixed"] < FAR).all()]
     near.sort(key=lambda pair: -float(pair[1]["over_fixed"].iloc[-1]))  # the legend in the order of the lines' ends
-    ends = {panel: [0.0] for panel in (ax, below)}
+    ends = {panel: [0.0] for panel in (upper, below)}
     for i, (name, part) in enumerate(near):
         # Side by side, so that intervals at one batch size don't hide each other.
         x = part["batch"].to_numpy(float) * 2 ** (0.05 * (i - (len(near) - 1) / 2))
         look = policy_look(name)
         style: dict[str, Any] = {"ls": look.line, "lw": 1.4, "ms": 4.5, "elinewidth": 0.8, **look.mark()}
-        for panel, key in ((ax, "over_fixed"), (below, "tpot_over_fixed")):
+        for panel, key in ((upper, "over_fixed"), (below, "tpot_over_fixed")):
             y, bars = 100 * part[key].to_numpy(float), None
             if {f"{key}_low", f"{key}_high"} <= set(part):
                 ends[panel] += [v for end in ("_low", "_high") for v in 100 * part[key + end] if np.isfinite(v)]
@@ -344,8 +345,8 @@ def serving(table: pd.DataFrame, *, title: str | None = None, about: str | None 
     for name, part in named:
         if all(name != other for other, _ in near):
             low, high = 100 * part["over_fixed"].min(), 100 * part["over_fixed"].max()
-            ax.plot([], [], " ", label=f"{_label(name)}: {low:.0f} to {high:.0f} %".replace("-", "−"))
-    for panel, label, far in ((ax, "tokens/s, %", (FAR, np.inf)), (below, "time per token, %", (-np.inf, -FAR))):
+            upper.plot([], [], " ", label=f"{_label(name)}: {low:.0f} to {high:.0f} %".replace("-", "−"))
+    for panel, label, far in ((upper, "tokens/s, %", (FAR, np.inf)), (below, "time per token, %", (-np.inf, -FAR))):
         _dress(panel)
         panel.axhline(0, color=GREY, lw=1, zorder=1)
         low, high = max(min(ends[panel]), far[0]), min(max(ends[panel]), far[1])
@@ -353,15 +354,15 @@ def serving(table: pd.DataFrame, *, title: str | None = None, about: str | None 
         panel.set_ylim(low - room, high + room)
         panel.set_ylabel(label, fontsize=_TEXT)
     extrapolated = table.get("extrapolated", pd.Series(dtype=bool)).any()
-    ax.set_xscale("log", base=2)
-    ax.tick_params(labelbottom=False)
+    upper.set_xscale("log", base=2)
+    upper.tick_params(labelbottom=False)
     below.set_xticks(batches, [f"{b:,}" for b in batches])
     below.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_locator(NullLocator())
+    upper.xaxis.set_minor_locator(NullLocator())
     below.set_xlim(batches[0] / 1.4, batches[-1] * 1.4)
     below.set_xlabel("batch, requests decoded together" + (" (hollow: costs extrapolated)" if extrapolated else ""))
     entitle(ax, title or "Difference to the best fixed setting of each batch", about)
-    _legend_beside(ax, bbox_to_anchor=(1.0, 0.0), last=len(named) - len(near))
+    _legend_beside(upper, bbox_to_anchor=(1.0, -0.06), last=len(named) - len(near))
     return ax
 
 

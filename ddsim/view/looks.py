@@ -15,7 +15,9 @@ from ddsim.view.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYL
 WINE = "#882255"
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "d")
-"""11 marks, so that sizes of trees that appear together, such as 63 and 64, or 16, 32 and 64, differ in theirs."""
+
+TREES = ("v", "<", "d", "p", "h")
+"""Of fixed trees, by the remainder of their nodes by 5: neighbours such as 63 and 64 differ, and none is a common rule's mark."""
 
 HOLLOW = "none"
 
@@ -103,8 +105,9 @@ def policy_look(name: str) -> Look:
         return _KNOWN[name]
     sized = re.fullmatch(r"(DDTree|Chain)\((\d+)\)", name)
     if sized:
-        count = int(sized.group(2))
-        return Look(_shade(_SIZED[sized.group(1)], count), MARKS[count % len(MARKS)], line=STYLES[count % 4])
+        kind, count = sized.group(1), int(sized.group(2))
+        marks = TREES if kind == "DDTree" else MARKS
+        return Look(_shade(_SIZED[kind], count), marks[count % len(marks)], line=STYLES[count % 4])
     number = zlib.crc32(name.encode())
     mark, line = MARKS[number % len(MARKS)], STYLES[number // 64 % 4]
     kind = _KNOWN.get(re.split(r"[ (]", name)[0])

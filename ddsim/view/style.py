@@ -186,14 +186,14 @@ def _label_right(ax: Axes, points: Sequence[tuple[float, float, str, str]]) -> N
     ]  # fmt: skip
     _settle(ax)
     box = ax.get_window_extent()
-    lines = [1.22 * (_TEXT - 0.5) * (1 + text.count("\n")) * _figure(ax).dpi / 72 for _, _, text, _ in order]
+    heights = np.array([1.06 * note.get_window_extent().height for note in notes])
     wanted = np.array([ax.transData.transform((x, y))[1] for x, y, _, _ in order])
-    at = _apart(wanted, np.array(lines), box.y0 - 0.06 * box.height, box.y1 + 0.06 * box.height)
+    at = _apart(wanted, heights, box.y0 - 0.06 * box.height, box.y1 + 0.06 * box.height)
     for note, (x, y, text, colour), height in zip(notes, order, at, strict=True):
         note.remove()
         ax.annotate(
             text, (x, y), xytext=(1.03, (height - box.y0) / box.height), textcoords="axes fraction", fontsize=_TEXT - 0.5,
-            color=_ink(colour), va="center", annotation_clip=False, parse_math=False, label="_direct",
+            color=_ink(colour), va="center", annotation_clip=False, label="_direct",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
 
@@ -236,7 +236,7 @@ def _budget_axis(ax: Axes, last: int, first: int = 0, buckets: Sequence[int] | N
     label = "budget n, nodes in the tree"
     filled = sorted({b - 1 for b in buckets or ()} & set(range(1, last + 1)))
     if filled:
-        label += " (ticks: with the root they fill a bucket)"
+        label += "\n(ticks: with the root they fill a bucket)"
         ax.xaxis.set_minor_locator(FixedLocator(filled))
         ax.grid(True, axis="x", which="minor", color="#e3e3e3", lw=0.7)
         ticks = [0, *_far_apart(filled, 1.55)]

@@ -23,7 +23,7 @@ _SPELT = {
     "huggingface": "Hugging Face",
 }
 
-_SOLD_AS = re.compile(r"\b(?:NVIDIA|AMD|Instinct|Tesla|\d+ ?GB|HBM\w*|PCIe|SXM\d*|NVL)\b", re.IGNORECASE)
+_SOLD_AS = re.compile(r"NVIDIA|AMD|Instinct|Tesla|\d*GB|HBM\w*|PCIe|SXM\d*|NVL", re.IGNORECASE)
 
 
 def about(provenance: Mapping[str, Any]) -> str:
@@ -66,7 +66,8 @@ def _cased(word: str) -> str:
 
 
 def _device(name: object) -> str:
-    return " ".join(_SOLD_AS.sub(" ", printable(name or "", 60)).split())
+    words = re.split(r"[\s-]+", printable(name or "", 60))
+    return " ".join(word for word in words if word and not _SOLD_AS.fullmatch(word))
 
 
 def _engine(provenance: Mapping[str, Any]) -> str:
