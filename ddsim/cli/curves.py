@@ -97,10 +97,12 @@ def fit(
     if beside and plot is None:
         raise DdsimError("fit: --beside draws another profile; give --plot FILE too")
     show.reads(profile.expanduser(), *(path.expanduser() for path in beside or ()))
-    others = [read_costs(path.expanduser()) for path in beside or ()]
-    for path, other in zip(beside or (), others, strict=True):
+    others = []
+    for path in beside or ():
+        other = read_costs(path.expanduser())
         if isinstance(other, CostModel):
             raise DdsimError(f"--beside {path}: holds a fitted model; give a profile, whose points can be drawn")
+        others.append(other)
     found = read_costs(profile.expanduser(), kind)
     measured = None if isinstance(found, CostModel) else found
     if choose_buckets is not None and measured is None:
@@ -140,9 +142,9 @@ def fit(
         from ddsim.cost import buckets as _buckets
 
         batch = min(s.batch for s in measured.verify)
-        curve, beside = _buckets.unpadded_curve(measured, batch), cost.draft_seconds(batch)
-        chosen = _buckets.choose_buckets(*curve, choose_buckets, beside=beside)
-        loss = _buckets.bucket_loss(*curve, chosen, beside=beside)
+        curve, drafting = _buckets.unpadded_curve(measured, batch), cost.draft_seconds(batch)
+        chosen = _buckets.choose_buckets(*curve, choose_buckets, beside=drafting)
+        loss = _buckets.bucket_loss(*curve, chosen, beside=drafting)
         buckets = {"buckets": {"buckets": chosen, "loss": loss, "sizes": curve[0]}}
         show.say(
             f"Of {len(curve[0])} sizes profiled, {len(chosen)} as buckets lose {100 * loss:.2g} % of a round on average over budgets, each "

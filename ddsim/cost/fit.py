@@ -374,7 +374,9 @@ def held_out_seconds(profile: Profile, kind: str, seed: int = 0) -> FloatArray:
             continue
         left = np.flatnonzero(~fold.kept)
         surface = _fit(kind, points.take(fold.kept), profile)[0]
-        seconds, *outside = surface.seconds(points.tokens[left], points.context[left], points.batch[left])
+        seconds, *outside = surface.seconds(
+            *(v[left].astype(np.float64) for v in (points.tokens, points.context, points.batch))
+        )
         found[left] = np.where(np.logical_or.reduce(outside), np.nan, seconds)
     return found
 

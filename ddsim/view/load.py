@@ -116,12 +116,12 @@ def _dots(ax: Axes, names: Sequence[str], series: Sequence[Series]) -> None:
                 label=label,
             )
         else:
-            for k in np.flatnonzero(inside):
+            for k in np.flatnonzero(inside).tolist():
                 own = policy_look(names[k]).mark()
                 ax.errorbar(value[k], y[k], xerr=bars[:, k, None], ls="", ms=5.5, elinewidth=1.0, label="_", **own)
-        for k in np.flatnonzero(~inside & np.isfinite(value)):
+        for k in np.flatnonzero(~inside & np.isfinite(value)).tolist():
             mark = SHOWN_AS[marker] if label else ""
-            far.setdefault((int(k), bool(value[k] > high)), []).append(f"{mark}{value[k]:+.0f}".replace("-", "−"))
+            far.setdefault((k, bool(value[k] > high)), []).append(f"{mark}{value[k]:+.0f}".replace("-", "−"))
     for (k, right), numbers in far.items():
         at, side = (high, "right") if right else (low, "left")
         said = f" {' '.join(numbers)} → " if right else f" ← {' '.join(numbers)} "
