@@ -21,7 +21,8 @@ def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArra
     f(x) = a + b (x - x_0) + Σ_k c_k max(0, x - x_k) with a, b, c_k ≥ 0 and hinges at the inner points; every convex curve
     takes the values of one of this form at the points. Solved as non-negative least squares (``scipy.optimize.nnls``). There
     are no hinges in the last tenth of the range: the last slope is the one that extrapolation goes on with, and two points
-    that lie close together (both sides of a bucket) can't tell it.
+    that lie close together (both sides of a bucket) can't tell it. No value is below half the least of ``y``: a line through the
+    last points may pass below 0 at the first, where that one counts for little, but no pass is free.
 
     Parameters
     ----------
@@ -44,8 +45,13 @@ def convex_curve(x: FloatArray, y: FloatArray, weights: FloatArray) -> FloatArra
     basis = np.column_stack([np.ones(len(x)), np.maximum(0.0, x[:, None] - hinges) / span])
     rows = np.sqrt(weights)
     columns = np.linalg.norm(basis * rows[:, None], axis=0)
-    solution = nnls(basis * rows[:, None] / columns, y * rows, maxiter=100 * len(x))[0] / columns
-    return np.asarray(basis @ solution)
+
+    def solve(floor: float) -> FloatArray:
+        found = nnls(basis * rows[:, None] / columns, (y - floor) * rows, maxiter=100 * len(x))[0]
+        return np.asarray(floor + basis @ (found / columns))
+
+    values, floor = solve(0.0), 0.5 * float(y.min())
+    return values if values[0] >= floor else solve(floor)
 
 
 def isotonic_curve(y: FloatArray, weights: FloatArray) -> FloatArray:

@@ -95,6 +95,17 @@ def test_every_kind_fits_what_it_is_made_for(kind: str) -> None:
     assert cost.report.kinds[kind].points > 0 and cost.report.noise == pytest.approx(0.0015, rel=0.5)
 
 
+def test_a_convex_fit_never_says_that_a_pass_is_free() -> None:
+    # One token was measured at twice and at half its time, so it counts for little; the line through the others meets 0 there.
+    verify = [
+        VerifySample(1, 0, 1, (0.005, 0.02)), VerifySample(950, 0, 1, (0.005,)), VerifySample(1000, 0, 1, (0.02,)),
+    ]  # fmt: skip
+    profile = Profile(verify)
+    cost = fit_cost(profile, "convex")
+    assert 0.0025 <= cost.verify_seconds(1, 0) < cost.verify_seconds(950, 0) < cost.verify_seconds(1000, 0)
+    shapes_hold(profile, "convex")
+
+
 @st.composite
 def noisy_profiles(draw: Any) -> Profile:
     tokens = sorted(draw(st.sets(st.integers(1, 1024), min_size=2, max_size=12)))
