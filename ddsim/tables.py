@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from ddsim.text import printable
 
 if TYPE_CHECKING:
-    import rich.table
     from matplotlib.axes import Axes
+    from rich.console import Console
+    from rich.table import Table as RichTable
 
 WIDTH = 80
 """Columns that text is laid out for."""
@@ -47,20 +48,55 @@ class Table:
         return cls(
             tuple(heading for _, heading, _ in shown),
             tuple(tuple(_cell(record.get(key), how) for key, _, how in shown) for record in records),
-            None if title is None else printable(title, WIDTH),
+            None if title is None else printable(title, 3 * WIDTH),
         )
 
-    def rich(self) -> rich.table.Table:
-        """The table for a Rich console, without its title, which would be broken where the table ends."""
-        import rich.table
+    def rich(self, console: Console) -> list[RichTable]:
+        """The table for a Rich console, without its title: one where it is wide enough, else several, to be shown below each other.
+
+        Headings are stacked, and then columns moved closer, before a table is split; each part has the columns that tell rows apart.
+        Cells of the first column are broken between words where they would take more than half of the width, and others where they
+        alone would take more than is left. No number is cut.
+        """
+        names, every = self.headings, range(len(self.headings))
+        high = [stacked(name) for name in names]
+        for shown, apart in ((names, 1), (high, 1), (high, 0)):
+            whole = self._part(shown, every, console, apart)
+            if _fits(whole, console):
+                return [whole]
+        rows = self.rows
+        keys = next((k for k in range(1, len(names)) if len({row[:k] for row in rows}) == len(rows)), 1)
+        parts = [whole]
+        for shown, first in ((names, keys), (high, keys), (high, 1)):
+            rest = len(names) - first
+            for count in range(2, rest + 1):  # so many parts, all but the last with as many columns
+                each = -(-rest // count)
+                parts = [
+                    self._part(shown, [*range(first), *every[low : low + each]], console)
+                    for low in range(first, len(names), each)
+                ]
+                if all(_fits(part, console) for part in parts):
+                    return parts
+        return parts
+
+    def _part(self, names: Sequence[str], shown: Iterable[int], console: Console, apart: int = 1) -> RichTable:
         from rich import box
+        from rich.cells import cell_len
+        from rich.table import Table as RichTable
         from rich.text import Text  # as it is: a string would be read as markup
 
-        table = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for i, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, apart, 0, 0))
+        half = console.width // 2
+        first = max((cell_len(row[0]) for row in self.rows), default=0)
+        for i in (shown := list(shown)):
+            longest = max((cell_len(row[i]) for row in self.rows), default=0)
+            most = console.width - min(first, half) - 4 if i else half
+            table.add_column(
+                names[i], justify="right" if i else "left", overflow="fold", no_wrap=longest <= most,
+                max_width=None if longest <= most else most,
+            )  # fmt: skip
         for row in self.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(row[i]) for i in shown))
         return table
 
     def text(self) -> str:
@@ -71,7 +107,8 @@ class Table:
 
         drawn = io.StringIO()
         console = Console(file=drawn, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
-        console.print(self.rich())
+        for part in self.rich(console):
+            console.print(part)
         lines = [line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()]
         shift = min((len(line) - len(line.lstrip()) for line in lines), default=0)
         return "\n".join(([] if self.title is None else [self.title]) + [line[shift:] for line in lines])
@@ -170,6 +207,49 @@ def milliseconds(value: Any) -> str:
     return f"{1e3 * value:.2f}"
 
 
+_TOGETHER = re.compile(
+    r"(?<=\d) (?=(?:%|ms|s|[KMG]i?B|GB/s|TB/s|nodes|tokens/s)(?![\w/]))|(?<=\w) (?== [\d-])|(?<= =) (?=[\d-])"
+)
+_HELD = "\0"  # in place of a space at which no line may end
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a paragraph; a number stays with its unit.
+
+    Examples
+    --------
+    >>> wrapped("The best adaptive rule gains +0.1 % with K = 15", 34)
+    ['The best adaptive rule gains', '+0.1 % with K = 15']
+    """
+    from rich.cells import cell_len, chop_cells
+
+    lines, room = [""], width
+    for word in _TOGETHER.sub(_HELD, text).split(" "):
+        word = word.replace(_HELD, " ")
+        for part in [word] if cell_len(word) <= width else chop_cells(word, width):
+            if lines[-1] and cell_len(part) + 1 > room:
+                lines, room = [*lines, ""], width
+            glue = " " if lines[-1] else ""
+            lines[-1] += glue + part
+            room -= cell_len(glue + part)
+    return lines
+
+
+def stacked(heading: str) -> str:
+    """A heading with a line a word; numbers keep their units.
+
+    Examples
+    --------
+    >>> stacked("over best fixed"), stacked("within 1 %")
+    ('over\\nbest\\nfixed', 'within\\n1 %')
+    """
+    return _TOGETHER.sub(_HELD, heading).replace(" ", "\n").replace(_HELD, " ")
+
+
+def _fits(table: RichTable, console: Console) -> bool:
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
+
+
 def _cell(value: Any, how: Callable[[Any], str]) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
@@ -183,4 +263,4 @@ def _one_line(heading: str) -> str:
 
 def _wrapped(text: str) -> list[str]:
     """Lines of at most 80 columns."""
-    return textwrap.wrap(printable(text), WIDTH, break_on_hyphens=False)
+    return wrapped(printable(text), WIDTH)

@@ -8,14 +8,14 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, WorkWarning
 from ddsim.files.atomic import STDOUT, check_output, check_output_folder, refuse_inputs, stdout_closed
 from ddsim.tables import Column as Column
-from ddsim.tables import Summary, Table
+from ddsim.tables import Summary, Table, wrapped
 from ddsim.tables import milliseconds as milliseconds
 from ddsim.tables import number as number
 from ddsim.tables import percent as percent
@@ -81,9 +81,9 @@ class Out:
     def say(self, text: str = "", style: str | None = None, *, wrap: bool = True) -> None:
         """Print a line for people (none with ``--json``); ``wrap=False`` for one with a path in it."""
         if not self.as_json:
-            self.console.print(
-                printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=not wrap
-            )
+            shown = printable(text)
+            for line in wrapped(shown, self.console.width) if wrap else [shown]:
+                self.console.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def answer(self, sentence: str, details: Sequence[str], notes: Sequence[str] = ()) -> None:
         """Print an answer's sentence after an empty line, then what it rests on."""
@@ -93,19 +93,18 @@ class Out:
             self.say(line)
 
     def table(self, frame: pd.DataFrame, columns: Sequence[Column], title: str | None = None) -> None:
-        """Print rows of a data frame as a table of at most 80 columns; columns that it lacks are left out."""
+        """Print rows of a data frame as a table that fits the width; columns that it lacks are left out."""
         self.tables([Table.of(frame, columns, title)])
 
     def tables(self, tables: Sequence[Table], feet: Sequence[str] = ()) -> None:
         """Print tables, and what marks in them mean."""
         if self.as_json:
             return
-        # A narrower terminal breaks lines, which is better than figures cut short.
-        wide = self.console if self.console.width >= 80 else make_console(self._stream, 80)
         for table in tables:
             if table.title is not None:
                 self.say(table.title, style="bold")
-            wide.print(table.rich())
+            for part in table.rich(self.console):
+                self.console.print(part)
         for foot in feet:
             self.say(foot)
 
@@ -230,9 +229,20 @@ def working(label: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def one_line_warnings() -> Iterator[None]:
-    """Meanwhile a warning is one line on standard error, without the place in the source, and each is shown once."""
+def warnings_after() -> Iterator[None]:
+    """Warnings inside the block come at its end, when the answer is out: a line each on standard error, each once.
+
+    What concerns work that goes on is said at once. A block that is interrupted says no more.
+    """
     shown: set[str] = set()
+    held: list[Warning] = []
+
+    def say(message: Warning) -> None:
+        text = printable(" ".join(str(message).split()))
+        if text not in shown:
+            with suppress(OSError):  # nobody reads standard error
+                print(f"warning: {text}", file=sys.stderr)
+        shown.add(text)
 
     def show(
         message: Warning | str,
@@ -242,11 +252,30 @@ def one_line_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        text = printable(" ".join(str(message).split()))
-        if text not in shown:
-            print(f"warning: {text}", file=file or sys.stderr)
-        shown.add(text)
+        one = message if isinstance(message, Warning) else category(message)
+        if isinstance(one, WorkWarning):
+            say(one)
+        else:
+            held.append(one)
+
+    def rest() -> None:
+        with suppress(OSError):  # a pipe that was closed is noticed by who writes next
+            sys.stdout.flush()
+        if not held:
+            return
+        from ddsim.cost.ranges import ExtrapolationWarning, merged
+
+        outside = [one for one in held if isinstance(one, ExtrapolationWarning)]
+        held[:] = [one for one in held if not isinstance(one, ExtrapolationWarning)]
+        held.extend(merged(outside))
+        for one in held:
+            say(one)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
-        yield
+        try:
+            yield
+        except (Exception, SystemExit):
+            rest()
+            raise
+        rest()

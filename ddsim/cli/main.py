@@ -12,7 +12,7 @@ import typer
 
 from ddsim.cli import answers, compare, contest, curves, models, sweep  # noqa: F401 (their commands register themselves, in this order)
 from ddsim.cli.app import BAD_INPUT, BROKEN_PIPE, BUG, FAILED_TOLERANCE, INTERRUPTED, _Failed, app
-from ddsim.cli.console import one_line_warnings, sane_width
+from ddsim.cli.console import sane_width, warnings_after
 from ddsim.cli.interrupts import seen
 from ddsim.errors import DdsimError
 from ddsim.text import printable
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters must not end a run
     try:
-        with one_line_warnings(), sane_width():
+        with warnings_after(), sane_width():
             code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, overload
 
@@ -21,10 +21,11 @@ from ddsim.cost.prefill import AssumedPrefill, Prefill, PrefillPoint, prefill_po
 from ddsim.cost.profile import KIND as PROFILE_KIND
 from ddsim.cost.profile import LIMITS, MILLISECONDS, MOST_SECONDS, MOST_TOKENS, Profile, bounded, check_buckets
 from ddsim.cost.profile import SCHEMA_VERSION as PROFILE_VERSION
-from ddsim.cost.ranges import FitRange, arguments, outside_text, span_of, span_text
+from ddsim.cost.ranges import ExtrapolationWarning as ExtrapolationWarning
+from ddsim.cost.ranges import FitRange, Outside, arguments, span_of, span_text
 from ddsim.cost.shapes import Roofline, bucket_levels, convex_curve, padded_range
 from ddsim.cost.shown import ShownCost
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, caller_level
 from ddsim.files.documents import array, check_header, mapping, need, number, read_bytes, read_document, write_document
 from ddsim.text import brief
 
@@ -38,13 +39,6 @@ FloatArray = NDArray[np.float64]
 
 
 IntArray = NDArray[np.int64]
-
-
-BoolArray = NDArray[np.bool_]
-
-
-class ExtrapolationWarning(UserWarning):
-    """A cost was asked for outside the tokens, contexts or batches that were measured."""
 
 
 class ProfileWarning(UserWarning):
@@ -113,8 +107,7 @@ class CostModel(ShownCost):
             (batches[0], batches[-1]) if batches else None,
         )
         self.default_context = contexts[(len(contexts) - 1) // 2] if contexts else 0
-        self._warned: set[str] = set()
-        self._gathered: dict[str, tuple[float, float, str]] | None = None  # what `one_warning` will say, by axis
+        self._outside = Outside()
         self._convex: CostModel | None = None
         self._rows: dict[
             tuple[int, int, int], tuple[FloatArray, float]
@@ -162,9 +155,9 @@ class CostModel(ShownCost):
             batch=(batch, 1),
         )
         value, out_tokens, out_context, out_batch = self._surface.seconds(t, c, b)
-        self._flag("tokens", t, out_tokens, f"{self.range.tokens[0]:g}–{self.range.tokens[1]:g}")
-        self._flag("context", c, out_context, span_text(self.range.contexts))
-        self._flag("batch", b, out_batch, span_text(self.range.batches))
+        self._outside.note("tokens", t, out_tokens, f"{self.range.tokens[0]:g}–{self.range.tokens[1]:g}")
+        self._outside.note("context", c, out_context, span_text(self.range.contexts))
+        self._outside.note("batch", b, out_batch, span_text(self.range.batches))
         return value if value.ndim else float(value)
 
     @overload
@@ -184,8 +177,8 @@ class CostModel(ShownCost):
         for times in self._round:
             seconds, out_context, out_batch = times.seconds(c, b)
             value = value + seconds
-            self._flag(f"context of {times.name}", c, out_context, span_of([p.context for p in times.points]))
-            self._flag(f"batch of {times.name}", b, out_batch, span_of([p.batch for p in times.points]))
+            self._outside.note(f"context of {times.name}", c, out_context, span_of([p.context for p in times.points]))
+            self._outside.note(f"batch of {times.name}", b, out_batch, span_of([p.batch for p in times.points]))
         return value if value.ndim else float(value)
 
     def ar_seconds(self, context: ArrayLike | None = None, batch: ArrayLike = 1) -> Any:
@@ -210,8 +203,8 @@ class CostModel(ShownCost):
         """
         t, c = arguments(tokens=(tokens, 1), context=(context, 0))
         value, out_tokens, out_positions = self._prefill.seconds(t, c)
-        self._flag("tokens of prefill", t, out_tokens, self._prefill.span_of_tokens)
-        self._flag("positions of prefill", c + t, out_positions, self._prefill.span_of_positions)
+        self._outside.note("tokens of prefill", t, out_tokens, self._prefill.span_of_tokens)
+        self._outside.note("positions of prefill", c + t, out_positions, self._prefill.span_of_positions)
         return value if value.ndim else float(value)
 
     def prefill_extrapolated(self, tokens: ArrayLike, context: ArrayLike = 0) -> Any:
@@ -258,26 +251,13 @@ class CostModel(ShownCost):
             outside = np.logical_or.reduce([outside, *times.seconds(c, b)[1:]])
         return outside if outside.ndim else bool(outside)
 
-    @contextmanager
-    def one_warning(self) -> Iterator[None]:
-        """Gather what is extrapolated inside the block, over many questions, and warn of it once at its end."""
-        self._gathered, outer = {}, self._gathered
-        try:
-            yield
-        finally:
-            gathered, self._gathered = self._gathered, outer
-        # Drafting asked at what verification was is no news; host work doesn't depend on the context.
-        told = {
-            axis: saw
-            for axis, saw in gathered.items()
-            if saw != gathered.get(axis.split(" of ")[0]) or " of " not in axis
-        }
-        if told:
-            warnings.warn(
-                "cost extrapolated: " + "; ".join(f"{axis} {outside_text(*saw)}" for axis, saw in told.items()),
-                ExtrapolationWarning,
-                stacklevel=4,
-            )
+    def one_warning(self) -> AbstractContextManager[None]:
+        """Gather what is extrapolated inside the block, over many questions, and warn of it once at the end of the outermost."""
+        return self._outside.gather()
+
+    def no_warning(self) -> AbstractContextManager[None]:
+        """Ask inside the block for costs that may be extrapolated, and say nothing of it."""
+        return self._outside.gather(said=False)
 
     def is_convex(self, max_tokens: int | None = None, context: float | None = None, batch: int = 1) -> bool:
         """Whether verification cost is convex over the whole token counts from ``batch`` to ``max_tokens`` (None: the fit's last).
@@ -313,7 +293,7 @@ class CostModel(ShownCost):
             self._convex = CostModel(
                 "convex", curves, None, self._draft, self._host, report, self.provenance, self._prefill.points
             )
-            self._convex._flag = self._flag  # type: ignore[method-assign]  # what is extrapolated is said once
+            self._convex._outside = self._outside  # what is extrapolated is said once
         return self._convex
 
     def _convex_curve(self, curve: Curve) -> Curve:
@@ -411,7 +391,7 @@ class CostModel(ShownCost):
                     f"from_table: {name} look like milliseconds: {'a draft' if name != 'seconds' else 'the fastest pass'} would take "
                     f"{values.min():g} s; divide by 1,000 if so",
                     ProfileWarning,
-                    stacklevel=2,
+                    stacklevel=caller_level(),
                 )
         kind, low, high, ends = "table", float(x[0]), float(x[-1]), None
         if buckets is not None:
@@ -460,20 +440,6 @@ class CostModel(ShownCost):
         """
         return _model(read_document(path, {COST_KIND: SCHEMA_VERSION}), str(path))
 
-    def _flag(self, axis: str, value: FloatArray, outside: BoolArray, span: str) -> None:
-        if not outside.any():
-            return
-        asked = np.broadcast_to(value, outside.shape)[outside]
-        low, high = float(asked.min()), float(asked.max())
-        if self._gathered is not None:
-            before = self._gathered.get(axis, (low, high, span))
-            self._gathered[axis] = min(low, before[0]), max(high, before[1]), span
-        elif axis not in self._warned:
-            self._warned.add(axis)
-            warnings.warn(
-                f"cost extrapolated: {axis} {outside_text(low, high, span)}", ExtrapolationWarning, stacklevel=3
-            )
-
 
 def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostModel:
     """Fit a cost model to a profile.
@@ -519,7 +485,7 @@ def fit_cost(profile: Profile, kind: str = "auto", *, seed: int = 0) -> CostMode
         raise DdsimError(f'unknown cost kind "{kind}" (known: auto, {", ".join(KINDS)})')
     surface, report = fit(profile, kind, seed)
     if report.notes:
-        warnings.warn(f"profile: {'; '.join(report.notes)}", ProfileWarning, stacklevel=2)
+        warnings.warn(f"profile: {'; '.join(report.notes)}", ProfileWarning, stacklevel=caller_level())
     draft = median_points([(s.context, s.batch, s.seconds) for s in profile.draft])
     host = median_points([(None, s.batch, s.seconds) for s in profile.host])
     prefill = prefill_points(profile.prefill)

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, WorkWarning, caller_level
 
 try:
     import fcntl
@@ -78,7 +78,8 @@ class FolderLock:
                 warnings.warn(
                     f"{self.path.parent}: this file system has no locks ({error.strerror}); "
                     "make sure that nothing else writes here",
-                    stacklevel=4,
+                    WorkWarning,
+                    stacklevel=caller_level(),
                 )
             if not _same(file, self.path):
                 file.close()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats, Ints
-from ddsim.cost.model import CostModel, ExtrapolationWarning
+from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
 from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN, LONGEST, NO_DRAFT, PREFIX, PRICE, nodes_of
@@ -445,8 +445,7 @@ def cost_table_of(policy: Policy, model: CostModel, contexts: NDArray[np.int64],
         return cost_table(model, contexts, most, batch)
     low, high = model.range.contexts or (policy.at_context, policy.at_context)
     at = np.full_like(contexts, min(max(policy.at_context, int(low)), int(high)))
-    with warnings.catch_warnings(), model.one_warning():  # nothing of it is paid
-        warnings.simplefilter("ignore", ExtrapolationWarning)
+    with model.no_warning():  # nothing of it is paid
         table = cost_table(model, at, most, batch)
     return dataclasses.replace(table, seconds=np.maximum.accumulate(table.seconds, axis=1))
 

@@ -46,7 +46,7 @@ from ddsim.replay.load_kernels import (
     room,
     step_seconds,
 )
-from ddsim.replay.load_rules import load_policies, without_warning
+from ddsim.replay.load_rules import load_policies
 from ddsim.replay.loaded import LoadResult, LoadRun, Promise, pooled
 from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import SHUFFLES
@@ -360,7 +360,7 @@ def serve_loads(
     with workers(cluster) as spread:
         with ExitStack() as stack:
             for cost in {id(one.cost): one.cost for one in served}.values():
-                stack.enter_context(without_warning(cost))  # prices that may never be asked for; see _extrapolated
+                stack.enter_context(cost.no_warning())  # prices that may never be asked for; see _extrapolated
             for one in served:
                 _ = one.priced
             told = spread(job, first, part(0))
@@ -394,7 +394,7 @@ def prefill_seconds(cost: CostModel, most: int) -> tuple[Floats, float, str]:
     if measured is None and cost.buckets:  # graphs are captured for rounds; prompts aren't padded to them
         last = cost.buckets[-1]
         known = np.unique([1, *cost.buckets, *range(last, most + last, last)]).astype(np.float64)
-    with without_warning(cost):  # it is said in words
+    with cost.no_warning():  # it is said in words
         # Long prompts are taken in many parts: apart, so that the short ones aren't looked at for each of these again.
         found = [cost.prefill_seconds(some) for some in (known[known <= DENSE], known[known > DENSE])]
         seconds = np.interp(tokens, known, np.concatenate(found))

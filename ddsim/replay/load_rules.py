@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from ddsim.cost.model import CostModel, ExtrapolationWarning
+from ddsim.cost.model import CostModel
 from ddsim.policy.contract import Policy
 from ddsim.policy.parse import policies_of
 from ddsim.policy.rules import Chain, DDTree
@@ -35,7 +31,7 @@ def load_policies(positions: Positions, cost: CostModel, running: int) -> list[P
     """
     sizes = [size for size in (2**i for i in range(13)) if size < running] + [running]
     engine = measured_on(cost.provenance) is not None
-    with without_warning(cost):
+    with cost.no_warning():
         best = chain_rates(positions, cost, requests=running, extrapolate=True).best
         found: list[Policy] = [Chain(k) for k in sorted({int(best[size - 1]) for size in sizes} - {0})]
         if not engine:
@@ -45,11 +41,3 @@ def load_policies(positions: Positions, cost: CostModel, running: int) -> list[P
             found += [DDTree(n) for n in sorted(set(widths.tolist()) - {0}) if n <= most]
     rules = ENGINE_RULES if engine else RULES
     return [*policies_of(["AR"], joint=True), *found, *policies_of(rules, joint=True)]
-
-
-@contextmanager
-def without_warning(cost: CostModel) -> Iterator[None]:
-    """Ask for costs that may lie outside of what was measured, and say nothing of it."""
-    with warnings.catch_warnings(), cost.one_warning():
-        warnings.simplefilter("ignore", ExtrapolationWarning)
-        yield

@@ -220,7 +220,8 @@ def plan(
     check_given("plan", trace, cost)
     limits.check("bootstrap", bootstrap)
     limits.check("seed", seed)
-    return planned(_Replayer(trace, cost, calibration, progress), policies, bootstrap=bootstrap, seed=seed)
+    with cost.one_warning():
+        return planned(_Replayer(trace, cost, calibration, progress), policies, bootstrap=bootstrap, seed=seed)
 
 
 def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) -> Plan:

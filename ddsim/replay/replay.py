@@ -16,7 +16,7 @@ from ddsim import limits
 from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
 from ddsim.cost.table import CostTable, cost_table
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, caller_level
 from ddsim.policy.contract import Policy, calibration_matters, check_chain, decision_table, prepared, walk_of
 from ddsim.policy.parse import policies_of, policy_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
@@ -90,7 +90,7 @@ def priced(positions: Positions, cost: CostModel) -> CostTable:
         warnings.warn(
             f"costs were measured up to {cost.range.tokens[1]:g} tokens: budgets above {last} are left out, though the trace "
             f"answers up to {positions.max_budget}",
-            stacklevel=4,
+            stacklevel=caller_level(),
         )
     table = cost_table(cost, positions.context, max(last, positions.horizon))
     width = max(positions.max_budget, positions.horizon) + 1
@@ -329,13 +329,14 @@ def replay(
     check_given("replay", trace, cost)
     limits.check("bootstrap", bootstrap)
     limits.check("seed", seed)
-    replayed = _Replayer(trace, cost, calibration, progress)
-    if policies is None:
-        policies = default_policies(replayed.most, cost)
-    chosen = [_ready(policy, trace, cost) for policy in policies_of(policies)]
-    if not chosen:
-        raise DdsimError("no policies to replay")
-    return replayed.result(replayed.outcomes(chosen), bootstrap=bootstrap, seed=seed)
+    with cost.one_warning():
+        replayed = _Replayer(trace, cost, calibration, progress)
+        if policies is None:
+            policies = default_policies(replayed.most, cost)
+        chosen = [_ready(policy, trace, cost) for policy in policies_of(policies)]
+        if not chosen:
+            raise DdsimError("no policies to replay")
+        return replayed.result(replayed.outcomes(chosen), bootstrap=bootstrap, seed=seed)
 
 
 class _Replayer:
@@ -508,7 +509,8 @@ def replay_rounds(
     check_given("replay_rounds", trace, cost)
     positions = positions_of(trace, calibration=calibration)
     policy = _ready(policy, trace, cost)
-    return _rounds(policy, positions, decision_table(policy, cost, priced(positions, cost)))
+    with cost.one_warning():
+        return _rounds(policy, positions, decision_table(policy, cost, priced(positions, cost)))
 
 
 def _rounds(policy: Policy, positions: Positions, costs: CostTable) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, WorkWarning, caller_level
 from ddsim.files.atomic import write_text
 from ddsim.files.locks import LOCK_FILE, FolderLock
 from ddsim.trace.reader import _Shard, _shard_path
@@ -171,7 +171,8 @@ class Together(TraceWriter):
         except DdsimError:
             return None
         if begun:
-            warnings.warn(f"{self.path}: a process died at shard {number}; it is recorded anew", stacklevel=3)
+            said = f"{self.path}: a process died at shard {number}; it is recorded anew"
+            warnings.warn(said, WorkWarning, stacklevel=caller_level())
         return lock
 
     def _there(self, number: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import _is_path, _named, relative_error
-from ddsim.errors import DdsimError
+from ddsim.errors import DdsimError, caller_level
 from ddsim.text import brief
 from ddsim.trace.checks import (
     _arrays,
@@ -580,7 +580,7 @@ def open_trace(path: str | Path | Sequence[str | Path]) -> Trace:
             warnings.warn(
                 f"{folder}: the recording was interrupted or is still running; it holds "
                 f"{sum(len(shard.infos) for shard in shards)} sequences so far",
-                stacklevel=2,
+                stacklevel=caller_level(),
             )
         for shard in shards:
             shard.verify()

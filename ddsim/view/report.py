@@ -109,7 +109,7 @@ def report(
     profile = cost if isinstance(cost, Profile) else None
     model = fit_cost(cost, kind) if isinstance(cost, Profile) else cost
     done(1)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, model.one_warning():
         warnings.simplefilter("always")
         replayed = _Replayer(trace, model, calibration, None)
         plan = planned(replayed, policies, bootstrap=bootstrap, seed=seed)
