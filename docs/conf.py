@@ -23,6 +23,7 @@ extensions = [
 exclude_patterns = ["**.ipynb_checkpoints"]
 nitpicky = True
 default_role = "py:obj"
+smartquotes = False  # --load would become –load
 maximum_signature_line_length = 88
 
 # Docstrings: their own words say what a parameter is, so that signatures stay short.
@@ -43,6 +44,7 @@ myst_heading_anchors = 4
 suppress_warnings = ["myst.xref_ambiguous"]
 
 html_theme = "furo"
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "github-dark"
 html_title = "ddsim"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

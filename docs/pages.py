@@ -77,6 +77,7 @@ def api(app: Sphinx, folder: Path, *names: str) -> str:
         f".. currentmodule:: {module}",
         "",
         ".. autosummary::",
+        "   :nosignatures:",
         "",
         *(f"   {name.rstrip('+')}" for name in shown),
         "",
@@ -100,7 +101,7 @@ def commands(app: Sphinx, folder: Path) -> str:
         return Text.from_markup(text or "").plain
 
     def cell(text: str) -> str:
-        return re.sub(r"([|<*_$])", r"\\\1", text)
+        return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", re.sub(r"([|<*_$])", r"\\\1", text))
 
     rooms: dict[str, list[str]] = {}
     for name, command in get_command(program).commands.items():  # type: ignore[attr-defined]
@@ -109,17 +110,16 @@ def commands(app: Sphinx, folder: Path) -> str:
         lines = [f"(command-{name})=", f"### ddsim {name}", "", cell(plain(command.help)), ""]
         given = [line for line in (command.epilog or "").splitlines() if line.startswith("[bold]")]
         lines += ["```sh", *(plain(line) for line in given), "```", ""]
-        lines += ["| | takes | default | |", "|---|---|---|---|"]
         for option in command.params:
             argument = option.param_type_name == "argument"
-            spelt = ", ".join(
-                f"`{word}`" for word in ([option.metavar] if argument else [*option.opts, *option.secondary_opts])
-            )
-            takes = "" if argument or option.is_flag else option.metavar or "number"
-            silent = argument or option.is_flag or option.default is None or callable(option.default)
-            default = "required" if option.required else "" if silent else str(option.default)
-            many = " (repeatable)" if getattr(option, "multiple", False) and "repeatable" not in option.help else ""
-            lines.append(f"| {spelt} | {cell(takes)} | {cell(default)} | {cell(plain(option.help))}{many} |")
+            words = [option.metavar] if argument else [*option.opts, *option.secondary_opts]
+            spelt = ", ".join(f"`{word}`" for word in words)
+            if not argument and not option.is_flag:
+                spelt += f" *{option.metavar or 'number'}*"
+                if option.default is not None and not callable(option.default):
+                    spelt += f", by default {cell(str(option.default))}"
+            spelt += ", required" if option.required and not argument else ""
+            lines += [spelt, f": {cell(plain(option.help))}", ""]
         rooms.setdefault(str(command.rich_help_panel or "Commands"), []).extend([*lines, ""])
     return "\n".join(line for room, lines in rooms.items() for line in (f"## {room}", "", *lines))
 
@@ -176,24 +176,33 @@ def formula(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
-class TextAlternatives(SphinxPostTransform):
-    """A figure of a notebook is described by the paragraph before it."""
+class Finish(SphinxPostTransform):
+    """A figure of a notebook is described by the paragraph before it; dashes are dashes."""
 
     default_priority = 5
 
     def run(self, **words: Any) -> None:
         said = "a figure"
-        for node in self.document.findall():
+        for node in list(self.document.findall()):
             if isinstance(node, nodes.paragraph) and node.astext().strip():
                 said = " ".join(node.astext().split())
             elif isinstance(node, nodes.image) and not node.get("alt"):
                 node["alt"] = f"Figure: {said[:400]}"
+            elif isinstance(node, nodes.Text) and node == " -- ":  # between a parameter and what it is
+                node.parent.replace(node, nodes.Text(" – "))
+
+
+def undivided(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon would take what stands before a colon in a property's first line for its type."""
+    if what == "property":
+        lines.insert(0, "")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", expand)
+    app.connect("autodoc-process-docstring", undivided, priority=400)  # before Napoleon
     app.connect("missing-reference", resolve)
     app.add_post_transform(OtherNames)
-    app.add_post_transform(TextAlternatives)
+    app.add_post_transform(Finish)
     app.add_html_math_renderer("mathml", inline_renderers=(formula, None), block_renderers=(formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -51,7 +51,7 @@ def test_the_recommendation_comes_first_and_is_that_of_plan(page: Path, trace: T
     text = html.unescape(page.read_text())
     answer = plan(trace, fit_cost(made_up.profile()), bootstrap=200)
     assert f'id="answer">{answer.sentence}</p>' in text
-    assert len(answer.details) >= 3 and " ".join(answer.details) in text
+    assert len(answer.details) >= 3 and all(f"<li>{line}</li>" in text for line in answer.details)
     order = [
         text.index(s) for s in ("<h1>", answer.sentence, "<h2>Policies", "<h2>Cost", "<h2>Acceptance", "<h2>Provenance")
     ]
@@ -189,6 +189,27 @@ def test_every_figure_is_seen_and_nothing_overflows(chromium: browser.Browser, w
 
 
 @pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_letters_stand_out_by_day_and_by_night(
+    chromium: browser.Browser, width: int, dark: bool, tmp_path: Path
+) -> None:
+    chromium.resize(width, dark=dark)
+    try:
+        assert chromium.run("return matchMedia('(prefers-color-scheme: dark)').matches") is dark
+        ground = chromium.run("return getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 300) is dark
+        assert chromium.run(browser.FAINT, "p, td, th, dt, dd, h1, h2, h3, figcaption, li, button") == []
+        # Figures are drawn in dark ink, whatever the page is: they lie on white.
+        grounds = chromium.run(
+            "return [...document.querySelectorAll('.drawing')].map((e) => getComputedStyle(e).backgroundColor)"
+        )
+        assert set(grounds) == {"rgb(255, 255, 255)" if dark else "rgba(0, 0, 0, 0)"}
+        assert chromium.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        chromium.resize(1400)
+
+
+@pytest.mark.parametrize("width", [400, 1400])
 def test_letters_can_be_read(chromium: browser.Browser, width: int) -> None:
     chromium.resize(width)
     sizes = chromium.run(
@@ -251,6 +272,7 @@ def test_tables_sort_by_keyboard(chromium: browser.Browser) -> None:
 def test_it_prints(chromium: browser.Browser, tmp_path: Path) -> None:
     chromium.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert browser.pages_without_ink((tmp_path / "report.pdf").read_bytes()) == []
     chromium.resize(700, media="print")  # A4 without margins, in CSS pixels
     try:
         assert chromium.run("return document.documentElement.scrollWidth") <= 700
