@@ -199,7 +199,7 @@ def number(digits: int) -> Callable[[Any], str]:
 
 def percent(value: Any) -> str:
     """A share as a percentage."""
-    return f"{100 * value:.1f} %"
+    return f"{round(100 * value, 1) + 0.0:.1f} %".replace("-", "−")
 
 
 def milliseconds(value: Any) -> str:

@@ -1,10 +1,11 @@
-"""Text of others, made fit to be shown."""
+"""Text of others made fit to be shown, and figures in words."""
 
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -112,3 +113,41 @@ def listed(words: Sequence[str], word: str = "and") -> str:
     ('a', 'a, b and c', 'a or b')
     """
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {word} {words[-1]}"
+
+
+def signed(share: float, digits: int = 1, unit: str = " %") -> str:
+    """A relative gain in per cent with its sign; what rounds to nothing has none.
+
+    Examples
+    --------
+    >>> signed(0.042), signed(-0.0031), signed(-0.0004), signed(2.866, 0, "")
+    ('+4.2 %', '−0.3 %', '0.0 %', '+287')
+    """
+    value = round(100 * share, digits)
+    return (f"{value:+.{digits}f}" if value else f"{0:.{digits}f}").replace("-", "−") + unit
+
+
+def between(low: float, high: float, how: Callable[[float], str] = str, to: str = " to ") -> str:
+    """Both ends of an interval, one where they print the same, nothing where there is none (NaN).
+
+    Examples
+    --------
+    >>> between(0.851, 0.854, "{:.0%}".format), between(0.85, 0.87, "{:.0%}".format), between(math.nan, math.nan)
+    ('85%', '85% to 87%', '')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    first, last = how(low), how(high)
+    return first if first == last else f"{first}{to}{last}"
+
+
+def gained(value: float, low: float = math.nan, high: float = math.nan, digits: int = 1) -> str:
+    """A relative gain with its interval; without one that says no more than the gain.
+
+    Examples
+    --------
+    >>> gained(0.042, 0.03, 0.055), gained(0.0002, -0.002, 0.002), gained(0.5, 0.5, 0.5), gained(-0.01)
+    ('+4.2 % (+3.0 to +5.5 %)', '0.0 % (−0.2 to +0.2 %)', '+50.0 %', '−1.0 %')
+    """
+    text, ends = signed(value, digits), between(low, high, lambda end: signed(end, digits, ""))
+    return text if not ends or f"{ends} %" == text else f"{text} ({ends} %)"

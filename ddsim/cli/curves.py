@@ -244,7 +244,7 @@ def calibrate(
             ("budget", "nodes", str), ("realised", "realised", length), ("predicted_before", "predicted", length),
             ("predicted_after", "calibrated", length), ("count", "positions", str),
         )  # fmt: skip
-        show.table(report, columns, "Acceptance length on the held-out prompts (tokens a round, root included)")
+        show.table(report, columns, "Tokens a round on held-out prompts")
         answer["held_out"] = report
     with _progress("Measuring reliability, as recorded") as progress:
         before = reliability(recording, positions=positions_of(recording), progress=progress)

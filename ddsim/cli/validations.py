@@ -6,12 +6,13 @@ from typing import Any
 
 from ddsim.cli.app import _plot
 from ddsim.cli.console import Column, Out, number
+from ddsim.text import signed
 
 VALIDATION = "ddsim-validation", 1  # kind and newest schema of ddsim_reference.validate, which takes torch to import
 
 
 def _signed(value: float) -> str:
-    return f"{round(100 * value, 1) + 0.0:+.1f}"  # never -0.0
+    return signed(value, unit="")
 
 
 VALIDATION_COLUMNS: tuple[Column, ...] = (
@@ -36,7 +37,7 @@ ENGINE_COLUMNS: tuple[Column, ...] = (
     ("tau", "tokens\na round", str),
     ("ms", "ms\na step", str),
     ("speed", "tokens/s", str),
-    ("error", "error", lambda value: f"{100 * value:+.1f} %"),
+    ("error", "error", signed),
     ("tpot", "TPOT\nms", str),
 )
 
@@ -51,7 +52,7 @@ def show_validation(show: Out, document: dict[str, Any], plot: str | None) -> fl
     workload, policy = max(cells, key=lambda key: abs(cells[key]))
     mean = sum(map(abs, cells.values())) / len(cells)
     said = f"Of {len(cells)} predictions, a policy and workload each, tokens/s are {100 * mean:.1f} % off on average"
-    said += f" and {100 * cells[workload, policy]:+.1f} % at worst ({policy}, {workload})"
+    said += f" and {signed(cells[workload, policy])} at worst ({policy}, {workload})"
     inside = document.get("inside")
     if inside is not None:
         said += "; {inside} of {cells} measured values lie in the predicted interval".format(

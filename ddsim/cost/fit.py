@@ -15,7 +15,7 @@ from ddsim.cost.profile import Points, Profile, check_buckets, doubts
 from ddsim.cost.shapes import find_buckets, padded_range, spikes
 from ddsim.errors import DdsimError
 from ddsim.files.documents import LARGEST, array, integer, mapping, need, number, text
-from ddsim.text import brief
+from ddsim.text import brief, signed
 
 FOLDS = 10
 
@@ -219,7 +219,7 @@ class _Steps:
 
     def __str__(self) -> str:
         most = sorted(sorted(self.unclear, key=lambda gap: -gap[2])[:4])
-        gaps = ", ".join(f"{a} and {b} ({100 * rise:+.0f} %)" for a, b, rise in most)
+        gaps = ", ".join(f"{a} and {b} ({signed(rise, 0)})" for a, b, rise in most)
         more = f" and in {len(self.unclear) - len(most)} further gaps" if len(self.unclear) > len(most) else ""
         return (
             f"no buckets are declared, and the sizes measured can't tell where steps lie: anywhere between {gaps}{more}, "

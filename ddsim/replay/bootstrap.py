@@ -14,6 +14,7 @@ from ddsim.arrays import Floats
 from ddsim.cost.model import CostModel
 from ddsim.cost.shapes import pad
 from ddsim.replay.outcome import Outcome
+from ddsim.text import gained
 from ddsim.trace.rounds import Positions
 
 _DRAWS = 200  # bootstrap samples drawn at a time: bounds memory
@@ -32,8 +33,7 @@ FEW = 20
 
 def percent(interval: Interval) -> str:
     """A relative gain with its interval in words, as "+4.2 % (+3.0 to +5.5 %)"."""
-    value, low, high = (round(100 * v, 1) + 0.0 for v in interval)  # never -0.0
-    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f} %)" if np.isfinite(low) else f"{value:+.1f} %"
+    return gained(*interval)
 
 
 def named_interval(interval: Interval) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ from ddsim.replay.requests import _in_memory
 from ddsim.replay.served import ServingResult
 from ddsim.replay.serving import rules_for, simulate
 from ddsim.replay.shown import ShownContest
-from ddsim.text import listed
+from ddsim.text import gained, listed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -146,8 +146,7 @@ class Contest(ShownContest):
 def _percent(row: Any, key: str) -> str:
     """A gain in per cent with its interval."""
     low, high = (row["low"], row["high"]) if key == "gain" else (row[f"{key}_low"], row[f"{key}_high"])
-    between = "" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{100 * row[key]:+.1f} %{between}"
+    return gained(row[key], low, high)
 
 
 def _row(row: Any, where: str, measure: str, ends: Sequence[float], static: Sequence[float]) -> dict[str, Any]:

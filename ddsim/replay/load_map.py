@@ -32,6 +32,7 @@ from ddsim.replay.requests import _in_memory, _queues
 from ddsim.replay.served import Run
 from ddsim.replay.serving import _run
 from ddsim.replay.shown import ShownMap
+from ddsim.text import signed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -121,11 +122,11 @@ class LoadMap(ShownMap):
         rules = self.table.dropna(subset="rule_gain")
         if len(rules):
             best = rules.to_dict("records")[int(rules["rule_gain"].to_numpy().argmax())]
-            text = f"The best rule adds {100 * rules['rule_gain'].median():+.1f} % in the median cell, {100 * best['rule_gain']:+.1f} % at most: "
+            text = f"The best rule adds {signed(rules['rule_gain'].median())} in the median cell, {signed(best['rule_gain'])} at most: "
             text += f"{best['rule']} at {_where(best, named=True)}"
             if "chain_gain" in rules:
                 on_chains = rules["chain_gain"]
-                text += f"; on chains, which the engine verifies, {100 * on_chains.median():+.1f} % and {100 * on_chains.max():+.1f} %"
+                text += f"; on chains, which the engine verifies, {signed(on_chains.median())} and {signed(on_chains.max())}"
             lines.append(f"{text}.")
         off = self.table[self.table["setting"] == 0]
         if len(off):

@@ -16,6 +16,7 @@ from ddsim.replay.load_kernels import Requests, Told
 from ddsim.replay.replay import _records
 from ddsim.replay.served import SHUFFLES, Interval, _columns, _interval
 from ddsim.replay.shown import ShownLoad
+from ddsim.text import between, gained
 
 QUANTILES = (50, 95, 99)
 
@@ -236,8 +237,8 @@ class LoadResult(ShownLoad):
         if not self.unstable(load, fixed):
             change, low, high = self.gain(best, fixed, load)
             word, ends = ("sooner", (-high, -low)) if change <= 0 else ("later", (low, high))
-            between = "" if np.isnan(low) else f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
-            return f"{text}, {100 * abs(change):.1f} %{between} {word} than the best fixed setting, {fixed}."
+            sure = between(*ends, lambda end: f"{round(100 * end, 1) + 0.0:.1f}".replace("-", "−"))
+            return f"{text}, {100 * abs(change):.1f} %{f' ({sure} %)' * bool(sure)} {word} than the best fixed setting, {fixed}."
         return f"{text}; under the best fixed setting, {fixed}, the queue grows without end."
 
     @property
@@ -250,8 +251,7 @@ class LoadResult(ShownLoad):
         lines = [f"The best fixed setting, {fixed}, can serve {most:.3g} requests/s"]
         if best != fixed:
             change, low, high = _interval(_pooled_first(self.highest[best]) / _pooled_first(self.highest[fixed]) - 1)
-            between = "" if np.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f} %)"
-            lines[0] += f"; the best rule, {best}, {pooled(self.highest[best]):.3g}: {100 * change:+.1f} %{between}"
+            lines[0] += f"; the best rule, {best}, {pooled(self.highest[best]):.3g}: {gained(change, low, high)}"
         lines[0] += "."
         if self.promise:
             load = self.loads[-1]

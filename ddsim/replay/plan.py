@@ -13,28 +13,24 @@ from numpy.typing import NDArray
 
 from ddsim import limits
 from ddsim.cost.model import CostModel
-from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy, is_rule
 from ddsim.policy.parse import policies_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
-from ddsim.replay.bootstrap import FEW, FOLDS, Interval, _Bootstrap, _dealt, cost_error, named_interval, percent
+from ddsim.replay.bootstrap import FOLDS, Interval, _Bootstrap, _dealt, named_interval
 from ddsim.replay.bucket import Bucket, further_bucket
 from ddsim.replay.chains import Chains, best_chain
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn
+from ddsim.replay.plan_text import WORTHWHILE, _details, _is_tree, _notes, _sentence
 from ddsim.replay.replay import ReplayResult, _ready, _records, _Replayer
 from ddsim.replay.shown import ShownPlan
-from ddsim.text import listed
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
 
 if TYPE_CHECKING:
     from ddsim.replay.foresight import Foresight
-
-WORTHWHILE = 0.005
-"""Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -445,142 +441,3 @@ def _workloads(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _is_tree(policy: Policy) -> bool:
-    """Whether it verifies trees of one size."""
-    return policy.fixed is not None and policy.fixed >= 0
-
-
-def _about(interval: Interval) -> str:
-    """The gain alone, with as many digits as one remembers."""
-    value = round(100 * interval[0], 1) + 0.0
-    return f"{value:+.0f} %" if abs(value) >= 10 else f"{value:+.1f} %"
-
-
-def said_runs(runs: Sequence[tuple[int, int]]) -> str:
-    """Runs of budgets in words.
-
-    Examples
-    --------
-    >>> said_runs([(62, 63), (116, 127), (255, 255)])
-    '62 to 63, 116 to 127 and 255'
-    """
-    words = [f"{first} to {last}" if last > first else f"{first}" for first, last in runs]
-    return listed(words)
-
-
-def _sentence(advice: Plan) -> str:
-    """The recommendation, its throughput, and its gains over AR and over the chain."""
-    result, policy = advice.result, advice.policy
-    alone, chain, _ = advice.baselines
-    speed = f"{result.tokens.sum() / advice._outcome.seconds.sum():,.0f} tokens/s"
-    if policy.fixed == NO_DRAFT:
-        return f"Don't draft: at these costs autoregressive decoding, {speed}, isn't beaten beyond noise."
-    if policy.fixed == CHAIN:
-        head = "Verify DFlash's chain"
-    elif _is_tree(policy):
-        head = f"Verify trees of {policy.fixed} nodes"
-    else:
-        head = f"Let {policy.name} choose each tree's size"
-    if advice._outcome.calibrated:
-        head += " from calibrated marginals"
-    gains = f"{_about(advice.gain(alone))} over {alone}"
-    if policy.fixed != CHAIN:
-        gains += f" and {_about(advice.gain(chain))} over {chain}"
-    return f"{head}: {speed}, {gains}."
-
-
-def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> tuple[str, ...]:
-    """How sure the gains are, and how little it would matter to miss the recommendation.
-
-    ``dropped``: the best rule was faster than the budget to take, but not than the best budget.
-    """
-    choice, best, policy, outcomes = advice.choice, advice.best_budget, advice.policy, advice.result.outcomes
-    alone, chain, best_fixed = advice.baselines
-
-    def gain(over: str) -> str:
-        return percent(advice.gain(over))
-
-    def between(name: str, over: Outcome) -> str:
-        return percent(advice.result._gain(outcomes[name], over))
-
-    if policy.fixed == NO_DRAFT:
-        lines = [
-            f"Over {alone}, 95 % intervals in brackets: best fixed budget, {best} nodes, "
-            f"{between(best_fixed, outcomes[alone])}"
-        ]
-        lines[0] += "." if rule is None else f"; {rule} {between(rule, outcomes[alone])}."
-        return (*lines, _judgement(advice, cost))
-    lines = [f"Gains, 95 % intervals in brackets: over {alone} {gain(alone)}"]
-    lines[0] += "." if policy.fixed == CHAIN else f", over {chain} {gain(chain)}."
-    lines.append(_judgement(advice, cost))
-    if choice == rule:
-        mean = outcomes[choice].budget.sum() / outcomes[choice].rounds.sum()
-        price = f", at a price of {policy.price:,.0f} tokens/s" if policy.price is not None else ""
-        lines.append(f"It verifies {mean:.0f} nodes a round on average{price}.")
-    if advice.near_best == ((best, best),):
-        lines.append(f"No other fixed budget comes within 1 % of the best, {best} nodes.")
-    else:
-        line = f"Fixed budgets of {said_runs(advice.near_best)} nodes come within 1 % of the best, {best}"
-        if advice.budget != best:
-            line += f"; {advice.budget} is the smallest of them that isn't significantly worse"
-        lines.append(line + ".")
-    if choice == rule:
-        lines.append(f"Over the best fixed budget {rule} gains {between(rule, outcomes[best_fixed])}.")
-    elif not _is_tree(policy) and not dropped:
-        over = between(best_fixed, advice._outcome)
-        lines.append(f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {over}.")
-    elif rule is not None and dropped:
-        over = between(rule, outcomes[best_fixed])
-        lines.append(f"No adaptive rule beats the best fixed budget beyond noise; the best, {rule}: {over}.")
-    elif rule is not None:
-        over = between(rule, advice._outcome)
-        lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
-    if advice.foresight is not None:
-        lines.append(
-            f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text. On texts drawn from the "
-            "drafter's own probabilities, where no planner can know more, the best rule reaches "
-            f"{100 * advice.foresight.without:.0f} %: {_said_of_chance(advice)}."
-        )
-    return tuple(lines)
-
-
-def _said_of_chance(advice: Plan) -> str:
-    """How much of the distance to hindsight is chance."""
-    assert advice.foresight is not None
-    chance = advice.foresight.chance(advice.judged()["hindsight_share"])
-    return "the distance is chance" if chance == 1 else f"{100 * chance:.0f} % of the distance is chance"
-
-
-def _judgement(advice: Plan, cost: CostModel) -> str:
-    """What the gains were judged on, and what their intervals cover."""
-    error = cost_error(cost)
-    costs = f"an error of {100 * error:.2g} % in the costs" if error else "no error of the costs, which count as exact"
-    if advice.judged_on == "same prompts":
-        return "They are of the prompt that the choice was made on."
-    return (
-        f"They are of prompts that the choice wasn't made on ({len(advice.fold_choices)} parts, each judged by a choice made on "
-        f"the others); the intervals cover other prompts and {costs}."
-    )
-
-
-def _notes(advice: Plan, replayed: _Replayer) -> tuple[str, ...]:
-    notes = []
-    result, best, last = advice.result, advice.best_budget, replayed.most
-    units = result._draws.units
-    if units < 2:
-        notes.append("The trace holds one prompt, so nothing is known of how much another would differ.")
-    elif units < FEW:
-        notes.append(f"The trace holds {units} prompts: intervals are rough, and choices made on fewer still.")
-    if last < replayed.positions.max_budget:
-        notes.append(f"Costs were measured up to {last + 1} tokens; budgets above {last} nodes were not judged.")
-    if best == last:
-        notes.append(f"The best budget, {best}, is the largest that could be judged; a larger one may be faster still.")
-    for row in _records(advice.by_workload):
-        if row["pooled_budget_loss"] > 0.01:
-            notes.append(
-                f"On {row['workload']}, {row['best_budget']} nodes would be {100 * row['pooled_budget_loss']:.1f} % faster than "
-                f"the pooled budget, {advice.budget}."
-            )
-    return tuple(notes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, number, percent
-from ddsim.text import listed, printable
+from ddsim.text import between, listed, printable, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     ("latency_mean", "whole\ns", number(3)),
     ("latency_p99", "p99\ns", number(3)),
     ("goodput", "as pro-\nmised %", lambda share: f"{100 * share:.1f}"),
-    ("latency_over", "to best\nfixed %", lambda change: f"{100 * change:+.1f}"),
+    ("latency_over", "to best\nfixed %", lambda change: signed(change, unit="")),
     ("interval", "95 %", str),
 )
 
@@ -80,7 +80,7 @@ def replay_table(table: Any, title: str | None = None) -> Table:
     pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
     rows = table.assign(
         policy=table["policy"].where(~tuned, table["policy"] + " *"),
-        speedup_interval=[f"{low:.2f}–{high:.2f}" if low < high else "" for low, high in pairs],
+        speedup_interval=[between(low, high, "{:.2f}".format, "–") if low < high else "" for low, high in pairs],
     )
     return Table.of(rows, REPLAY_COLUMNS, title)
 
@@ -165,10 +165,10 @@ class ShownServing(Shown):
         """What is printed: a table of each batch size."""
         table = self.table()
         half = 50 * (table["over_fixed_high"] - table["over_fixed_low"])
-        pairs = zip(100 * table["over_fixed"], half, strict=True)
+        pairs = zip(table["over_fixed"], half, strict=True)
         rows = table.assign(
             policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"),
-            over=[f"{over:+.1f}" + (f" ±{unsure:.1f}" if unsure > 0 else "") for over, unsure in pairs],
+            over=[signed(over, unit="") + (f" ±{unsure:.1f}" if unsure > 0 else "") for over, unsure in pairs],
         )
         tables = [
             Table.of(part, SERVING_COLUMNS, "1 request at a time" if size == 1 else f"{size} requests together")
@@ -215,7 +215,8 @@ def _latencies(rows: Any) -> Any:
     marks = [" †" * u + " *" * e for u, e in zip(rows["unstable"], rows["extrapolated"], strict=True)]
     ends = zip(rows["latency_over_low"], rows["latency_over_high"], strict=True)
     rows = rows.assign(
-        policy=rows["policy"] + marks, interval=[f"{100 * a:+.0f} to {100 * b:+.0f}" if a < b else "" for a, b in ends]
+        policy=rows["policy"] + marks,
+        interval=[between(a, b, lambda end: signed(end, 0, "")) if a < b else "" for a, b in ends],
     )
     hidden = ["ttft_p99", "tpot_mean", "latency_mean", "latency_p99", "latency_over", "interval"]
     return rows.assign(**{name: rows[name].where(~rows["unstable"], None) for name in hidden})
@@ -245,7 +246,7 @@ class ShownMap(Shown):
 def _map_cell(row: dict[Any, Any]) -> str:
     """A cell of the map in a few characters."""
     lost = f"{100 * row['lost_by_step']:.0f}" if row["lost_by_step"] >= 0 else "–"
-    adds = f"/{100 * row['rule_gain']:+.0f}" if row["rule"] else ""
+    adds = f"/{signed(row['rule_gain'], 0, '')}" if row["rule"] else ""
     return f"{row['setting']}/{lost}{adds}" + "*" * row["extrapolated"]
 
 
@@ -263,7 +264,7 @@ class ShownContest(Shown):
             ("requests/s", "Highest load gained, %"),
         ):
             places = list(dict.fromkeys(table["where"][table["measure"] == measure]))
-            rows = wide[places].map(lambda gain: "†" if gain != gain else f"{gain:+.1f}").reset_index()
+            rows = wide[places].map(lambda gain: "†" if gain != gain else signed(gain / 100, unit="")).reset_index()
             rows["policy"] = [name + " *" * bool(marks[name]) for name in rows["policy"]]
             columns: list[Column] = [("policy", "policy", str), *((place, place, str) for place in places)]
             found.append(Table.of(rows, columns, title))
@@ -285,8 +286,8 @@ class ShownEnginePlan(Shown):
             k=[f"{k} *" if mark else str(k) for k, mark in zip(rows["k"], rows["extrapolated"], strict=True)],
             ks=[spans([pair]) for pair in zip(rows["k_low"], rows["k_high"], strict=True)],
             near_best=[spans(runs) for runs in rows["near_best"]],
-            interval=_between(rows["low"], rows["high"], 1, "{:,.0f}"),
-            gains=_between(rows["gain_low"], rows["gain_high"], 100, "{:+.0f}"),
+            interval=_between(rows["low"], rows["high"], "{:,.0f}".format),
+            gains=_between(rows["gain_low"], rows["gain_high"], lambda gain: signed(gain, 0, "")),
         )
         title = f"At a context of {self.context:,}; gain over {self.against}"
         found = [Table.of(rows, ENGINE_COLUMNS, title + (" (* extrapolated)" if rows["extrapolated"].any() else ""))]
@@ -343,7 +344,7 @@ def noted(notes: Sequence[str]) -> list[str]:
     return [f"Note: {note}" for note in notes]
 
 
-def _between(low: Any, high: Any, scale: float, form: str) -> list[str]:
+def _between(low: Any, high: Any, how: Callable[[float], str]) -> list[str]:
     """Both ends of intervals; empty where there are none, or nothing to be unsure of."""
     pairs = zip(low, high, strict=True)
-    return [f"{form.format(scale * a)}–{form.format(scale * b)}" if a < b else "" for a, b in pairs]
+    return [between(a, b, how, "–") if a < b else "" for a, b in pairs]

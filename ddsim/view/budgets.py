@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ddsim.cost.model import CostModel
 from ddsim.errors import DdsimError
 from ddsim.policy.parse import kind_of
-from ddsim.replay.plan import said_runs
+from ddsim.replay.plan_text import said_runs
 from ddsim.view.looks import policy_look
 from ddsim.view.style import (
     _TEXT,

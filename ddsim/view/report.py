@@ -20,9 +20,10 @@ from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
 from ddsim.policy.contract import Policy, is_rule
 from ddsim.replay.compare import Comparison, compare
-from ddsim.replay.plan import Plan, planned, said_runs
+from ddsim.replay.plan import Plan, planned
+from ddsim.replay.plan_text import said_runs
 from ddsim.replay.replay import _Replayer
-from ddsim.text import listed, printable
+from ddsim.text import between, listed, printable
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibrate import fit_calibration
 from ddsim.trace.calibration import Calibration, CrossCalibration
@@ -539,7 +540,7 @@ def _row(plan: Plan, name: str) -> dict[str, Any]:
 
 def _between(row: dict[str, Any], key: str, how: Callable[[float], str]) -> str:
     low, high = row[f"{key}_low"], row[f"{key}_high"]
-    return f"95 % interval {how(low)} to {how(high)}" if np.isfinite(low) else "one prompt only: no interval"
+    return f"95 % interval {between(low, high, how)}" if np.isfinite(low) else "one prompt only: no interval"
 
 
 def _off(ratio: float) -> str:

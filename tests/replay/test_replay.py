@@ -31,7 +31,8 @@ from ddsim.policy.rules import Chain, DDTree, DFlash, LongRun
 from ddsim.replay.bootstrap import _Bootstrap, _knots, cost_error
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.maps import batch_map
-from ddsim.replay.plan import plan, said_runs
+from ddsim.replay.plan import plan
+from ddsim.replay.plan_text import said_runs
 from ddsim.replay.replay import ReplayResult, default_budgets, default_policies, replay, replay_rounds
 from ddsim.replay.serving import simulate
 from ddsim.trace import cache as cached
