@@ -27,8 +27,33 @@ FOLDS = 5
 """Parts that prompts are dealt into, so that what is chosen on some is judged on others."""
 
 
+ENOUGH = 10
+"""Prompts from which on intervals are said. On the shipped HumanEval answers 95 % intervals hold the truth in 89 % of all draws of 10 prompts,
+in 83 % of 5 and in 48 % of 2."""
+
 FEW = 20
-"""Prompts below which `plan` calls its intervals rough."""
+"""Prompts below which intervals are called rough (92 %)."""
+
+
+def few(prompts: int) -> str:
+    """What to say of a recording of so few prompts that no interval can be given; nothing of a larger one.
+
+    Examples
+    --------
+    >>> few(2)
+    'The trace holds 2 prompts, too few for intervals (at least 10): take the answer for a guess.'
+    >>> few(10)
+    ''
+    """
+    if prompts >= ENOUGH:
+        return ""
+    held = "one prompt" if prompts == 1 else f"{prompts} prompts"
+    return f"The trace holds {held}, too few for intervals (at least {ENOUGH}): take the answer for a guess."
+
+
+def sure(interval: Interval, prompts: int) -> Interval:
+    """A gain without its bounds, where prompts are too few for these to mean anything."""
+    return interval if prompts >= ENOUGH else (interval[0], np.nan, np.nan)
 
 
 def percent(interval: Interval) -> str:

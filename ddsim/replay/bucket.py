@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
-from ddsim.replay.bootstrap import Interval, _Bootstrap, named_interval, percent
+from ddsim.replay.bootstrap import ENOUGH, Interval, _Bootstrap, named_interval, percent, sure
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.replay import _Replayer
 
@@ -41,11 +41,15 @@ class Bucket:
     gain: Interval
 
     def __str__(self) -> str:
+        return self.said(ENOUGH)
+
+    def said(self, prompts: int) -> str:
+        """The bucket in words, its interval if that many prompts are enough for one."""
         if self.gain[0] < LEAST:
             return f"No further bucket would bring as much as {100 * LEAST:g} % over the best fixed budget now."
         return (
             f"A bucket at {self.tokens} tokens would let {self.tokens - 1} nodes cost {1e3 * self.seconds:.2f} ms (assumed: on the line "
-            f"between {self.below} and {self.above} tokens): {percent(self.gain)} over the best fixed budget now."
+            f"between {self.below} and {self.above} tokens): {percent(sure(self.gain, prompts))} over the best fixed budget now."
         )
 
     def to_json(self) -> dict[str, Any]:

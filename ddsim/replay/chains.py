@@ -10,9 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddsim.policy.rules import Chain, DDTree
-from ddsim.replay.bootstrap import Interval, _Bootstrap, _dealt, named_interval, percent
+from ddsim.replay.bootstrap import ENOUGH, Interval, _Bootstrap, _dealt, named_interval, percent, sure
 from ddsim.replay.outcome import Outcome
 from ddsim.replay.replay import _records, _Replayer
+from ddsim.replay.shown import spans
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Chains:
     by_workload : DataFrame
         A row a workload: workload, best_k, tokens_per_second, and trees_gain, trees_gain_low and trees_gain_high of its own best
         fixed budget over its own best chain. Both are chosen and judged on the same prompts.
+    near_best : tuple of (int, int)
+        All runs of K within 1 % of the best.
     """
 
     k: int
@@ -39,15 +42,22 @@ class Chains:
     trees_gain: Interval
     curve: pd.DataFrame
     by_workload: pd.DataFrame
+    near_best: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
+        return self.said(ENOUGH)
+
+    def said(self, prompts: int) -> str:
+        """The best chain in words, its interval if that many prompts are enough for one."""
+        near = "" if self.near_best == ((self.k, self.k),) else f" ({spans(self.near_best)} within 1 %)"
         speed = f"{self.tokens_per_second:,.0f} tokens/s"
-        return f"The best chain, K = {self.k}: {speed}; trees gain {percent(self.trees_gain)}."
+        return f"The best chain, K = {self.k}: {speed}{near}; trees gain {percent(sure(self.trees_gain, prompts))}."
 
     def to_json(self) -> dict[str, Any]:
         """Everything as one JSON-able object."""
         return {
             "k": self.k,
+            "near_best": [list(run) for run in self.near_best],
             "tokens_per_second": self.tokens_per_second,
             "trees_gain": named_interval(self.trees_gain),
             "curve": _records(self.curve),
@@ -87,4 +97,5 @@ def best_chain(replayed: _Replayer, draws: _Bootstrap, trees: Outcome, folds: ND
         trees_gain=gain(judged, trees, every),
         curve=walked.curve(draws, tokens, every, "k"),
         by_workload=pd.DataFrame(rows),
+        near_best=walked.best()[1],
     )

@@ -17,7 +17,7 @@ from ddsim.policy.contract import Policy, is_rule
 from ddsim.policy.parse import policies_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
-from ddsim.replay.bootstrap import FOLDS, Interval, _Bootstrap, _dealt, named_interval
+from ddsim.replay.bootstrap import FOLDS, Interval, _Bootstrap, _dealt, few, named_interval
 from ddsim.replay.bucket import Bucket, further_bucket
 from ddsim.replay.chains import Chains, best_chain
 from ddsim.replay.fixed import Fixed
@@ -25,6 +25,7 @@ from ddsim.replay.outcome import Key, Outcome, TunedOn
 from ddsim.replay.plan_text import WORTHWHILE, _details, _is_tree, _notes, _sentence
 from ddsim.replay.replay import ReplayResult, _ready, _records, _Replayer
 from ddsim.replay.shown import ShownPlan
+from ddsim.replay.why import Why, mean_seconds, why
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -83,7 +84,8 @@ class Plan(ShownPlan):
     by_workload: pd.DataFrame
     """A row a workload: its own best fixed budget, the run around it and all runs within 1 % of it, and, judged on prompts that
     the budget wasn't chosen on: tokens per second there, what the pooled budget loses, and what the recommendation gains over its
-    own best (with interval). ``tuned_on`` says which prompts: "same prompts" for a workload of one."""
+    own best (with interval). ``tuned_on`` says which prompts: "same prompts" for a workload of one. Then budget (the smallest within
+    1 % that isn't significantly worse), best_k (of its best chain), context (mean committed tokens) and prompts."""
     notes: tuple[str, ...]
     _curve: pd.DataFrame
     details: tuple[str, ...] = ()
@@ -100,6 +102,8 @@ class Plan(ShownPlan):
     """The best chain beside the trees: what an engine that verifies chains would get."""
     bucket: Bucket | None = None
     """The further bucket that would bring the most, where passes are padded; its cost is assumed."""
+    why: Why | None = None
+    """Where ``budget`` stands on the cost curve: the bucket or step that it fills, what one more node costs and brings."""
     _judged: Outcome | None = None
 
     def table(self, by: Literal["workload"] | None = None) -> pd.DataFrame:
@@ -150,6 +154,9 @@ class Plan(ShownPlan):
             "hindsight": self._hindsight(),
             "chains": None if self.chains is None else self.chains.to_json(),
             "bucket": None if self.bucket is None else self.bucket.to_json(),
+            "why": None if self.why is None else self.why.to_json(),
+            "prompts": self.result.prompts,
+            "enough_prompts": not few(self.result.prompts),
             "replay": self.result.to_json(),
         }
 
@@ -272,21 +279,30 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
         near_best=runs,
         judged_on="same prompts" if folds is None else "other prompts",
         fold_choices=tuple(name_of(pick.outcome) for pick in picks),
-        by_workload=_workloads(result, walked, replayed, chosen.budget, judged, folds),
+        by_workload=_workloads(result, walked, replayed, draws, chosen.budget, judged, folds, chains),
         notes=(),
         _curve=walked.curve(draws, replayed.positions.tokens, every),
         foresight=without_foresight(replayed.trace, replayed.cost, seed=seed),
         chains=chains,
         bucket=further_bucket(replayed, draws),
+        why=why(
+            chosen.budget,
+            mean_seconds(replayed.costs),
+            result.tokens.sum() / walked.rounds.sum(0),
+            replayed.cost.buckets,
+        ),
         _judged=judged,
     )
+    picked = None if chosen.outcome.policy.fixed is not None else replayed.rounds(chosen.outcome)["budget"].to_numpy()
     return dataclasses.replace(
         advice,
         sentence=_sentence(advice),
         details=(
-            *_details(advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost),
-            *((str(chains),) if advice.policy.drafts else ()),
-            *((str(advice.bucket),) if advice.bucket is not None and advice.policy.drafts else ()),
+            *_details(
+                advice, None if chosen.rule is None else name_of(chosen.rule), not adaptive, replayed.cost, picked
+            ),
+            *((chains.said(result.prompts),) if advice.policy.drafts else ()),
+            *((advice.bucket.said(result.prompts),) if advice.bucket is not None and advice.policy.drafts else ()),
         ),
         notes=_notes(advice, replayed),
     )
@@ -409,12 +425,17 @@ def _workloads(
     result: ReplayResult,
     fixed: Fixed,
     replayed: _Replayer,
+    draws: _Bootstrap,
     pooled: int,
     judged: Outcome,
     folds: NDArray[np.int64] | None,
+    chains: Chains,
 ) -> pd.DataFrame:
     """For each workload its own best fixed budget, what the pooled one loses there, and what the choice gains over its own."""
-    rows = []
+    rows, positions = [], replayed.positions
+    best_k = chains.by_workload.set_index("workload")["best_k"]
+    lengths = np.diff(positions.starts)
+    contexts = np.array([part.mean() for part in np.split(positions.context, positions.starts[1:-1])])
     for workload in result.workloads:
         counted = result.workload == workload
         best, runs = fixed.best(counted)
@@ -438,6 +459,10 @@ def _workloads(
                 "choice_gain_low": share[1],
                 "choice_gain_high": share[2],
                 "tuned_on": "other prompts" if held_out else "same prompts",
+                "budget": _smallest(fixed, draws, counted),
+                "best_k": int(best_k[workload]),
+                "context": float(np.average(contexts[counted], weights=lengths[counted])),
+                "prompts": len(np.unique(draws.unit[counted])),
             }
         )
     return pd.DataFrame(rows)

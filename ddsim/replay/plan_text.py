@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ddsim.cost.model import CostModel
 from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy
-from ddsim.replay.bootstrap import FEW, Interval, cost_error, percent
+from ddsim.replay.bootstrap import ENOUGH, FEW, Interval, cost_error, few, percent, sure
 from ddsim.replay.outcome import Outcome
 from ddsim.replay.replay import _records
+from ddsim.replay.why import Change
 from ddsim.text import listed, signed
 
 if TYPE_CHECKING:
@@ -64,7 +68,9 @@ def _sentence(advice: Plan) -> str:
     return f"{head}: {speed}, {gains}."
 
 
-def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> tuple[str, ...]:
+def _details(
+    advice: Plan, rule: str | None, dropped: bool, cost: CostModel, picked: NDArray[Any] | None
+) -> tuple[str, ...]:
     """How sure the gains are, and how little it would matter to miss the recommendation.
 
     ``dropped``: the best rule was faster than the budget to take, but not than the best budget.
@@ -73,21 +79,20 @@ def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> 
     alone, chain, best_fixed = advice.baselines
 
     def gain(over: str) -> str:
-        return percent(advice.gain(over))
+        return percent(sure(advice.gain(over), prompts))
 
     def between(name: str, over: Outcome) -> str:
-        return percent(advice.result._gain(outcomes[name], over))
+        return percent(sure(advice.result._gain(outcomes[name], over), prompts))
 
+    prompts = advice.result.prompts
+    enough = prompts >= ENOUGH
     if policy.fixed == NO_DRAFT:
-        lines = [
-            f"Over {alone}, 95 % intervals in brackets: best fixed budget, {best} nodes, "
-            f"{between(best_fixed, outcomes[alone])}"
-        ]
-        lines[0] += "." if rule is None else f"; {rule} {between(rule, outcomes[alone])}."
-        return (*lines, _judgement(advice, cost))
-    lines = [f"Gains, 95 % intervals in brackets: over {alone} {gain(alone)}"]
-    lines[0] += "." if policy.fixed == CHAIN else f", over {chain} {gain(chain)}."
-    lines.append(_judgement(advice, cost))
+        line = f"Over {alone} the best fixed budget, {best} nodes, gains {between(best_fixed, outcomes[alone])}"
+        line += "" if rule is None else f", {rule} {between(rule, outcomes[alone])}"
+        return _reason(advice, picked), f"{line}: {_judgement(advice, cost, enough)}"
+    line = f"Over {alone} {gain(alone)}"
+    line += "" if policy.fixed == CHAIN else f", over {chain} {gain(chain)}"
+    lines = [_reason(advice, picked), f"{line}: {_judgement(advice, cost, enough)}"]
     if choice == rule:
         mean = outcomes[choice].budget.sum() / outcomes[choice].rounds.sum()
         price = f", at a price of {policy.price:,.0f} tokens/s" if policy.price is not None else ""
@@ -96,11 +101,18 @@ def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> 
         lines.append(f"No other fixed budget comes within 1 % of the best, {best} nodes.")
     else:
         line = f"Fixed budgets of {said_runs(advice.near_best)} nodes come within 1 % of the best, {best}"
-        if advice.budget != best:
+        if enough and advice.budget != best:
             line += f"; {advice.budget} is the smallest of them that isn't significantly worse"
+        elif enough and advice.near_best[0][0] < best:
+            line += "; smaller ones are significantly worse"
         lines.append(line + ".")
     if choice == rule:
         lines.append(f"Over the best fixed budget {rule} gains {between(rule, outcomes[best_fixed])}.")
+    elif not enough and (rule is not None or not _is_tree(policy)):
+        named, name = (f"{rule}, the best rule,", rule) if rule is not None else ("the best fixed budget", best_fixed)
+        lines.append(
+            f"The simplest policy is recommended; {named} gains {between(name, advice._outcome)}, which may be chance."
+        )
     elif not _is_tree(policy) and not dropped:
         over = between(best_fixed, advice._outcome)
         lines.append(f"No tree adds as much as {100 * WORTHWHILE:g} % beyond noise; the best fixed budget: {over}.")
@@ -112,9 +124,8 @@ def _details(advice: Plan, rule: str | None, dropped: bool, cost: CostModel) -> 
         lines.append(f"No adaptive rule adds as much as {100 * WORTHWHILE:g} % beyond noise; the best, {rule}: {over}.")
     if advice.foresight is not None:
         lines.append(
-            f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text. On texts drawn from the "
-            "drafter's own probabilities, where no planner can know more, the best rule reaches "
-            f"{100 * advice.foresight.without:.0f} %: {_said_of_chance(advice)}."
+            f"It reaches {100 * advice.judged()['hindsight_share']:.0f} % of hindsight, which knows the text; where texts are drawn from "
+            f"the drafter's own probabilities the best rule reaches {100 * advice.foresight.without:.0f} %: {_said_of_chance(advice)}."
         )
     return tuple(lines)
 
@@ -126,24 +137,36 @@ def _said_of_chance(advice: Plan) -> str:
     return "the distance is chance" if chance == 1 else f"{100 * chance:.0f} % of the distance is chance"
 
 
-def _judgement(advice: Plan, cost: CostModel) -> str:
+def _reason(advice: Plan, picked: NDArray[Any] | None) -> str:
+    """Why this setting and not the next: what that would cost, and bring. ``picked``: nodes of each round, of a rule."""
+    policy, result = advice.policy, advice.result
+    if policy.fixed in (CHAIN, NO_DRAFT):
+        tree, mine = result.outcomes[advice.baselines[2]], result.outcomes[advice.choice]
+        rounds = mine.rounds.sum() / tree.rounds.sum()
+        change = Change(advice.best_budget, tree.seconds.sum() / mine.seconds.sum() * rounds - 1, rounds - 1)
+        return f"A round of the best tree, {change.nodes} nodes, {change} than {'the chain' if policy.fixed == CHAIN else 'one without a draft'}."
+    if picked is not None:
+        low, high = np.percentile(picked, [10, 90])
+        return f"Rounds differ in what a node brings: a tenth of them get at most {low:.0f} nodes, another tenth {high:.0f} or more."
+    return str(advice.why)
+
+
+def _judgement(advice: Plan, cost: CostModel, enough: bool) -> str:
     """What the gains were judged on, and what their intervals cover."""
     error = cost_error(cost)
     costs = f"an error of {100 * error:.2g} % in the costs" if error else "no error of the costs, which count as exact"
     if advice.judged_on == "same prompts":
-        return "They are of the prompt that the choice was made on."
-    return (
-        f"They are of prompts that the choice wasn't made on ({len(advice.fold_choices)} parts, each judged by a choice made on "
-        f"the others); the intervals cover other prompts and {costs}."
-    )
+        return "on the prompt that the choice was made on."
+    text = f"on prompts that the choice wasn't made on ({len(advice.fold_choices)} parts)"
+    return f"{text}; the intervals cover other prompts and {costs}." if enough else f"{text}."
 
 
 def _notes(advice: Plan, replayed: _Replayer) -> tuple[str, ...]:
     notes = []
     result, best, last = advice.result, advice.best_budget, replayed.most
     units = result._draws.units
-    if units < 2:
-        notes.append("The trace holds one prompt, so nothing is known of how much another would differ.")
+    if units < ENOUGH:
+        notes.append(few(units))
     elif units < FEW:
         notes.append(f"The trace holds {units} prompts: intervals are rough, and choices made on fewer still.")
     if last < replayed.positions.max_budget:

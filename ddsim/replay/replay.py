@@ -172,7 +172,7 @@ class ReplayResult(ShownReplay):
         pandas.DataFrame
             [workload,] policy, rounds, tokens, acceptance_length (tokens per round), budget_mean (nodes per round), seconds,
             tokens_per_second, speedup (over AR at the same cost model) and hindsight_share (of the throughput of Hindsight),
-            the last three each with 95 % bounds ``_low`` and ``_high``; NaN bounds where there is one prompt only. Then
+            the last three each with 95 % bounds ``_low`` and ``_high``; NaN bounds where there is one prompt only. Then prompts, and
             tuned_on: "same prompts" if what the policy solves for (a price, a budget, a calibration) was tuned on the prompts
             that it is judged on, "other prompts" if on others, None if nothing was.
         """
@@ -184,6 +184,11 @@ class ReplayResult(ShownReplay):
             rows += [label | row for row in self._rows(self._counted(workload))]
         return pd.DataFrame(rows)
 
+    @property
+    def prompts(self) -> int:
+        """Prompts that were replayed; several answers to one count once."""
+        return self._draws.units
+
     def _counted(self, workload: str | None) -> NDArray[np.bool_]:
         counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
         if not counted.any():
@@ -192,7 +197,7 @@ class ReplayResult(ShownReplay):
 
     def _rows(self, counted: NDArray[np.bool_], outcomes: dict[str, Outcome] | None = None) -> list[dict[str, Any]]:
         outcomes = self.outcomes if outcomes is None else outcomes
-        tokens = int(self.tokens[counted].sum())
+        tokens, prompts = int(self.tokens[counted].sum()), len(np.unique(self._draws.unit[counted]))
         below = list(outcomes.values())
         ratios = {
             "tokens_per_second": self._draws.ratios(self.tokens, below, counted),
@@ -212,7 +217,7 @@ class ReplayResult(ShownReplay):
             }
             for key, intervals in ratios.items():
                 row |= dict(zip((key, f"{key}_low", f"{key}_high"), intervals[:, k].tolist(), strict=True))
-            rows.append(row | {"tuned_on": outcome.tuned_on})
+            rows.append(row | {"prompts": prompts, "tuned_on": outcome.tuned_on})
         return rows
 
     def gain(self, policy: str | Policy, over: str | Policy, workload: str | None = None) -> Interval:

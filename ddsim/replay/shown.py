@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ddsim.replay.bootstrap import ENOUGH, few
 from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, number, percent
 from ddsim.text import between, listed, printable, signed
 
@@ -23,10 +24,13 @@ REPLAY_COLUMNS: tuple[Column, ...] = (
 
 WORKLOAD_COLUMNS: tuple[Column, ...] = (
     ("workload", "workload", str),
-    ("best_budget", "best budget,\nnodes", str),
+    ("context", "mean\ncontext", number(0)),
+    ("budget", "nodes", str),
+    ("best_budget", "best", str),
     ("near_best", "within 1 %", str),
+    ("best_k", "best\nK", str),
     ("tokens_per_second", "tokens/s", number(1)),
-    ("pooled_budget_loss", "loss with the\npooled budget", percent),
+    ("pooled_budget_loss", "lost by\npooled", percent),
 )
 
 SERVING_COLUMNS: tuple[Column, ...] = (
@@ -81,6 +85,8 @@ def replay_table(table: Any, title: str | None = None) -> Table:
     rows = table.assign(
         policy=table["policy"].where(~tuned, table["policy"] + " *"),
         speedup_interval=[between(low, high, "{:.2f}".format, "–") if low < high else "" for low, high in pairs],
+    ).assign(
+        speedup_interval=lambda rows: rows["speedup_interval"].where(rows["prompts"] >= ENOUGH, ""),
     )
     return Table.of(rows, REPLAY_COLUMNS, title)
 
@@ -121,7 +127,8 @@ class ShownPlan(Shown):
         if len(table) > 1:
             rows = table.assign(near_best=[spans(runs) for runs in table["near_best"]])
             shown.insert(0, Table.of(rows, WORKLOAD_COLUMNS, "The best fixed budget of each workload"))
-        return Summary(self.sentence, [*self.details, *noted(self.notes)], shown, _feet(policies))
+        lines = [*warned(self.result.prompts), *self.details]
+        return Summary(self.sentence, [*lines, *noted(self.notes, self.result.prompts)], shown, _feet(policies))
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the throughput of every fixed budget, and those within 1 % of the best: `ddsim.plot.fixed_budgets`."""
@@ -339,9 +346,14 @@ def spans(runs: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs)
 
 
-def noted(notes: Sequence[str]) -> list[str]:
-    """What limits an answer, so named."""
-    return [f"Note: {note}" for note in notes]
+def noted(notes: Sequence[str], prompts: int = ENOUGH) -> list[str]:
+    """What limits an answer, so named; without what `warned` says before it."""
+    return [f"Note: {note}" for note in notes if note != few(prompts)]
+
+
+def warned(prompts: int) -> list[str]:
+    """What is said right after a sentence that rests on too few prompts."""
+    return [f"Warning: {few(prompts)}"] if few(prompts) else []
 
 
 def _between(low: Any, high: Any, how: Callable[[float], str]) -> list[str]:

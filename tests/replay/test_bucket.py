@@ -22,7 +22,7 @@ def costs(*more: tuple[int, float], buckets: bool = True) -> CostModel:
 
 @pytest.fixture(scope="module")
 def trace() -> ddsim.Trace:
-    return made_up.trace(sequences=6, length=60, max_budget=40, seed=3)
+    return made_up.trace(sequences=12, length=60, max_budget=40, seed=3)
 
 
 def test_lines_join_the_buckets() -> None:

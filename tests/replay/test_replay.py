@@ -175,7 +175,7 @@ def test_table(trace: Trace) -> None:
         f"{key}{end}" for key in ("tokens_per_second", "speedup", "hindsight_share") for end in ("", "_low", "_high")
     ]
     assert list(table) == [
-        "policy", "rounds", "tokens", "acceptance_length", "budget_mean", "seconds", *ratios, "tuned_on",
+        "policy", "rounds", "tokens", "acceptance_length", "budget_mean", "seconds", *ratios, "prompts", "tuned_on",
     ]  # fmt: skip
     assert table["policy"].tolist() == [policy.name for policy in default_policies(64)]
     for key in ("tokens_per_second", "speedup", "hindsight_share"):
@@ -670,7 +670,7 @@ def test_plan_prefers_the_simple(trace: Trace) -> None:
         assert advice.policy.budget == advice.budget <= best and advice.choice == advice.policy.name
     assert advice.sentence.count(". ") == 0 and "over AR" in advice.sentence and len(advice.sentence) < 120
     assert "(" not in advice.sentence and " to " not in advice.sentence  # intervals stand below
-    assert any(f"the best, {best}" in line for line in advice.details) and "over AR" in advice.details[0]
+    assert any(f"the best, {best}" in line for line in advice.details) and "Over AR" in advice.details[1]
     assert advice.to_json()["details"] == list(advice.details)
     assert advice.by_workload["workload"].tolist() == ["code", "chat"]
     assert advice.table().equals(advice.result.table())
@@ -682,7 +682,7 @@ def test_plan_says_when_not_to_draft() -> None:
     steep = CostModel.from_table([1, 65], [0.010, 0.650], draft_seconds=0.02)
     advice = plan(trace, steep)
     assert advice.choice == "AR" and advice.sentence.startswith("Don't draft") and not advice.policy.drafts
-    assert len(advice.details) == 2 and f"best fixed budget, {advice.best_budget} nodes" in advice.details[0]
+    assert len(advice.details) == 2 and f"best fixed budget, {advice.best_budget} nodes" in advice.details[1]
 
 
 def test_plan_does_not_chase_a_sure_but_tiny_gain() -> None:
