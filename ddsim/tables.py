@@ -124,7 +124,11 @@ class Table:
             )
             return f"<tr>{''.join(made)}</tr>"
 
-        title = "" if self.title is None else f"<caption>{html.escape(self.title)}</caption>"
+        title = (
+            ""
+            if self.title is None
+            else f'<caption style="text-align: left; white-space: nowrap">{html.escape(self.title)}</caption>'
+        )
         body = "".join(row(cells, "td") for cells in self.rows)
         return f"<table>{title}<thead>{row(self.headings, 'th')}</thead><tbody>{body}</tbody></table>"
 

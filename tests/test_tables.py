@@ -21,12 +21,11 @@ from tests import made_up
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One of each public object that isn't a rule, a function or an error."""
     folder = tmp_path_factory.mktemp("shown")
-    made_up.saved(folder / "trace")
-    trace = ddsim.open_trace(folder / "trace")
+    trace = made_up.made_trace(prompts=3, length=30, horizon=4, max_budget=16)
     profile = made_up.profile(contexts=(256, 1024), batches=(1, 2, 4))
-    cost = ddsim.fit_cost(profile, "steps")
     few = {"bootstrap": 3, "seed": 0}
     with warnings.catch_warnings(action="ignore"):
+        cost = ddsim.fit_cost(profile, "steps")
         plan = ddsim.plan(trace, cost, bootstrap=50)
         lattice = ddsim.Lattice([[7, 8], [5, 6]], np.log([0.6, 0.4]), np.log([[[0.9, 0.1], [0.2, 0.8]]]))
         with ddsim.TraceWriter(folder / "new", horizon=1, max_budget=2, vocab_size=9, provenance={}) as writer:
@@ -39,7 +38,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "Plan": plan,
             "ReplayResult": plan.result,
             "Comparison": ddsim.compare(trace, trace, bootstrap=50),
-            "Contest": ddsim.contest(trace, cost, batch=[1, 4], running=4, bootstrap=2),
+            "Contest": ddsim.contest(trace, cost, batch=[1, 2], running=2, bootstrap=0),
             "ServingResult": ddsim.simulate(trace, cost, ["AR", "DDTree:7"], batch=[1, 4], **few),
             "LoadResult": ddsim.serve_load(trace, cost, ["AR", "DDTree:7"], running=4, requests=20, ttft=0.1, **few),
             "load_map": ddsim.load_map(trace, cost, requests=[1, 2], contexts=[256]),
@@ -50,13 +49,14 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "positions_of": ddsim.positions_of(trace),
             "Arrivals": ddsim.Arrivals([0.0, 0.5, 4.0], answer_tokens=[20, 300, 15]),
             "DraftTree": ddsim.draft_tree(lattice, 3),
+            "drafted_round": ddsim.plot.drafted_round(trace, budget=8),
             "Lattice": lattice,
         }  # fmt: skip
 
 
 DRAWN = {
     "Trace", "Profile", "CostModel", "Plan", "ReplayResult", "Comparison", "Contest", "ServingResult", "LoadResult", "load_map", "engine_plan",
-    "reliability", "DraftTree", "Lattice",
+    "reliability", "DraftTree", "drafted_round", "Lattice",
 }  # fmt: skip
 
 

@@ -150,7 +150,10 @@ class ShownComparison(Shown):
             ("workload", "workload", str), ("policy", "policy", str), ("first", printable(self.names[0], 16), length),
             ("second", printable(self.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent),
         ]  # fmt: skip
-        table = Table.of(self.table(budgets), columns, "Tokens a round (95 % interval of the gain)")
+        rows = self.table(budgets)
+        table = Table.of(
+            rows, columns[int(rows["workload"].nunique() < 2) :], "Tokens a round (95 % interval of the gain)"
+        )
         pooled = self.table(budgets)
         pooled = pooled[pooled["workload"] == pooled["workload"].iloc[-1]]
         shares = [

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
 from ddsim.trace.trace import Trace
+from ddsim.tree.shown import ShownRound
 from ddsim.tree.trees import DraftTree
 from ddsim.view.style import BLACK, ORANGE, SIZE, SKY, VERMILION, _axes, _figure, _mix, _settle
 
 
-@dataclass(frozen=True, eq=False)
-class DraftedRound:
-    """One round of a trace: the tree that was drafted, its tokens, and what the target made of it."""
+@dataclass(frozen=True, eq=False, repr=False)
+class DraftedRound(ShownRound):
+    """One round of a trace: the tree that was drafted, its tokens, and what the target made of it; made by `drafted_round`."""
 
     tree: DraftTree
     tokens: NDArray[np.int32]
@@ -59,6 +60,12 @@ def drafted_round(trace: Trace, position: int = 0, budget: int = 64, sequence: i
     >>> r = drafted_round(trace, budget=3)
     >>> r.texts, r.accepted
     (['<5>', '<6>', '<6>', '<7>'], [0, 1])
+    >>> print(r)
+    A round with a draft tree of 3 nodes: 1 accepted (✓), and the target adds "<7>".
+    "<5>"
+    ├─ "<6>", 0.600 ✓
+    │  └─ "<6>", 0.360
+    └─ "<7>", 0.300
     """
     trace.check_budget(budget)
     if not 0 <= sequence < len(trace.sequences):
