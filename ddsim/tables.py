@@ -105,13 +105,16 @@ class Table:
 
         from rich.console import Console
 
-        drawn = io.StringIO()
-        console = Console(file=drawn, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+        parts = []
+        console = Console(width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
         for part in self.rich(console):
+            console.file = io.StringIO()
             console.print(part)
-        lines = [line.rstrip() for line in drawn.getvalue().splitlines() if line.strip()]
-        shift = min((len(line) - len(line.lstrip()) for line in lines), default=0)
-        return "\n".join(([] if self.title is None else [self.title]) + [line[shift:] for line in lines])
+            lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+            shift = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+            parts.append("\n".join(line[shift:] for line in lines))
+        said = [] if self.title is None else _wrapped(self.title)
+        return "\n".join([*said, "\n\n".join(parts)])
 
     def html(self) -> str:
         """The table as HTML without colours of its own, so that it is read on light and on dark."""
