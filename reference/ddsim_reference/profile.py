@@ -36,7 +36,6 @@ from ddsim_reference.model.widen import SHAPES, widened
 from ddsim_reference.model.workloads import choose_prompts, encode_all
 
 CONTEXTS = (64, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
-EAGER_CONTEXTS = (64, 512, 4096)
 SHORT = 8192
 """Contexts to here are measured in an engine whose cache holds no more, as most answers have: attention launches work by its length."""
 PROMPTS = (64, 128, 129, 256, 257, 512, 513, 1024, 2048, 8192)
@@ -452,9 +451,13 @@ def measure_profile(
     if fast:
         provenance["fast"] = True
     if eager:
-        return _measure_eager(
-            path, config, weights, models, provenance, max_tokens, contexts or EAGER_CONTEXTS, progress
-        )
+        from ddsim_reference.published import published_profile
+
+        provenance |= {"clocks": clocks(torch.device(device)), "measured": time.strftime("%Y-%m-%d")}
+        assert models[0] is not None and models[1] is not None  # checked above: the loop needs a drafter
+        return published_profile(
+            path, config, weights, models[0], models[1], provenance, max_tokens, contexts, progress
+        )  # fmt: skip
     before: dict[Any, list[float]] = {}
     host: dict[int, HostSample] = {}
     if resume and path.exists():
@@ -526,40 +529,6 @@ def measure_profile(
         gc.collect()  # graphs hold on to caches, and the next batch needs the room
         if device.startswith("cuda"):
             torch.cuda.empty_cache()
-    return path
-
-
-def _measure_eager(
-    path: Path, config: ModelConfig, weights: Weights, models: Any, provenance: dict[str, Any], most: int,
-    contexts: Sequence[int], progress: Callable[[int, int], None] | None,
-) -> Path:  # fmt: skip
-    """The published loop's profile; its file is written after every sweep."""
-    from ddsim_reference.published import published_seconds
-
-    repeats, drafter, drafter_weights = provenance["repeats"], models[0], models[1]
-    device = weights["model.embed_tokens.weight"].device
-    provenance = {k: v for k, v in provenance.items() if k not in ("head", "triton", "max_context")} | {
-        "engine": f"Hugging Face transformers {_version('transformers')}, eager",
-        "cuda_graphs": False,
-        "clocks": clocks(device),
-        "measured": time.strftime("%Y-%m-%d"),
-    }
-
-    def save(sweep: int, seconds: dict[Any, list[float]]) -> None:
-        points = sorted(seconds.items(), key=lambda item: (item[0][-2], item[0][1]))
-        Profile(
-            verify=[VerifySample(key[1], key[2], 1, tuple(times)) for key, times in points if key[0] == "verify"],
-            draft=[DraftSample(key[1], 1, tuple(times)) for key, times in points if key[0] == "draft"],
-            host=[],
-            provenance=provenance,
-        ).save(path)
-        if progress is not None:
-            progress(sweep + 1, repeats)
-
-    published_seconds(
-        config, weights, drafter, drafter_weights, tokens=[2**i for i in range(most.bit_length())], contexts=contexts,
-        repeats=repeats, seed=provenance["seed"], sweep_done=save,
-    )  # fmt: skip
     return path
 
 

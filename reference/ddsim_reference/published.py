@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddsim.bench import published_tree
+from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim_reference.model import forward
 from ddsim_reference.model.config import DrafterConfig, ModelConfig, Weights
 
+CONTEXTS = (64, 512, 4096)
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention as the published figures had it. Recent PyTorch would rather have cuDNN's on a Hopper GPU, which builds a plan for
 every new length of the context, so for every round: that would flatter whatever is compared with this loop."""
@@ -339,3 +342,34 @@ def published_seconds(
             if sweep >= 0 and sweep_done is not None:
                 sweep_done(sweep, found)
     return found
+
+
+def published_profile(
+    path: Path, config: ModelConfig, weights: Weights, drafter: DrafterConfig, drafter_weights: Weights,
+    provenance: dict[str, Any], most: int, contexts: Sequence[int] | None, progress: Callable[[int, int], None] | None,
+) -> Path:  # fmt: skip
+    """Measure the published loop and write its profile, anew after every sweep; ``provenance`` as `measure_profile` makes it."""
+    import transformers
+
+    repeats = provenance["repeats"]
+    provenance = {k: v for k, v in provenance.items() if k not in ("head", "triton", "max_context")} | {
+        "engine": f"Hugging Face transformers {transformers.__version__}, eager",
+        "cuda_graphs": False,
+    }
+
+    def save(sweep: int, seconds: dict[Any, list[float]]) -> None:
+        points = sorted(seconds.items(), key=lambda item: (item[0][-2], item[0][1]))
+        Profile(
+            verify=[VerifySample(key[1], key[2], 1, tuple(times)) for key, times in points if key[0] == "verify"],
+            draft=[DraftSample(key[1], 1, tuple(times)) for key, times in points if key[0] == "draft"],
+            host=[],
+            provenance=provenance,
+        ).save(path)
+        if progress is not None:
+            progress(sweep + 1, repeats)
+
+    published_seconds(
+        config, weights, drafter, drafter_weights, tokens=[2**i for i in range(most.bit_length())],
+        contexts=contexts or CONTEXTS, repeats=repeats, seed=provenance["seed"], sweep_done=save,
+    )  # fmt: skip
+    return path
