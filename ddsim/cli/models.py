@@ -542,6 +542,13 @@ def train_drafter(
     mask_token: Annotated[int, typer.Option(min=0, help="An unused special token of the target.")],
     out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="Folder of the drafter.")],
     work: Annotated[str, typer.Option(metavar="FOLDER", help="Keeps text and state; a further run continues there.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the target is asked, in place of built-in instructions: a file, a folder or a data set, as record takes (repeatable).",
+        ),
+    ] = None,
     data_seconds: Annotated[float, typer.Option(min=0, help="Time for writing text.")] = 170.0,
     train_seconds: Annotated[float, typer.Option(min=0, help="Time for training.")] = 680.0,
     stop_after: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds; continue later.")] = None,
@@ -569,7 +576,7 @@ def train_drafter(
     module = reference("training.run")
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
-        start=start, rate=rate, head=head, head_width=head_width, head_only=head_only, mask_token_id=mask_token,
+        start=start, rate=rate, head=head, head_width=head_width, head_only=head_only, prompts=prompts or (), mask_token_id=mask_token,
         block_size=block_size, layers=layers, device=device, seed=seed,
         progress=lambda line: print(printable(line), file=sys.stderr),
     )  # fmt: skip

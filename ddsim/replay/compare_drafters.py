@@ -15,12 +15,14 @@ from ddsim.errors import DdsimError
 from ddsim.files.documents import parse, read_bytes
 from ddsim.replay.replay import _records
 from ddsim.tables import Column, Shown, Summary, Table
-from ddsim.text import printable
+from ddsim.text import brief, printable
 
 HEAD = "head"
 """Folder of a head beside its drafter's files."""
 
 LONGEST_HEADER = 1 << 26
+MOST = 1 << 50
+"""Numbers in a tensor, bytes in a header: more are damage."""
 
 FIELDS = {
     "block size, tokens": "block_size", "layers": "num_hidden_layers", "hidden size": "hidden_size", "inner size": "intermediate_size",
@@ -126,6 +128,8 @@ def _parameters(folder: Path) -> tuple[int, str]:
                         of_one = 1
                         for length in tensor["shape"]:
                             of_one *= int(length)
+                        if not 0 <= of_one < MOST:
+                            raise ValueError(f"{brief(name)} has an impossible shape")
                         count += of_one
                 digest.update(header)
                 while part := file.read(1 << 22):

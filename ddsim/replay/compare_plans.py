@@ -102,7 +102,7 @@ def compare_plans(
     for name, side in zip(names, pair, strict=True):
         try:
             found.append(_Told(side))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise DdsimError(
                 f"{name}: something is missing or damaged ({error}); write it again with ddsim plan --json"
             ) from None
@@ -146,10 +146,12 @@ class _Told:
         self.speed = _interval(judged, "tokens_per_second", "tokens_per_second_low", "tokens_per_second_high")
         self.gains = {str(row["over"]): _interval(row, "gain", "low", "high") for row in document["gains"]}
         self.curve = pd.DataFrame(list(document["curve"]))
-        self.rates = dict(
-            zip(self.curve["budget"].astype(int), self.curve["tokens_per_second"].astype(float), strict=True)
+        budgets, rates, lengths = (
+            self.curve[name].astype(float).tolist() for name in ("budget", "tokens_per_second", "acceptance_length")
         )
-        if self.best not in self.rates or not all(np.isfinite(rate) and rate > 0 for rate in self.rates.values()):
+        self.rates, self.lengths = dict(zip(budgets, rates, strict=True)), dict(zip(budgets, lengths, strict=True))
+        whole = all(0 < value < np.inf for value in (*rates, *lengths))
+        if not whole or self.best not in self.rates or self.budget not in self.rates:
             raise ValueError("its curve of fixed budgets")
         self.fixed = self.choice == f"DDTree({self.budget})"
         self.said = f"trees of {self.budget} nodes" if self.fixed else self.choice
@@ -159,10 +161,8 @@ class _Told:
 
     def step(self, few: int, many: int) -> tuple[float, float]:
         """By how much, relative, a round commits more tokens and takes longer with many nodes than with few."""
-        curve = self.curve.set_index("budget")
-        length = curve["acceptance_length"].astype(float)
-        seconds = length / curve["tokens_per_second"].astype(float)
-        return length[many] / length[few] - 1, seconds[many] / seconds[few] - 1
+        seconds = [self.lengths[n] / self.rates[n] for n in (few, many)]
+        return self.lengths[many] / self.lengths[few] - 1, seconds[1] / seconds[0] - 1
 
     def loss_of(self, other: _Told) -> float | None:
         """What the other's budget loses here against the best; None if it isn't known, or no budget is recommended."""

@@ -193,6 +193,7 @@ def test_folders_and_data_sets_hold_answers_too(
     write(folder / "b.jsonl", *rows[2:])
     found = read_log(folder)
     assert [(g.id, g.workload, g.prompt) for g in found] == [(f"{n + 1}", "log", [1, 2 + n]) for n in range(4)]
+    monkeypatch.setattr("ddsim_reference.model.rows._reach", lambda name: None)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: {"test": rows}))  # type: ignore[arg-type]
     assert [(g.id, g.workload) for g in choose_answers(["org/name"], 3)] == [(f"{n + 1}", "name") for n in range(3)]
     one, other = (open_trace(record(**job | {"out": tmp_path / "o"}, answers=[source])) for source in (folder, folder))

@@ -158,6 +158,18 @@ def test_no_gpu_is_said_in_one_line(target: str, tmp_path: Path) -> None:
         run.train_drafter(target=target, out=tmp_path / "d", work=tmp_path / "w", **options)
 
 
+def test_prompts_of_ones_own_are_single_messages_that_nothing_is_judged_on(tmp_path: Path) -> None:
+    path = tmp_path / "asked.txt"
+    path.write_text("Hi\nMore\n")
+    assert run._asked([str(path)]) == ["Hi", "More"]
+    with pytest.raises(DdsimError, match="--prompts chat: drafters are judged on it"):
+        run._asked([str(path), "chat"])
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"messages": turns}))
+    with pytest.raises(DdsimError, match="prompt turns 1: is a conversation"):
+        run._asked([str(tmp_path / "turns.jsonl")])
+
+
 def test_the_same_seed_writes_the_same_text(target: str) -> None:
     """Whatever else in this process draws random numbers: a run that went wrong can be had again."""
     config, weights, _ = load_target(target, with_tokenizer=False)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ddsim.errors import DdsimError
-from ddsim_reference.model import workloads
+from ddsim_reference.model import rows, workloads
 from ddsim_reference.model.workloads import (
     HUMANEVAL_WORDING,
     WORKLOADS,
@@ -201,10 +201,12 @@ class FakeHub:
 
 
 def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(rows, "_reach", asked.append)
     hub = FakeHub("train", "test")
     monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
     assert choose_prompts(["org/name:test"], 2) == [Prompt(f"{n + 1}", "name", f"None test {n}") for n in range(2)]
-    assert hub.fetched == 2  # of all that there are
+    assert hub.fetched == 2 and asked == ["org/name"]  # of all that there are
     assert load_prompts("org/name:main:train")[4] == Prompt("5", "name", "main train 4")
     with pytest.raises(DdsimError, match=r"org/name: has the splits train, test; name one, as in org/name:train$"):
         load_prompts("org/name")
@@ -220,6 +222,11 @@ def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "datasets", FakeHub(fails=fails))  # type: ignore[arg-type]
         with pytest.raises(DdsimError, match=says):
             load_prompts("org/name:test")
+    refused = RuntimeError("404 Client Error")
+    refused.response = "a page"  # type: ignore[attr-defined]
+    monkeypatch.setattr(rows, "_reach", lambda name: (_ for _ in ()).throw(refused))
+    with pytest.raises(DdsimError, match=r"can't be read \(404 Client Error\)"):
+        load_prompts("org/name:test")
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it weren't installed
     with pytest.raises(DdsimError, match=r"needs the package datasets \(pip install datasets\); a file needs JSONL or"):
         load_prompts("org/name")

@@ -211,6 +211,7 @@ def _hub(name: str, limit: int | None) -> Iterator[Row]:
             f"(pip install datasets); a file needs {NEEDED}"
         ) from None
     try:
+        _reach(repository)
         found = datasets.load_dataset(repository, config, streaming=True)
         if split is None and len(found) == 1:
             (split,) = found
@@ -229,10 +230,18 @@ def _hub(name: str, limit: int | None) -> Iterator[Row]:
         raise
     except Exception as error:  # of datasets, the hub's client, or whatever it sends requests with
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-        how = "can't be read" if isinstance(error, (FileNotFoundError, ValueError)) else "the hub isn't reached"
+        answered = isinstance(error, (FileNotFoundError, ValueError)) or getattr(error, "response", None) is not None
+        how = "can't be read" if answered else "the hub isn't reached"
         raise DdsimError(
             f"{name}: is no file, and as a data set of the Hugging Face hub: {how} ({why}); a file needs {NEEDED}"
         ) from None
+
+
+def _reach(repository: str) -> None:
+    """Ask the hub for a data set once: ``datasets`` would try again for half a minute."""
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(repository, timeout=10)
 
 
 def body(value: Any) -> dict[str, Any]:

@@ -286,5 +286,7 @@ def build_pool(tokenizer: Any, prompts: Sequence[str], *, self_written_share: fl
         )
     texts = [before + prompt + after for prompt in prompts]
     encoded = [ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if len(ids) <= longest]
+    if not encoded:
+        raise DdsimError(f"no prompt has at most {longest} tokens; give shorter ones")
     user_opening = tokenizer(before, add_special_tokens=False)["input_ids"]
     return PromptPool.build(encoded, user_opening, opening[1:], end_of_turn, self_written_share)

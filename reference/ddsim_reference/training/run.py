@@ -26,6 +26,7 @@ from ddsim_reference.model.checkpoint import (
 from ddsim_reference.model.config import MOST_BLOCK, MOST_LAYERS, ModelConfig, Weights, drafter_config
 from ddsim_reference.model.device import device_name
 from ddsim_reference.model.heads import FORMS, MOST_WIDTH, HeadConfig
+from ddsim_reference.model.workloads import WORKLOADS, choose_prompts
 from ddsim_reference.training.batches import Corpus
 from ddsim_reference.training.data import PromptPool, build_pool, generate
 from ddsim_reference.training.instructions import training_instructions
@@ -46,6 +47,7 @@ def train_drafter(
     head: str | HeadConfig | None = None,
     head_width: int | None = None,
     head_only: bool = False,
+    prompts: Sequence[str] = (),
     instructions: int = 80_000,
     self_written_share: float = 0.4,
     mask_token_id: int,
@@ -90,6 +92,8 @@ def train_drafter(
         Its inner width, by default the target's hidden size.
     head_only : bool
         Leave the drafter ``start`` as it is and train a head for it alone; ``out`` gets the drafter's own files and the head.
+    prompts : sequence of str
+        What the target is asked, as `load_prompts` takes it, in place of templated instructions; what is longer than 400 tokens is left out.
     instructions : int
         Templated instructions, HumanEval kept out of them.
     self_written_share : float
@@ -166,8 +170,8 @@ def train_drafter(
     if not pool_path.exists() and ranks.rank == 0:
         if tokenizer is None or not config.eos_token_ids:
             raise DdsimError(f"{target}: training needs the target's tokenizer, chat template and end-of-turn token")
-        prompts = training_instructions(instructions, seed)
-        build_pool(tokenizer, prompts, self_written_share=self_written_share, end_of_turn=config.eos_token_ids[0]).save(
+        asked = _asked(prompts) if prompts else training_instructions(instructions, seed)
+        build_pool(tokenizer, asked, self_written_share=self_written_share, end_of_turn=config.eos_token_ids[0]).save(
             pool_path
         )
     ranks.wait()
@@ -263,6 +267,18 @@ def _copy_drafter(source: Path, out: Path) -> None:
 def _copy(source: Path, path: Path) -> None:
     content = source.read_bytes()
     write(path, lambda file: file.write(content))
+
+
+def _asked(names: Sequence[str]) -> list[str]:
+    """The user's messages of files and data sets, which must not be what drafters are judged on."""
+    for name in names:
+        if name in ("all", *WORKLOADS):
+            raise DdsimError(f"--prompts {name}: drafters are judged on it; train on other prompts")
+    found = choose_prompts(names)
+    turns = [prompt for prompt in found if prompt.before]
+    if turns:
+        raise DdsimError(f"prompt {turns[0].workload} {turns[0].id}: is a conversation; training takes single messages")
+    return [prompt.text for prompt in found]
 
 
 def _say_nothing(line: str) -> None:
