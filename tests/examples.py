@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import glob
 import io
 import os
@@ -153,12 +154,17 @@ def misspelt(words: list[str]) -> list[str]:
     return [word for word in rest if re.match(r"--?[a-z]", word) and word.split("=")[0] not in known]
 
 
-def _command(words: list[str]) -> tuple[Any, list[str]]:
+@functools.cache
+def _group() -> Any:
     import typer
 
     from ddsim.cli.main import app  # with all commands
 
-    group: Any = typer.main.get_command(app)
+    return typer.main.get_command(app)
+
+
+def _command(words: list[str]) -> tuple[Any, list[str]]:
+    group = _group()
     if words[0].startswith("-"):
         return group, list(words)
     _, command, rest = group.resolve_command(group.make_context("ddsim", list(words)), list(words))

@@ -55,6 +55,15 @@ def reliability_by_probability(
     title, about : str, optional
         Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
+
+    Examples
+    --------
+    >>> import ddsim
+    >>> from ddsim.view.style import canvas
+    >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
+    >>> trace = ddsim.Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> reliability_by_probability(ddsim.reliability(trace), ax=canvas()).get_xlabel()
+    'predicted: path probability of a node'
     """
     ax = _axes(ax)
     least = 1.0
@@ -102,6 +111,15 @@ def reliability_by_depth(
     title, about : str, optional
         Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
+
+    Examples
+    --------
+    >>> import ddsim
+    >>> from ddsim.view.style import canvas
+    >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
+    >>> trace = ddsim.Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> reliability_by_depth(ddsim.reliability(trace), ax=canvas()).get_xlabel()
+    'depth d, tokens after the root'
     """
     ax = _axes(ax)
     for i, (name, which) in enumerate(_named(before, after)):
@@ -144,6 +162,15 @@ def acceptance_by_budget(
     title, about : str, optional
         Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
+
+    Examples
+    --------
+    >>> import ddsim
+    >>> from ddsim.view.style import canvas
+    >>> logprobs = np.log(np.full((40, 2, 2), [0.6, 0.3]))
+    >>> trace = ddsim.Trace.from_arrays(np.full(40, 6), np.full((40, 2, 2), [6, 7]), logprobs, max_budget=6)
+    >>> acceptance_by_budget(ddsim.reliability(trace), ax=canvas()).get_xlabel()
+    'budget n, nodes in the tree'
     """
     ax = _axes(ax)
     realised = before.by_budget

@@ -37,6 +37,11 @@ class Look:
         "top" (other settings than usual).
     line : str or tuple
         Matplotlib's linestyle.
+
+    Examples
+    --------
+    >>> Look("#0072B2", "o").mark()["marker"]
+    'o'
     """
 
     colour: str

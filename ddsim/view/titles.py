@@ -89,6 +89,14 @@ def entitle(ax: Axes, title: str | None, line: str | None = None) -> None:
         A sentence, or what the figure shows.
     line : str, optional
         As `about` gives it.
+
+    Examples
+    --------
+    >>> from ddsim.view.style import canvas
+    >>> ax = canvas()
+    >>> entitle(ax, "Bigger trees are accepted more", "Qwen3-8B · H100")
+    >>> [note.get_text() for note in ax.texts]
+    ['Qwen3-8B · H100', 'Bigger trees are accepted more']
     """
     rows = [(text, size, colour, weight) for text, size, colour, weight in (
         (line, _TEXT - 0.5, "#555555", "normal"), (title, _TEXT + 1.5, "#1b1b1b", "bold"),

@@ -110,6 +110,14 @@ def tree(
     accepted : sequence of int
         Nodes on the accepted path.
     ax : Axes, optional
+
+    Examples
+    --------
+    >>> from ddsim.tree.trees import draft_tree
+    >>> from ddsim.view.style import canvas
+    >>> drawing = tree(draft_tree(np.log([[0.6, 0.3], [0.5, 0.4]]), 3), ["def", " add", "(", " sub"], ax=canvas())
+    >>> [text.get_text() for text in drawing.texts][1:4]
+    ['·add', '(', '·sub']
     """
     bonus = None
     if isinstance(drafted, DraftedRound):
