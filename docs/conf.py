@@ -44,7 +44,7 @@ myst_heading_anchors = 4
 suppress_warnings = ["myst.xref_ambiguous"]
 
 html_theme = "furo"
-pygments_style, pygments_dark_style = "a11y-high-contrast-light", "github-dark"
+pygments_dark_style = "github-dark"
 html_title = "ddsim"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -14,6 +14,7 @@ from latex2mathml.converter import convert
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 import ddsim
@@ -26,6 +27,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
 }
 """Documents of the repository, and the pages that show them."""
+LOG = logging.getLogger(__name__)
 END = "<!-- site: to here -->"
 
 
@@ -85,7 +87,11 @@ def api(app: Sphinx, folder: Path, *names: str) -> str:
     for name in shown:
         thing = getattr(import_module(module), name.rstrip("+"))
         kind = "function" if not isinstance(thing, type) else "exception" if issubclass(thing, Exception) else "class"
-        lines += [f".. auto{kind}:: {name.rstrip('+')}", *(["   :members:"] if name.endswith("+") else []), ""]
+        lines += [
+            f".. auto{kind}:: {name.rstrip('+')}",
+            *(["   :members:", "   :inherited-members:"] if name.endswith("+") else []),
+            "",
+        ]
     return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
@@ -172,6 +178,8 @@ def formula(translator: Any, node: nodes.Element) -> None:
     """MathML in place of LaTeX: browsers draw it themselves."""
     block = isinstance(node, nodes.math_block)
     code = convert(node.astext(), display="block" if block else "inline")
+    if "\\" in code:
+        LOG.warning("a formula that can't be drawn: %s", node.astext(), location=node)
     translator.body.append(f'<div class="formula">{code}</div>' if block else code)
     raise nodes.SkipNode
 
@@ -190,6 +198,8 @@ class Finish(SphinxPostTransform):
                 node["alt"] = f"Figure: {said[:400]}"
             elif isinstance(node, nodes.Text) and node == " -- ":  # between a parameter and what it is
                 node.parent.replace(node, nodes.Text(" – "))
+            elif isinstance(node, nodes.field_name) and node.astext() == "Variables":
+                node[:] = [nodes.Text("Attributes")]
 
 
 def undivided(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

@@ -143,8 +143,8 @@ def pages_without_ink(pdf: bytes) -> list[int]:
     for i, page in enumerate(pages):
         drawn = b""
         for number in re.findall(rb"(\d+) 0 R", re.search(rb"/Contents\s*(\[.*?\]|\d+ 0 R)", page, re.S)[1]):  # type: ignore[index]
-            data = re.search(rb"stream\r?\n(.*?)\r?\nendstream", objects[int(number)], re.S)[1]  # type: ignore[index]
-            drawn += zlib.decompress(data)
+            data = re.search(rb"stream\r?\n(.*?)\nendstream", objects[int(number)], re.S)[1]  # type: ignore[index]
+            drawn += zlib.decompressobj().decompress(data)
         if not re.search(rb"\b(?:TJ|Tj|Do)\b", drawn):
             empty.append(i)
     return empty
