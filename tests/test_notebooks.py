@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.stem for path in NOTEBOOKS]
 NUMBER = re.compile(r"[+−-]?\d[\d,]*(?:\.\d+)?")
-LIMIT, TOGETHER = 125_000, 520_000  # bytes of one notebook, and of all
+LIMIT, TOGETHER = 110_000, 470_000  # bytes of one notebook, and of all
 SECONDS = 120  # of a quiet machine, for all
 VARIES = "varies"  # tag of a cell that times this machine: its numbers aren't compared
 
