@@ -149,34 +149,6 @@ def test_licence_and_papers() -> None:
         assert f"arXiv:{paper}" in citation
 
 
-def test_the_validation_in_the_readme_is_the_one_that_is_shipped() -> None:
-    """Its table, its errors and the ratio over the published loop, number by number."""
-    document = json.loads((ROOT / "traces" / "validation" / "qwen3-8b-cost-h100.json").read_text())
-    text = (ROOT / "README.md").read_text().replace("−", "-")
-    told = {}
-    for name, cells in re.findall(r"^\| (\S.*?) \|((?: [^|]* \|){7})$", text, re.M):
-        told[name.removesuffix(" *")] = [float(v) for v in re.findall(r"[-+]?[\d.]+", cells)]
-    rows = [row for row in document["rows"] if row["workload"] == "all"]
-    assert {row["policy"] for row in rows} <= set(told)
-    for row in rows:
-        predicted, measured = row["predicted"], row["measured"]
-        shown = [side["acceptance_length"] for side in (predicted, measured)]
-        shown += [predicted[f"tokens_per_second{end}"] for end in ("", "_low", "_high")]
-        shown += [
-            measured["tokens_per_second"],
-            100 * (predicted["tokens_per_second"] / measured["tokens_per_second"] - 1),
-        ]
-        shown += [100 * row["contributions"][kind] for kind in ("costs", "rounds", "texts")]
-        near = [0.005] * 2 + [0.5] * 4 + [0.05] * 4
-        assert all(abs(a - b) <= by + 1e-9 for a, b, by in zip(told[row["policy"]], shown, near, strict=True)), row
-    errors, loop = document["tokens_per_second_error"], document["published_loop"]
-    assert f"{100 * errors['mean']:.1f} % mean, {100 * errors['worst']:.1f} % worst |" in text
-    assert f"| {loop['ratio']:.1f}× |" in text
-    found = [counts for policy, counts in document["agreement"].items() if policy != "AR"]
-    answers, same, exact = (sum(c[key] for c in found) for key in ("answers", "same_text", "of_these_same_rounds"))
-    assert f"| all, {same} of {answers}; " in text and f"| all: {exact} of {same} and " in text
-
-
 def test_shipped_data_stays_small() -> None:
     data = [path for folder in ("traces", "ddsim/data") for path in (ROOT / folder).rglob("*") if not path.is_symlink()]
     assert sum(path.stat().st_size for path in data if path.is_file()) < 11 << 20
