@@ -352,7 +352,7 @@ def profile(
         "ddsim validate --target smollm2-135m --drafter reference/drafter --widen qwen3-8b -o check.json",
         "ddsim validate --engine vllm --target pair/target --drafter pair/drafter -o held.json",
         "ddsim validate --target smollm2-135m --drafter reference/drafter --profile mine.csv -o check.json",
-        "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json",
+        "ddsim validate --show traces/validation/qwen3-8b-cost-h100.json.gz",
     ),
 )
 def validate(
