@@ -511,7 +511,7 @@ def demo() -> str:
     """The sentences of `ddsim demo`."""
     with tempfile.TemporaryDirectory() as folder:
         found = said(f"ddsim demo --plot {folder}/demo.png")
-    return f"> {found['plan']['sentence']}\n>\n> {found['path']['sentence']}"
+    return f"> {found['plan']['sentence']} {found['plan']['details'][0]}\n>\n> {found['path']['sentence']}"
 
 
 def picture() -> str:
