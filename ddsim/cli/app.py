@@ -283,10 +283,10 @@ def _write(name: str, suffix: str, write: Callable[[Path], Any]) -> None:
         write(Path(name))
 
 
-def _check_plot(name: str | None) -> None:
+def _check_plot(name: str | None, option: str = "--plot") -> None:
     """Refuse a figure of unknown format now, not after the work."""
     if name is not None and name != STDOUT and Path(name).suffix.lower() not in PLOT_FORMATS:
-        raise DdsimError(f"--plot {name}: can't tell the format; end the name in {', '.join(PLOT_FORMATS)}")
+        raise DdsimError(f"{option} {name}: can't tell the format; end the name in {', '.join(PLOT_FORMATS)}")
 
 
 def _plot(show: Out, name: str, draw: Callable[[Axes], Any], lines: int = 0) -> None:

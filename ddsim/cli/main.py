@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from ddsim.cli import answers, compare, contest, curves, models, sweep  # noqa: F401 (their commands register themselves, in this order)
+from ddsim.cli import answers, compare, contest, curves, draw, models, sweep  # noqa: F401 (their commands register themselves, in this order)
 from ddsim.cli.app import BAD_INPUT, BROKEN_PIPE, BUG, FAILED_TOLERANCE, INTERRUPTED, _Failed, app
 from ddsim.cli.console import sane_width, warnings_after
 from ddsim.cli.interrupts import seen

@@ -34,6 +34,7 @@ from ddsim.view.style import (
     _legend,
     _legend_beside,
     _rate,
+    _thin,
 )
 from ddsim.view.titles import entitle
 
@@ -218,6 +219,7 @@ def fixed_budgets(
         beside.append((float(runs[-1][1]), 0.02 * ax.get_ylim()[1], f"within 1 %:\n{words} nodes", GREEN))
     entitle(ax, title, about)
     _label_right(ax, beside)
+    _thin(ax)
     return ax
 
 
@@ -404,6 +406,7 @@ def budget_distribution(
     _budget_axis(ax, last, buckets=buckets)
     ax.set_ylim(0, 1.02)
     entitle(ax, title, about)
+    _thin(ax)
     _legend(ax, 1)
     return ax
 

@@ -9,19 +9,24 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
+from ddsim.text import printable
 from ddsim.view.style import (
     _TEXT,
     BLACK,
     COLOURS,
     GREY,
+    LONGEST,
     MARKERS,
     STYLES,
     _axes,
     _budget_axis,
     _dress,
     _label,
+    _legend,
+    _legend_beside,
     _token_axis,
 )
+from ddsim.view.titles import entitle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +54,7 @@ def cost_differences(
     >>> row = {"what": "verify", "context": 512, "batch": 1, "low": 0.1, "high": 0.3}
     >>> table = pd.DataFrame([row | {"tokens": 1, "difference": 0.2}, row | {"tokens": 64, "difference": 0.1}])
     >>> cost_differences(table, ("a", "b"), ax=canvas()).get_ylabel()
-    'time of a pass'
+    'difference in time of a pass, %'
     """
     ax = _axes(ax)
     passes = table[table["what"] == "verify"]
@@ -68,14 +73,14 @@ def cost_differences(
             ls=STYLES[i % len(STYLES)], marker=MARKERS[i % len(MARKERS)], ms=4, lw=1.5, elinewidth=0.8,
         )  # fmt: skip
     ax.axhline(0, color=GREY, lw=1)
-    ax.set_ylabel("time of a pass")
-    ax.set_title(f"{_label(names[1])} over {_label(names[0])}", fontsize=_TEXT, loc="left")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f} %".replace("-", "−") if v else "0"))
+    ax.set_ylabel("difference in time of a pass, %")
+    entitle(ax, f"{printable(names[1], LONGEST)} over {printable(names[0], LONGEST)}")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f}".replace("-", "−") if v else "0"))
     _dress(ax)
     _token_axis(ax, int(passes["tokens"].min()), int(passes["tokens"].max()))
     ax.set_xlabel("tokens of a pass", fontsize=_TEXT)
     if passes["series"].nunique() > 1:
-        ax.legend(fontsize=_TEXT, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _legend_beside(ax)
     return ax
 
 
@@ -115,5 +120,5 @@ def plan_curves(curves: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -
     ax.set_ylim(bottom=0)
     _dress(ax)
     _budget_axis(ax, last, 1)
-    ax.legend(fontsize=_TEXT, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=1)
+    _legend(ax, 1)
     return ax

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -239,7 +239,7 @@ def _budget_axis(ax: Axes, last: int, first: int = 0, buckets: Sequence[int] | N
         label += "\n(ticks: with the root they fill a bucket)"
         ax.xaxis.set_minor_locator(FixedLocator(filled))
         ax.grid(True, axis="x", which="minor", color="#e3e3e3", lw=0.7)
-        ticks = [0, *_far_apart(filled, 1.55)]
+        ticks = [0, *_far_apart(filled, lambda low, high: high >= 1.55 * low)]
     else:
         ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(FixedLocator([t for t in ticks if t >= first]))
@@ -249,13 +249,23 @@ def _budget_axis(ax: Axes, last: int, first: int = 0, buckets: Sequence[int] | N
     ax.set_xlabel(label, fontsize=_TEXT)
 
 
-def _far_apart(values: Sequence[int], ratio: float) -> list[int]:
-    """Values that leave room for their labels on a logarithmic axis: those one short of a power of 2 first."""
+def _far_apart(values: Sequence[int], room: Callable[[int, int], bool]) -> list[int]:
+    """Values that leave room for their labels: those one short of a power of 2 first."""
     picked: list[int] = []
     for value in sorted(values, key=lambda v: ((v + 1) & v != 0, v)):
-        if all(max(value, other) >= ratio * min(value, other) for other in picked):
+        if all(room(min(value, other), max(value, other)) for other in picked):
             picked.append(value)
     return sorted(picked)
+
+
+def _thin(ax: Axes) -> None:
+    """Leave out labels of budgets for which the axes, as wide as they have become, have no room."""
+    _settle(ax)
+    ticks = [int(t) for t in ax.xaxis.get_majorticklocs()]
+    at = dict(zip(ticks, ax.transData.transform([(t, 0) for t in ticks])[:, 0] * 72 / _figure(ax).dpi, strict=True))
+    wide = {t: 0.64 * _TEXT * len(f"{t:,}") for t in ticks}
+    kept = _far_apart(ticks, lambda low, high: bool(at[high] - at[low] > (wide[low] + wide[high]) / 2 + 3))
+    ax.xaxis.set_major_locator(FixedLocator(kept))
 
 
 def _token_axis(ax: Axes, first: int, last: int) -> None:

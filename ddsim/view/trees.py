@@ -14,10 +14,11 @@ from matplotlib.patches import FancyBboxPatch
 from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
+from ddsim.text import printable
 from ddsim.trace.trace import Trace
 from ddsim.tree.shown import ShownRound
 from ddsim.tree.trees import DraftTree
-from ddsim.view.style import BLACK, ORANGE, SIZE, SKY, VERMILION, _axes, _figure, _mix, _settle
+from ddsim.view.style import BLACK, ORANGE, SIZE, SKY, VERMILION, _axes, _figure, _mix, _settle, canvas
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,6 +34,19 @@ class DraftedRound(ShownRound):
     """Nodes on the accepted path, the root first."""
     bonus: str | None
     """Text of the token that the target adds after it; None at the end of a sequence."""
+
+    @property
+    def branches(self) -> int:
+        """Leaves: rows that a drawing takes."""
+        return len(set(range(1, len(self.tree))) - set(self.tree.parents[1:].tolist())) or 1
+
+    @property
+    def sentence(self) -> str:
+        """What came of it, for those who can't see the drawing."""
+        path = "".join(self.texts[i] for i in self.accepted[1:])
+        said = f"Of {len(self.tree) - 1} drafted tokens, verified in one pass, {len(self.accepted) - 1} are accepted"
+        said += f': "{printable(path, 200)}"' if path else ""
+        return said + ("." if self.bonus is None else f'; the target adds "{printable(self.bonus, 40)}".')
 
 
 def drafted_round(trace: Trace, position: int = 0, budget: int = 64, sequence: int = 0) -> DraftedRound:
@@ -87,6 +101,51 @@ def drafted_round(trace: Trace, position: int = 0, budget: int = 64, sequence: i
         accepted.append(int(children[0]))
     bonus = trace.text([true]) if true >= 0 else None
     return DraftedRound(drafted, tokens, [trace.text([t]) for t in tokens], accepted, bonus)
+
+
+def typical_round(trace: Trace, budget: int = 64, sequence: int | None = None) -> tuple[int, int]:
+    """A round (its sequence and position) in which a tree is accepted as far as on average, and further than the chain would be.
+
+    Parameters
+    ----------
+    trace : Trace
+    budget : int
+        Nodes of the tree.
+    sequence : int, optional
+        Look in this one only.
+
+    Raises
+    ------
+    DdsimError
+        No such sequence.
+
+    Examples
+    --------
+    >>> logprobs = np.log(np.full((3, 2, 2), [0.6, 0.3]))
+    >>> typical_round(Trace.from_arrays([5, 6, 7], np.full((3, 2, 2), [6, 7]), logprobs, max_budget=6), 6)
+    (0, 1)
+    """
+    from ddsim.trace.cache import positions_of
+
+    if sequence is not None and not 0 <= sequence < len(trace.sequences):
+        raise DdsimError(f"sequence {sequence}: the trace has sequences 0 to {len(trace.sequences) - 1}")
+    positions = positions_of(trace)
+    reached = (np.asarray(positions.ranks[:]) <= budget).sum(axis=1)
+    off = np.abs(reached - reached.mean()) + 1000.0 * (reached <= positions.chain[:])
+    starts = np.asarray(positions.starts[: len(positions.tokens)])
+    off[(starts + positions.tokens - 1)[positions.tokens > 0]] = np.inf  # no round starts at the last token of a text
+    if sequence is not None:
+        first = int(starts[sequence])
+        return sequence, int(np.argmin(off[first : first + int(positions.tokens[sequence])]))
+    at = int(np.argmin(off))
+    found = int(np.searchsorted(starts, at, side="right")) - 1
+    return found, at - int(starts[found])
+
+
+def tree_canvas(drafted: DraftedRound) -> Axes:
+    """A round drawn on a page of its own, as high as its branches need, with letters as large as text."""
+    ax = canvas(8.4, max(1.2, 0.6 + 0.165 * (drafted.branches + 1)))
+    return tree(drafted, ax=ax)
 
 
 def tree(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pty
@@ -59,7 +60,7 @@ def test_help_lists_every_command(cli: Run) -> None:
     answer = cli("--help")
     assert answer.code == 0
     wanted = (
-        "demo plan replay fit calibrate export report compare bench serve sweep rules record decode profile validate convert "
+        "demo plan replay fit calibrate export report compare bench serve sweep rules draw record decode profile validate convert "
         "train-drafter"
     )
     assert set(wanted.split()) == set(COMMANDS)
@@ -187,6 +188,52 @@ def test_fit(cli: Run, files: Path, tmp_path: Path) -> None:
     again = cli("plan", files / "trace", "-p", tmp_path / "cost.json", "--bootstrap", 20, "--json")
     direct = cli("plan", files / "trace", "-p", files / "profile.json", "--bootstrap", 20, "--json")
     assert json.loads(again.out)["sentence"] == json.loads(direct.out)["sentence"]
+
+
+def test_fit_draws_other_profiles_beside(cli: Run, files: Path, tmp_path: Path) -> None:
+    profile, out = files / "profile.json", tmp_path / "both.svg"
+    assert cli("fit", profile, "--beside", profile, "--plot", out).code == 0
+    assert b"<svg" in out.read_bytes()
+    assert "give --plot FILE too" in error(cli("fit", profile, "--beside", profile))
+    assert cli("fit", profile, "-o", tmp_path / "cost.json").code == 0
+    assert "holds a fitted model" in error(cli("fit", profile, "--beside", tmp_path / "cost.json", "--plot", out))
+
+
+def test_draw(cli: Run, files: Path, tmp_path: Path) -> None:
+    answer = cli("draw", files / "trace", "--budget", 16, "-o", tmp_path / "tree.svg")
+    assert answer.code == 0 and answer.out.startswith("Of 16 drafted tokens, verified in one pass, ")
+    narrow(answer.out)
+    assert b"<svg" in (tmp_path / "tree.svg").read_bytes()
+    words = (
+        "draw",
+        files / "trace",
+        "--sequence",
+        1,
+        "--position",
+        3,
+        "--budget",
+        16,
+        "-o",
+        tmp_path / "t.png",
+        "--json",
+    )
+    document = json.loads(cli(*words).out)
+    assert (document["sequence"], document["position"], len(document["texts"])) == (1, 3, 17)
+    assert all(document["parents"][child] == node for node, child in itertools.pairwise(document["accepted"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-o", "tree.gif"), "--out tree.gif: can't tell the format"),
+        (("--position", 3), "--position needs --sequence"),
+        (("--sequence", 999), "sequence 999: the trace has sequences 0 to"),
+        (("--budget", 65), "budget 65"),
+    ],
+)
+def test_draw_refuses(cli: Run, files: Path, tmp_path: Path, words: tuple[Any, ...], said: str) -> None:
+    out = () if "-o" in words else ("-o", tmp_path / "tree.svg")
+    assert said in error(cli("draw", files / "trace", *words, *out))
 
 
 def test_fit_fails_a_tolerance_with_exit_code_1(cli: Run, files: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 
@@ -16,6 +17,7 @@ from ddsim.view import budgets as _budgets
 from ddsim.view import style as _style
 from ddsim.view import titles as _titles
 from ddsim.view.looks import Look, policy_look
+from tests import made_up
 
 RULES = ("CaDDTree", "CaDDTree filled", "GreedySteps", "RoundRatio", "LongRun", "LongRun online", "LongRun online(20)")
 
@@ -129,3 +131,17 @@ def test_a_model_without_a_profile_says_what_it_is_of() -> None:
     cost = CostModel.from_table([1, 64], [0.010, 0.012])
     cost.provenance["device"] = "NVIDIA H100 80GB HBM3"
     assert "H100" in [text.get_text() for text in cost_curve(cost, ax=_style.canvas()).texts]
+
+
+def test_costs_beside_are_named_by_engine_and_device() -> None:
+    from ddsim.view.costs import cost_curve
+
+    profile = made_up.profile(batches=(1,))
+    eager = dataclasses.replace(profile, provenance={"engine": "huggingface-eager", "device": "NVIDIA H100 80GB HBM3"})
+    ax = cost_curve(CostModel.from_table([1, 64], [0.010, 0.012]), profile, beside=[eager], ax=_style.canvas())
+    said = [text.get_text() for text in ax.texts]
+    assert any(text.startswith("H100 · Hugging Face, eager,\ncontext ") for text in said)
+    drawn = next(line for line in ax.lines if line.get_label() == "H100 · Hugging Face, eager")
+    points = profile.points()
+    assert set(np.asarray(drawn.get_xdata())) <= set(points.tokens.tolist())
+    assert np.isin(np.asarray(drawn.get_ydata()), 1e3 * points.seconds).all()

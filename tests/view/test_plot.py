@@ -29,6 +29,7 @@ from ddsim.trace.trace import Trace
 from ddsim.tree.trees import draft_tree, tree_gains
 from ddsim.view import budgets as _budgets
 from ddsim.view import checks as _checks
+from ddsim.view import comparisons as _comparisons
 from ddsim.view import costs as _costs
 from ddsim.view import load as _load
 from ddsim.view import load_maps as _load_maps
@@ -117,6 +118,13 @@ def curve_table() -> pd.DataFrame:
     return pd.DataFrame({"budget": n, "tokens_per_second": rate, "low": 0.96 * rate, "high": 1.03 * rate})
 
 
+def passes_table() -> pd.DataFrame:
+    """How passes of two costs differ, at two contexts."""
+    rows = [(t, c, 0.02 * np.log2(t) - 1e-4 * c) for c in (256, 1024) for t in (1, 4, 16, 64)]
+    table = pd.DataFrame(rows, columns=["tokens", "context", "difference"]).assign(what="verify", batch=1)
+    return table.assign(low=table["difference"] - 0.01, high=table["difference"] + 0.02)
+
+
 def every_figure(
     trace: Trace, profile: Profile, cost: CostModel, reliable: tuple[Reliability, Reliability]
 ) -> dict[str, Callable[[Axes | None], Axes]]:
@@ -143,6 +151,8 @@ def every_figure(
         "cost_curve alone": lambda ax: _costs.cost_curve(cost, ax=ax),
         "fixed_budgets": lambda ax: _budgets.fixed_budgets(curve_table(), flat=(20, 40), baseline=145.0, ax=ax),
         "draft_gains": lambda ax: _budgets.draft_gains(gains_table(), ("marginals", "lattices"), ax=ax),
+        "cost_differences": lambda ax: _comparisons.cost_differences(passes_table(), ("old", "new"), ax=ax),
+        "plan_curves": lambda ax: _comparisons.plan_curves({"old": curve_table(), "new": curve_table()}, ax=ax),
         "policies": lambda ax: _budgets.policies(policy_table(), ax=ax),
         "policies by workload": lambda ax: _budgets.policies(
             pd.concat([policy_table().assign(workload=w) for w in ("code", "chat")]), ax=ax
@@ -565,3 +575,27 @@ def test_a_validation_has_a_mark_for_every_policy() -> None:
         title.startswith("a pair of $ models") and "H100 · ddsim's decoder" in title and title.endswith("temperature 1")
     )
     assert {text.get_text() for text in ax.get_legend().get_texts()} >= set(names)
+
+
+def test_a_typical_round_is_one_whose_tree_goes_further_than_its_chain(trace: Trace) -> None:
+    for budget in (8, 64):
+        sequence, position = _trees.typical_round(trace, budget)
+        drafted = _trees.drafted_round(trace, position, budget, sequence)
+        block = next(trace.subset([sequence]).blocks())
+        chain = 0
+        for tokens, _ in block.rows(position):
+            if position + chain + 1 >= len(block) or not len(tokens) or tokens[0] != block.tokens[position + chain + 1]:
+                break
+            chain += 1
+        assert len(drafted.accepted) - 1 > chain
+        assert _trees.typical_round(trace, budget, 2)[0] == 2
+    with pytest.raises(DdsimError, match="sequence 8: the trace has sequences 0 to 7"):
+        _trees.typical_round(trace, 8, 8)
+
+
+def test_a_round_says_what_is_drawn(trace: Trace) -> None:
+    drafted = _trees.drafted_round(trace, 3, 64)
+    assert drafted.sentence.startswith(
+        f"Of 64 drafted tokens, verified in one pass, {len(drafted.accepted) - 1} are accepted"
+    )
+    assert len(boxes(_trees.tree_canvas(drafted))) == 65
