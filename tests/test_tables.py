@@ -91,6 +91,12 @@ def test_profiles_and_calibrations_are_a_sentence(shown: dict[str, Any]) -> None
         assert summary.sentence.endswith(".") and not summary.tables and len(str(summary)) < 240
 
 
+def test_what_results_are_made_of_is_a_line(shown: dict[str, Any]) -> None:
+    for name, what in (("ReplayResult", "outcomes"), ("ServingResult", "runs"), ("LoadResult", "runs")):
+        for part in getattr(shown[name], what).values():
+            assert len(repr(part)) < 160 and repr(part).endswith(".") and "array" not in repr(part), name
+
+
 def test_html_is_text_without_colours(shown: dict[str, Any]) -> None:
     """So it is read on a light page and on a dark one, and shows no markup of a name."""
     for name, thing in shown.items():

@@ -16,6 +16,7 @@ from ddsim.replay.load_kernels import Requests, Told
 from ddsim.replay.replay import _records
 from ddsim.replay.served import SHUFFLES, Interval, _columns, _interval
 from ddsim.replay.shown import ShownLoad
+from ddsim.tables import Shown, Summary
 from ddsim.text import between, gained
 
 QUANTILES = (50, 95, 99)
@@ -46,8 +47,8 @@ class Promise:
         return " and ".join(limits)
 
 
-@dataclass(frozen=True)
-class LoadRun:
+@dataclass(frozen=True, repr=False)
+class LoadRun(Shown):
     """What one policy did at one load: SHUFFLES simulations with all prompts, then one for each repeat with resampled prompts.
 
     Attributes
@@ -61,6 +62,11 @@ class LoadRun:
     requests: Requests
     told: Told
     skipped: int = 0
+
+    def summary(self) -> Summary:
+        """What is printed: requests and their mean latencies, in a line."""
+        means = f"TTFT {self.ttft.mean():.3g} s, TPOT {1e3 * self.tpot.mean():.3g} ms, whole {self.latency.mean():.3g} s on average"
+        return Summary(f"{self.latency.shape[0]} simulations of {self.latency.shape[1]:,} requests: {means}.")
 
     @property
     def ttft(self) -> Floats:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ddsim.arrays import Floats
 from ddsim.policy.contract import Policy
 from ddsim.policy.walk import Tally
+from ddsim.tables import Shown, Summary
 from ddsim.text import distinct
 
 TunedOn = Literal["same prompts", "other prompts"]
@@ -25,8 +26,8 @@ CALIBRATED = " calibrated"
 """How the name of a policy ends that was replayed on calibrated marginals."""
 
 
-@dataclass(frozen=True)
-class Outcome(Tally):
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown, Tally):
     """What one policy did: a tally of all sequences."""
 
     policy: Policy
@@ -47,6 +48,12 @@ class Outcome(Tally):
     def name(self) -> str:
         """The policy's, with an ending where it was calibrated."""
         return self.asked.name + (CALIBRATED if self.calibrated else "")
+
+    def summary(self) -> Summary:
+        """What is printed: rounds, nodes and time, in a line."""
+        rounds = int(self.rounds.sum())
+        nodes = self.budget.sum() / max(rounds, 1)
+        return Summary(f"{self.name}: {rounds:,} rounds of {nodes:.1f} nodes in {self.seconds.sum():,.2f} s.")
 
     def mix(self, counted: NDArray[np.bool_]) -> Floats:
         """[K]: by how much, relative, these sequences take longer for a unit of cost error at each knot."""

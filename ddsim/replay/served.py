@@ -14,6 +14,7 @@ from ddsim.errors import DdsimError
 from ddsim.replay.replay import _records
 from ddsim.replay.shown import EXTRAPOLATED as EXTRAPOLATED
 from ddsim.replay.shown import ShownServing
+from ddsim.tables import Shown, Summary
 
 Interval = tuple[float, float, float]
 
@@ -22,8 +23,8 @@ SHUFFLES = 8
 """Orders of the queue that a figure is taken over: who meets whom in a batch is chance."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(Shown):
     """What one policy did at one batch size: SHUFFLES entries with all prompts, then one for each repeat with resampled prompts.
 
     Attributes
@@ -44,6 +45,12 @@ class Run:
     latency: Floats
     largest: NDArray[np.int64]
     shares: NDArray[np.int64]
+
+    def summary(self) -> Summary:
+        """What is printed: tokens, rounds and throughput, in a line."""
+        tokens, rounds, seconds = (float(of.sum()) for of in (self.tokens, self.rounds, self.seconds))
+        said = f"{len(self.seconds)} simulations: {tokens:,.0f} tokens in {rounds:,.0f} rounds"
+        return Summary(f"{said}, {tokens / seconds:,.0f} tokens/s." if seconds else f"{said}.")
 
 
 class ServingResult(ShownServing):
