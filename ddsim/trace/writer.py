@@ -342,7 +342,12 @@ def write_pieces(path: str | Path, pieces: Mapping[int, str]) -> None:
     ids = sorted(pieces)
     table = pa.table({"id": pa.array(ids, pa.int32()), "piece": pa.array([pieces[i] for i in ids], pa.string())})
     table = table.replace_schema_metadata({"ddsim": json.dumps({"digest": _pieces_digest(pieces)})})
-    write(Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19))
+    # Ids rise in small steps and pieces are short: so encoded they take half of what dictionaries do.
+    encoding = {"id": "DELTA_BINARY_PACKED", "piece": "DELTA_LENGTH_BYTE_ARRAY"}
+    options = {"compression": "zstd", "compression_level": 19, "use_dictionary": False, "write_statistics": False}
+    write(
+        Path(path) / PIECES_FILE, lambda file: pq.write_table(table, file, column_encoding=encoding, **options)
+    )  # fmt: skip
 
 
 def _write_recording(folder: Path, checksums: Sequence[str], complete: bool) -> None:
