@@ -57,7 +57,7 @@ def compare(
     ] = None,
     budget: Annotated[
         list[int] | None,
-        typer.Option("--budget", min=1, help="Nodes to show of recordings (repeatable). [default: 16, 64, 256]"),
+        typer.Option("--budget", min=1, help="Nodes to show of recordings (repeatable; default: 16, 64, 256)."),
     ] = None,
     kind: KindOption = "auto",
     workload: WorkloadOption = None,

@@ -14,7 +14,7 @@ from ddsim.replay.bootstrap import percent
 from ddsim.replay.plan import Plan
 from ddsim.replay.replay import _records
 from ddsim.tables import Column, Shown, Summary, Table, drawn
-from ddsim.text import brief, listed, printable
+from ddsim.text import between, brief, listed, printable, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,9 @@ class PlanComparison(Shown):
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Draw the throughput of fixed budgets of both: `ddsim.plot.plan_curves`."""
-        return drawn("plan_curves", dict(zip(self.names, self.curves, strict=True)), ax=ax)
+        return drawn(
+            "plan_curves", dict(zip(self.names, self.curves, strict=True)), title=self.sentence.split("; ")[0], ax=ax
+        )
 
     def table(self) -> pd.DataFrame:
         """One quantity a row: what, first, second; numbers as text, with their 95 % intervals."""
@@ -193,8 +195,8 @@ def _rate(speed: tuple[float, float, float]) -> str:
 def _short(gain: tuple[float, float, float]) -> str:
     """A gain that fits a cell."""
     digits = 0 if abs(gain[0]) >= 0.1 else 1
-    value, low, high = (f"{round(100 * v, digits) + 0.0:+.{digits}f}".replace("-", "−") for v in gain)
-    return f"{value} %" + (f" ({low} to {high})" if np.isfinite(gain[1]) else "")
+    ends = between(gain[1], gain[2], lambda v: signed(v, digits, ""))
+    return signed(gain[0], digits) + (f" ({ends})" if ends else "")
 
 
 def _why(a: _Told, b: _Told, names: tuple[str, str]) -> list[str]:

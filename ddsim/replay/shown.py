@@ -154,14 +154,14 @@ class ShownComparison(Shown):
         table = Table.of(
             rows, columns[int(rows["workload"].nunique() < 2) :], "Tokens a round (95 % interval of the gain)"
         )
-        pooled = self.table(budgets)
-        pooled = pooled[pooled["workload"] == pooled["workload"].iloc[-1]]
+        pooled = rows[rows["workload"] == rows["workload"].iloc[-1]]
         shares = [
             f"{100 * share:.0f} %{' of the positions' * (n == 0)} {'in chains' if policy == 'DFlash' else f'with {policy}'}"
             for n, (policy, share) in enumerate(zip(pooled["policy"], pooled["agree"], strict=True))
         ]
         agree = listed(shares)
-        return Summary(self.sentence, [*self.notes, f"Both accept equally many tokens at {agree}."], [table])
+        lines = [*warned(self.prompts), *self.notes, f"Both accept equally many tokens at {agree}."]
+        return Summary(self.sentence, lines, [table])
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw what the second gains over the first, by nodes: `ddsim.plot.draft_gains`."""

@@ -36,7 +36,12 @@ CURVES = 5
 
 
 def cost_differences(
-    table: pd.DataFrame, names: tuple[str, str] = ("first", "second"), *, ax: Axes | None = None
+    table: pd.DataFrame,
+    names: tuple[str, str] = ("first", "second"),
+    *,
+    title: str | None = None,
+    about: str | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """By how much passes take more time with the second costs than with the first, by tokens; a curve a context.
 
@@ -46,6 +51,8 @@ def cost_differences(
         As ``CostComparison.table()`` gives: what, tokens, context, batch, difference, low, high. A column ``series`` names curves of its own.
     names : (str, str)
         What the costs are called.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -74,23 +81,28 @@ def cost_differences(
         )  # fmt: skip
     ax.axhline(0, color=GREY, lw=1)
     ax.set_ylabel("difference in time of a pass, %")
-    entitle(ax, f"{printable(names[1], LONGEST)} over {printable(names[0], LONGEST)}")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f}".replace("-", "−") if v else "0"))
     _dress(ax)
     _token_axis(ax, int(passes["tokens"].min()), int(passes["tokens"].max()))
     ax.set_xlabel("tokens of a pass", fontsize=_TEXT)
     if passes["series"].nunique() > 1:
         _legend_beside(ax)
+    said = f"{printable(names[1], LONGEST)} over {printable(names[0], LONGEST)}"
+    entitle(ax, said if title is None else title, about)
     return ax
 
 
-def plan_curves(curves: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -> Axes:
+def plan_curves(
+    curves: Mapping[str, pd.DataFrame], *, title: str | None = None, about: str | None = None, ax: Axes | None = None
+) -> Axes:
     """Throughput of fixed budgets of several plans, the best of each marked.
 
     Parameters
     ----------
     curves : mapping from a plan's name to its curve
         As ``Plan.curve()`` gives: budget, tokens_per_second, and where known low and high.
+    title, about : str, optional
+        Written above, see `ddsim.view.titles.entitle`.
     ax : Axes, optional
 
     Examples
@@ -121,4 +133,5 @@ def plan_curves(curves: Mapping[str, pd.DataFrame], *, ax: Axes | None = None) -
     _dress(ax)
     _budget_axis(ax, last, 1)
     _legend(ax, 1)
+    entitle(ax, title, about)
     return ax
