@@ -163,9 +163,9 @@ def compare_costs(
     if not measured:
         shared = _grid(*models)
         sides = [{at: _fitted(model, *at) for at in shared} for model in models]
-    rows = pd.DataFrame([_row(at, sides[0][at], sides[1][at]) for at in shared])
-    if not (rows["what"] == "verify").any():
+    if not any(tokens for tokens, _, _ in shared):
         raise DdsimError("compare: the costs have no number of tokens in common; measure both at the same sizes")
+    rows = pd.DataFrame([_row(at, sides[0][at], sides[1][at]) for at in shared])
     said = [_said(rows, names), *_most(rows, names)]
     plans = None
     if trace is not None:
@@ -201,7 +201,9 @@ def _grid(first: CostModel, second: CostModel) -> list[tuple[int, int, int]]:
         [r.contexts for r in ranges], (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), USUAL
     ):
         for batch in _common([r.batches for r in ranges], (1, 2, 4, 8, 16, 32, 64), 1):
-            found += [(n, context, batch) for n in TOKENS if max(low, batch) <= n <= high] + [(0, context, batch)]
+            sizes = [n for n in TOKENS if max(low, batch) <= n <= high]
+            known = [n for n in sizes if not any(model.extrapolated(n, context, batch) for model in (first, second))]
+            found += [(n, context, batch) for n in known] + [(0, context, batch)] * bool(known)
     return found
 
 

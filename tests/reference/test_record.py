@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +31,7 @@ from ddsim_reference.model import forward
 from ddsim_reference.model.checkpoint import load_drafter, load_head, load_target, save_drafter, save_head, save_target
 from ddsim_reference.model.sampling import uniforms
 from ddsim_reference.record import lattices, prompt_digest, record, write_answers
-from tests.reference import tiny
+from tests.reference import tiny, tiny_models
 
 
 @pytest.fixture
@@ -385,6 +387,25 @@ def test_long_prompts_are_fed_in_parts(arch: str) -> None:
     torch.testing.assert_close(parts, features, rtol=1e-3, atol=1e-3)
     few = forward.text_features(config, weights, layers, text[:, :50], shape.target_layer_ids, part=7)
     torch.testing.assert_close(few, features[:, :50], rtol=1e-3, atol=1e-3)
+
+
+def test_conversations_and_other_files_are_recorded(tmp_path: Path) -> None:
+    """Whatever a prompt comes in, it is recorded as the tokens that the chat template makes of all that was said."""
+    target, drafter = tiny_models.save(tmp_path)
+    turns = [
+        {"role": r, "content": c}
+        for r, c in (("user", "word1"), ("assistant", "word2"), ("user", "word3"), ("assistant", "word4"))
+    ]
+    pq.write_table(pa.Table.from_pylist([{"messages": turns, "id": "a"}]), tmp_path / "chats.parquet")
+    (tmp_path / "lines.txt").write_text("word5 word6\n")
+    options: dict[str, Any] = {"target": str(target), "drafter": str(drafter), "max_new_tokens": 4, "max_budget": 8}
+    files = [str(tmp_path / "chats.parquet"), str(tmp_path / "lines.txt")]
+    trace = open_trace(record(**options, prompts=files, out=tmp_path / "one"))
+    said = [(i.workload, i.prompt_id, i.prompt_digest) for i in trace.sequences]
+    words = ["user", "assistant", "?", *(f"word{i}" for i in range(57))]
+    asked = ["user word1 assistant word2 user word3 assistant", "user word5 word6 assistant"]
+    digests = [prompt_digest([words.index(word) for word in text.split()]) for text in asked]
+    assert said == [("chats", "a", digests[0]), ("lines", "1", digests[1])]
 
 
 def test_texts_too_long_for_the_target(job: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_a_plan_on_two_costs_and_why_it_differs() -> None:
     assert same.same and same.sentence.startswith("The same answer from both") and same.speed[0] == 0
     assert "the same recording and the same costs" in same.notes[0]
     for drawn in (again.plot(ax=canvas()), found.plot(ax=canvas())):
-        assert drawn.get_ylabel() in ("throughput, tokens/s", "difference in time")
+        assert drawn.get_ylabel() in ("throughput, tokens/s", "difference in time of a pass, %")
     document = a.to_json()
     for damage in ({"curve": []}, {"judged": {}}, {"gains": 3}, {"best_budget": None}, {"replay": {}}):
         with pytest.raises(DdsimError, match=r"^the first: something is missing or damaged .*ddsim plan --json$"):
