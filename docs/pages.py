@@ -49,9 +49,9 @@ def expand(app: Sphinx, name: str, source: list[str]) -> None:
 def document(app: Sphinx, folder: Path, name: str) -> str:
     """A document of the repository, with links that lead to its pages."""
     path = ROOT / name
+    app.env.note_dependency(str(path))
     if not path.exists():
         return f"# {path.stem.title()}"
-    app.env.note_dependency(str(path))
     text = path.read_text(encoding="utf-8").split(END)[0]
     if name == "README.md" and END not in path.read_text(encoding="utf-8"):
         text = text.split("\n## How to read")[0]
@@ -62,7 +62,7 @@ def document(app: Sphinx, folder: Path, name: str) -> str:
             raise ValueError(f"{name}: links to {target}, which isn't there")
         if target in PAGES:
             page = app.srcdir / PAGES[target]
-        elif target.startswith(("docs/", "notebooks/")):
+        elif target.startswith(("docs/", "notebooks/")) and not target.endswith(".json"):
             page = app.srcdir / target.removeprefix("docs/")
         else:
             return label if label.startswith("`") else f"{label} (`{target}`)" if label != target else f"`{label}`"
