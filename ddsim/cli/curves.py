@@ -121,9 +121,9 @@ def fit(
         for name, r in report.kinds.items()
         if r.points
     ]
-    show.say(cost.explain())
+    show.say(cost.sentence, style="bold")
+    show.say()
     if rows:
-        show.say()
         columns = (
             ("kind", "kind", str), ("median", "median error", percent), ("worst", "worst error", percent),
             ("points", "predictions", str), ("picked", "picked", str),
@@ -137,6 +137,8 @@ def fit(
             cells.setdefault(row["tokens"], {"tokens": f"{row['tokens']:,}"})[str(row["context"])] = cell
         lengths: list[Column] = [("tokens", "tokens", str), *((str(c), f"after {c:,}", str) for c in PROMPT_CONTEXTS)]
         show.table(pd.DataFrame(list(cells.values())), lengths, "Prefill of one request, ms (* extrapolated)")
+    for note in cost.details:
+        show.say(note)
     buckets = {}
     if choose_buckets is not None and measured is not None:
         from ddsim.cost import buckets as _buckets
@@ -158,7 +160,14 @@ def fit(
 
         batch = 1 if measured is None else min(s.batch for s in measured.verify)
         _plot(show, plot, lambda ax: cost_curve(cost, measured, batch=batch, beside=others, ax=ax), 14)
-    answer = {"explanation": cost.explain(), "model": cost.to_json(), "out": out, "plot": plot}
+    answer = {
+        "sentence": cost.sentence,
+        "details": cost.details,
+        "explanation": cost.explain(),
+        "model": cost.to_json(),
+        "out": out,
+        "plot": plot,
+    }
     show.json(answer | ({"prefill": prompts} if prompts else {}) | buckets)
     mine = report.kinds.get(cost.kind)
     if tolerance is not None and mine is not None and mine.points and mine.median > tolerance:
@@ -222,11 +231,15 @@ def calibrate(
         raise DdsimError("--leave-workload-out: only with --path")
     if cluster is not None and kind != "path":
         raise DdsimError("--cluster: only with --path; other fits are one pass over the trace")
+    from ddsim.replay.bootstrap import few
+    from ddsim.replay.shown import warned
     from ddsim.trace.cache import positions_of
     from ddsim.trace.calibrate import cross_calibrate, fit_calibration, fit_on_all
     from ddsim.trace.reliability import reliability
+    from ddsim.trace.shown import calibration_sentence
 
     recording = _open(show, trace, workload, temperature)
+    prompts = len({(s.workload, s.prompt_id) for s in recording.sequences})
     answer: dict[str, Any] = {"kind": kind}
     applied: Calibration | CrossCalibration
     if kind == "path":
@@ -244,6 +257,9 @@ def calibrate(
             ("budget", "nodes", str), ("realised", "realised", length), ("predicted_before", "predicted", length),
             ("predicted_after", "calibrated", length), ("count", "positions", str),
         )  # fmt: skip
+        answer |= {"sentence": calibration_sentence(report), "prompts": prompts, "enough_prompts": not few(prompts)}
+        show.answer(answer["sentence"], warned(prompts))
+        show.say()
         show.table(report, columns, "Tokens a round on held-out prompts")
         answer["held_out"] = report
     with _progress("Measuring reliability, as recorded") as progress:
@@ -283,7 +299,9 @@ def _path_gains(
     show: Out, recording: Trace, cross: CrossCalibration, leave_workload_out: bool, seed: int, cluster: str | None
 ) -> dict[str, Any]:
     """Show what a path correction gains on prompts, and if asked on workloads, that it wasn't fitted on."""
-    from ddsim.replay.held_out import tokens_a_round
+    from ddsim.replay.bootstrap import few
+    from ddsim.replay.held_out import gains_sentence, tokens_a_round
+    from ddsim.replay.shown import warned
     from ddsim.trace.cache import positions_of
     from ddsim.trace.calibrate import cross_calibrate
 
@@ -297,7 +315,12 @@ def _path_gains(
         ("workload", "workload", str), ("policy", "policy", str), ("before", "before", length), ("after", "after", length),
         ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent), ("others", "elsewhere", percent),
     )  # fmt: skip
-    answer = {"gains": gains}
+    prompts = before.prompts
+    answer = {
+        "sentence": gains_sentence(gains, prompts), "prompts": prompts, "enough_prompts": not few(prompts), "gains": gains,
+    }  # fmt: skip
+    show.answer(answer["sentence"], warned(prompts))
+    show.say()
     if leave_workload_out:
         with _progress("Calibrating, each workload by a fit on others") as progress:
             others = cross_calibrate(recording, "path", by="workload", cluster=cluster, progress=progress)
@@ -403,9 +426,19 @@ def export(
     known = {"candidates": (".csv", ".parquet"), "budgets": (".json",)}.get(what)
     if known is not None and suffix not in known:
         raise DdsimError(f"-o {out}: {what} are written as {' or '.join(known)}")
+    from ddsim.replay.said import written
+    from ddsim.replay.shown import warned
+    from ddsim.text import between
     from ddsim.view.export import export_budgets, export_candidates, export_table, sequence_table
 
+    def span(low: int, high: int) -> str:
+        return between(low, high, "{:,}".format)
+
     recording = _open(show, trace, workload, temperature)
+    prompts = len({(s.workload, s.prompt_id) for s in recording.sequences})
+    sentence = written(len(recording.sequences), prompts, len(recording), recording.max_budget)
+    if what != "budgets":
+        show.answer(sentence, ())
     if what == "sequences":
         table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
         _write(out, suffix, lambda path: export_table(table, path))
@@ -432,12 +465,28 @@ def export(
         spans = [
             f"{name} {values[0]:,}–{values[-1]:,}" for name, values in (("contexts", grid[0]), ("batches", grid[1]))
         ]
+        few_, many = (min(grid[1]), max(grid[1]))
+        first, last = (
+            span(int(grid[2][:, grid[1] == b].min()), int(grid[2][:, grid[1] == b].max())) for b in (few_, many)
+        )
+        sentence = f"The best trees have {first} nodes at batch {few_}" + (
+            f" and {last} at batch {many}." if many > few_ else "."
+        )
+        show.answer(sentence, warned(prompts))
         show.say(f"Budgets for {' and '.join(spans)}; costs measured at {cost.range}.")
         show.say("They are best for what this recording accepted, whatever the drafter's probabilities say.")
         if marks.any():
             show.say(f"Of {marks.size} budgets {marks.sum()} rest on extrapolated costs (marked in the file).")
     show.saved(out)
-    show.json({"out": out, "what": what, "sequences": len(recording.sequences), "positions": len(recording)})
+    show.json(
+        {
+            "out": out,
+            "what": what,
+            "sentence": sentence,
+            "sequences": len(recording.sequences),
+            "positions": len(recording),
+        }
+    )
 
 
 BENCH_COLUMNS: tuple[Column, ...] = (

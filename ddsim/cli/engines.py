@@ -115,18 +115,25 @@ def export_for(
         raise DdsimError(f"-o {out}: settings are written as .json")
     import ddsim
     from ddsim.files.documents import write_document
-    from ddsim.replay.engines import acceptance, best_chains, engine_rule, unnamed_costs
+    from ddsim.replay.engine_plan import said_ranges
+    from ddsim.replay.engines import ENGINES as ENGINES_SAID
+    from ddsim.replay.engines import acceptance, best_chains, engine_rule, schedule_ranges, unnamed_costs
+    from ddsim.replay.shown import warned
     from ddsim.view.settings import acceptance_profile, engine_settings, sps_table
 
     rule = "any" if engine == "acceptance" else engine_rule(engine, method)
     recording = _open(show, trace, workload, temperature)
+    prompts = len({(s.workload, s.prompt_id) for s in recording.sequences})
     source: dict[str, Any] = {
         "ddsim": ddsim.__version__,
         "trace": recording.fingerprint,
         "workloads": list(dict.fromkeys(info.workload for info in recording.sequences)),
     }
     if engine == "acceptance" or profile is None or drafter is None:
-        document = acceptance_profile(acceptance(recording), provenance=source)
+        rates = acceptance(recording)
+        document = acceptance_profile(rates, provenance=source)
+        sentence = f"Chains commit {rates['tokens_per_round'].iloc[-1]:.2f} tokens a round; {100 * rates['rates'].iloc[-1][0]:.0f} % of first tokens are accepted."
+        show.answer(sentence, warned(prompts))
     else:
         cost = engine_costs(show, profile, engine, drafter)
         given = {name: one[0] for name, one in (("requests", batch), ("context", context)) if one}
@@ -148,12 +155,22 @@ def export_for(
             engine, choices, drafter, recording.horizon, method=method, sps=sps, provenance=source
         )
         document["notes"] += unnamed_costs(engine, cost)
+        sentence = f"{ENGINES_SAID[engine].title}: {said_ranges(schedule_ranges(choices))}."
+        show.answer(sentence, warned(prompts))
         show.say(document["arguments"] or "(no arguments)", wrap=False)
         for note in document["notes"]:
             show.say(note)
     _write(out, ".json", lambda path: write_document(path, document))
     show.saved(out)
-    show.json({"out": out, "for": engine, "sequences": len(recording.sequences), "positions": len(recording)})
+    show.json(
+        {
+            "out": out,
+            "for": engine,
+            "sentence": sentence,
+            "sequences": len(recording.sequences),
+            "positions": len(recording),
+        }
+    )
 
 
 def plan_for(

@@ -97,6 +97,8 @@ def sweep(
     needs = {"--rate": rate, "--running": running, "--ttft": ttft is not None, "--tpot": tpot is not None}
     check_load(load, needs, {"--batch": batch}, "sweep")
     from ddsim.replay.replay import _records
+    from ddsim.replay.said import won
+    from ddsim.replay.shown import warned
     from ddsim.replay.sweep import sweep as run
     from ddsim.view.export import check_format, export_table
 
@@ -117,6 +119,10 @@ def sweep(
     best = rates.loc[rates.groupby(keys, sort=False)["mean"].idxmax()]
     best = best.rename(columns={"mean": worth, "min": "least", "max": "most"})
     drop = [key for key in ("trace", "profile") if best[key].nunique() == 1]
+    prompts = min(len({(s.workload, s.prompt_id) for s in one.sequences}) for one in traces.values())
+    sentence = won(best["policy"].tolist(), [float(v) for v in best[worth]], "requests/s" if load else "tokens/s")
+    show.answer(sentence, warned(prompts))
+    show.say()
     title = (
         f"The {'policy of each that can serve most' if load else 'fastest policy of each'} ({len(table)} rows in all)"
     )
@@ -124,4 +130,13 @@ def sweep(
     if out is not None:
         _write(out, Path(out).suffix if out != STDOUT else ".csv", lambda path: export_table(table, path))
         show.saved(out)
-    show.json({"kind": "ddsim-sweep", "schema_version": 1, "table": _records(table), "out": out})
+    show.json(
+        {
+            "kind": "ddsim-sweep",
+            "schema_version": 1,
+            "sentence": sentence,
+            "prompts": prompts,
+            "table": _records(table),
+            "out": out,
+        }
+    )

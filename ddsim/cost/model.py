@@ -322,17 +322,21 @@ class CostModel(ShownCost):
                 + ", ".join(f"{name} {100 * r.median:.1f} / {100 * r.worst:.1f} %" for name, r in others.items())
                 + ")"
             )
-        text += f"; fitted on {self.range}"
+        parts, remarks = self._conditions()
+        return " ".join(["; ".join([text, *parts]) + ".", *remarks])
+
+    def _conditions(self) -> tuple[list[str], list[str]]:
+        """What answers rest on: parts of a sentence, and whole sentences of doubt."""
+        parts = [f"fitted on {self.range}"]
         if not self.is_convex():
-            text += "; not convex, so a greedy stop may end at a step"
+            parts.append("not convex, so a greedy stop may end at a step")
         if self.provenance.get("seconds") in (imports.WHOLE_STEPS, imports.SPLIT_STEPS):
-            text += f"; seconds are {self.provenance['seconds']}"
+            parts.append(f"seconds are {self.provenance['seconds']}")
         elif not self._draft:
-            text += "; no drafter was measured, so drafting counts as free"
+            parts.append("no drafter was measured, so drafting counts as free")
         if self._prefill.points:
-            text += f"; {self._prefill}"
-        notes = [f" {note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]
-        return text + "." + "".join(notes)
+            parts.append(str(self._prefill))
+        return parts, [f"{note[0].upper()}{note[1:]}{'' if note.endswith('?') else '.'}" for note in self.report.notes]
 
     @classmethod
     def from_table(

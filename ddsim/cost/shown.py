@@ -10,11 +10,15 @@ import numpy as np
 
 from ddsim.cost.ranges import span_text
 from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, public
+from ddsim.text import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ddsim.cost.model import CostModel
+
+SHOWN = 64
+"""Tokens of a pass that a sentence speaks of, beside the fewest and the most."""
 
 TOKENS, CONTEXTS = 8, 4
 """Most token counts and contexts that a cost model's table has."""
@@ -52,6 +56,31 @@ class ShownProfile(Shown):
 
 class ShownCost(Shown):
     """How a cost model is shown."""
+
+    @property
+    def sentence(self: Any) -> str:
+        """How well the fit predicts what it hasn't seen, and what passes take."""
+        mine = self.report.kinds.get(self.kind)
+        said = f"Cost model '{self.kind}'"
+        if mine is not None and mine.points:
+            said += f" predicts what it hasn't seen to {100 * mine.score:.1f} % on average ({100 * mine.worst:.1f} % at worst)"
+        low, high = (int(end) for end in self.range.tokens)
+        batch = _fewest(self)
+        sizes = sorted({n for n in (max(low, batch), SHOWN, high) if max(low, batch) <= n <= high})
+        context = self.default_context if self.range.contexts else 0
+        seconds = self._surface.seconds(
+            np.array(sizes, float), np.full(len(sizes), float(context)), np.full(len(sizes), float(batch))
+        )[0]
+        passes = [f"{n:,} {milliseconds(s)} ms" for n, s in zip(sizes, np.ravel(seconds).tolist(), strict=True)]
+        passes[0] = passes[0].replace(" ", f" token{'s' * (sizes[0] != 1)} take{'s' * (sizes[0] == 1)} ", 1)
+        return f"{said}: {listed(passes)}{f' at a context of {context:,}' if self.range.contexts else ''}."
+
+    @property
+    def details(self: Any) -> list[str]:
+        """What else is to be known of it, a sentence each: why this kind, its range, and what limits it."""
+        parts, remarks = self._conditions()
+        chosen = f"kind '{self.kind}': {self.report.reason}"
+        return [f"{part[0].upper()}{part[1:]}." for part in (chosen, *parts)] + remarks
 
     def summary(self: Any) -> Summary:
         """What is printed: kind, range and error, and milliseconds of passes by tokens and context."""

@@ -13,6 +13,7 @@ from ddsim.cost.model import CostModel
 from ddsim.policy.engine_rules import AdaptiveSteps, AdaptiveVerification, DSpark
 from ddsim.policy.parse import kind_of
 from ddsim.policy.rules import BestSchedule
+from ddsim.replay.bootstrap import ENOUGH
 from ddsim.replay.load import RUNNING, serve_load
 from ddsim.replay.load_rules import load_policies
 from ddsim.replay.loaded import LoadResult
@@ -20,8 +21,8 @@ from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory
 from ddsim.replay.served import ServingResult
 from ddsim.replay.serving import rules_for, simulate
-from ddsim.replay.shown import ShownContest
-from ddsim.text import gained, listed
+from ddsim.replay.shown import ShownContest, warned
+from ddsim.text import gained, listed, signed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.schema import Progress
 from ddsim.trace.trace import Trace
@@ -97,6 +98,10 @@ class Contest(ShownContest):
         own = full[full["engine"] & (full["policy"] != BestSchedule.name)]
         own = own.assign(sure=own["over_schedule_low"].fillna(own["over_schedule"]) > WORTH)
         worth, never = [], []
+        if self.served.prompts < ENOUGH:
+            best = full.sort_values("gain", kind="stable").iloc[-1]
+            gain = signed(best["gain"])
+            return f"Which rule is worth it can't be told from so few prompts; the fastest here: {best['policy']}, {gain} at {best['at']}."
         for name, rows in own.groupby("policy", sort=False):
             sure = rows[rows["sure"]]
             if not len(sure):
@@ -125,10 +130,15 @@ class Contest(ShownContest):
         where = late["where"].iloc[-1]
         last = late[(late["where"] == where) & ~late["unstable"]].sort_values("gain", ascending=False)
         if not len(last):
-            return (f"At {where} every rule's queue grows without end.",)
+            return (*warned(self.served.prompts), f"At {where} every rule's queue grows without end.")
         chosen = last[last["engine"] | (last["gain"] == last["gain"].max())]
-        saved = "; ".join(f"{row['policy']} {_percent(row, 'gain')}" for row in chosen.to_dict("records"))
-        return (f"At {where}, mean latency saved over the best fixed setting, {last['best_fixed'].iloc[0]}: {saved}.",)
+        enough = self.served.prompts >= ENOUGH
+        gains = {
+            row["policy"]: _percent(row, "gain") if enough else signed(row["gain"]) for row in chosen.to_dict("records")
+        }
+        saved = "; ".join(f"{name} {gain}" for name, gain in gains.items())
+        said = f"At {where}, mean latency saved over the best fixed setting, {last['best_fixed'].iloc[0]}: {saved}."
+        return (*warned(self.served.prompts), said)
 
     def to_json(self) -> dict[str, Any]:
         """Sentence, table, and both results, as JSON."""
@@ -137,6 +147,8 @@ class Contest(ShownContest):
             "schema_version": 1,
             "sentence": self.sentence,
             "details": list(self.details),
+            "prompts": self.served.prompts,
+            "enough_prompts": self.served.prompts >= ENOUGH,
             "table": _records(self.table()),
             "served": self.served.to_json(),
             "loaded": self.loaded.to_json(),

@@ -106,11 +106,7 @@ class EnginePlan(ShownEnginePlan):
             ks = dict(zip(self.table["requests"].tolist(), self.table["k"].tolist(), strict=True))
             at = listed([str(n) for n in self.shown])
             return f"{self.title}: K = {listed([str(ks[n]) for n in self.shown])} at {at} requests; {len(ranges)} ranges in all."
-        words = []
-        for first, last, k in ranges:
-            where = f"{first} to {last}" if last > first else f"{first}"
-            words.append(f"{f'K = {k}' if k else 'no draft'} for {where}")
-        return f"{self.title}: {', '.join(words)} requests."
+        return f"{self.title}: {said_ranges(ranges)}."
 
     @property
     def details(self) -> tuple[str, ...]:
@@ -337,6 +333,21 @@ def _interval(
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if units > 1 else (np.nan, np.nan)
     first, second = ends or (f"{name}_low", f"{name}_high")
     return {name: value, first: low, second: high}
+
+
+def said_ranges(ranges: Sequence[tuple[int, int, int]]) -> str:
+    """Ranges of requests with their K.
+
+    Examples
+    --------
+    >>> said_ranges([(1, 8, 15), (9, 9, 7), (10, 64, 0)])
+    'K = 15 for 1 to 8, K = 7 for 9, no draft for 10 to 64 requests'
+    """
+    words = []
+    for first, last, k in ranges:
+        where = f"{first} to {last}" if last > first else f"{first}"
+        words.append(f"{f'K = {k}' if k else 'no draft'} for {where}")
+    return f"{', '.join(words)} requests"
 
 
 def near_best(rates: Floats) -> Runs:

@@ -13,12 +13,15 @@ from ddsim.errors import DdsimError
 from ddsim.jit import njit
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.rules import DDTree, DFlash
-from ddsim.replay.bootstrap import _Bootstrap
+from ddsim.replay.bootstrap import _Bootstrap, percent, sure
 from ddsim.trace.rounds import BLOCK, Positions
 from ddsim.trace.trace import Trace
 
 BUDGETS = (16, 64, 256)
 """Nodes that gains are shown at."""
+
+HEADLINE = 64
+"""Nodes that a sentence speaks of, if they are there."""
 
 
 def tokens_a_round(
@@ -74,6 +77,21 @@ def tokens_a_round(
         }  # fmt: skip
         out.append(pd.DataFrame(columns))
     return pd.concat(out, ignore_index=True)
+
+
+def gains_sentence(gains: pd.DataFrame, prompts: int) -> str:
+    """What a correction by the token before gains, of the rows of `tokens_a_round`: at 64 nodes or the most there are, all workloads."""
+    pooled = gains[gains["workload"] == gains["workload"].iloc[-1]]
+    trees = f"DDTree({HEADLINE})"
+    row = pooled[pooled["policy"] == trees].iloc[0] if (pooled["policy"] == trees).any() else pooled.iloc[-1]
+    where = (
+        "chains" if row["policy"] == DFlash().name else f"trees of {row['policy'].removeprefix('DDTree(')[:-1]} nodes"
+    )
+    gain = percent(sure((float(row["gain"]), float(row["low"]), float(row["high"])), prompts))
+    return (
+        f"Corrected by the token before, {where} commit {row['after']:.2f} tokens a round where they committed {row['before']:.2f}: {gain}, "
+        "each prompt by a fit on others."
+    )
 
 
 def _rounds(positions: Positions, actions: Sequence[int]) -> NDArray[np.int64]:

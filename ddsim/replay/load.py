@@ -259,6 +259,7 @@ class UnderLoad:
             "promised": {"ttft": ttft, "tpot": tpot},
             "admission": "in order, when prompt and answer fit",
             "requests": count,
+            "prompts": positions.prompts,
             "seed": seed,
             "bootstrap": bootstrap,
         }

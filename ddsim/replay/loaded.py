@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
 from ddsim.errors import DdsimError
+from ddsim.replay.bootstrap import ENOUGH, sure
 from ddsim.replay.load_kernels import Requests, Told
 from ddsim.replay.replay import _records
 from ddsim.replay.served import SHUFFLES, Interval, _columns, _interval
-from ddsim.replay.shown import ShownLoad
+from ddsim.replay.shown import ShownLoad, warned
 from ddsim.tables import Shown, Summary
 from ddsim.text import between, gained
 
@@ -224,6 +225,11 @@ class LoadResult(ShownLoad):
         return _interval(_means(self.runs[load, policy].latency) / _means(self.runs[load, over].latency) - 1)
 
     @property
+    def prompts(self) -> int:
+        """Prompts of the recording; several answers to one count once."""
+        return int(self.provenance.get("prompts", ENOUGH))
+
+    @property
     def sentence(self) -> str:
         """What serves the largest load best, and by how much."""
         load = self.loads[-1]
@@ -241,10 +247,10 @@ class LoadResult(ShownLoad):
         if best == fixed:
             return f"{text}, and no rule does better."
         if not self.unstable(load, fixed):
-            change, low, high = self.gain(best, fixed, load)
+            change, low, high = sure(self.gain(best, fixed, load), self.prompts)
             word, ends = ("sooner", (-high, -low)) if change <= 0 else ("later", (low, high))
-            sure = between(*ends, lambda end: f"{round(100 * end, 1) + 0.0:.1f}".replace("-", "−"))
-            return f"{text}, {100 * abs(change):.1f} %{f' ({sure} %)' * bool(sure)} {word} than the best fixed setting, {fixed}."
+            span = between(*ends, lambda end: f"{round(100 * end, 1) + 0.0:.1f}".replace("-", "−"))
+            return f"{text}, {100 * abs(change):.1f} %{f' ({span} %)' * bool(span)} {word} than the best fixed setting, {fixed}."
         return f"{text}; under the best fixed setting, {fixed}, the queue grows without end."
 
     @property
@@ -256,7 +262,8 @@ class LoadResult(ShownLoad):
         most = pooled(self.highest[fixed])
         lines = [f"The best fixed setting, {fixed}, can serve {most:.3g} requests/s"]
         if best != fixed:
-            change, low, high = _interval(_pooled_first(self.highest[best]) / _pooled_first(self.highest[fixed]) - 1)
+            gain = _interval(_pooled_first(self.highest[best]) / _pooled_first(self.highest[fixed]) - 1)
+            change, low, high = sure(gain, self.prompts)
             lines[0] += f"; the best rule, {best}, {pooled(self.highest[best]):.3g}: {gained(change, low, high)}"
         lines[0] += "."
         if self.promise:
@@ -270,7 +277,7 @@ class LoadResult(ShownLoad):
                 else f"{self.promise}: no request at {load:.3g}/s is served so: goodput 0."
             )
         lines.append(f"Prefill: {self.prefill}.")
-        return tuple(lines)
+        return (*warned(self.prompts), *lines)
 
     def to_json(self) -> dict[str, Any]:
         """Sentence, table (times in seconds) and provenance, as JSON."""
@@ -279,6 +286,8 @@ class LoadResult(ShownLoad):
             "schema_version": 1,
             "sentence": self.sentence,
             "details": list(self.details),
+            "prompts": self.prompts,
+            "enough_prompts": self.prompts >= ENOUGH,
             "provenance": self.provenance,
             "table": _records(self.table()),
         }

@@ -21,10 +21,11 @@ from ddsim.policy.contract import Policy, calibration_matters, check_chain, deci
 from ddsim.policy.parse import policies_of, policy_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
-from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error
+from ddsim.replay.bootstrap import Interval, _Bootstrap, _knots, cost_error, few
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn, named
-from ddsim.replay.shown import ShownReplay
+from ddsim.replay.said import fastest
+from ddsim.replay.shown import ShownReplay, warned
 from ddsim.trace.cache import positions_of
 from ddsim.trace.calibration import Calibration, CrossCalibration
 from ddsim.trace.rounds import Positions
@@ -189,6 +190,16 @@ class ReplayResult(ShownReplay):
         """Prompts that were replayed; several answers to one count once."""
         return self._draws.units
 
+    @property
+    def sentence(self) -> str:
+        """The fastest policy, what it gains, and which others aren't significantly slower."""
+        return fastest(self)
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """A warning, where prompts are too few."""
+        return tuple(warned(self.prompts))
+
     def _counted(self, workload: str | None) -> NDArray[np.bool_]:
         counted = np.ones(len(self.tokens), bool) if workload is None else self.workload == workload
         if not counted.any():
@@ -265,6 +276,9 @@ class ReplayResult(ShownReplay):
         return {
             "schema_version": 1,
             "kind": "ddsim-replay",
+            "sentence": self.sentence,
+            "prompts": self.prompts,
+            "enough_prompts": not few(self.prompts),
             "provenance": self.provenance,
             "policies": [o.policy.to_json() for o in self.outcomes.values()],
             "pooled": _records(self.table()),

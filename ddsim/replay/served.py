@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ddsim.arrays import Floats
 from ddsim.errors import DdsimError
+from ddsim.replay.bootstrap import ENOUGH
 from ddsim.replay.replay import _records
+from ddsim.replay.said import best_of_batches
 from ddsim.replay.shown import EXTRAPOLATED as EXTRAPOLATED
 from ddsim.replay.shown import ShownServing
 from ddsim.tables import Shown, Summary
@@ -95,6 +97,21 @@ class ServingResult(ShownServing):
         self.provenance = provenance
         self._lengths = lengths
 
+    @property
+    def prompts(self) -> int:
+        """Prompts of the recording; several answers to one count once."""
+        return int(self.provenance.get("prompts", ENOUGH))
+
+    @property
+    def sentence(self) -> str:
+        """The best setting of every batch size."""
+        return best_of_batches(self)[0]
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What the best rules do where no rule is taken; first a warning, where prompts are too few."""
+        return best_of_batches(self)[1]
+
     def best_fixed(self, batch: int) -> str:
         """The fixed setting of most tokens a second at a batch size."""
         names = [name for size, name in self.runs if size == batch and (size, name) in self.fixed]
@@ -154,7 +171,8 @@ class ServingResult(ShownServing):
     def to_json(self) -> dict[str, Any]:
         """Table (times in seconds) and provenance, as JSON."""
         return {
-            "kind": "ddsim-serving", "schema_version": 1, "provenance": self.provenance, "table": _records(self.table()),
+            "kind": "ddsim-serving", "schema_version": 1, "sentence": self.sentence, "details": list(self.details), "prompts": self.prompts,
+            "enough_prompts": self.prompts >= ENOUGH, "provenance": self.provenance, "table": _records(self.table()),
         }  # fmt: skip
 
 

@@ -489,6 +489,7 @@ class _Simulation:
             "contexts": "a batch is priced at the mean context of its requests",
             "max_tokens": self.max_tokens,
             "drain": self.drain,
+            "prompts": self.positions.prompts,
             "seed": self.seed,
             "bootstrap": self.bootstrap,
             "policies": [{"batch": size, **ready.to_json()} for (size, _), (ready, _) in keys.items()],

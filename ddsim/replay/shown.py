@@ -174,7 +174,7 @@ class ShownServing(Shown):
     def summary(self: Any) -> Summary:
         """What is printed: a table of each batch size."""
         table = self.table()
-        half = 50 * (table["over_fixed_high"] - table["over_fixed_low"])
+        half = 50 * (table["over_fixed_high"] - table["over_fixed_low"]) * (1.0 if self.prompts >= ENOUGH else 0.0)
         pairs = zip(table["over_fixed"], half, strict=True)
         rows = table.assign(
             policy=table["policy"].where(~table["extrapolated"], table["policy"] + " *"),
@@ -203,7 +203,7 @@ class ShownLoad(Shown):
         columns = [column for column in LOAD_COLUMNS if column[0] != "goodput" or self.promise]
         tables = [
             Table.of(
-                _latencies(rows), columns,
+                _latencies(rows, self.prompts >= ENOUGH), columns,
                 f"{load:.3g} requests/s ({100 * rows['share'].iloc[0]:.0f} % of the best fixed setting's most)",
             )
             for load, rows in table.groupby("load", sort=False)
@@ -220,13 +220,13 @@ def _marks(table: Any) -> list[str]:
     return [foot for column, foot in (("unstable", UNSTABLE), ("extrapolated", EXTRAPOLATED)) if table[column].any()]
 
 
-def _latencies(rows: Any) -> Any:
+def _latencies(rows: Any, enough: bool) -> Any:
     """Rows for people: marks at names, and no latency of a queue that grows without end."""
     marks = [" †" * u + " *" * e for u, e in zip(rows["unstable"], rows["extrapolated"], strict=True)]
     ends = zip(rows["latency_over_low"], rows["latency_over_high"], strict=True)
     rows = rows.assign(
         policy=rows["policy"] + marks,
-        interval=[between(a, b, lambda end: signed(end, 0, "")) if a < b else "" for a, b in ends],
+        interval=[between(a, b, lambda end: signed(end, 0, "")) if enough and a < b else "" for a, b in ends],
     )
     hidden = ["ttft_p99", "tpot_mean", "latency_mean", "latency_p99", "latency_over", "interval"]
     return rows.assign(**{name: rows[name].where(~rows["unstable"], None) for name in hidden})

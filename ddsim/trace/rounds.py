@@ -126,6 +126,12 @@ class Positions(ShownPositions):
         return len(self.starts) - 1
 
     @property
+    def prompts(self) -> int:
+        """Different prompts; several answers to one count once, and answers without a name one each."""
+        keys = set(zip(self.workload, self.prompt_id, strict=True))
+        return len(keys) or self.sequences
+
+    @property
     def tokens(self) -> NDArray[np.int64]:
         """int64 [S]: tokens that the rounds of each sequence commit, whatever the policy."""
         return np.maximum(np.diff(self.starts) - 1, 0)

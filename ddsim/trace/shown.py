@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ddsim.tables import Column, Shown, Summary, Table, drawn, number, public
-from ddsim.text import listed
+from ddsim.text import listed, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,6 +98,39 @@ class ShownCalibration(Shown):
         return Summary(f"{said}.")
 
 
+TRUE = 0.01
+"""Relative error of what a drafter promises up to which it counts as right."""
+
+HEADLINE = 64
+"""Nodes that a sentence speaks of, if they were judged."""
+
+
+def calibration_sentence(report: Any) -> str:
+    """Whether the drafter promises too much or too little, and what is left of that after calibration.
+
+    Parameters
+    ----------
+    report : DataFrame
+        Of `ddsim.fit_calibration`: budget, realised, predicted_before and predicted_after, on prompts that the fit hasn't seen.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"budget": [64], "realised": [4.0], "predicted_before": [3.0], "predicted_after": [3.9]})
+    >>> calibration_sentence(frame)
+    'The drafter is underconfident: for trees of 64 nodes it promises 3.00 tokens a round, 4.00 are committed (−25.0 %); calibrated it promises 3.90 (−2.5 %).'
+    """
+    rows = report.to_dict("records")
+    row = next((row for row in rows if row["budget"] == HEADLINE), rows[-1])
+    before, after = (row[f"predicted_{when}"] / row["realised"] - 1 for when in ("before", "after"))
+    what = "right on average" if abs(before) <= TRUE else "overconfident" if before > 0 else "underconfident"
+    nodes = f"{row['budget']:.0f} node{'s' * (row['budget'] != 1)}"
+    return (
+        f"The drafter is {what}: for trees of {nodes} it promises {row['predicted_before']:.2f} tokens a round, {row['realised']:.2f} are "
+        f"committed ({signed(before)}); calibrated it promises {row['predicted_after']:.2f} ({signed(after)})."
+    )
+
+
 class ShownWriter(Shown):
     """How a writer is shown."""
 
@@ -112,9 +145,8 @@ class ShownReliability(Shown):
     def summary(self: Any) -> Summary:
         """What is printed: predicted beside realised tokens a round by budget, and how often the best candidate is right by depth."""
         last = self.by_budget.to_dict("records")[-1]
-        off = 100 * (last["ratio"] - 1)
         said = f"Trees of {_counted(int(last['budget']), 'node')}: the drafter's probabilities say {last['predicted']:.2f} tokens a round, "
-        said += f"the texts {last['realised']:.2f}: {off:+.1f} %."
+        said += f"the texts {last['realised']:.2f}: {signed(last['ratio'] - 1)}."
         lengths: list[Column] = [
             ("budget", "nodes", str), ("predicted", "predicted", number(2)), ("realised", "realised", number(2)),
             ("ratio", "ratio", number(3)), ("count", "positions", "{:,}".format),
