@@ -20,7 +20,7 @@ from ddsim.errors import DdsimError
 from ddsim.policy.rules import Schedule
 from ddsim.policy.schedules import check_whole
 from ddsim.policy.walk import fixed_walks
-from ddsim.replay.bootstrap import FEW, _Bootstrap, _knots, cost_error, percent
+from ddsim.replay.bootstrap import ENOUGH, FEW, _Bootstrap, cost_error, few, percent, sure
 from ddsim.replay.engines import (
     ENGINES,
     ChainRates,
@@ -28,7 +28,9 @@ from ddsim.replay.engines import (
     chain_rates,
     chain_seconds,
     choices_of,
+    choosing,
     chosen,
+    drawn_rates,
     engine_rule,
     schedule_ranges,
     unnamed_costs,
@@ -37,6 +39,7 @@ from ddsim.replay.maps import MAP_BATCHES, MAP_CONTEXTS
 from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory
 from ddsim.replay.shown import ShownEnginePlan
+from ddsim.replay.why import Change
 from ddsim.text import listed
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace
@@ -68,7 +71,7 @@ class EnginePlan(ShownEnginePlan):
     against : str
         What the gain is over.
     by_workload : DataFrame
-        workload, requests, k (its own best), near_best, tokens_per_second with it, lost (a share, by the plan's K).
+        workload, requests, k (its own best), near_best, tokens_per_second with it, lost (a share, by the plan's K), context (its mean).
     by_context : DataFrame
         context, requests, k (the best there), tokens_per_second with it, lost (a share, by the plan's K), extrapolated.
     trees : DataFrame
@@ -92,6 +95,14 @@ class EnginePlan(ShownEnginePlan):
     shown: tuple[int, ...]
     """Numbers of requests that stand for all, in tables for people."""
     provenance: dict[str, Any]
+    reasons: tuple[dict[str, Any], ...] = ()
+    """Why K changes where it does: requests, k (chosen there), other (K of one request less; where K never changes, the next best at most
+    requests), and what the other would do to a round's seconds and tokens (relative changes)."""
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of the recording; several answers to one count once."""
+        return int(self.provenance["prompts"])
 
     @property
     def title(self) -> str:
@@ -112,10 +123,11 @@ class EnginePlan(ShownEnginePlan):
     def details(self) -> tuple[str, ...]:
         """What it gains, from where on drafting is off, and what the engine's settings can't say."""
         rows = self.table.dropna(subset="gain").to_dict("records")
-        lines = []
+        lines = [said_reasons(self.reasons)] * bool(self.reasons)
         if rows:
             best = max(rows, key=lambda row: float(row["gain"]))
-            gain = percent((float(best["gain"]), float(best["gain_low"]), float(best["gain_high"])))
+            ends = float(best["gain"]), float(best["gain_low"]), float(best["gain_high"])
+            gain = percent(sure(ends, self.prompts))
             lines.append(f"Over {self.against} it gains most at {best['requests']} requests: {gain}.")
         else:
             lines.append(f"The costs of {self.against} weren't measured.")
@@ -188,6 +200,9 @@ class EnginePlan(ShownEnginePlan):
             "contexts": _records(self.by_context),
             "trees": _records(self.trees),
             "lost": self.lost,
+            "why": list(self.reasons),
+            "prompts": self.prompts,
+            "enough_prompts": self.prompts >= ENOUGH,
             "notes": list(self.notes),
             "provenance": self.provenance,
         }
@@ -238,8 +253,10 @@ def engine_plan(
     >>> advice = engine_plan(trace, cost, "vllm", requests=4)
     >>> print(advice.sentence)
     vLLM: K = 2 for 1, K = 1 for 2, no draft for 3 to 4 requests.
-    >>> print(advice.details[0])
+    >>> print(advice.details[1])
     Over K = 2 at every batch it gains most at 4 requests: +100.0 %.
+    >>> [(reason["requests"], reason["other"], reason["k"]) for reason in advice.reasons]
+    [(2, 2, 1), (3, 1, 0)]
     """
     rule = engine_rule(engine, method)
     limits.check("bootstrap", bootstrap)
@@ -251,7 +268,7 @@ def engine_plan(
     last = len(found.requests)
     shown = tuple(asked) if len(asked) > 1 else (*[n for n in MAP_BATCHES if n < last], last)
     current, name = _current(against, positions.horizon, last)
-    ks = chosen(found, rule)
+    ks = chosen(found, rule, choosing(found, positions, cost))
     draws = _Bootstrap(positions, bootstrap, seed, cost_error(cost))
     table = _table(found, ks, current, positions, cost, draws)
     off = np.flatnonzero(ks > 0)
@@ -274,8 +291,45 @@ def engine_plan(
             "bootstrap": bootstrap,
             "seed": seed,
             "tuned_on": "same prompts",
+            "prompts": draws.units,
         },
+        reasons=_reasons(found, ks),
     )
+
+
+def _reasons(found: ChainRates, ks: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
+    """`EnginePlan.reasons`."""
+    changes = [(i, int(ks[i - 1])) for i in np.flatnonzero(np.diff(ks)) + 1]
+    if not changes:
+        rates = found.rates[-1].copy()
+        rates[ks[-1]] = np.nan
+        changes = [] if np.isnan(rates).all() else [(len(ks) - 1, int(np.nanargmax(rates)))]
+    out = []
+    for i, other in changes:
+        k = int(ks[i])
+        seconds, tokens = found.seconds[i, other] / found.seconds[i, k], found.lengths[other] / found.lengths[k]
+        if np.isfinite(seconds):
+            row = {"requests": int(found.requests[i]), "k": k, "other": other}
+            out.append(row | {"seconds": float(seconds) - 1, "tokens": float(tokens) - 1})
+    return tuple(out)
+
+
+def said_reasons(reasons: Sequence[dict[str, Any]]) -> str:
+    """Why K changes where it does, in a sentence; of many changes the first and the last.
+
+    Examples
+    --------
+    >>> said_reasons([{"requests": 14, "k": 7, "other": 15, "seconds": 0.26, "tokens": 0.2}])
+    'At 14 requests a round with K = 15 takes 26 % more time and commits 20 % more tokens than with K = 7.'
+    """
+    told = reasons if len(reasons) <= 2 else (reasons[0], reasons[-1])
+    parts = []
+    for row in told:
+        at = f"{row['requests']} request{'s' * (row['requests'] > 1)}"
+        other, k = (f"with K = {k}" if k else "without a draft" for k in (row["other"], row["k"]))
+        parts.append(f"at {at} a round {other} {Change(row['other'], row['seconds'], row['tokens'])} than {k}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _current(against: Any, horizon: int, most: int) -> tuple[NDArray[np.int64], str]:
@@ -299,19 +353,10 @@ def _table(
     draws: _Bootstrap,
 ) -> pd.DataFrame:
     """Rows of `EnginePlan.table`."""
-    every = np.ones(positions.sequences, bool)
-    rounds = draws.sums(chain_lengths(positions)[1], every)[1]
-    lengths = draws.sums(positions.tokens, every)[1] / rounds  # in each draw [draws, L + 1]
-    knots = _knots(cost, int(found.requests[-1]) * len(found.lengths))
-    errors = np.random.default_rng([draws.seed, 1]).normal(0.0, draws.cost_error, (draws.count, knots.shape[1]))
-    rates, columns = found.rates, np.arange(len(found.lengths))
+    rates = found.rates
     rows: list[dict[str, Any]] = []
-    for i, count in enumerate(found.requests.tolist()):
-        k, now, seconds = int(ks[i]), int(current[i]), found.seconds[i]
-        drafting = float(np.asarray(cost.draft_seconds(count, context=found.context)))
-        shares = 1 - np.where(columns > 0, drafting, 0.0) / seconds  # of verification: what its errors touch
-        mixes = np.nan_to_num(shares)[:, None] * knots[count * (columns + 1) - 1]
-        drawn = count * lengths / (seconds * np.exp(errors @ mixes.T))
+    for i, drawn in enumerate(drawn_rates(found, positions, cost, draws)):
+        count, k, now, seconds = int(found.requests[i]), int(ks[i]), int(current[i]), found.seconds[i]
         row: dict[str, Any] = {"requests": count, "k": k}
         bests = np.nanargmax(drawn, axis=1)
         row["k_low"], row["k_high"] = np.quantile(bests, [0.025, 0.975], method="inverted_cdf").tolist()
@@ -369,7 +414,8 @@ def _by_workload(found: ChainRates, ks: NDArray[np.int64], positions: Positions,
     names = [name for name in dict.fromkeys(positions.workload) if positions.tokens[workload == name].any()]
     rows = []
     for name in names if len(names) > 1 else []:
-        mine = dataclasses.replace(found, lengths=chain_lengths(positions.subset(workload == name))[0]).rates
+        part = positions.subset(workload == name)
+        mine, context = dataclasses.replace(found, lengths=chain_lengths(part)[0]).rates, float(part.context.mean())
         for count in shown:
             rates = mine[count - 1]
             k = int(np.nanargmax(rates))
@@ -381,6 +427,7 @@ def _by_workload(found: ChainRates, ks: NDArray[np.int64], positions: Positions,
                     "near_best": near_best(rates),
                     "tokens_per_second": rates[k],
                     "lost": 1 - rates[ks[count - 1]] / rates[k],
+                    "context": context,
                 }
             )
     return pd.DataFrame(rows)
@@ -449,8 +496,8 @@ def _notes(
     engine: str, table: pd.DataFrame, draws: _Bootstrap, trace: Trace | Positions, cost: CostModel
 ) -> tuple[str, ...]:
     notes = ["K was chosen on the prompts that it is judged on."]
-    if draws.units < 2:
-        notes.append("The trace holds one prompt, so nothing is known of how much another would differ.")
+    if draws.units < ENOUGH:
+        notes.append(few(draws.units))
     elif draws.units < FEW:
         notes.append(f"The trace holds {draws.units} prompts: intervals are rough.")
     notes += unnamed_costs(engine, cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -22,9 +22,13 @@ from ddsim.errors import DdsimError
 from ddsim.policy.choose import CHAIN
 from ddsim.policy.walk import chain_walks, walk
 from ddsim.replay.arguments import check_given, measured_on
+from ddsim.replay.bootstrap import _Bootstrap, _knots, cost_error
 from ddsim.replay.requests import _in_memory
 from ddsim.trace.rounds import Positions
 from ddsim.trace.trace import Trace, check_trace
+
+DRAWS = 2000
+"""Draws of prompts by which a K counts as worse than another."""
 
 STAYS = 0.01
 """Relative loss in tokens a second up to which K stays as it is for one request less: so that a schedule has few ranges."""
@@ -241,7 +245,8 @@ def best_chains(
 ) -> pd.DataFrame:
     """The best K for 1, 2, ... requests that are decoded together, by what the recording accepted; 0 where drafting loses.
 
-    K stays that of one request less while that loses at most 1 %. It is chosen on the prompts that it is judged on.
+    K stays that of one request less while that loses at most 1 %; else it is the smallest within 1 % of the best that isn't significantly
+    worse than it. It is chosen on the prompts that it is judged on.
 
     Parameters
     ----------
@@ -273,23 +278,53 @@ def best_chains(
     [1, 1, 1, 1]
     """
     found = chain_rates(trace, cost, requests=requests, context=context, extrapolate=extrapolate)
-    return choices_of(found, chosen(found, rule))
+    return choices_of(found, chosen(found, rule, choosing(found, _in_memory(trace, None), cost)))
 
 
-def chosen(found: ChainRates, rule: Rule = "any") -> NDArray[np.int64]:
-    """K for each number of requests as `best_chains` chooses it, int64 [B]."""
+def choosing(found: ChainRates, positions: Positions, cost: CostModel) -> Iterator[Floats] | None:
+    """The draws by which `best_chains` tells K apart, always the same ones; None for a single prompt, which tells nothing."""
+    draws = _Bootstrap(positions, DRAWS, 0, cost_error(cost))
+    return drawn_rates(found, positions, cost, draws) if draws.units > 1 else None
+
+
+def drawn_rates(found: ChainRates, positions: Positions, cost: CostModel, draws: _Bootstrap) -> Iterator[Floats]:
+    """Tokens a second by K, [draws, L + 1], for 1, 2, ... requests: prompts drawn anew, and costs off by their error."""
+    every = np.ones(positions.sequences, bool)
+    rounds = draws.sums(chain_lengths(positions)[1], every)[1]
+    lengths = draws.sums(positions.tokens, every)[1] / rounds
+    knots = _knots(cost, int(found.requests[-1]) * len(found.lengths))
+    errors = np.random.default_rng([draws.seed, 1]).normal(0.0, draws.cost_error, (draws.count, knots.shape[1]))
+    columns = np.arange(len(found.lengths))
+    for count, seconds in zip(found.requests.tolist(), found.seconds, strict=True):
+        drafting = float(np.asarray(cost.draft_seconds(count, context=found.context)))
+        shares = 1 - np.where(columns > 0, drafting, 0.0) / seconds  # of verification: what its errors touch
+        mixes = np.nan_to_num(shares)[:, None] * knots[count * (columns + 1) - 1]
+        yield count * lengths / (seconds * np.exp(errors @ mixes.T))
+
+
+def chosen(found: ChainRates, rule: Rule = "any", drawn: Iterable[Floats] | None = None) -> NDArray[np.int64]:
+    """K for each number of requests as `best_chains` chooses it, int64 [B]; without draws the best, however little it gains."""
     rates = found.rates
     if rule == "one":
         means = np.log(rates).mean(axis=0)  # NaN where a number of requests isn't covered
-        return np.full(len(rates), np.nanargmax(means), np.int64)
+        spread = None if drawn is None else np.exp(sum(np.log(part) for part in drawn) / len(rates))
+        return np.full(len(rates), _smallest(np.exp(means), spread), np.int64)
     ks = np.zeros(len(rates), np.int64)
-    for i, row in enumerate(rates):
+    for i, (row, spread) in enumerate(zip(rates, [None] * len(rates) if drawn is None else drawn, strict=True)):
         allowed = row[: ks[0] + 1] if rule == "first" and i else row
-        best = int(np.nanargmax(allowed))
         before = int(ks[i - 1])
-        stays = i > 0 and rates[i, before] >= (1 - STAYS) * allowed[best]  # False for NaN
-        ks[i] = before if stays else best
+        stays = i > 0 and rates[i, before] >= (1 - STAYS) * np.nanmax(allowed)  # False for NaN
+        ks[i] = before if stays else _smallest(allowed, spread)
     return ks
+
+
+def _smallest(rates: Floats, drawn: Floats | None) -> int:
+    """The smallest K within 1 % of the best that isn't significantly worse: 97.5 % of the draws say that it is slower."""
+    best = int(np.nanargmax(rates))
+    for k in range(best if drawn is not None else 0):
+        if rates[k] >= (1 - STAYS) * rates[best] and np.quantile(drawn[:, k] / drawn[:, best], 0.975) >= 1:
+            return k
+    return best
 
 
 def choices_of(found: ChainRates, ks: NDArray[np.int64]) -> pd.DataFrame:

@@ -291,7 +291,7 @@ class ShownEnginePlan(Shown):
 
     def summary(self: Any) -> Summary:
         """What is printed: K by the number of requests, and each workload's own best K where the plan's isn't it."""
-        rows = self.table[self.table["requests"].isin(self.shown)]
+        rows, enough = self.table[self.table["requests"].isin(self.shown)], self.prompts >= ENOUGH
         rows = rows.assign(
             k=[f"{k} *" if mark else str(k) for k, mark in zip(rows["k"], rows["extrapolated"], strict=True)],
             ks=[spans([pair]) for pair in zip(rows["k_low"], rows["k_high"], strict=True)],
@@ -299,19 +299,25 @@ class ShownEnginePlan(Shown):
             interval=_between(rows["low"], rows["high"], "{:,.0f}".format),
             gains=_between(rows["gain_low"], rows["gain_high"], lambda gain: signed(gain, 0, "")),
         )
+        rows = rows if enough else rows.drop(columns=["ks", "interval", "gains"])
         title = f"At a context of {self.context:,}; gain over {self.against}"
         found = [Table.of(rows, ENGINE_COLUMNS, title + (" (* extrapolated)" if rows["extrapolated"].any() else ""))]
         of = self.by_workload
-        if len(of) and of["lost"].max() > 0:
-            cells = [f"{k} ({100 * lost:.1f})" for k, lost in zip(of["k"], of["lost"], strict=True)]
+        if len(of):
+            cells = [
+                f"{k} ({100 * lost:.1f})" if lost >= 5e-4 else f"{k}"
+                for k, lost in zip(of["k"], of["lost"], strict=True)
+            ]
             wide = of.assign(cell=cells, at=of["requests"].astype(str)).pivot(
                 index="workload", columns="at", values="cell"
             )
-            columns: list[Column] = [("workload", "batch", str), *[(str(n), str(n), str) for n in self.shown]]
-            found.append(
-                Table.of(wide.reset_index(), columns, "Each workload's own best K (per cent lost by the plan's)")
-            )
-        return Summary(self.sentence, [*self.details, *noted(self.notes)], found)
+            wide = wide.assign(context=of.groupby("workload")["context"].first())
+            columns: list[Column] = [("workload", "batch", str), ("context", "mean\ncontext", number(0))]
+            columns += [(str(n), str(n), str) for n in self.shown]
+            title = "Each workload's own best K by batch (per cent lost by the plan's)"
+            found.append(Table.of(wide.reset_index(), columns, title))
+        lines = [*warned(self.prompts), *self.details, *noted(self.notes, self.prompts)]
+        return Summary(self.sentence, lines, found)
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw the best K by requests and context: `ddsim.plot.heat_map`."""

@@ -25,7 +25,8 @@ class Change:
     tokens: float
 
     def __str__(self) -> str:
-        return f"takes {_share(self.seconds)} {'more' if self.seconds > 0 else 'less'} time and commits {_brings(self)}"
+        tokens = f"{_share(self.tokens)} {'more' if self.tokens > 0 else 'fewer'} tokens"
+        return f"takes {_share(self.seconds)} {'more' if self.seconds > 0 else 'less'} time and commits {tokens}"
 
 
 @dataclass(frozen=True)

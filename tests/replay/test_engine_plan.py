@@ -127,6 +127,23 @@ def test_every_row_by_hand(trace: Trace, cost: CostModel) -> None:
     assert document["batches"][0]["k"] == ks[1] and document["provenance"]["cost"]["provenance"] == {
         "engine": "vLLM 0.26.0"
     }
+    assert document["why"] == list(answer.reasons) and [row["requests"] for row in answer.reasons] == [
+        n for n in range(2, 9) if ks[n] != ks[n - 1]
+    ]
+    for row in answer.reasons:
+        n, k, other = row["requests"], row["k"], row["other"]
+        took = [seconds(n * (one + 1), 128, n) + (0.001 if one else 0.0) for one in (other, k)]
+        assert (k, other) == (ks[n], ks[n - 1]) and row["seconds"] == pytest.approx(took[0] / took[1] - 1)
+        assert row["tokens"] == pytest.approx(chains[other] / chains[k] - 1)
+    first = answer.reasons[0]
+    assert (
+        answer.details[0].startswith(f"At {first['requests']} request") and f"K = {first['other']}" in answer.details[0]
+    )
+    positions = positions_of(trace)
+    for row in answer.by_workload.to_dict("records"):
+        mine = [s for s, name in enumerate(positions.workload) if name == row["workload"]]
+        spans = [positions.context[positions.starts[s] : positions.starts[s + 1]] for s in mine]
+        assert row["context"] == pytest.approx(np.concatenate(spans).mean())
     grid, contexts, marks = answer.grid()
     assert grid.shape == marks.shape == (4, 3) and contexts == [256, 512, 1024]
 
@@ -243,3 +260,22 @@ def test_on_the_command_line(trace: Trace, cost: CostModel, tmp_path: Path, caps
         assert reason in error and not (tmp_path / "no.png").exists()
     assert main([*words[:-1], "--against", "7"]) == 2
     assert "are for --engine ENGINE" in capsys.readouterr().err
+
+
+def test_k_that_never_changes_is_held_beside_the_next_best(trace: Trace) -> None:
+    flat = CostModel.from_table([1, 56], [0.010, 0.0101])
+    answer = engine_plan(trace, flat, "vllm", requests=4, bootstrap=20)
+    chains, _ = walked(trace)
+    assert len(set(answer.table["k"])) == 1
+    (reason,) = answer.reasons
+    rates = {k: length / (0.010 + 0.0001 * (4 * (k + 1) - 1) / 55) for k, length in chains.items()}
+    k = reason["k"]
+    assert reason["requests"] == 4 and reason["other"] == max((one for one in rates if one != k), key=rates.__getitem__)
+    assert reason["tokens"] == pytest.approx(chains[reason["other"]] / chains[k] - 1)
+
+
+def test_a_plan_of_two_prompts_warns() -> None:
+    small = made_trace(3, workloads=(("a", 0.5),), prompts=2, length=50)
+    answer = engine_plan(small, CostModel.from_table([1, 56], [0.010, 0.030]), "vllm", requests=4, bootstrap=20)
+    assert str(answer).splitlines()[1].startswith("Warning: The trace holds 2 prompts, too few") and answer.prompts == 2
+    assert " to +" not in str(answer) and "95 %" not in str(answer) and not answer.to_json()["enough_prompts"]
