@@ -39,7 +39,7 @@ def fastest(result: Any) -> str:
         return f"{text}."
     near = [name for name in speeds if name != best and not result._gain(mine, result.outcomes[name])[1] > 0]
     if not near:
-        return f"{text}; every other is significantly slower."
+        return f"{text}; {'every' if len(speeds) > 2 else 'the'} other is significantly slower."
     near.sort(key=lambda name: -speeds[name])
     told = near if len(near) <= NAMED else [*near[: NAMED - 1], f"{len(near) - NAMED + 1} others"]
     return f"{text}; {listed(told)} {'are' if len(near) > 1 else 'is'}n't significantly slower."
