@@ -97,7 +97,10 @@ def demo(
         answer = solve(trace, cost, progress=progress)
         result = run(trace, cost, default_policies(measured_budget(cost, trace.max_budget), cost))
         path = compare_drafts(marginals, trace, progress=progress)
-    show.summary(answer.summary())
+    show.answer(
+        answer.summary().sentence, answer.summary().lines
+    )  # without its table, which holds no more than the next
+    show.say()
     show.tables([replay_table(result.table(), "What each policy would have done")], result.summary().feet)
     show.say()
     show.say(f"Trees that know their path: {path.sentence[:1].lower()}{path.sentence[1:]}", style="bold")

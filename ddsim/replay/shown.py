@@ -30,7 +30,11 @@ WORKLOAD_COLUMNS: tuple[Column, ...] = (
     ("near_best", "within 1 %", str),
     ("best_k", "best\nK", str),
     ("tokens_per_second", "tokens/s", number(1)),
-    ("pooled_budget_loss", "lost by\npooled", percent),
+    (
+        "pooled_budget_loss",
+        "lost by\npooled",
+        lambda loss: percent(max(loss, 0.0)),
+    ),  # judged on others' prompts: may be below 0
 )
 
 SERVING_COLUMNS: tuple[Column, ...] = (
