@@ -179,3 +179,8 @@ def test_trees_are_drawn_in_text() -> None:
 def test_tables_hold_any_cell(make: Callable[[], Table], text: str) -> None:
     drawn = make().text()
     assert text in drawn and max(map(len, drawn.splitlines()), default=0) <= 80
+
+
+def test_costs_of_whole_steps_have_no_row_of_nothing() -> None:
+    drafted, whole = (ddsim.CostModel.from_table([1, 64], [0.010, 0.012], draft_seconds=s) for s in (0.001, 0.0))
+    assert "draft, host" in str(drafted) and "draft, host" not in str(whole)

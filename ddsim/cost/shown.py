@@ -138,7 +138,8 @@ def _passes(cost: CostModel) -> Table:
         sum(float(times.seconds(np.array(float(c)), np.array(float(batch)))[0]) for times in cost._round)
         for c in contexts
     ]
-    rows.append({"tokens": "draft, host", **dict(zip(contexts, beside, strict=True))})
+    if any(beside):  # whole steps of an engine have them in their seconds
+        rows.append({"tokens": "draft, host", **dict(zip(contexts, beside, strict=True))})
     return Table.of(rows, columns, "Milliseconds of a pass" + (f" of {batch} requests" if batch > 1 else ""))
 
 
