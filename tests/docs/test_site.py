@@ -203,6 +203,35 @@ def test_search_works_from_disk(site: Path, chromium: browser.Browser) -> None:
     assert chromium.console() == []
 
 
+def test_tables_with_numbers_sort(site: Path, chromium: browser.Browser) -> None:
+    chromium.resize(1400)
+    chromium.open(site / "results.html")
+    column = (
+        "const [t, c] = arguments; return [...document.querySelectorAll('table:has(button)')[t].tBodies[0].rows]"
+        ".map((r) => [r.cells[c].dataset.value, 'text' in r.cells[c].dataset, r.textContent])"
+    )
+    click = (
+        "const [t, c] = arguments; const h = document.querySelectorAll('table:has(button)')[t].tHead.rows[0].cells[c];"
+        " h.firstChild.click(); return h.getAttribute('aria-sort')"
+    )
+    widths = chromium.run(
+        "return [...document.querySelectorAll('table:has(button)')].map((t) => t.tHead.rows[0].cells.length)"
+    )
+    assert len(widths) > 3
+    for table, width in enumerate(widths):
+        for c in range(width):
+            before = chromium.run(column, table, c)
+            order = chromium.run(click, table, c)
+            after = chromium.run(column, table, c)
+            assert sorted(before) == sorted(after)  # no row is lost
+            if after[0][1]:
+                assert order == "ascending"
+            else:
+                numbers = [float(value) for value, _, _ in after if value]
+                assert order == "descending" and numbers == sorted(numbers, reverse=True)
+    assert chromium.console() == []
+
+
 def test_pages_print(site: Path, chromium: browser.Browser, tmp_path: Path) -> None:
     chromium.resize(1400, dark=True)
     for name in ("index", "reference/commands", "ideas/trees", "notebooks/03_how_big_should_the_tree_be"):
