@@ -16,6 +16,9 @@ from numba.core.dispatcher import Dispatcher
 
 DIGEST = 16  # bytes
 
+compiled = 0
+"""Kernels that this process had to compile, because the cache had none."""
+
 
 def njit(*, cache: bool = True, **options: Any) -> Callable[[Any], Any]:
     """``numba.njit``, with a cache that takes a damaged file for a missing one.
@@ -25,14 +28,14 @@ def njit(*, cache: bool = True, **options: Any) -> Callable[[Any], Any]:
     was compiled with another version of a kernel that this one calls from another file.
     """
 
-    def compiled(function: Any) -> Any:
+    def kernel_of(function: Any) -> Any:
         kernel = numba.njit(**options)(function)
         if cache and isinstance(kernel, Dispatcher):  # NUMBA_DISABLE_JIT leaves the function as it is
             with contextlib.suppress(RuntimeError):  # no folder can be written: compile in every process
                 kernel._cache = _Cache(function)  # type: ignore[attr-defined, unused-ignore]
         return kernel
 
-    return compiled
+    return kernel_of
 
 
 class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
@@ -63,7 +66,11 @@ class _CacheFiles(IndexDataCacheFile):  # type: ignore[misc, unused-ignore]
 
     def load(self, key: Any) -> Any:
         name = self._name(key)
-        return self._load_data(name) if _intact(Path(self._data_path(name))) else None
+        if _intact(Path(self._data_path(name))):
+            return self._load_data(name)
+        global compiled
+        compiled += 1
+        return None
 
     def save(self, key: Any, data: Any) -> None:
         self._save_data(self._name(key), data)

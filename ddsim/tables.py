@@ -86,7 +86,7 @@ class Table:
         from rich.text import Text  # as it is: a string would be read as markup
 
         table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, apart, 0, 0))
-        half = console.width // 2
+        half = console.width // 2 if len(self.headings) > 1 else console.width - 4
         first = max((cell_len(row[0]) for row in self.rows), default=0)
         for i in (shown := list(shown)):
             longest = max((cell_len(row[i]) for row in self.rows), default=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,28 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DDSIM_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fits_are_kept() -> Iterator[None]:
+    """Fit a profile once in a kind: a fit depends on nothing else, and a second one costs every test a second.
+
+    Tests of fits, in tests/cost, ask for each anew.
+    """
+    from ddsim.cost import model
+    from ddsim.cost.fit import fit
+
+    kept: dict[str, Any] = {}
+
+    def once(profile: Any, kind: str, seed: int = 0) -> Any:
+        key = json.dumps([profile.to_json(), kind, seed])
+        if key not in kept:
+            kept[key] = fit(profile, kind, seed)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "fit", once)
+        yield
 
 
 @pytest.fixture

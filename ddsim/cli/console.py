@@ -7,11 +7,14 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ddsim.cli.waiting import progress as progress
+from ddsim.cli.waiting import sign
+from ddsim.cli.waiting import working as working
 from ddsim.errors import DdsimError, WorkWarning
 from ddsim.files.atomic import STDOUT, check_output, check_output_folder, refuse_inputs, stdout_closed
 from ddsim.tables import Column as Column
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NARROWEST, WIDEST = 40, 1000  # columns: text for people is laid out for no others
-
-
-Progress = Callable[[int, int], None]  # called with (done, in all)
 
 
 class Out:
@@ -64,12 +64,15 @@ class Out:
         self._outputs = [*named, *folders]
         self.reads()
         self.as_json = as_json
+        if as_json:
+            sign.hush()
         self._stream = sys.stderr if STDOUT in named else sys.stdout
         self._console: Console | None = None
 
     @property
     def console(self) -> Console:
         """The console that people read."""
+        sign.end()
         if self._console is None:
             self._console = make_console(self._stream)
         return self._console
@@ -84,6 +87,16 @@ class Out:
             shown = printable(text)
             for line in wrapped(shown, self.console.width) if wrap else [shown]:
                 self.console.print(line, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def aside(self, text: str, style: str | None = None) -> None:
+        """Print a line about an answer that streams: on standard error, so that the answer holds nothing else."""
+        if not self.as_json:
+            sign.end()
+            with suppress(OSError):
+                sys.stdout.flush()
+                make_console(sys.stderr).print(
+                    printable(text), style=style, highlight=False, markup=False, emoji=False, soft_wrap=True
+                )
 
     def answer(self, sentence: str, details: Sequence[str], notes: Sequence[str] = ()) -> None:
         """Print an answer's sentence after an empty line, then what it rests on."""
@@ -186,49 +199,6 @@ def on_terminal() -> bool:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Progress]:
-    """A progress bar with the time left, on standard error; nothing where output isn't a terminal.
-
-    Yields a function to call with (done, in all). Until it is called the bar says only that work goes on.
-    """
-    if not on_terminal():
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update
-
-
-@contextmanager
-def working(label: str) -> Iterator[Callable[[str], None]]:
-    """A line that says what goes on and for how long, where the length of the work isn't known; on a terminal only.
-
-    Yields a function to call with what comes next, in a few words.
-    """
-    if not on_terminal():
-        yield lambda what: None
-        return
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Bar(*columns, console=make_console(sys.stderr), transient=True) as bar:
-        task = bar.add_task(label)
-        yield lambda what: bar.update(task, description=printable(f"{label}: {what}"))
-
-
-@contextmanager
 def warnings_after() -> Iterator[None]:
     """Warnings inside the block come at its end, when the answer is out: a line each on standard error, each once.
 
@@ -239,6 +209,7 @@ def warnings_after() -> Iterator[None]:
 
     def say(message: Warning) -> None:
         text = printable(" ".join(str(message).split()))
+        sign.end()
         if text not in shown:
             with suppress(OSError):  # nobody reads standard error
                 print(f"warning: {text}", file=sys.stderr)

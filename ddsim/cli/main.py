@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import typer
 
 from ddsim.cli import answers, compare, contest, curves, draw, models, sweep  # noqa: F401 (their commands register themselves, in this order)
-from ddsim.cli.app import BAD_INPUT, BROKEN_PIPE, BUG, FAILED_TOLERANCE, INTERRUPTED, _Failed, app
+from ddsim.cli.app import BAD_INPUT, BROKEN_PIPE, BUG, FAILED_TOLERANCE, INTERRUPTED, _Failed
+from ddsim.cli.app import app as app
 from ddsim.cli.console import sane_width, warnings_after
 from ddsim.cli.interrupts import seen
+from ddsim.cli.waiting import sign
 from ddsim.errors import DdsimError
 from ddsim.text import printable
 
@@ -44,11 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Greek letters must not end a run
+    sign.begin()
     try:
         with warnings_after(), sane_width():
             code = app([w for w in words if w != "--debug"], prog_name="ddsim", standalone_mode=False)
             sys.stdout.flush()
     except BaseException as error:
+        sign.end()
         if debug and not isinstance(error, (BrokenPipeError, SystemExit)):
             import traceback
 
@@ -59,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:
             _discard_output()
         return code
+    sign.end()
     if code == INTERRUPTED:  # Typer's answer to Ctrl-C
         return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +51,7 @@ from ddsim.cli.options import (
     reference,
 )
 from ddsim.cli.validations import ENGINE_VALIDATION, VALIDATION, show_engine_validation, show_validation
+from ddsim.cli.waiting import seconds_left
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import STDOUT
 from ddsim.policy import names
@@ -112,7 +115,6 @@ def record(
     A run that was stopped continues where it was when it is started again with the same options. Started by torchrun, each process
     records its share on a GPU of its own: torchrun --nproc-per-node 2 -m ddsim record ... --device cuda.
     """
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
     show = Out(json, folders=[out])
     _one_of("--dtype", dtype, DTYPES)
     if bool(prompts) == bool(answers):
@@ -121,6 +123,7 @@ def record(
         )
     show.reads(target, drafter, *filter(os.path.isfile, prompts or answers or ()))
     module = reference("record")
+    first = reference("model.device").ranks()[0] == 0  # of the processes that torchrun starts, one speaks
     with _progress("Recording") if first else nullcontext() as progress:
         path = module.record(
             target=target, drafter=drafter, prompts=prompts or (), answers=answers or (), out=out,
@@ -190,7 +193,10 @@ def decode(
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
-    """Answer prompts with the reference decoder; the text streams, drafted tokens that were accepted are marked."""
+    """Answer prompts with the reference decoder; the text streams, drafted tokens that were accepted are marked.
+
+    Standard output gets the texts, with an empty line between two; which prompt it is, and what it took, go to standard error.
+    """
     show = Out(json)
     _one_of("--dtype", dtype, DTYPES)
     from ddsim.policy.parse import policy_of
@@ -227,7 +233,7 @@ def decode(
             f", first token after {1e3 * done.seconds['ttft']:,.1f} ms (prompt {1e3 * done.seconds['prefill']:,.1f} ms)"
         )
         show.say()
-        show.say(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}{first}", style="dim")
+        show.aside(f"{len(done.tokens)} tokens in {rounds} rounds{length}{rate}{first}", style="dim")
         answers.append(
             {
                 "workload": key[0], "prompt_id": key[1], "text": "".join(t for t, _ in held), "tokens": done.tokens,
@@ -240,7 +246,7 @@ def decode(
 def _show_prompt(show: Out, name: str, first: bool) -> None:
     if not first:
         show.say()
-    show.say(name, style="bold", wrap=False)
+    show.aside(name, style="bold")
 
 
 @app.command(
@@ -574,11 +580,18 @@ def train_drafter(
     show = Out(json, folders=[out, work])
     show.reads(target, start)
     module = reference("training.run")
+    began, most = time.monotonic(), min(data_seconds + train_seconds, math.inf if stop_after is None else stop_after)
+
+    def tell(line: str) -> None:
+        if not json:
+            left = seconds_left(max(began + most - time.monotonic(), 0))
+            print(printable(f"{line}; at most {left}"), file=sys.stderr)
+
     path = module.train_drafter(
         target=target, out=out, work=work, data_seconds=data_seconds, train_seconds=train_seconds, stop_after=stop_after,
         start=start, rate=rate, head=head, head_width=head_width, head_only=head_only, prompts=prompts or (), mask_token_id=mask_token,
         block_size=block_size, layers=layers, device=device, seed=seed,
-        progress=lambda line: print(printable(line), file=sys.stderr),
+        progress=tell,
     )  # fmt: skip
     if reference("training.processes").Processes().rank > 0:
         return  # under torchrun the first process speaks for all

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddsim
+from ddsim.cli import waiting
 from ddsim.cli.console import Out, make_console
 from ddsim.cli.main import main
 from ddsim.cost.ranges import ExtrapolationWarning, merged
@@ -236,3 +239,84 @@ def test_python_warns_once_at_the_line_of_the_caller(files: Path, function: Call
     with cost.no_warning(), warnings.catch_warnings():
         warnings.simplefilter("error")
         function(trace, cost, bootstrap=2)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Watched(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal() -> Iterator[Watched]:
+    """Standard error, with a person before it. No fixture: pytest would put its own stream back before the test."""
+    stream = Watched()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        patch.setenv("TERM", "xterm-256color")
+        patch.setenv("COLUMNS", "60")
+        waiting.sign.begin()
+        yield stream
+        waiting.sign.hush()
+
+
+def drawn_until(stream: io.StringIO, words: str, seconds: float = 20) -> str:
+    end = time.monotonic() + seconds
+    while words not in stream.getvalue() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert words in stream.getvalue(), stream.getvalue()[-200:]
+    return stream.getvalue()
+
+
+def test_progress_counts_down_in_seconds() -> None:
+    with terminal() as seen, waiting.progress("Calibrating, each workload by a fit on others") as told:
+        for done in range(8):
+            told(done, 100)
+            time.sleep(0.02)
+        text = drawn_until(seen, " s left")
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]", text)]
+    assert re.search(r" \d+ s left  \d/100  Calibrating, each workload", text) and max(map(len, lines)) <= 60
+
+
+def test_a_person_sees_something_before_the_work_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddsim import jit
+
+    assert waiting.SOON + 0.4 < 2
+    with terminal() as seen:
+        drawn_until(seen, "ddsim: working, 1 s")
+        monkeypatch.setattr(jit, "compiled", jit.compiled + 1)
+        drawn_until(seen, "ddsim: compiling kernels, once, ")
+        Out().say("The answer.")  # begins: the line goes, and none comes after it
+        text = seen.getvalue()
+        assert text.endswith(" \r")
+        time.sleep(0.5)
+        assert seen.getvalue() == text
+    assert capsys.readouterr().out == "The answer.\n"
+
+
+def test_documents_come_without_progress() -> None:
+    with terminal() as seen:
+        Out(as_json=True)
+        with waiting.progress("Replaying") as told, waiting.working("Measuring") as say:
+            told(1, 2)
+            say("all")
+            time.sleep(0.3)
+        assert seen.getvalue() == ""
+
+
+def test_long_work_that_nobody_watches_says_one_line_a_phase(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting.sign.begin()
+    monkeypatch.setattr(waiting, "LONG", 0.0)
+    with waiting.progress("Recording") as told:
+        for done in range(5):
+            told(done, 4)
+            time.sleep(0.01)
+    assert re.fullmatch(r"Recording: 1 of 4, about \d+ s left\n", capsys.readouterr().err)

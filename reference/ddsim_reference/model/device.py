@@ -66,13 +66,13 @@ class Process:
     """Of its own, where it is a GPU."""
 
 
-def this_process(device: str) -> Process:
-    """Which process this is, by RANK, WORLD_SIZE and LOCAL_RANK; the only one where they aren't set.
+def ranks() -> tuple[int, int, int]:
+    """RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them; 0, 1 and 0 where they aren't set.
 
     Raises
     ------
     DdsimError
-        They are no such numbers, a GPU is named where each process gets its own, or there are fewer GPUs than processes.
+        One is no whole number, or the rank isn't below the number of processes.
     """
     values = []
     for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
@@ -83,6 +83,18 @@ def this_process(device: str) -> Process:
     rank, count, local = values
     if rank >= count:
         raise DdsimError(f"RANK={rank}: must be less than WORLD_SIZE={count}, as torchrun sets it")
+    return rank, count, local
+
+
+def this_process(device: str) -> Process:
+    """Which process this is, by RANK, WORLD_SIZE and LOCAL_RANK; the only one where they aren't set.
+
+    Raises
+    ------
+    DdsimError
+        They are no such numbers, a GPU is named where each process gets its own, or there are fewer GPUs than processes.
+    """
+    rank, count, local = ranks()
     if count > 1 and check_device(device).type == "cuda":
         if device != "cuda":
             raise DdsimError(f"device {device}: give cuda; of {count} processes each takes its own GPU")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import atexit
-import os
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ddsim.errors import DdsimError
+from ddsim_reference.model.device import ranks
 
 
 class Processes:
@@ -19,8 +19,7 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        self.rank, self.count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        self.rank, self.count, self.local = ranks()
         if self.count > 1 and not dist.is_initialized():
             gpu = torch.cuda.is_available()
             if gpu and self.local >= torch.cuda.device_count():
