@@ -40,6 +40,7 @@ from ddsim.cost.model import ExtrapolationWarning
 
 PROFILES, VALIDATIONS, HEAD = "traces/profiles", "traces/validation", "reference/drafter/head"
 P8B, VLLM = f"{PROFILES}/qwen3-8b-cost-h100.json", f"{PROFILES}/vllm-qwen3-8b-cost-h100.json.gz"
+EAGER = f"{PROFILES}/qwen3-8b-eager-h100.json.gz"
 MARGINALS, LATTICES = "traces/marginals", "traces/temperature-0"
 REASONS: dict[str, str] = MEASURED["reasons"]
 WORKLOADS = {"humaneval": "HumanEval", "chat": "chat", "mathematics": "mathematics", "summarising": "summarising"}
@@ -160,6 +161,8 @@ def costs() -> str:
         for d in (shipped(name),)
         for one in sorted((o for o in d["verify"] if o["tokens"] == 1 and o["batch"] == 1), key=lambda o: o["context"])[-1:]
     ]  # fmt: skip
+    eager = shipped(EAGER)
+    slow = {o["tokens"]: 1e3 * statistics.median(o["seconds"]) for o in eager["verify"] if o["context"] == 512}
     return "\n\n".join([
         f"{device(profile)}, bfloat16, batch 1, context 512 / 4,096; the roofline is of bytes or operations, attention's among them, over the "
         f"{bandwidth / 1e12:.2f} TB/s and {rate / 1e12:.0f} TFLOP/s measured in the same run ({code(f'ddsim profile --widen qwen3-8b -o {Path(P8B).name}')}, "
@@ -170,6 +173,8 @@ def costs() -> str:
         table(("tokens", *(f"after {c:,}" if c else "at the start" for c in contexts)), prompts),
         "An autoregressive step, ms, in every shipped profile at the longest context that it holds:",
         table(("model's cost", "GPU", "ms", "context", "made by"), plain),
+        f"The published kind of loop ({eager['provenance']['engine']}, batch 1, context 512) takes {slow[1]:.0f} ms for a pass of one token, {slow[64]:.0f} for 64 and "
+        f"{slow[512]:.0f} for 512: its host's work, whatever the tree ({code(f'ddsim fit {named(EAGER)}')}).",
         elsewhere("roofline"),
     ])  # fmt: skip
 
@@ -191,7 +196,7 @@ def buckets() -> str:
 CHECKS = (
     ("tokens/s, fresh prompts", f"{VALIDATIONS}/qwen3-8b-cost-h100.json", (0.015, 0.03)),
     (
-        "the same at temperature 1, the recording's dice",
+        "at temperature 1, the recording's dice",
         f"{VALIDATIONS}/qwen3-8b-cost-h100-sampled.json.gz",
         (0.015, 0.03),
     ),
@@ -232,11 +237,11 @@ def validation() -> str:
         answers, same, exact = (sum(c[k] for c in found) for k in ("answers", "same_text", "of_these_same_rounds"))
         checks.append((
             what, f"{100 * errors['mean']:.1f} / {100 * errors['worst']:.1f} %", f"≤ {100 * mean:g} / {100 * worst:g} %",
-            against(errors["mean"] <= mean and errors["worst"] <= worst, REASONS["host"]), f"{inside['inside']} of {inside['cells']}", f"{same} of {answers}", f"{exact} of {same}",
+            against(errors["mean"] <= mean and errors["worst"] <= worst, REASONS.get(Path(name).name.split(".")[0], "see its notes")), f"{inside['inside']} of {inside['cells']}", f"{same} of {answers}", f"{exact} of {same}",
             about(document), code(f"ddsim validate --show {named(name)}"),
         ))  # fmt: skip
-    loop = first["published_loop"]
-    other = shipped(CHECKS[1][1])["other_dice"]
+    loop = shipped(f"{VALIDATIONS}/qwen3-8b-cost-h100-again.json.gz")["published_loop"]
+    other = shipped(f"{VALIDATIONS}/qwen3-8b-cost-h100-sampled.json.gz")["other_dice"]
     speed, length = (other["inside"][key] for key in ("tokens_per_second", "acceptance_length"))
     start = first["first_token"][0]
     return "\n\n".join([
@@ -308,17 +313,13 @@ def vllm() -> str:
         fastest = [abs(p / max(t) - 1) for p, t in turns]
         right, pairs = (sum(o[key] for o in d["order"]) for key in ("right", "pairs"))
         if "qwen3" in file:
-            reason = (
-                REASONS["turns"]
-                + ", and turns of the same calls differ by up to "
-                + f"{100 * max(max(t) / min(t) - 1 for _, t in turns):.0f} %"
-            )
+            reason = f"turns of the same calls differ by up to {100 * max(max(t) / min(t) - 1 for _, t in turns):.0f} %"
         else:
             reason = f"a step is the host's work ({100 * d['provenance']['host_share']['median']:.0f} % of its time), and the GPU waits"
         checks.append((
             which, f"{100 * errors['mean']:.1f} / {100 * errors['worst']:.1f} %", f"{100 * statistics.mean(fastest):.1f} / {100 * max(fastest):.1f} %", "≤ 3 / 5 %",
             against(errors["mean"] <= 0.03 and errors["worst"] <= 0.05, reason), f"{right} of {pairs}",
-            ", ".join(f"{o['ratio']:.3f}" for o in d["schedule_over_best"]), about(d), code(f"ddsim validate --show {named(file)}"),
+            ", ".join(f"{o['ratio']:.3f}" + (" (**missed**)" if round(o["ratio"], 2) < 0.99 else "") for o in d["schedule_over_best"]), about(d), code(f"ddsim validate --show {named(file)}"),
         ))  # fmt: skip
     files = [one for one in document["accepted"] if "file" in one]
     bad = [one for one in document["accepted"] if "refused" in one]
@@ -450,7 +451,7 @@ def readme_rows() -> list[tuple[str, ...]]:
         what = f"{version}, {k}, {requests(row['batch'])}"
         rows.append((what, *speeds, share(row["tokens_per_second_error"]), show_engine))
     errors = engine["tokens_per_second_error"]
-    met = against(errors["mean"] <= 0.03 and errors["worst"] <= 0.05, REASONS["turns"])
+    met = against(errors["mean"] <= 0.03 and errors["worst"] <= 0.05, "see RESULTS.md")
     errors_told = f"{100 * errors['mean']:.1f}, {100 * errors['worst']:.1f} %"
     rows.append(
         (f"mean, worst error of {len(engine['rows'])} calls in vLLM", "aim 3, 5 %", errors_told, met, show_engine)

