@@ -169,7 +169,13 @@ class ShownComparison(Shown):
 
     def plot(self: Any, *, ax: Axes | None = None) -> Axes:
         """Draw what the second gains over the first, by nodes: `ddsim.plot.draft_gains`."""
-        return drawn("draft_gains", self.table(), self.names, title=first_sentence(self.sentence), ax=ax)
+        return drawn(
+            "draft_gains",
+            self.table(),
+            self.names,
+            title=first_sentence(self.sentence).partition(", on the same")[0],
+            ax=ax,
+        )
 
 
 class ShownServing(Shown):

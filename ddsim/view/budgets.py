@@ -32,7 +32,6 @@ from ddsim.view.style import (
     _label,
     _label_right,
     _legend,
-    _legend_beside,
     _rate,
     _thin,
 )
@@ -287,8 +286,8 @@ def draft_gains(
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f} %" if v else "0"))
     _dress(ax)
     place = "in chains" if sizes[-1] == "DFlash" else f"at {sizes[-1][7:-1]} nodes"
-    _legend_beside(ax, title=f"tokens a round\n{place}", title_fontsize=_TEXT - 0.5, alignment="left")
     entitle(ax, title, about)
+    _legend(ax, 2, title=f"tokens a round {place}")
     return ax
 
 

@@ -311,10 +311,8 @@ def validation(document: Mapping[str, Any], *, title: str | None = None, ax: Axe
         for row in cells
     )
     made = document["provenance"]
-    line = [
-        str(document["label"]),
-        told({"device": made.get("device"), "engine": made.get("engine", "ddsim's decoder")}),
-    ]
+    ran = {"target": document["label"], "device": made.get("device"), "engine": made.get("engine", "ddsim's decoder")}
+    line = [told(ran)]
     if made.get("temperature"):
         line.append(f"temperature {made['temperature']:g}")
     numbers = table.astype(dict.fromkeys(table.columns[1:], float))

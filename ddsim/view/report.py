@@ -310,8 +310,7 @@ def _drafts(replayed: _Replayer, beside: Trace, against: Comparison) -> Section:
             f"What {against.names[1]} gain over {against.names[0]}",
             lambda ax: draft_gains(against.table(), against.names, ax=ax),
             " ".join([against.sentence, *against.notes]),
-            width=9.0,
-            wide=True,
+            height=HEIGHT + 0.7,
         ),
         sortable_table("Tokens a round on the same texts", against.table((16, 64, 256)), columns),
     ]
@@ -330,7 +329,9 @@ def _drafts(replayed: _Replayer, beside: Trace, against: Comparison) -> Section:
                     f"One round, drafted from {draft}",
                     _drawing(drafted),
                     f"{where}: {len(drafted.accepted) - 1} of {budget} drafted tokens are accepted: {path}.",
-                    height=max(2.4, 0.6 + 0.16 * _branches(drafted)),
+                    width=9.0,
+                    height=max(1.2, 0.6 + 0.16 * _branches(drafted)),
+                    wide=True,
                 )
             )
     return items

@@ -146,22 +146,23 @@ def _dress(ax: Axes) -> None:
         axis.label.set_fontsize(_TEXT)
 
 
-def _legend(ax: Axes, columns: int = 2) -> None:
+def _legend(ax: Axes, columns: int = 2, title: str | None = None) -> None:
     """A legend below the axes, where no curve runs."""
     handles, labels = ax.get_legend_handles_labels()
     if not handles:
         return
     lowest = min((child for child in (ax, *ax.child_axes)), key=lambda panel: panel.get_position().y0)
     _settle(ax)
-    room = 0.97 * _figure(ax).bbox.width * 72 / _figure(ax).dpi
-    while columns > 1 and columns * (0.52 * _TEXT * max(map(len, labels)) + 38) > room:
-        columns -= 1
     box = lowest.get_window_extent()
+    room = (_figure(ax).bbox.x1 - box.x0) * 72 / _figure(ax).dpi
+    while columns > 1 and columns * (0.56 * _TEXT * max(map(len, labels)) + 4 * _TEXT) > room:
+        columns -= 1
     under = min(lowest.xaxis.label.get_window_extent().y0, lowest.xaxis.get_tightbbox().y0)  # type: ignore[union-attr]
     drop = ScaledTranslation(0, (under - box.y0) / _figure(ax).dpi - 0.09, _figure(ax).dpi_scale_trans)
     ax.legend(
         handles, labels, fontsize=_TEXT - 0.5, frameon=False, loc="upper left", ncols=columns, borderaxespad=0.0, borderpad=0.0,
         bbox_to_anchor=(0.0, 0.0), bbox_transform=lowest.transAxes + drop, labelspacing=0.3, columnspacing=1.4,
+        title=title, title_fontsize=_TEXT - 0.5, alignment="left",
     )  # fmt: skip
 
 
