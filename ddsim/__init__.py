@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # what _HOME says once more, for editors and type checkers
     from ddsim.replay.arrivals import read_arrivals as read_arrivals
     from ddsim.replay.compare import Comparison as Comparison
     from ddsim.replay.compare import compare as compare
+    from ddsim.replay.compare_costs import CostComparison as CostComparison
+    from ddsim.replay.compare_drafters import DrafterComparison as DrafterComparison
+    from ddsim.replay.compare_plans import PlanComparison as PlanComparison
     from ddsim.replay.contest import Contest as Contest
     from ddsim.replay.contest import contest as contest
     from ddsim.replay.engine_plan import engine_plan as engine_plan
@@ -112,6 +115,9 @@ _HOME = {
     "contest": "replay.contest",
     "Contest": "replay.contest",
     "Comparison": "replay.compare",
+    "CostComparison": "replay.compare_costs",
+    "DrafterComparison": "replay.compare_drafters",
+    "PlanComparison": "replay.compare_plans",
     "default_policies": "replay.replay",
     "plan": "replay.plan",
     "Calibration": "trace.calibration",

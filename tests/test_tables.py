@@ -16,6 +16,8 @@ import ddsim
 from ddsim.tables import Shown, Summary, Table, number
 from tests import made_up
 
+DRAFTER = Path(__file__).parent.parent / "reference" / "drafter"
+
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -38,6 +40,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "Plan": plan,
             "ReplayResult": plan.result,
             "Comparison": ddsim.compare(trace, trace, bootstrap=50),
+            "CostComparison": ddsim.compare(profile, profile),
+            "PlanComparison": ddsim.compare(plan, plan),
+            "DrafterComparison": ddsim.compare(DRAFTER, DRAFTER),
             "Contest": ddsim.contest(trace, cost, batch=[1, 2], running=2, bootstrap=0),
             "ServingResult": ddsim.simulate(trace, cost, ["AR", "DDTree:7"], batch=[1, 4], **few),
             "LoadResult": ddsim.serve_load(trace, cost, ["AR", "DDTree:7"], running=4, requests=20, ttft=0.1, **few),
@@ -55,7 +60,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 DRAWN = {
-    "Trace", "Profile", "CostModel", "Plan", "ReplayResult", "Comparison", "Contest", "ServingResult", "LoadResult", "load_map", "engine_plan",
+    "Trace", "Profile", "CostModel", "Plan", "ReplayResult", "Comparison", "CostComparison", "PlanComparison", "Contest", "ServingResult", "LoadResult", "load_map", "engine_plan",
     "reliability", "DraftTree", "drafted_round", "Lattice",
 }  # fmt: skip
 

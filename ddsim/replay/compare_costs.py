@@ -45,7 +45,7 @@ Measured = dict[tuple[int, int, int], tuple[float, float]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CostComparison(Shown):
-    """What the second of two costs takes, beside the first.
+    """What the second of two costs takes, beside the first; made by `compare`.
 
     Attributes
     ----------

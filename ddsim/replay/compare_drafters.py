@@ -46,7 +46,7 @@ class Drafter:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DrafterComparison(Shown):
-    """How two drafters are made.
+    """How two drafters differ; made by `compare`.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ NEAR = 0.01
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PlanComparison(Shown):
-    """What two plans recommend.
+    """What two plans recommend; made by `compare`.
 
     Attributes
     ----------
@@ -159,7 +159,8 @@ class _Told:
         self.said = f"trees of {self.budget} nodes" if self.fixed else self.choice
         provenance = document["replay"]["provenance"]
         self.trace = str(provenance["trace"]["fingerprint"])
-        self.cost = provenance["cost"]
+        self.cost = dict(provenance["cost"])
+        self.costs = dict(self.cost["provenance"])
 
     def step(self, few: int, many: int) -> tuple[float, float]:
         """By how much, relative, a round commits more tokens and takes longer with many nodes than with few."""
@@ -183,7 +184,7 @@ def _interval(row: Mapping[str, Any], value: str, low: str, high: str) -> tuple[
 def _ratio(first: tuple[float, float, float], second: tuple[float, float, float]) -> tuple[float, float, float]:
     """Second over first, less 1; the errors of their logarithms add up in squares."""
     ratio = second[0] / first[0]
-    spreads = [np.log(high / low) / 2 if low > 0 else np.nan for _, low, high in (first, second)]
+    spreads = [np.log(high / low) / 2 if 0 < low <= high else np.nan for _, low, high in (first, second)]
     spread = float(np.exp(np.hypot(spreads[0], spreads[1])))
     return ratio - 1, ratio / spread - 1, ratio * spread - 1
 
@@ -207,7 +208,7 @@ def _why(a: _Told, b: _Told, names: tuple[str, str]) -> list[str]:
         return ["They rest on the same costs and different recordings: other texts, or another draft."]
     if a.cost == b.cost:
         return ["They rest on the same recording and the same costs."]
-    told = [cost["provenance"] for cost in (a.cost, b.cost)]
+    told = a.costs, b.costs
     pairs = {
         key: (told[0].get(key), told[1].get(key)) for key in ("target", "device", "engine", "dtype", "source", "file")
     }
