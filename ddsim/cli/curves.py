@@ -316,7 +316,7 @@ def _path_gains(
         ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent), ("others", "elsewhere", percent),
     )  # fmt: skip
     prompts = before.prompts
-    answer = {
+    answer: dict[str, Any] = {
         "sentence": gains_sentence(gains, prompts), "prompts": prompts, "enough_prompts": not few(prompts), "gains": gains,
     }  # fmt: skip
     show.answer(answer["sentence"], warned(prompts))

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ddsim.errors import DdsimError
-from ddsim.replay.bootstrap import percent
+from ddsim.replay.bootstrap import ENOUGH, percent, sure
 from ddsim.replay.compare_costs import CostComparison, compare_costs
 from ddsim.replay.compare_drafters import Drafter, DrafterComparison, compare_drafters
 from ddsim.replay.compare_plans import PlanComparison, compare_plans
@@ -97,7 +97,8 @@ class Comparison(ShownComparison):
     def to_json(self) -> dict[str, Any]:
         """The whole comparison as JSON values."""
         return {
-            "sentence": self.sentence, "names": list(self.names), "prompts": self.prompts, "positions": self.positions,
+            "sentence": self.sentence, "names": list(self.names), "prompts": self.prompts, "enough_prompts": self.prompts >= ENOUGH,
+            "positions": self.positions,
             "notes": list(self.notes), "gains": _records(self._rows),
         }  # fmt: skip
 
@@ -300,7 +301,7 @@ def _sentence(rows: pd.DataFrame, known: Sequence[int], names: tuple[str, str], 
     row = pooled.loc[f"DDTree({nodes})" if nodes else "DFlash"]
     where = f"in trees of {nodes} node{'s' * (nodes > 1)}" if nodes else "in chains"
     texts = f"{prompts} texts" if prompts > 1 else "text"
-    gain = percent((float(row["gain"]), float(row["low"]), float(row["high"])))
+    gain = percent(sure((float(row["gain"]), float(row["low"]), float(row["high"])), prompts))
     second = names[1][:1].upper() + names[1][1:]
     return (
         f"{second} commit {row['second']:.2f} tokens a round {where} where {names[0]} commit {row['first']:.2f}: {gain}, "

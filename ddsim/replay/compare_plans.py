@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ddsim.errors import DdsimError
-from ddsim.replay.bootstrap import percent
+from ddsim.replay.bootstrap import ENOUGH, percent, sure
 from ddsim.replay.plan import Plan
 from ddsim.replay.replay import _records
+from ddsim.replay.shown import warned
 from ddsim.tables import Column, Shown, Summary, Table, drawn
 from ddsim.text import between, brief, listed, printable, signed
 
@@ -119,7 +120,7 @@ def compare_plans(
         head = f"Different answers: {a.said} from {names[0]}, {b.said} from {names[1]}"
     speed = _ratio(a.speed, b.speed)
     sentence = f"{head}; {names[1]} gives {b.speed[0]:,.0f} tokens/s where {names[0]} gives {a.speed[0]:,.0f}: {percent(speed)}."
-    notes = [*_why(a, b, names), *_crossed(a, b, losses, names)]
+    notes = [*warned(min(a.prompts, b.prompts)), *_why(a, b, names), *_crossed(a, b, losses, names)]
     rows = pd.DataFrame(
         [
             {"what": "recommended", "first": a.choice, "second": b.choice},
@@ -147,6 +148,9 @@ class _Told:
         judged = document["judged"]
         self.speed = _interval(judged, "tokens_per_second", "tokens_per_second_low", "tokens_per_second_high")
         self.gains = {str(row["over"]): _interval(row, "gain", "low", "high") for row in document["gains"]}
+        self.prompts = int(document.get("prompts", ENOUGH))
+        self.speed = sure(self.speed, self.prompts)
+        self.gains = {over: sure(gain, self.prompts) for over, gain in self.gains.items()}
         self.curve = pd.DataFrame(list(document["curve"]))
         budgets, rates, lengths = (
             self.curve[name].astype(float).tolist() for name in ("budget", "tokens_per_second", "acceptance_length")

@@ -299,7 +299,7 @@ def engine_plan(
 
 def _reasons(found: ChainRates, ks: NDArray[np.int64]) -> tuple[dict[str, Any], ...]:
     """`EnginePlan.reasons`."""
-    changes = [(i, int(ks[i - 1])) for i in np.flatnonzero(np.diff(ks)) + 1]
+    changes = [(i, int(ks[i - 1])) for i in range(1, len(ks)) if ks[i] != ks[i - 1]]
     if not changes:
         rates = found.rates[-1].copy()
         rates[ks[-1]] = np.nan

@@ -321,7 +321,9 @@ def chosen(found: ChainRates, rule: Rule = "any", drawn: Iterable[Floats] | None
 def _smallest(rates: Floats, drawn: Floats | None) -> int:
     """The smallest K within 1 % of the best that isn't significantly worse: 97.5 % of the draws say that it is slower."""
     best = int(np.nanargmax(rates))
-    for k in range(best if drawn is not None else 0):
+    if drawn is None:
+        return best
+    for k in range(best):
         if rates[k] >= (1 - STAYS) * rates[best] and np.quantile(drawn[:, k] / drawn[:, best], 0.975) >= 1:
             return k
     return best

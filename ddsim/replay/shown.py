@@ -154,9 +154,11 @@ class ShownComparison(Shown):
             ("workload", "workload", str), ("policy", "policy", str), ("first", printable(self.names[0], 16), length),
             ("second", printable(self.names[1], 16), length), ("gain", "gain", percent), ("low", "from", percent), ("high", "to", percent),
         ]  # fmt: skip
-        rows = self.table(budgets)
+        rows, enough = self.table(budgets), self.prompts >= ENOUGH
         table = Table.of(
-            rows, columns[int(rows["workload"].nunique() < 2) :], "Tokens a round (95 % interval of the gain)"
+            rows,
+            columns[int(rows["workload"].nunique() < 2) : None if enough else -2],
+            "Tokens a round" + " (95 % interval of the gain)" * enough,
         )
         pooled = rows[rows["workload"] == rows["workload"].iloc[-1]]
         shares = [

@@ -10,6 +10,9 @@ import numpy as np
 from ddsim.arrays import Floats
 from ddsim.cost.table import CostTable
 
+SAME = 1e-4
+"""Relative difference of seconds up to which two budgets cost the same."""
+
 STEP = 0.005
 """Relative rise of a round's seconds at one node from which on the cost curve has a step there,"""
 STEEPER = 4.0
@@ -75,16 +78,14 @@ class Why:
 
     def _no_step(self) -> str:
         parts = [
-            f"{change.nodes} would {'cost' if change.seconds > 0 else 'save'} {_share(change.seconds)} of the time and "
-            f"{'bring' if change.tokens > 0 else 'lose'} {_share(change.tokens)} of the tokens"
+            f"{_count(change.nodes)} would {'take' if change.seconds >= 0 else 'save'} {_share(change.seconds)}"
+            f"{' more time' if change.seconds >= 0 else ' of the time'} a round for {_share(change.tokens)} "
+            f"{'more' if change.tokens > 0 else 'fewer'} tokens"
             for change in (self.more, self.less)
             if change is not None
         ]
-        if self.more is None:
-            return f"No step of the cost curve ends at {_count(self.nodes)}, and larger trees can't be judged" + (
-                f"; {parts[0]} of a round." if parts else "."
-            )
-        return f"Near {_count(self.nodes)} a node costs what it brings: {'; '.join(parts)} of a round."
+        last = ", and larger trees can't be judged" if self.more is None else ""
+        return f"No step of the cost curve ends at {_count(self.nodes)}{last}{': ' * bool(parts)}{'; '.join(parts)}."
 
     def to_json(self) -> dict[str, Any]:
         """As one JSON-able object."""
@@ -146,6 +147,8 @@ def why(nodes: int, seconds: Floats, lengths: Floats, buckets: tuple[int, ...] |
 
     above = [size for size in buckets or () if size > nodes]
     bucket, last = (above[0], min(above[0] - 1, most)) if above else (None, nodes)
+    if seconds[last] > (1 + SAME) * seconds[nodes]:  # a fit that doesn't keep to the sizes that passes are padded to
+        above, bucket, last = [], None, nodes
     if bucket is None:
         rises = np.diff(seconds[nodes // 2 : nodes + 1]) / seconds[nodes]
         rise = float(seconds[nodes + 1] / seconds[nodes] - 1) if nodes < most else 0.0

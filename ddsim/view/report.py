@@ -19,6 +19,7 @@ from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.atomic import write_text
 from ddsim.policy.contract import Policy, is_rule
+from ddsim.replay.bootstrap import ENOUGH
 from ddsim.replay.compare import Comparison, compare
 from ddsim.replay.plan import Plan, planned
 from ddsim.replay.plan_text import said_runs
@@ -540,8 +541,10 @@ def _row(plan: Plan, name: str) -> dict[str, Any]:
 
 
 def _between(row: dict[str, Any], key: str, how: Callable[[float], str]) -> str:
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    return f"95 % interval {between(low, high, how)}" if np.isfinite(low) else "one prompt only: no interval"
+    low, high, prompts = row[f"{key}_low"], row[f"{key}_high"], int(row["prompts"])
+    if prompts < ENOUGH:
+        return "one prompt only: no interval" if prompts == 1 else f"{prompts} prompts, too few for an interval"
+    return f"95 % interval {between(low, high, how)}"
 
 
 def _off(ratio: float) -> str:

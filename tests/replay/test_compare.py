@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import ddsim
 from ddsim.errors import DdsimError
+from ddsim.replay.bootstrap import few
 from ddsim.replay.compare import compare
 from ddsim.trace.trace import Trace
 from ddsim.view.budgets import draft_gains
@@ -136,8 +137,9 @@ def test_what_only_one_has_is_left_out_and_said(tmp_path: Path) -> None:
         )
         alone = compare(a.subset([0, 3]), b.subset([0, 2]), bootstrap=50)
         assert alone.table().equals(found.table()) and not alone.notes
-    said = [found.sentence, *found.notes]
-    assert " ".join(str(found).split()).startswith(" ".join(said)) and "Tokens a round (95 %" in str(found)
+    said = [found.sentence, f"Warning: {few(2)}", *found.notes]
+    assert " ".join(str(found).split()).startswith(" ".join(said)) and "Tokens a round\n" in str(found)
+    assert not found.to_json()["enough_prompts"]
     assert found.sentence.startswith("Lattices commit ") and "in trees of 4 nodes" in found.sentence
     assert found.to_json()["gains"][0]["workload"] == "a" and found.to_json()["names"] == ["marginals", "lattices"]
     assert found.table((4,))["policy"].tolist() == ["DFlash", "DDTree(4)"] * 3
@@ -152,7 +154,7 @@ def test_the_same_draft_gains_nothing() -> None:
     trace = recorded(texts, ["p0"], lattice=True)
     found = compare(trace, trace)
     assert found.names == ("the first", "the second") and (found.table()["gain"] == 0).all()
-    assert found.sentence.endswith("+0.0 %, on the same text.") and found.to_json()["gains"][0]["low"] is None
+    assert found.sentence.endswith(": 0.0 %, on the same text.") and found.to_json()["gains"][0]["low"] is None
 
 
 def test_nothing_in_common_is_refused() -> None:

@@ -17,6 +17,7 @@ from ddsim.cli.main import main
 from ddsim.cost.model import CostModel
 from ddsim.cost.profile import DraftSample, Profile, VerifySample
 from ddsim.errors import DdsimError
+from ddsim.replay import bootstrap
 from ddsim.replay.compare_costs import compare_costs
 from ddsim.replay.compare_drafters import compare_drafters
 from ddsim.replay.compare_plans import compare_plans
@@ -89,7 +90,8 @@ def test_a_plan_on_two_costs_and_why_it_differs() -> None:
         assert f"{b.budget} nodes would lose {100 * (1 - rates[b.budget] / rates.max()):.1f} % with steps" in str(again)
     same = compare_plans(a, a)
     assert same.same and same.sentence.startswith("The same answer from both") and same.speed[0] == 0
-    assert "the same recording and the same costs" in same.notes[0]
+    assert same.notes[0] == f"Warning: {bootstrap.few(8)}" and a.result.prompts == 8
+    assert "the same recording and the same costs" in same.notes[1]
     for drawn in (again.plot(ax=canvas()), found.plot(ax=canvas())):
         assert drawn.get_ylabel() in ("throughput, tokens/s", "difference in time of a pass, %")
     document = a.to_json()

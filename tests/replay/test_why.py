@@ -77,13 +77,13 @@ def test_without_a_step_a_plan_says_what_twice_and_half_the_nodes_do(trace: ddsi
         assert change.seconds == pytest.approx(there[0] / here[0] - 1) and change.tokens == pytest.approx(
             there[1] / here[1] - 1
         )
-        assert f"{nodes} would " in str(found)
+        assert f"{nodes} nodes would " in str(found)
 
 
 def test_where_costs_end_nothing_is_said_of_more() -> None:
     seconds, lengths = np.array([1.0, 1.0, 1.0, np.inf]), np.array([1.0, 1.4, 1.6, 1.7])
     assert str(why(2, seconds, lengths, None)).startswith(
-        "No step of the cost curve ends at 2 nodes, and larger trees can't be judged; 1 would"
+        "No step of the cost curve ends at 2 nodes, and larger trees can't be judged: 1 node would"
     )
     padded = why(2, seconds, lengths, (1, 3))
     assert (
