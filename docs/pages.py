@@ -198,19 +198,21 @@ class Finish(SphinxPostTransform):
                 node["alt"] = f"Figure: {said[:400]}"
             elif isinstance(node, nodes.Text) and node == " -- ":  # between a parameter and what it is
                 node.parent.replace(node, nodes.Text(" – "))
+            elif isinstance(node, nodes.literal) and re.fullmatch(r"--?[\w-]+", node.astext()):
+                node["classes"].append("option")  # which isn't broken after its hyphens
             elif isinstance(node, nodes.field_name) and node.astext() == "Variables":
                 node[:] = [nodes.Text("Attributes")]
 
 
 def undivided(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Napoleon would take what stands before a colon in a property's first line for its type."""
-    if what == "property":
-        lines.insert(0, "")
+    """Napoleon takes what stands before a colon in a property's first line for its type: put it back."""
+    if what == "property" and lines and lines[-1].startswith(":type: "):
+        lines[0] = f"{lines.pop().removeprefix(':type: ')}: {lines[0]}"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("source-read", expand)
-    app.connect("autodoc-process-docstring", undivided, priority=400)  # before Napoleon
+    app.connect("autodoc-process-docstring", undivided, priority=600)  # after Napoleon
     app.connect("missing-reference", resolve)
     app.add_post_transform(OtherNames)
     app.add_post_transform(Finish)
