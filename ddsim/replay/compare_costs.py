@@ -167,6 +167,13 @@ def compare_costs(
         raise DdsimError("compare: the costs have no number of tokens in common; measure both at the same sizes")
     rows = pd.DataFrame([_row(at, sides[0][at], sides[1][at]) for at in shared])
     said = [_said(rows, names), *_most(rows, names)]
+    of = [side.provenance.get("seconds") for side in pair]
+    if of[0] != of[1]:  # whole steps beside passes
+        said += [
+            f"Times of {name} are {seconds}."
+            for name, seconds in zip(names, of, strict=True)
+            if isinstance(seconds, str)
+        ]
     plans = None
     if trace is not None:
         answers = [plan(trace, model, bootstrap=bootstrap, seed=seed, progress=progress).to_json() for model in models]

@@ -221,8 +221,19 @@ def _why(a: _Told, b: _Told, names: tuple[str, str]) -> list[str]:
         for key, (x, y) in pairs.items()
         if x != y and x is not None and y is not None
     ]
+    parts += [
+        f"engine {brief(of['engine'])} of {name}"
+        for of, name, other in zip(told, names, told[::-1], strict=True)
+        if of.get("engine") is not None and other.get("engine") is None
+    ]
     beside = f" ({'; '.join(parts)})" if parts else ""
     return [f"They rest on the same recording and different costs{beside}."]
+
+
+def _longer(share: float) -> str:
+    """How much longer a round takes."""
+    amount = f"{100 * abs(share):.1f}"
+    return "as long" if amount == "0.0" else f"{amount} % {'longer' if share > 0 else 'less'}"
 
 
 def _crossed(a: _Told, b: _Told, losses: tuple[float | None, float | None], names: tuple[str, str]) -> list[str]:
@@ -237,9 +248,16 @@ def _crossed(a: _Told, b: _Told, losses: tuple[float | None, float | None], name
     few, many = sorted((a.budget, b.budget))
     tokens, seconds = zip(*(side.step(few, many) for side in (a, b)), strict=True)
     gets = [f"{100 * gain:.1f} %" for gain in tokens]
-    pays = [f"{100 * cost:.1f} % longer with {name}" for cost, name in zip(seconds, names, strict=True)]
+    pays = [f"{_longer(cost)} with {name}" for cost, name in zip(seconds, names, strict=True)]
     more = gets[0] if gets[0] == gets[1] else f"{gets[0]} and {gets[1]}"
+    both = [other.budget for loss, other in zip(losses, (b, a), strict=True) if loss is not None and loss <= NEAR]
+    use = (
+        [f"{both[0]} nodes do for both: they are within {100 * NEAR:g} % of the best with each."]
+        if len(both) == 1
+        else []
+    )
     return [
+        *use,
         f"From {few} to {many} nodes a round commits {more} more tokens; it takes {listed(pays)}.",
         f"In the other's place, {listed(said)}.",
     ]

@@ -102,6 +102,39 @@ def test_a_plan_on_two_costs_and_why_it_differs() -> None:
         compare_plans(a, a.result.to_json())
 
 
+def told(budget: int, rates: dict[int, float], engine: str | None = None) -> dict[str, Any]:
+    """The document of a plan for trees of so many nodes, which commit 2 tokens a round and 1 more for 8 nodes more."""
+    rows = [{"budget": n, "tokens_per_second": rate, "acceptance_length": 2 + n / 8} for n, rate in rates.items()]
+    return {
+        "kind": "ddsim-plan", "schema_version": 1, "choice": f"DDTree({budget})", "budget": budget, "best_budget": budget,
+        "near_best": [[budget, budget]], "judged": {"tokens_per_second": rates[budget]}, "gains": [], "curve": rows,
+        "replay": {"provenance": {"trace": {"fingerprint": "f"}, "cost": {"provenance": {"engine": engine}}}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ((100.0, 99.5), ["The same answer within 1 %: trees of 8 nodes from a, trees of 16 nodes from b"]),
+        ((100.0, 97.0), ["Different answers", "16 nodes would lose 3.0 % with a", "8 nodes would lose 10.0 % with b"]),
+        (
+            (100.0, 95.0),
+            [
+                "From 8 to 16 nodes a round commits 33.3 % more tokens; it takes 40.4 % longer with a and 20.0 % longer with b."
+            ],
+        ),
+    ],
+)
+def test_plans_that_differ_say_why(rates: tuple[float, float], says: list[str]) -> None:
+    other = told(16, {8: 90.0 if rates[1] < 99 else 99.2, 16: 100.0}, "vLLM")
+    found = compare_plans(told(8, dict(zip((8, 16), rates, strict=True))), other, names=("a", "b"))
+    shown = " ".join([found.sentence, *found.notes])
+    assert all(line in shown for line in says) and 'different costs (engine "vLLM" of b)' in shown, shown
+    assert found.same == (rates[1] > 99) and found.speed[0] == 0 and np.isnan(found.speed[1])
+    both = compare_plans(told(8, {8: 100.0, 16: 99.5}), told(16, {8: 90.0, 16: 100.0}))
+    assert both.notes[1] == "16 nodes do for both: they are within 1 % of the best with each." and not both.same
+
+
 def drafter(folder: Path, head: bool = False, **config: Any) -> Path:
     """A drafter's folder, written by hand: a header and zeros."""
     (folder / "head").mkdir(parents=True)
