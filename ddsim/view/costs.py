@@ -94,6 +94,8 @@ def cost_curve(
         points = _at_batch(every, batch)
         if residuals and cost.kind in KINDS:
             predicted = held_out_seconds(profile, cost.kind)[every.batch == batch]
+    named = _named_profiles(beside, cost.provenance.get("device"))
+    others = {name: _at_batch(other.points(), batch) for name, other in named.items()}
     spans = token_spans(cost, batch)
     if points is not None:
         spans = {
@@ -104,8 +106,9 @@ def cost_curve(
     whole = (min(low for low, _ in spans.values()), max(high for _, high in spans.values()))
     if contexts is None:
         contexts = _spread(np.array(list(spans)), 4)
-        if beside:  # one curve each
-            contexts = [min(spans, key=lambda c: abs(c - cost.default_context))]
+        if others:  # one curve each, at a context that all have
+            common = set(spans).intersection(*(of.context.tolist() for of in others.values())) or set(spans)
+            contexts = [min(sorted(common), key=lambda c: abs(c - cost.default_context))]
     ax = _axes(ax, (SIZE[0], SIZE[1] + 0.6))
     below = None
     if np.isfinite(predicted).any():
@@ -137,25 +140,18 @@ def cost_curve(
         most = max(most, float(y.max()))
         ax.plot(t, 1e3 * y, color=colour, lw=1.4, label="_")
         ends.append((float(t[-1]), 1e3 * float(y[-1]), label, colour))
-    for i, (name, other_profile) in enumerate(_named_profiles(beside).items()):
-        theirs = _at_batch(other_profile.points(), batch)
+    for i, (name, theirs) in enumerate(others.items()):
         context = min(np.unique(theirs.context).tolist(), key=lambda c: abs(c - contexts[0]))
         theirs = theirs.take(theirs.context == context)
         colour, marker = BESIDE[i % len(BESIDE)], MARKERS[-1 - i % len(MARKERS)]
-        ax.plot(
-            theirs.tokens,
-            1e3 * theirs.seconds,
-            color=colour,
-            marker=marker,
-            ms=4,
-            lw=1,
-            ls=STYLES[1],
-            label=_label(name),
-        )
+        bars = 1e3 * np.maximum(0.0, np.stack([theirs.seconds - theirs.low, theirs.high - theirs.seconds]))
+        ax.errorbar(
+            theirs.tokens, 1e3 * theirs.seconds, bars, color=colour, marker=marker, ms=4, lw=1, elinewidth=1, ls=STYLES[1], label=_label(name)
+        )  # fmt: skip
         ends.append(
             (float(theirs.tokens[-1]), 1e3 * float(theirs.seconds[-1]), f"{_label(name)},\ncontext {context:,}", colour)
         )
-        most = max(most, float(theirs.seconds.max()))
+        most = max(most, float(theirs.high.max()))
         whole = (min(whole[0], int(theirs.tokens.min())), max(whole[1], int(theirs.tokens.max())))
     ax.set_ylabel("verification, ms")
     _dress(ax)
@@ -186,11 +182,16 @@ def _at_batch(points: Points, batch: int) -> Points:
     return found
 
 
-def _named_profiles(profiles: Sequence[Profile] | Mapping[str, Profile]) -> dict[str, Profile]:
-    """Profiles by what they are: engine and device, or the names given."""
+def _named_profiles(profiles: Sequence[Profile] | Mapping[str, Profile], device: object) -> dict[str, Profile]:
+    """Profiles by the names given, or by what they are: their engine, and their device where it is another one."""
     if isinstance(profiles, Mapping):
         return dict(profiles)
-    names = [titles.about({**p.provenance, "target": None}) or f"profile {i}" for i, p in enumerate(profiles, start=2)]
+    names = []
+    for i, profile in enumerate(profiles, start=2):
+        other = {key: value for key, value in profile.provenance.items() if key != "target"}
+        if other.get("device") == device:
+            other.pop("device", None)
+        names.append(titles.about(other) or f"profile {i}")
     return dict(zip(distinct(names), profiles, strict=True))
 
 

@@ -76,7 +76,7 @@ def _engine(provenance: Mapping[str, Any]) -> str:
         return "ddsim's decoder" if "cuda_graphs" in provenance else ""
     if named.startswith("huggingface"):
         return named.replace("huggingface", "Hugging Face").replace("-", ", ", 1)
-    return re.sub(r"(\d+\.\d+)\.0\b", r"\1", named)
+    return re.sub(r"(\d+\.\d+)\.0\b", r"\1", named.removeprefix("Hugging Face "))
 
 
 def entitle(ax: Axes, title: str | None, line: str | None = None) -> None:

@@ -44,7 +44,8 @@ class DraftedRound(ShownRound):
     def sentence(self) -> str:
         """What came of it, for those who can't see the drawing."""
         path = "".join(self.texts[i] for i in self.accepted[1:])
-        said = f"Of {len(self.tree) - 1} drafted tokens, verified in one pass, {len(self.accepted) - 1} are accepted"
+        nodes, taken = len(self.tree) - 1, len(self.accepted) - 1
+        said = f"Of {nodes} drafted token{'s' * (nodes != 1)}, verified in one pass, {taken} {'is' if taken == 1 else 'are'} accepted"
         said += f': "{printable(path, 200)}"' if path else ""
         return said + ("." if self.bonus is None else f'; the target adds "{printable(self.bonus, 40)}".')
 

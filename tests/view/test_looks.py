@@ -138,10 +138,15 @@ def test_costs_beside_are_named_by_engine_and_device() -> None:
 
     profile = made_up.profile(batches=(1,))
     eager = dataclasses.replace(profile, provenance={"engine": "huggingface-eager", "device": "NVIDIA H100 80GB HBM3"})
-    ax = cost_curve(CostModel.from_table([1, 64], [0.010, 0.012]), profile, beside=[eager], ax=_style.canvas())
+    ax = cost_curve(CostModel.from_table([1, 512], [0.010, 0.012]), profile, beside=[eager], ax=_style.canvas())
     said = [text.get_text() for text in ax.texts]
     assert any(text.startswith("H100 · Hugging Face, eager,\ncontext ") for text in said)
-    drawn = next(line for line in ax.lines if line.get_label() == "H100 · Hugging Face, eager")
+    drawn = next(one.lines[0] for one in ax.containers if one.get_label() == "H100 · Hugging Face, eager")  # type: ignore[attr-defined]
     points = profile.points()
     assert set(np.asarray(drawn.get_xdata())) <= set(points.tokens.tolist())
     assert np.isin(np.asarray(drawn.get_ydata()), 1e3 * points.seconds).all()
+    eager.provenance["engine"] = "Hugging Face transformers 5.17.0, eager"
+    cost = CostModel.from_table([1, 512], [0.010, 0.012])
+    cost.provenance["device"] = "NVIDIA H100 80GB HBM3"
+    said = [text.get_text() for text in cost_curve(cost, beside=[eager], ax=_style.canvas()).texts]
+    assert any(text.startswith("transformers 5.17, eager,\ncontext ") for text in said)
