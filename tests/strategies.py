@@ -27,7 +27,7 @@ from ddsim.trace.trace import Trace
 from ddsim.tree import kernels as _kernels
 from tests.naive import lattice as naive_lattice
 
-CASES = pytest.mark.parametrize("cases", [200, pytest.param(100_000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [100, pytest.param(100_000, marks=pytest.mark.slow)])
 Rows = list[list[float]]
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 

@@ -104,7 +104,7 @@ _compiled = [0, 0.0]  # kernels compiled when it was last looked, and when they 
 def compiling() -> str:
     """That kernels are compiled, where some were a moment ago: this takes a minute, once for each version of ddsim."""
     jit = sys.modules.get("ddsim.jit")
-    count = 0 if jit is None else jit.compiled
+    count = getattr(jit, "compiled", 0)  # of a module that is being imported, too
     if count > _compiled[0]:
         _compiled[:] = [count, time.monotonic()]
     return "compiling kernels, once" if count and time.monotonic() - _compiled[1] < 5 else ""

@@ -864,7 +864,7 @@ def test_progress_on_a_terminal_only(cli: Run, files: Path) -> None:
     words = ["calibrate", str(files / "trace")]
     written = on_a_terminal(words)
     assert "Calibrating" in written
-    assert re.search(r"([1-9]\d+)/\1\b", written), written  # all of the positions
+    assert re.search(r"([1-9][\d,]+)/\1\b", written), written  # all of the positions
     answer = cli(*words)
     assert "Calibrating" not in answer.out + answer.err
 

@@ -306,12 +306,16 @@ def quiet(*arguments: Any, **named: Any) -> Any:
         return simulate(*arguments, **named)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.data(), st.integers(0, 99), st.lists(st.integers(1, 9), min_size=2, max_size=9), st.integers(1, 5),
-    st.integers(1, 12),
-)  # fmt: skip
-def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int], batch: int, requests: int) -> None:
+@pytest.mark.parametrize(("cases", "each"), [(40, 6), pytest.param(400, 20, marks=pytest.mark.slow)])
+def test_closed_loop_against_a_plain_one(cases: int, each: int) -> None:
+    """Every policy on some of the cases; all of them on all in the slow suite."""
+    strategies.run(
+        cases, closed_loop_is_a_plain_one, st.data(), st.integers(0, 99),
+        st.lists(st.integers(1, 9), min_size=2, max_size=9), st.integers(1, 5), st.integers(1, 12), st.just(each),
+    )  # fmt: skip
+
+
+def closed_loop_is_a_plain_one(data: Any, seed: int, lengths: list[int], batch: int, requests: int, each: int) -> None:
     lengths[0] += 1  # something to decode
     positions = data.draw(some_positions(lengths))
     policies = [
@@ -320,6 +324,8 @@ def test_closed_loop_against_a_plain_one(data: Any, seed: int, lengths: list[int
         GreedySteps(), CaDDTree(fill=True), Share(CaDDTree(fill=True)), Uniform(CaDDTree()), Uniform(CaDDTree(fill=True)),
         Chain(1), Chain(3), Chain(4), Schedule([(1, 1, 9), (2, 3, 2), (5, 9, 0)]),
     ]  # fmt: skip
+    first = data.draw(st.integers(0, len(policies) - 1))
+    policies = [*policies[first:], *policies[:first]][:each]
     result = quiet(positions, COST, policies, batch=batch, requests=requests, bootstrap=1, seed=seed)
     whole = _serving._in_memory(positions, None)
     queues = _serving._queues(whole, requests, 1, seed)
