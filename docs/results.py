@@ -45,9 +45,11 @@ MARGINALS, LATTICES = "traces/marginals", "traces/temperature-0"
 REASONS: dict[str, str] = MEASURED["reasons"]
 WORKLOADS = {"humaneval": "HumanEval", "chat": "chat", "mathematics": "mathematics", "summarising": "summarising"}
 
-# Qwen3-8B's layers, attention heads and their size: a profile says what its weights and its cache take, not these.
+# Qwen3-8B's layers, heads, their size and its vocabulary: a profile says what weights and cache take, not these.
 ATTENTION = 4.0 * 36 * 32 * 128
 """Operations of attention for each token and token that it looks at."""
+LOGITS = 4.0 * 151_936
+"""Bytes that a token's logits take."""
 
 
 # --- Sections ----------------------------------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def costs() -> str:
 
     def over(tokens: int, context: int) -> float:
         floor = max(
-            (weights + (context + tokens) * kv) / bandwidth,
+            (weights + (context + tokens) * kv + tokens * LOGITS) / bandwidth,
             (weights * tokens + ATTENTION * tokens * (context + tokens / 2)) / rate,
         )
         return seconds(tokens, context) / floor
