@@ -124,7 +124,7 @@ def typical_round(trace: Trace, budget: int = 64, sequence: int | None = None) -
     --------
     >>> logprobs = np.log(np.full((3, 2, 2), [0.6, 0.3]))
     >>> typical_round(Trace.from_arrays([5, 6, 7], np.full((3, 2, 2), [6, 7]), logprobs, max_budget=6), 6)
-    (0, 1)
+    (0, 0)
     """
     from ddsim.trace.cache import positions_of
 
