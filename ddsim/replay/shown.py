@@ -92,6 +92,7 @@ def replay_table(table: Any, title: str | None = None) -> Table:
     ).assign(
         speedup_interval=lambda rows: rows["speedup_interval"].where(rows["prompts"] >= ENOUGH, ""),
     )
+    rows = rows if (rows["prompts"] >= ENOUGH).any() else rows.drop(columns="speedup_interval")
     return Table.of(rows, REPLAY_COLUMNS, title)
 
 

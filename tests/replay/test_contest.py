@@ -24,7 +24,7 @@ from tests.policy.test_engine_rules import COST, made
 def answer() -> Contest:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
-        return contest(made(8, [25, 40, 30, 20, 35]), COST, batch=[1, 4], running=4, bootstrap=3)
+        return contest(made(8, [25, 40, 30, 20, 35] * 2), COST, batch=[1, 4], running=4, bootstrap=3)
 
 
 def test_every_rule_stands_at_every_place(answer: Contest) -> None:
@@ -122,5 +122,5 @@ def test_free_costs_leave_nothing_to_gain() -> None:
     flat = CostModel.from_table([1, 200], [0.01, 0.01 + 1e-9])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)
-        told = contest(made(2, [20, 30]), flat, batch=2, running=2, bootstrap=0)
+        told = contest(made(2, [20, 30] * 5), flat, batch=2, running=2, bootstrap=0)
     assert np.isnan(told.table()["low"]).all() and "gained by none of the rules" in told.sentence
