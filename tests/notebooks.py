@@ -28,7 +28,10 @@ def execute(path: Path) -> Any:
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}})
+    client.execute(
+        env=os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    )  # whatever tests draw on
     return notebook
 
 
