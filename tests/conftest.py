@@ -17,6 +17,19 @@ ROOT = Path(__file__).parents[1]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "reference")])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, those in Triton's interpreter, so that none of them is what is left at the end."""
+    items.sort(key=lambda item: "in_the_interpreter" not in item.name)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """A process that has done its half takes tests from the other's; tests of a file mostly stay together, as what they share does."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a run of the command line left behind."""
