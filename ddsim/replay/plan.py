@@ -239,7 +239,11 @@ def planned(replayed: _Replayer, policies: Any, *, bootstrap: int, seed: int) ->
     shown, without = dict(whole), []
     if folds is not None:
         tuned = [policy for policy in contest.everyone if policy.solves]
-        without = [whole | replayed.outcomes(tuned, folds != part) for part in range(int(folds.max()) + 1)]
+        parts = int(folds.max()) + 1
+        for part in range(parts):
+            if replayed.progress is not None:
+                replayed.progress(part, parts)
+            without.append(whole | replayed.outcomes(tuned, folds != part))
         for key in whole:
             if any(key[0] == id(policy) for policy in tuned):
                 shown[key] = _dealt(whole[key], [outcomes[key] for outcomes in without], folds)

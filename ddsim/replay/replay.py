@@ -368,7 +368,7 @@ class _Replayer:
         calibration: Calibration | CrossCalibration | None,
         progress: Progress | None,
     ) -> None:
-        self.trace, self.cost, self.calibration = trace, cost, calibration
+        self.trace, self.cost, self.calibration, self.progress = trace, cost, calibration, progress
         self.positions = positions_of(trace, progress=progress)
         if not self.positions.tokens.sum():
             raise DdsimError("trace: no sequence has two tokens, so there is no round to replay")

@@ -320,3 +320,11 @@ def test_long_work_that_nobody_watches_says_one_line_a_phase(
             told(done, 4)
             time.sleep(0.01)
     assert re.fullmatch(r"Recording: 1 of 4, about \d+ s left\n", capsys.readouterr().err)
+
+
+def test_a_plan_counts_its_folds(files: Path) -> None:
+    told: list[tuple[int, int]] = []
+    trace, cost = ddsim.open_trace(files / "trace"), ddsim.fit_cost(ddsim.read_profile(files / "profile.json"), "steps")
+    with cost.no_warning():
+        ddsim.plan(trace, cost, bootstrap=2, progress=lambda *step: told.append(step))
+    assert told[-5:] == [(part, 5) for part in range(5)]
