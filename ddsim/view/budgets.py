@@ -234,7 +234,7 @@ def draft_gains(
     about: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """What the second of two drafts gains over the first, by the size of the tree: a line a workload, with 95 % intervals.
+    r"""What the second of two drafts gains over the first, by the size of the tree: a line a workload, with 95 % intervals.
 
     Parameters
     ----------
@@ -250,8 +250,8 @@ def draft_gains(
     --------
     >>> from ddsim.view.style import canvas
     >>> row = {"workload": "chat", "policy": "DDTree(8)", "first": 2.0, "second": 2.2, "gain": 0.1, "low": 0.05, "high": 0.15}
-    >>> draft_gains(pd.DataFrame([row]), ("marginals", "lattices"), ax=canvas()).get_ylabel()
-    'tokens a round: lattices over marginals'
+    >>> draft_gains(pd.DataFrame([row]), ("marginals", "lattices"), ax=canvas()).get_ylabel().splitlines()
+    ['tokens a round:', 'lattices over marginals']
     """
     ax = _axes(ax)
     sizes = list(dict.fromkeys(table["policy"]))  # the chain first, then trees as they grow
@@ -282,7 +282,7 @@ def draft_gains(
         range(len(sizes)), [s if (s := p.removeprefix("DDTree(").rstrip(")")) != "DFlash" else "chain" for p in sizes]
     )
     ax.set_xlabel("nodes in the tree", fontsize=_TEXT)
-    ax.set_ylabel(f"tokens a round: {_label(names[1])} over {_label(names[0])}")
+    ax.set_ylabel(f"tokens a round:\n{_label(names[1])} over {_label(names[0])}")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f} %" if v else "0"))
     _dress(ax)
     place = "in chains" if sizes[-1] == "DFlash" else f"at {sizes[-1][7:-1]} nodes"
