@@ -206,7 +206,9 @@ def test_loads_are_shares_of_what_the_best_fixed_setting_can_serve() -> None:
     assert result.gain("RoundRatio", best, result.loads[0])[0] == pytest.approx(rows.loc["RoundRatio", "latency_over"])
     document = json.loads(json.dumps(result.to_json()))
     assert document["kind"] == "ddsim-load" and len(document["table"]) == 12
-    assert repr(result).startswith(result.sentence[:30]) and repr(result).count(" requests/s (") == 3
+    assert (
+        repr(result).startswith(result.sentence[:30]) and repr(result).count(" requests/s (") == 4
+    )  # the sentence, and a title a load
     assert result.sentence.startswith("At ") and "90 %" in result.sentence
 
 
