@@ -18,7 +18,7 @@ Progress = Callable[[int, int], None]  # called with (done, in all)
 
 LONG = 30.0  # seconds after which a phase is worth a line where nobody watches
 
-SOON = 1.0  # seconds without a sign after which a person is told that work goes on
+SOON = 0.5  # seconds without a sign after which a person is told that work goes on
 
 
 def seconds_left(seconds: float) -> str:
