@@ -437,14 +437,14 @@ def export(
     recording = _open(show, trace, workload, temperature)
     prompts = len({(s.workload, s.prompt_id) for s in recording.sequences})
     sentence = written(len(recording.sequences), prompts, len(recording), recording.max_budget)
-    if what != "budgets":
-        show.answer(sentence, ())
     if what == "sequences":
         table = sequence_table(recording).head(limit) if limit else sequence_table(recording)
         _write(out, suffix, lambda path: export_table(table, path))
+        show.answer(sentence, ())
     elif what == "candidates":
         with progress("Writing candidates"):
             _write(out, suffix, lambda path: export_candidates(recording, path, limit=limit))
+        show.answer(sentence, ())
     elif profile is not None:
         from ddsim.replay.maps import best_widths
 

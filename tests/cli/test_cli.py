@@ -760,7 +760,7 @@ def test_prompt_files_that_are_not_jsonl(cli: Run, models: Path, tmp_path: Path)
     for text, wanted in (
         ("Tell me a story.\n", "line 1: not JSON; write one JSON object a line"),
         ('[{"id": "a", "workload": "w", "prompt": "p"}]\n', "line 1: not a JSON object but a list"),
-        ('{"id": "a", "workload": "w", "prompt": "p"}\n{"id": "b"}\n', 'line 2: "workload" is missing'),
+        ('{"id": "a", "workload": "w", "prompt": "p"}\n{"id": "b"}\n', "line 2: has no prompt; its columns are id"),
         ("", "holds no prompts"),
     ):
         path.write_text(text)
