@@ -185,7 +185,7 @@ def compare(
     >>> first, rest = np.log(np.full((8, 2), [0.6, 0.4])), np.log(np.full((8, 1, 2, 2), [[0.1, 0.9], [0.9, 0.1]]))
     >>> knows = Trace.from_lattice(tokens, ids, first, rest, max_budget=2)
     >>> print(compare(blind, knows, bootstrap=100).sentence)
-    Lattices commit 1.75 tokens a round in trees of 2 nodes where marginals commit 1.75: +0.0 %, on the same text.
+    Lattices commit 1.75 tokens a round in trees of 2 nodes where marginals commit 1.75: 0.0 %, on the same text.
     """
     if not isinstance(first, Trace) or not isinstance(second, Trace):
         sides: list[Any] = [

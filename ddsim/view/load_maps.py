@@ -38,7 +38,7 @@ def load_maps(
     >>> from ddsim.view.style import canvas
     >>> cell = {"workload": "all", "requests": 8, "context": 512, "setting": 7, "lost_by_step": 0.1, "rule_gain": 0.2, "extrapolated": False}
     >>> [panel.get_title() for panel in load_maps(pd.DataFrame([cell]), "K", ax=canvas()).child_axes]
-    ['best K', 'lost one\\nstep off, %', 'best rule\nadds, %']
+    ['best K', 'lost one\nstep off, %', 'best rule\nadds, %']
     """
     workloads, contexts = list(dict.fromkeys(table["workload"])), sorted(table["context"].unique().tolist())
     sizes = sorted(table["requests"].unique().tolist())

@@ -87,6 +87,7 @@ def words(folder: Path) -> dict[str, list[Any]]:
         "fit": [str(folder / "profile.json"), "--kind", "table"],
         "calibrate": [trace],
         "export": [trace, "-o", "x.csv"],
+        "draw": [trace, "-o", "tree.svg"],
         "record": [*model, "--prompts", "chat", "-o", "recording"],
         "decode": ["hello", *model],
         "profile": ["--target", "no-model", "-o", "p.json"],

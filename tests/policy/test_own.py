@@ -138,8 +138,9 @@ def test_every_command_takes_it_by_name(
 def test_figures_know_what_they_know_of(trace: Trace) -> None:
     table = ddsim.replay(trace, COST, ["AR", Best(), "Hindsight"], bootstrap=20).table()
     ax = ddsim.plot.policies(table)
-    colours = {
-        text.get_text(): line.get_color() for text, line in zip(ax.get_yticklabels(), ax.lines[1::2], strict=False)
+    looks = {
+        text.get_text(): (line.get_color(), line.get_marker())
+        for text, line in zip(ax.get_yticklabels(), ax.lines[1::2], strict=False)
     }
-    assert list(colours) == ["Hindsight", "Best", "AR"] and len(set(colours.values())) == 3
+    assert list(looks) == ["Hindsight", "Best", "AR"] and len(set(looks.values())) == 3
     assert np.isfinite(table["tokens_per_second"]).all()

@@ -65,7 +65,16 @@ def test_templates_that_fail_or_run_on(
 
 
 @needs_fork
-def test_a_child_returns_json_and_its_failures_and_is_gone() -> None:
+def test_a_child_returns_json_and_its_failures_and_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    fork = os.fork
+
+    def counted() -> int:
+        if pid := fork():
+            made.append(pid)
+        return pid
+
+    monkeypatch.setattr(limits.os, "fork", counted)
     assert in_child(lambda: [1, "é", None], "it") == [1, "é", None]
     failures: list[tuple[Callable[[], Any], str]] = [
         (lambda: 1 / 0, r"it failed \(division by zero\)"),
@@ -77,8 +86,10 @@ def test_a_child_returns_json_and_its_failures_and_is_gone() -> None:
     for work, message in failures:
         with pytest.raises(DdsimError, match=message):
             in_child(work, "it")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert len(made) == 6
+    for pid in made:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def test_prompts_are_held_against_the_model(pair: tuple[Path, Path]) -> None:

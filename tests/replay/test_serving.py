@@ -475,7 +475,7 @@ def test_batches_of_one_are_replay() -> None:
 
 
 def test_table_and_gain() -> None:
-    positions = made(5, [40, 80, 20, 60, 50, 33, 70, 90], spread=2)
+    positions = made(5, [40, 80, 20, 60, 50, 33, 70, 90, 55, 45], spread=2)
     result = quiet(positions, COST, ["DFlash", "DDTree:4", "LongRun", RoundRatio()], batch=(1, 4), bootstrap=50)
     table = result.table()
     assert table["policy"].tolist() == ["AR", "DFlash", "DDTree(4)", "LongRun", "RoundRatio"] * 2
@@ -684,7 +684,10 @@ def test_policies_choose_for_one_request_too() -> None:
 
 def test_repr_and_single_runs() -> None:
     result = quiet(made(16, [20, 1, 20]), COST, ["RoundRatio"], batch=2, bootstrap=0)
-    assert repr(result).startswith("2 policies at batch 2.\n\n2 requests together\n")
+    assert repr(result).startswith(
+        "Best at 2 requests: no draft, 200 tokens/s.\nWarning: The trace holds 2 prompts, too few"
+    )
+    assert "\n\n2 requests together\n" in repr(result)
     table = result.table()
     assert table["speedup_low"].isna().all() and "±" not in str(result)
     assert json.loads(json.dumps(result.to_json()))["table"][1]["speedup_low"] is None
