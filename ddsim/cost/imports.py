@@ -24,8 +24,8 @@ COLUMNS = ("batch", "k", "context", "seconds")
 PASSES, BESIDE = ("tokens", "seconds"), ("context", "batch", "draft_seconds")
 """Of a CSV of passes: tokens verified, of all requests together, and seconds; what may stand beside them."""
 
-UNITS = {"ms": ("seconds", 1e-3), "milliseconds": ("seconds", 1e-3), "draft_ms": ("draft_seconds", 1e-3)}
-"""Columns of other units: what they hold, and what turns it into that."""
+UNITS = {"ms": ("seconds", 1e3), "milliseconds": ("seconds", 1e3), "draft_ms": ("draft_seconds", 1e3)}
+"""Columns of other units: what they hold, and how many are a second."""
 
 WHOLE_STEPS = "of whole steps, drafting included"
 """What provenance says of ``seconds`` where drafting can't be told from verifying."""
@@ -205,10 +205,10 @@ def _whole(text: str, where: str) -> int:
     return int(text)
 
 
-def _seconds(text: str, where: str, unit: float) -> float:
-    """A duration in a field, in seconds."""
+def _seconds(text: str, where: str, units: float) -> float:
+    """A duration in a field, in seconds; so many ``units`` are one."""
     try:
-        value = float(text) * unit
+        value = float(text) / units
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
