@@ -321,6 +321,16 @@ def vllm() -> str:
             against(errors["mean"] <= 0.03 and errors["worst"] <= 0.05, reason), f"{right} of {pairs}",
             ", ".join(f"{o['ratio']:.3f}" + (" (**missed**)" if round(o["ratio"], 2) < 0.99 else "") for o in d["schedule_over_best"]), about(d), code(f"ddsim validate --show {named(file)}"),
         ))  # fmt: skip
+    kept = []
+    for b, one in zip(batches, document["schedule_over_best"], strict=True):
+        if round(one["ratio"], 2) < 0.99:
+            k = next(str(k) for first, last, k in document["schedule"] if first <= b <= last)
+            best = max((n for n in ks if n != "schedule"), key=lambda n: cell[b, n]["measured"]["tokens_per_second"])
+            loss = 1 - cell[b, k]["predicted"]["tokens_per_second"] / cell[b, best]["predicted"]["tokens_per_second"]
+            kept.append(
+                f"The schedule's miss at {b}: it keeps K = {k}, since K changes only where staying is predicted to lose over 1 %, and there it is predicted to "
+                f"lose {100 * loss:.1f} % to K = {best}. Measured are {100 * (1 - one['ratio']):.1f} %."
+            )
     files = [one for one in document["accepted"] if "file" in one]
     bad = [one for one in document["accepted"] if "refused" in one]
     advice = said(f"ddsim plan {LATTICES} --profile {VLLM} --engine vllm")
@@ -333,6 +343,7 @@ def vllm() -> str:
         "Mean and worst error off the median turn and off the fastest, pairs of K that differ by more than 2 % in the predicted order, the exported schedule's share of the "
         "best K's tokens/s at each batch (target ≥ 0.99):",
         table(("", "median turn", "fastest turn", "target", "", "order", "schedule", "conditions", "made by"), checks),
+        *kept,
         f"vLLM's own configuration classes accept {sum(o['accepted'] for o in files)} of {len(files)} exported files, and refuse {sum(o['refused'] for o in bad)} of "
         f"{len(bad)} bad schedules that ddsim refuses.",
         f"What to set ({code(f'ddsim plan {LATTICES} --profile {VLLM} --engine vllm')}): {advice['sentence']}",
