@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -122,3 +123,16 @@ def plain(array: ArrayLike, dtype: Any) -> NDArray[Any]:
     except (TypeError, ValueError, OverflowError):
         out = np.ascontiguousarray(numbers(array, "array"), dtype)
     return out if out.flags.writeable else out.copy()
+
+
+def spread(values: Sequence[int] | NDArray[Any], most: int) -> list[int]:
+    """At most so many of the values, evenly, first and last among them.
+
+    Examples
+    --------
+    >>> spread(range(9), 5), spread([3, 1], 5)
+    ([0, 2, 4, 6, 8], [3, 1])
+    """
+    count = len(values)
+    places = range(count) if count <= most else np.linspace(0, count - 1, most).round().astype(int)
+    return [int(values[i]) for i in places]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ddsim.arrays import spread
 from ddsim.cost.ranges import span_text
 from ddsim.tables import Column, Shown, Summary, Table, drawn, milliseconds, public
 from ddsim.text import listed
@@ -120,9 +121,9 @@ def _passes(cost: CostModel) -> Table:
     low, high = (int(end) for end in cost.range.tokens)
     batch = _fewest(cost)
     first = max(low, batch)
-    sizes = _spread([n for n in cost.buckets or _powers(first, high) if first <= n <= high], TOKENS)
+    sizes = spread([n for n in cost.buckets or _powers(first, high) if first <= n <= high], TOKENS)
     measured = cost.range.contexts
-    contexts = _spread(_powers(max(measured[0], 1), measured[1]), CONTEXTS) if measured else [0]
+    contexts = spread(_powers(max(measured[0], 1), measured[1]), CONTEXTS) if measured else [0]
     columns: list[Column] = [
         ("tokens", "tokens", str),
         *((c, f"context {c:,}" if measured else "any context", milliseconds) for c in contexts),
@@ -151,13 +152,6 @@ def _powers(low: int, high: int) -> list[int]:
     """Both ends and the powers of two between them."""
     between = [2**k for k in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
     return sorted({low, *between, high})
-
-
-def _spread(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of the values, first and last among them."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
 def _span(values: Iterable[int]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ddsim.arrays import spread
 from ddsim.cost.model import CostModel, fit_cost
 from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
@@ -85,8 +86,10 @@ class CostComparison(Shown):
         if len(contexts) > 1:
             wide = passes.pivot(index="tokens", columns="context", values="difference")
             rows = wide[wide.index.isin(keep)].reset_index()
-            some = contexts if len(contexts) <= 5 else [contexts[round(i * (len(contexts) - 1) / 4)] for i in range(5)]
-            across: list[Column] = [("tokens", "tokens", number(0)), *((c, f"{int(c):,}", percent) for c in some)]
+            across: list[Column] = [
+                ("tokens", "tokens", number(0)),
+                *((c, f"{c:,}", percent) for c in spread(contexts, 5)),
+            ]
             tables.append(Table.of(rows, across, "Differences by context"))
         return Summary(self.sentence, self.details, tables)
 

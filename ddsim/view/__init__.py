@@ -2,5 +2,5 @@
 
 ``style`` dresses every figure, ``trees``, ``budgets``, ``costs``, ``comparisons`` and ``checks`` draw, ``report`` writes the page, ``export`` tables.
 
-May use: cost, errors, files, policy, replay, text, trace, tree.
+May use: arrays, cost, errors, files, policy, replay, text, trace, tree.
 """

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
+from ddsim.arrays import spread
 from ddsim.text import printable
 from ddsim.view.style import (
     _TEXT,
@@ -67,9 +68,7 @@ def cost_differences(
     passes = table[table["what"] == "verify"]
     if "series" not in passes:
         passes = passes[passes["batch"] == passes["batch"].min()]
-        contexts = np.sort(passes["context"].unique())
-        if len(contexts) > CURVES:
-            contexts = contexts[np.linspace(0, len(contexts) - 1, CURVES).round().astype(int)]
+        contexts = spread(np.sort(passes["context"].unique()), CURVES)
         passes = passes[passes["context"].isin(contexts)]
         passes = passes.assign(series=[f"context {c:,}" for c in passes["context"]])
     for i, (name, part) in enumerate(passes.groupby("series", sort=False)):

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 from numpy.typing import ArrayLike
 
+from ddsim.arrays import spread
 from ddsim.cost.fit import held_out_seconds
 from ddsim.cost.kinds import KINDS
 from ddsim.cost.model import CostModel
@@ -39,7 +40,6 @@ from ddsim.view.style import (
     _label_right,
     _legend_beside,
     _list,
-    _spread,
     _token_axis,
     _whole,
 )
@@ -105,7 +105,7 @@ def cost_curve(
         }
     whole = (min(low for low, _ in spans.values()), max(high for _, high in spans.values()))
     if contexts is None:
-        contexts = _spread(np.array(list(spans)), 4)
+        contexts = spread(list(spans), 4)
         if others:  # one curve each, at a context that all have
             common = set(spans).intersection(*(of.context.tolist() for of in others.values())) or set(spans)
             contexts = [min(sorted(common), key=lambda c: abs(c - cost.default_context))]

@@ -287,13 +287,6 @@ def _whole(low: int, high: int) -> NDArray[np.int64]:
     return np.unique(np.geomspace(low, high, 2048).round().astype(np.int64))
 
 
-def _spread(values: NDArray[Any], most: int) -> list[int]:
-    """At most so many of the values, first and last among them."""
-    if len(values) > most:
-        values = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
-    return [int(v) for v in values]
-
-
 def _label(name: object) -> str:
     """A foreign name as a label: neither markup of mathematics nor a character that SVG can't hold."""
     shown = printable(name, LONGEST).replace("$", r"\$")
