@@ -247,7 +247,11 @@ def _open(
     """The trace, which no output may touch."""
     from ddsim.trace.trace import open_trace
 
-    trace = open_trace([os.path.expanduser(p) for p in paths])
+    return _chosen(show, open_trace([os.path.expanduser(p) for p in paths]), workload, temperature)
+
+
+def _chosen(show: Out, trace: Trace, workload: Sequence[str] | None, temperature: float | None) -> Trace:
+    """What was asked for of a trace that is open, which no output may touch."""
     show.reads(*trace._folders)
     return trace if workload is None and temperature is None else trace.select(workload or None, temperature)
 

@@ -19,6 +19,7 @@ from ddsim.cli.app import (
     TemperatureOption,
     WorkloadOption,
     _check_plot,
+    _chosen,
     _one_of,
     _open,
     _plot,
@@ -95,7 +96,7 @@ def compare(
         raise DdsimError("compare: drafters' folders have no figure; record with both and compare the recordings")
     options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
     if recordings:
-        opened = [_open(show, [path], workload, temperature) for path in sides]
+        opened = [_chosen(show, side, workload, temperature) for side in opened]
         options["budgets"] = sorted({*BUDGETS, *(budget or ())})
     elif costs:
         from ddsim.demo import demo_trace
