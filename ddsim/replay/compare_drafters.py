@@ -14,8 +14,9 @@ import pandas as pd
 from ddsim.errors import DdsimError
 from ddsim.files.documents import parse, read_bytes
 from ddsim.replay.replay import _records
-from ddsim.tables import Column, Shown, Summary, Table
-from ddsim.text import brief, printable
+from ddsim.replay.shown import beside
+from ddsim.tables import Shown, Summary
+from ddsim.text import brief
 
 HEAD = "head"
 """Folder of a head beside its drafter's files."""
@@ -63,10 +64,7 @@ class DrafterComparison(Shown):
 
     def summary(self) -> Summary:
         """What is printed: the sentence, the notes, and the table."""
-        columns: list[Column] = [
-            ("what", "", str), ("first", printable(self.names[0], 20), str), ("second", printable(self.names[1], 20), str)
-        ]  # fmt: skip
-        return Summary(self.sentence, self.notes, [Table.of(self._rows, columns)])
+        return Summary(self.sentence, self.notes, [beside(self._rows, self.names)])
 
     def table(self) -> pd.DataFrame:
         """One property a row: what, first, second, as text."""

@@ -11,16 +11,16 @@ import pandas as pd
 
 from ddsim.errors import DdsimError
 from ddsim.replay.bootstrap import ENOUGH, percent, sure
-from ddsim.replay.plan import Plan
+from ddsim.replay.plan import KIND, Plan
+from ddsim.replay.plan_text import said_runs
 from ddsim.replay.replay import _records
-from ddsim.replay.shown import warned
-from ddsim.tables import Column, Shown, Summary, Table, drawn
-from ddsim.text import between, brief, listed, printable, signed
+from ddsim.replay.shown import beside, warned
+from ddsim.tables import Shown, Summary, drawn
+from ddsim.text import between, brief, listed, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KIND, SCHEMA_VERSION = "ddsim-plan", 1
 NEAR = 0.01
 """Loss in tokens a second below which another plan's budget is as good."""
 
@@ -55,10 +55,7 @@ class PlanComparison(Shown):
 
     def summary(self) -> Summary:
         """What is printed: the sentence, the notes, and the table."""
-        columns: list[Column] = [
-            ("what", "", str), ("first", printable(self.names[0], 20), str), ("second", printable(self.names[1], 20), str)
-        ]  # fmt: skip
-        return Summary(self.sentence, self.notes, [Table.of(self._rows, columns)])
+        return Summary(self.sentence, self.notes, [beside(self._rows, self.names)])
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Draw the throughput of fixed budgets of both: `ddsim.plot.plan_curves`."""
@@ -144,7 +141,7 @@ class _Told:
         self.choice, self.best = str(document["choice"]), int(document["best_budget"])
         self.budget = int(document.get("budget") or self.best)
         near = [(int(a), int(b)) for a, b in document.get("near_best") or [document["flat"]]]
-        self.near = listed([f"{a} to {b}" if b > a else f"{a}" for a, b in near])
+        self.near = said_runs(near)
         judged = document["judged"]
         self.speed = _interval(judged, "tokens_per_second", "tokens_per_second_low", "tokens_per_second_high")
         self.gains = {str(row["over"]): _interval(row, "gain", "low", "high") for row in document["gains"]}

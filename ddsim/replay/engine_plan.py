@@ -36,6 +36,7 @@ from ddsim.replay.engines import (
     unnamed_costs,
 )
 from ddsim.replay.maps import MAP_BATCHES, MAP_CONTEXTS
+from ddsim.replay.plan_text import said_runs
 from ddsim.replay.replay import _records
 from ddsim.replay.requests import _in_memory
 from ddsim.replay.shown import ShownEnginePlan
@@ -390,8 +391,7 @@ def said_ranges(ranges: Sequence[tuple[int, int, int]]) -> str:
     """
     words = []
     for first, last, k in ranges:
-        where = f"{first} to {last}" if last > first else f"{first}"
-        words.append(f"{f'K = {k}' if k else 'no draft'} for {where}")
+        words.append(f"{f'K = {k}' if k else 'no draft'} for {said_runs([(first, last)])}")
     return f"{', '.join(words)} requests"
 
 

@@ -17,12 +17,12 @@ from ddsim.policy.contract import Policy, is_rule
 from ddsim.policy.parse import policies_of, same_policy
 from ddsim.policy.rules import Autoregressive, BestFixed, CaDDTree, DDTree, DFlash, Hindsight, LongRun, RoundRatio
 from ddsim.replay.arguments import check_given
-from ddsim.replay.bootstrap import FOLDS, Interval, _Bootstrap, _dealt, few, named_interval
+from ddsim.replay.bootstrap import FOLDS, WORTHWHILE, Interval, _Bootstrap, _dealt, few, named_interval
 from ddsim.replay.bucket import Bucket, further_bucket
 from ddsim.replay.chains import Chains, best_chain
 from ddsim.replay.fixed import Fixed
 from ddsim.replay.outcome import Key, Outcome, TunedOn
-from ddsim.replay.plan_text import WORTHWHILE, _details, _is_tree, _notes, _sentence
+from ddsim.replay.plan_text import _details, _is_tree, _notes, _sentence
 from ddsim.replay.replay import ReplayResult, _ready, _records, _Replayer
 from ddsim.replay.shown import ShownPlan
 from ddsim.replay.why import Why, mean_seconds, why
@@ -32,6 +32,9 @@ from ddsim.trace.trace import Trace
 
 if TYPE_CHECKING:
     from ddsim.replay.foresight import Foresight
+
+KIND, SCHEMA_VERSION = "ddsim-plan", 1
+"""Of the documents that plans are written as."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,8 +137,8 @@ class Plan(ShownPlan):
     def to_json(self) -> dict[str, Any]:
         """Everything as one JSON-able object."""
         return {
-            "schema_version": 1,
-            "kind": "ddsim-plan",
+            "schema_version": SCHEMA_VERSION,
+            "kind": KIND,
             "sentence": self.sentence,
             "details": list(self.details),
             "policy": self.policy.to_json(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ddsim.cost.model import CostModel
 from ddsim.policy.choose import CHAIN, NO_DRAFT
 from ddsim.policy.contract import Policy
-from ddsim.replay.bootstrap import ENOUGH, FEW, Interval, cost_error, few, percent, sure
+from ddsim.replay.bootstrap import ENOUGH, FEW, WORTHWHILE, Interval, cost_error, few, percent, sure
 from ddsim.replay.outcome import Outcome
 from ddsim.replay.replay import _records
 from ddsim.replay.why import Change
@@ -20,9 +20,6 @@ from ddsim.text import listed, signed
 if TYPE_CHECKING:
     from ddsim.replay.plan import Plan
     from ddsim.replay.replay import _Replayer
-
-WORTHWHILE = 0.005
-"""Relative gain in tokens a second below which `plan` prefers the simpler policy, however sure the gain is."""
 
 
 def _is_tree(policy: Policy) -> bool:

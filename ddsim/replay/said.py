@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ddsim.replay.bootstrap import ENOUGH, few, percent, sure
+from ddsim.replay.bootstrap import ENOUGH, WORTHWHILE, few, percent, sure
 from ddsim.text import between, listed
-
-WORTHWHILE = 0.005
-"""Relative gain in tokens a second below which the simpler policy is preferred, however sure the gain is."""
 
 NAMED = 3
 """Policies that a sentence names at most."""

@@ -85,10 +85,9 @@ UNSTABLE = "† more arrives than it can ever serve: its queue grows without end
 def replay_table(table: Any, title: str | None = None) -> Table:
     """Rows of `ReplayResult.table`."""
     tuned = table["tuned_on"] == "same prompts"
-    pairs = zip(table["speedup_low"], table["speedup_high"], strict=True)
     rows = table.assign(
         policy=table["policy"].where(~tuned, table["policy"] + " *"),
-        speedup_interval=[between(low, high, "{:.2f}".format, "–") if low < high else "" for low, high in pairs],
+        speedup_interval=_between(table["speedup_low"], table["speedup_high"], "{:.2f}".format),
     ).assign(
         speedup_interval=lambda rows: rows["speedup_interval"].where(rows["prompts"] >= ENOUGH, ""),
     )
@@ -366,6 +365,12 @@ def spans(runs: Sequence[tuple[int, int]]) -> str:
     '3–5, 7'
     """
     return ", ".join(f"{a}–{b}" if b > a else f"{a}" for a, b in runs)
+
+
+def beside(rows: Any, names: tuple[str, str]) -> Table:
+    """The table of two that are compared: what, first, second, as text."""
+    first, second = (printable(name, 20) for name in names)
+    return Table.of(rows, [("what", "", str), ("first", first, str), ("second", second, str)])
 
 
 def noted(notes: Sequence[str], prompts: int = ENOUGH) -> list[str]:

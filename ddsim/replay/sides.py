@@ -14,8 +14,7 @@ from ddsim.cost.profile import Profile
 from ddsim.errors import DdsimError
 from ddsim.files.documents import check_header, read_bytes
 from ddsim.replay.compare_drafters import Drafter, is_drafter, read_drafter
-from ddsim.replay.compare_plans import KIND, SCHEMA_VERSION
-from ddsim.replay.plan import Plan
+from ddsim.replay.plan import KIND, SCHEMA_VERSION, Plan
 from ddsim.trace.trace import Trace, open_trace
 
 Side = Trace | Profile | CostModel | Plan | Mapping[str, Any] | Drafter
